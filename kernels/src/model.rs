@@ -1,0 +1,240 @@
+//! Models: what they hold, and how their gradients are computed one layer at a time.
+//!
+//! Invariants:
+//! 1. A model's parameters are listed in forward order and described by [`ParameterSpec`]s; it owns no values of them.
+//! 2. Gradients and losses are sums over a logical shard's examples, and their bits depend on the parameters and the
+//!    batch alone: not on `max_examples`, on alignment, or on earlier calls.
+//! 3. Each gradient is handed over once, as soon as it is final, last layer first.
+//! 4. Wrong lengths, counts and labels are [`ModelError`]s, found before any arithmetic.
+//!
+//! The arithmetic of a layer y = x Wᵀ + b is a definition, not a matter of the machine. Every element is one chain of
+//! fused multiply-adds in ascending order: `y` starts at its bias and runs over the inputs, the input's gradient starts
+//! at +0 and runs over the outputs, the weights' gradient starts at +0 and runs over the examples. A bias's gradient is
+//! sixteen interleaved sums over the examples, added pairwise.
+//!
+//! A new model is a file beside `mlp.rs` and a variant of [`ModelSpec`]; outside this crate, an implementation of
+//! [`Model`].
+
+mod mlp;
+mod parameter;
+
+pub use parameter::{Initial, ParameterSpec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::shape::ShapeError;
+
+/// Labelled examples.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Row-major [examples, input elements].
+    pub inputs: &'a [f32],
+    /// The class of each example.
+    pub labels: &'a [u32],
+}
+
+/// What a model made of a batch: sums, never means.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Loss {
+    /// The sum of the examples' losses (nats of cross-entropy, for classifiers).
+    pub loss_sum: f64,
+    /// How many examples the model put into their own class.
+    pub correct: u32,
+    /// How many examples there were.
+    pub examples: u32,
+}
+
+/// A model that one compute thread drives. It owns its buffers, and reuses them from call to call.
+pub trait Model: Send {
+    /// The parameters in forward order: index 0 is the first layer's.
+    fn parameters(&self) -> &[ParameterSpec];
+
+    /// Numbers of one example.
+    fn input_elements(&self) -> usize;
+
+    /// Classes that labels may name, from 0.
+    fn classes(&self) -> usize;
+
+    /// The gradient sums of one logical shard. Calls `ready(index, gradient)` once for each parameter as soon as its
+    /// gradient is final, last layer first, while the rest of the backward pass is still to run. The slice is the
+    /// model's: copy what must outlive the call.
+    ///
+    /// `parameters` are in the order of [`Model::parameters`], row-major.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a length or a label is wrong; then `ready` has not been called.
+    fn gradients(
+        &mut self,
+        parameters: &[&[f32]],
+        batch: Batch<'_>,
+        ready: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<Loss, ModelError>;
+
+    /// The loss alone.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a length or a label is wrong.
+    fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError>;
+}
+
+/// A model by its description, as a job states it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum ModelSpec {
+    /// Fully connected layers with ReLU between them, softmax and cross-entropy at the end. Parameters are
+    /// `fc1.weight` (out x in), `fc1.bias` (out), `fc2.weight` and so on, so that y = x Wᵀ + b.
+    Mlp {
+        /// Numbers of one example.
+        inputs: usize,
+        /// Widths of the hidden layers, possibly none.
+        hidden: Vec<usize>,
+        /// Classes.
+        classes: usize,
+    },
+    /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
+    /// alone.
+    Custom {
+        /// What the program knows it by.
+        name: String,
+        /// Numbers of one example.
+        inputs: usize,
+        /// Classes.
+        classes: usize,
+        /// Its parameters, in forward order.
+        parameters: Vec<ParameterSpec>,
+    },
+}
+
+/// Most layers that a model may have. A spec is untrusted input to a node; this is far beyond what trains.
+pub const MAX_LAYERS: usize = 1024;
+
+impl ModelSpec {
+    /// The parameters in forward order, without building the model.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a width is zero, if there are too many layers or if a shape overflows.
+    pub fn parameters(&self) -> Result<Vec<ParameterSpec>, ModelError> {
+        match self {
+            ModelSpec::Mlp { inputs, hidden, classes } => mlp::parameters(*inputs, hidden, *classes),
+            ModelSpec::Custom { parameters, .. } => Ok(parameters.clone()),
+        }
+    }
+
+    /// A model with buffers for shards of up to `max_examples` examples.
+    ///
+    /// # Errors
+    /// Those of [`ModelSpec::parameters`], and [`ModelError::TooLarge`] if the buffers would overflow.
+    pub fn build(&self, max_examples: usize) -> Result<Box<dyn Model>, ModelError> {
+        match self {
+            ModelSpec::Mlp { inputs, hidden, classes } => {
+                Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, max_examples)?))
+            }
+            ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
+        }
+    }
+
+    /// Numbers of one example.
+    pub fn input_elements(&self) -> usize {
+        match self {
+            ModelSpec::Mlp { inputs, .. } | ModelSpec::Custom { inputs, .. } => *inputs,
+        }
+    }
+
+    /// Classes that labels may name, from 0.
+    pub fn classes(&self) -> usize {
+        match self {
+            ModelSpec::Mlp { classes, .. } | ModelSpec::Custom { classes, .. } => *classes,
+        }
+    }
+}
+
+/// Why a model cannot be built, or refuses a batch.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A model that only the program which brings it along can build.
+    #[error("the model {name} is not built in: only the program that the job was made for can train it")]
+    NotBuiltIn {
+        /// Its name in the job.
+        name: String,
+    },
+    /// A layer without inputs or outputs.
+    #[error("layer {layer} has {inputs} inputs and {outputs} outputs; both must be at least 1")]
+    EmptyLayer {
+        /// Counted from 1, as in the parameters' names.
+        layer: usize,
+        /// Its inputs.
+        inputs: usize,
+        /// Its outputs.
+        outputs: usize,
+    },
+    /// More layers than [`MAX_LAYERS`].
+    #[error("a model of {layers} layers: at most {MAX_LAYERS} are supported")]
+    TooManyLayers {
+        /// How many there were.
+        layers: usize,
+    },
+    /// A parameter's shape is no shape.
+    #[error("parameter {parameter}: {source}")]
+    Shape {
+        /// Its name.
+        parameter: String,
+        /// What is wrong with it.
+        source: ShapeError,
+    },
+    /// Buffers for this many examples would not fit an address space.
+    #[error(
+        "buffers for shards of {max_examples} examples do not fit memory; use more, smaller logical shards"
+    )]
+    TooLarge {
+        /// The size asked for.
+        max_examples: usize,
+    },
+    /// The number of parameter tensors is not the model's.
+    #[error("the model has {expected} parameters, but {found} were given")]
+    ParameterCount {
+        /// The model's.
+        expected: usize,
+        /// Those given.
+        found: usize,
+    },
+    /// A parameter tensor has the wrong length.
+    #[error("parameter {parameter} has {expected} elements, but {found} were given")]
+    ParameterLength {
+        /// Its name.
+        parameter: String,
+        /// Its elements.
+        expected: usize,
+        /// Those given.
+        found: usize,
+    },
+    /// Inputs and labels do not agree.
+    #[error("{labels} labels call for {expected} input numbers, but {found} were given")]
+    InputLength {
+        /// Labels given.
+        labels: usize,
+        /// Numbers that as many examples have.
+        expected: usize,
+        /// Numbers given.
+        found: usize,
+    },
+    /// The batch is larger than the model was built for.
+    #[error("a batch of {examples} examples, but the model was built for at most {max_examples}")]
+    TooManyExamples {
+        /// Examples given.
+        examples: usize,
+        /// Examples that there is room for.
+        max_examples: usize,
+    },
+    /// A label names no class.
+    #[error(
+        "example {example} has label {label}, but there are {classes} classes, from 0; check the data set"
+    )]
+    Label {
+        /// Index in the batch.
+        example: usize,
+        /// Its label.
+        label: u32,
+        /// The model's classes.
+        classes: usize,
+    },
+}

@@ -1,0 +1,45 @@
+//! Invariant 4 of the crate: once built and warm, a model, an optimizer and an aggregation allocate nothing.
+
+use testudo_kernels::{Batch, ModelSpec, OptimizerSpec, add_checked, first_non_finite};
+
+#[test]
+fn the_steady_state_allocates_nothing() {
+    let spec = ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 };
+    let mut model = spec.build(96).unwrap();
+    let values: Vec<Vec<f32>> = spec
+        .parameters()
+        .unwrap()
+        .iter()
+        .map(|parameter| {
+            let mut values = vec![0.0; parameter.shape.elements()];
+            parameter.initialize(1, 0, &mut values);
+            values
+        })
+        .collect();
+    let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+    let (inputs, labels) = (vec![0.5; 96 * 70], vec![3; 96]);
+    let mut sums: Vec<Vec<f32>> = values.iter().map(|values| vec![0.0; values.len()]).collect();
+    let mut states: Vec<Vec<Vec<f32>>> =
+        values.iter().map(|values| vec![vec![0.0; values.len()]; 2]).collect();
+    let optimizer = OptimizerSpec::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let mut step = |number: u64, examples: usize| {
+        let batch = Batch { inputs: &inputs[..examples * 70], labels: &labels[..examples] };
+        model
+            .gradients(&parameters, batch, &mut |index, gradient| {
+                assert_eq!(first_non_finite(gradient), None);
+                assert_eq!(add_checked(&mut sums[index], gradient), None);
+            })
+            .unwrap();
+        model.evaluate(&parameters, batch).unwrap();
+        for ((sum, values), state) in sums.iter_mut().zip(&parameters).zip(&mut states) {
+            optimizer.update(number, 0.01, examples as f32, values, sum, state).unwrap();
+        }
+    };
+    step(1, 96);
+    let counted = allocation_counter::measure(|| {
+        for (number, examples) in [96, 1, 33, 64, 17, 96].into_iter().enumerate() {
+            step(number as u64 + 2, examples);
+        }
+    });
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}

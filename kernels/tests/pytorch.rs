@@ -1,0 +1,76 @@
+//! Agreement with PyTorch on small problems; `fixtures/generate.py` writes what it computed.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
+
+use serde_json::Value;
+use testudo_kernels::{Batch, ModelSpec, OptimizerSpec};
+
+fn fixture(text: &str) -> Vec<Value> {
+    serde_json::from_str(text).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+/// Relative to the greatest magnitude, since sums of other orders differ where terms cancel.
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(0f32, |scale, value| scale.max(value.abs()));
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * scale, "{what}[{index}]: {found} against {expected}");
+    }
+}
+
+#[test]
+fn perceptrons_agree() {
+    for case in fixture(include_str!("fixtures/mlp.json")) {
+        let widths: Vec<usize> =
+            case["widths"].as_array().unwrap().iter().map(|width| width.as_u64().unwrap() as usize).collect();
+        let [inputs, hidden @ .., classes] = &widths[..] else { panic!("two widths at least") };
+        let spec = ModelSpec::Mlp { inputs: *inputs, hidden: hidden.to_vec(), classes: *classes };
+        let values: Vec<Vec<f32>> = case["parameters"].as_array().unwrap().iter().map(numbers).collect();
+        let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let labels: Vec<u32> =
+            case["labels"].as_array().unwrap().iter().map(|label| label.as_u64().unwrap() as u32).collect();
+        let inputs = numbers(&case["inputs"]);
+        let batch = Batch { inputs: &inputs, labels: &labels };
+        let mut model = spec.build(64).unwrap();
+        let mut gradients = vec![Vec::new(); parameters.len()];
+        let loss = model
+            .gradients(&parameters, batch, &mut |index, gradient| gradients[index] = gradient.to_vec())
+            .unwrap();
+        let expected = case["loss_sum"].as_f64().unwrap();
+        assert!((loss.loss_sum / expected - 1.0).abs() < 2e-6, "{} against {expected}", loss.loss_sum);
+        assert_eq!(u64::from(loss.correct), case["correct"].as_u64().unwrap());
+        assert_eq!(loss.examples as usize, labels.len());
+        for (index, expected) in case["gradients"].as_array().unwrap().iter().enumerate() {
+            assert_close(
+                &gradients[index],
+                &numbers(expected),
+                2e-6,
+                &format!("{widths:?} gradient {index}"),
+            );
+        }
+        assert_eq!(model.evaluate(&parameters, batch).unwrap(), loss);
+    }
+}
+
+#[test]
+fn optimizers_agree_step_by_step() {
+    let cases = fixture(include_str!("fixtures/optimizers.json"));
+    assert_eq!(cases.len(), 12);
+    for case in cases {
+        let spec: OptimizerSpec = serde_json::from_value(case["spec"].clone()).unwrap();
+        let rate = case["learning_rate"].as_f64().unwrap();
+        let divisor = case["divisor"].as_f64().unwrap() as f32;
+        let mut weights = numbers(&case["start"]);
+        let mut state = vec![vec![0.0; weights.len()]; spec.state_tensors().len()];
+        for (index, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let mut slice = numbers(&step["gradient_sum"]);
+            spec.update(index as u64 + 1, rate, divisor, &weights, &mut slice, &mut state).unwrap();
+            weights = slice;
+            assert_close(&weights, &numbers(&step["weights"]), 3e-7, &format!("{spec:?} step {}", index + 1));
+        }
+    }
+}
