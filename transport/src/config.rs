@@ -1,0 +1,107 @@
+//! Every size, count and time of the transport, with its reason.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// Which key exchanges a handshake may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyExchange {
+    /// X25519MLKEM768 and nothing else: a recording of today's traffic stays closed to a quantum computer.
+    #[default]
+    PqOnly,
+    /// X25519MLKEM768 first, X25519 and P-256 for peers that cannot.
+    PqFirst,
+}
+
+/// How much of one class a peer may have outstanding: sent, and not yet released by the actor. The QUIC
+/// windows follow from it: they have room for both classes together, so that a class whose actor does not
+/// read never holds up the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreditConfig {
+    /// Bytes of whole messages. A message may cost three quarters of it at most.
+    pub bytes: u64,
+    /// Messages.
+    pub messages: u64,
+}
+
+/// Settings of an endpoint. [`TransportConfig::default`] is right for a machine with a few cores and a job
+/// of up to some hundred nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransportConfig {
+    /// The UDP address to bind; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Largest UDP payload, in bytes, 1,200 to 65,527. Discovery finds what the path carries, up to this.
+    pub mtu: u16,
+    /// A connection without any packet for this long is lost.
+    pub idle_timeout: Duration,
+    /// How often an idle connection proves itself alive; well below `idle_timeout`.
+    pub keep_alive: Duration,
+    /// Longest handshake, admission included.
+    pub handshake_timeout: Duration,
+    /// Longest wait for a peer to read or to grant credit; then it is cut off.
+    pub stall_timeout: Duration,
+    /// Bytes of kernel buffer asked for, each way.
+    pub socket_buffer: usize,
+    /// Credit granted to each peer for control messages.
+    pub control_credit: CreditConfig,
+    /// Credit granted to each peer for data messages.
+    pub data_credit: CreditConfig,
+    /// Most connections, in both directions together.
+    pub max_connections: usize,
+    /// Most streams that a peer may have open at once.
+    pub max_streams: u32,
+    /// Handshakes in progress from which on a newcomer must first prove its address (a Retry).
+    pub retry_after: usize,
+    /// Handshakes in progress from which on newcomers are ignored.
+    pub max_handshakes: usize,
+    /// Which key exchanges are allowed.
+    pub key_exchange: KeyExchange,
+}
+
+impl TransportConfig {
+    /// Loopback carries 64 KiB datagrams and real jumbo networks 8,952 bytes; discovery finds out which.
+    pub const DEFAULT_MTU: u16 = 65_000;
+    /// Five missed keep-alives; a dead machine is noticed well within a minute.
+    pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+    /// See [`TransportConfig::DEFAULT_IDLE_TIMEOUT`].
+    pub const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(3);
+    /// Two round trips across the world and the arithmetic on a loaded machine.
+    pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+    /// Longer than any step's computation, during which a worker may well not read.
+    pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+    /// A burst of 64 full batches; the usual default of 208 KiB drops packets.
+    pub const DEFAULT_SOCKET_BUFFER: usize = 4 << 20;
+    /// A thousand heartbeats with room for a membership list of a large job.
+    pub const DEFAULT_CONTROL_CREDIT: CreditConfig = CreditConfig { bytes: 4 << 20, messages: 1024 };
+    /// Thirty slices of 1 MiB: enough to keep both ends busy, a bound on what a slow server holds per worker.
+    pub const DEFAULT_DATA_CREDIT: CreditConfig = CreditConfig { bytes: 32 << 20, messages: 4096 };
+    /// Twice the largest job that one scheduler is meant for.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 1024;
+    /// A few lanes per class with room for requests of their own.
+    pub const DEFAULT_MAX_STREAMS: u32 = 256;
+    /// A cluster that starts at once stays below it; a flood does not.
+    pub const DEFAULT_RETRY_AFTER: usize = 16;
+    /// Each costs some 100 KiB and 0.2 ms of CPU.
+    pub const DEFAULT_MAX_HANDSHAKES: usize = 256;
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        TransportConfig {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            mtu: Self::DEFAULT_MTU,
+            idle_timeout: Self::DEFAULT_IDLE_TIMEOUT,
+            keep_alive: Self::DEFAULT_KEEP_ALIVE,
+            handshake_timeout: Self::DEFAULT_HANDSHAKE_TIMEOUT,
+            stall_timeout: Self::DEFAULT_STALL_TIMEOUT,
+            socket_buffer: Self::DEFAULT_SOCKET_BUFFER,
+            control_credit: Self::DEFAULT_CONTROL_CREDIT,
+            data_credit: Self::DEFAULT_DATA_CREDIT,
+            max_connections: Self::DEFAULT_MAX_CONNECTIONS,
+            max_streams: Self::DEFAULT_MAX_STREAMS,
+            retry_after: Self::DEFAULT_RETRY_AFTER,
+            max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,
+            key_exchange: KeyExchange::default(),
+        }
+    }
+}

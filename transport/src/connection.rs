@@ -1,0 +1,281 @@
+//! A connection between two authenticated nodes: the thin asynchronous shell over the session.
+//!
+//! Invariants:
+//!
+//! 1. The first fault of the peer closes the connection, and every later operation reports that same fault.
+//! 2. Dropping the last handle ([`Connection`], [`Sender`] or [`Receiver`]) closes the connection; the tasks
+//!    in the background keep it no longer.
+//! 3. No message is ever sent in part: a `send` that is dropped half-way is completed in the background.
+//! 4. A dropped [`Receiver`] goes on taking in and discarding, so that its sender's credit is not lost.
+
+mod grants;
+mod link;
+mod receiver;
+mod sender;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+pub(crate) use link::{Broken, Ended, Link, Rx, Tx};
+pub use receiver::Receiver;
+pub use sender::Sender;
+
+use crate::config::CreditConfig;
+use crate::error::{CloseCode, Error, Fault, Misuse};
+use crate::identity::SpiffeId;
+use crate::policy::{Class, Policy};
+use crate::session::{ConnectionSecret, Direction, Gate, Inbound, Opener, Outbound, Sealer, Stream};
+
+/// An authenticated connection with one node. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Connection(Arc<Handle>);
+
+impl Connection {
+    /// Starts the session on a link whose two ends are already known to each other.
+    pub(crate) fn start(setup: Setup, guard: impl Send + 'static) -> Connection {
+        let inner = Arc::new(Inner {
+            local: setup.local,
+            peer: setup.peer,
+            policy: setup.policy,
+            link: setup.link,
+            secret: setup.secret,
+            direction: setup.direction,
+            inbound: Inbound::new(setup.control_credit, setup.data_credit),
+            outbound: Outbound::default(),
+            stall_timeout: setup.stall_timeout,
+            counters: Counters::default(),
+            failure: OnceLock::new(),
+        });
+        tokio::spawn(grants::run(Arc::clone(&inner), guard));
+        Connection(Arc::new(Handle(inner)))
+    }
+
+    /// The node at the other end, as its certificate names it.
+    pub fn peer(&self) -> &SpiffeId {
+        &self.inner().peer
+    }
+
+    /// This node.
+    pub fn local(&self) -> &SpiffeId {
+        &self.inner().local
+    }
+
+    /// Opens a stream for messages of one class; the peer learns of it with the first message. Among streams
+    /// of one class those of higher priority go first, and control goes before data whatever the priority.
+    /// Waits while the peer allows no more streams.
+    ///
+    /// # Errors
+    /// [`Error`] when the connection is closed.
+    pub async fn open(&self, class: Class, priority: i32) -> Result<(Sender, Receiver), Error> {
+        let (tx, rx) = self.inner().link.open().await.map_err(|why| self.inner().lost(why))?;
+        let sender = Sender::new(Arc::clone(&self.0), tx, Some(class), priority);
+        Ok((sender, Receiver::new(Arc::clone(&self.0), rx)))
+    }
+
+    /// Waits for the peer's next stream. Replies go back on its [`Sender`]. A stream may be there before its
+    /// first message is, so each wants a task of its own.
+    ///
+    /// # Errors
+    /// [`Error`] when the connection is closed, which is also how it ends in good order.
+    pub async fn accept(&self) -> Result<(Sender, Receiver), Error> {
+        let (tx, rx) = self.inner().link.accept().await.map_err(|why| self.inner().lost(why))?;
+        let sender = Sender::new(Arc::clone(&self.0), tx, None, 0);
+        Ok((sender, Receiver::new(Arc::clone(&self.0), rx)))
+    }
+
+    /// Closes the connection at once; what was not delivered is lost ([`Sender::finish`] waits for delivery).
+    /// Codes from [`CloseCode::FIRST_APPLICATION`] up are the application's.
+    pub fn close(&self, code: u32, reason: &str) {
+        self.inner().close(code, reason);
+    }
+
+    /// Waits until the connection is closed, by whomever, and says why.
+    pub async fn closed(&self) -> Error {
+        let why = self.inner().link.closed().await;
+        self.inner().lost(why)
+    }
+
+    /// What went over this connection so far.
+    pub fn stats(&self) -> ConnectionStats {
+        self.inner().counters.snapshot()
+    }
+
+    /// Waits for the peer's first grant, which it sends when it has admitted us.
+    pub(crate) async fn admitted(&self) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            () = self.inner().outbound.opened() => Ok(()),
+            why = self.closed() => Err(why),
+        }
+    }
+
+    fn inner(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({} to {})", self.local().short(), self.peer().short())
+    }
+}
+
+/// What a session needs to start.
+pub(crate) struct Setup {
+    pub(crate) local: SpiffeId,
+    pub(crate) peer: SpiffeId,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) link: Link,
+    /// None only on an unsecured link in memory.
+    pub(crate) secret: Option<ConnectionSecret>,
+    /// The direction in which this node sends.
+    pub(crate) direction: Direction,
+    pub(crate) control_credit: CreditConfig,
+    pub(crate) data_credit: CreditConfig,
+    pub(crate) stall_timeout: Duration,
+}
+
+/// What went over a connection, the transport's own credit messages not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionStats {
+    /// Bytes of messages sent: preludes, headers, payloads, MACs.
+    pub bytes_sent: u64,
+    /// Bytes of messages received and accepted.
+    pub bytes_received: u64,
+    /// Messages sent.
+    pub messages_sent: u64,
+    /// Messages received and accepted.
+    pub messages_received: u64,
+    /// Faults of the peer.
+    pub refused: u64,
+}
+
+// Closes the connection when the application holds nothing of it any more.
+pub(crate) struct Handle(Arc<Inner>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close(CloseCode::Done.number(), "");
+    }
+}
+
+pub(crate) struct Inner {
+    local: SpiffeId,
+    peer: SpiffeId,
+    policy: Arc<Policy>,
+    link: Link,
+    secret: Option<ConnectionSecret>,
+    direction: Direction,
+    inbound: Arc<Inbound>,
+    outbound: Outbound,
+    stall_timeout: Duration,
+    counters: Counters,
+    failure: OnceLock<Error>,
+}
+
+impl Inner {
+    /// The state machines of a stream: what seals what goes out, and what opens what comes in.
+    fn sealer(&self, stream: u64) -> Option<Sealer> {
+        self.secret.as_ref().map(|secret| Sealer::new(secret.stream_key(self.direction, stream)))
+    }
+
+    fn opener(&self, stream: u64, gate: Gate) -> Option<Opener> {
+        let direction = self.direction.reverse();
+        self.secret.as_ref().map(|secret| Opener::new(secret.stream_key(direction, stream), gate))
+    }
+
+    fn gate(&self, stream: Stream) -> Gate {
+        Gate {
+            policy: Arc::clone(&self.policy),
+            from: self.peer.clone(),
+            to: self.local.clone(),
+            credit: Arc::clone(&self.inbound),
+            stream,
+        }
+    }
+
+    /// Invariant 1.
+    fn fail(&self, fault: Fault) -> Error {
+        let code = fault.code();
+        let reason = fault.to_string();
+        let error = Error::Peer { peer: self.peer.clone(), fault };
+        if self.failure.set(error.clone()).is_ok() {
+            tracing::warn!(peer = %self.peer, code = code.number(), %reason, "peer at fault; connection closed");
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.link.close(code.number(), &reason);
+        }
+        self.failure.get().cloned().unwrap_or(error)
+    }
+
+    fn close(&self, code: u32, reason: &str) {
+        let peer = self.peer.clone();
+        let error = Error::Closed { peer, by_peer: false, code, reason: reason.into() };
+        if self.failure.set(error).is_ok() {
+            self.link.close(code, reason);
+        }
+    }
+
+    /// What the link says became of the connection; what we know ourselves goes first.
+    fn lost(&self, why: link::Ended) -> Error {
+        let peer = self.peer.clone();
+        self.failure.get().cloned().unwrap_or(match why {
+            link::Ended::ByPeer { code, reason } => Error::Closed { peer, by_peer: true, code, reason },
+            link::Ended::ByUs => {
+                let code = CloseCode::Done.number();
+                Error::Closed { peer, by_peer: false, code, reason: "the endpoint was closed".into() }
+            }
+            link::Ended::Lost(what) => Error::Lost { peer, what },
+        })
+    }
+
+    /// What a stream operation's failure means for the connection.
+    fn broken(&self, why: link::Broken) -> Error {
+        match why {
+            link::Broken::Connection(why) => self.lost(why),
+            link::Broken::Abandoned(code) => self.fail(Fault::Abandoned(code)),
+        }
+    }
+
+    fn misuse(&self, misuse: impl Into<Misuse>) -> Error {
+        Error::Misuse { peer: self.peer.clone(), misuse: misuse.into() }
+    }
+
+    fn stalled(&self, what: &'static str) -> Error {
+        let milliseconds = u64::try_from(self.stall_timeout.as_millis()).unwrap_or(u64::MAX);
+        self.fail(Fault::Stalled { what, milliseconds })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+    messages_sent: AtomicU64,
+    messages_received: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Counters {
+    fn sent(&self, bytes: u64) {
+        self.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
+        self.messages_sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn received(&self, bytes: u64) {
+        self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
+        self.messages_received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> ConnectionStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConnectionStats {
+            bytes_sent: read(&self.bytes_sent),
+            bytes_received: read(&self.bytes_received),
+            messages_sent: read(&self.messages_sent),
+            messages_received: read(&self.messages_received),
+            refused: read(&self.refused),
+        }
+    }
+}

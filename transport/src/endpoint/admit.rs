@@ -1,0 +1,228 @@
+//! Who is let in: handshakes in their own tasks, budgets, and the start of the session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use quinn::VarInt;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::transport;
+use crate::config::TransportConfig;
+use crate::connection::{Connection, Link, Setup};
+use crate::error::CloseCode;
+use crate::identity::SpiffeId;
+use crate::pki::{Expected, Identity, PkiError};
+use crate::policy::Policy;
+use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
+
+/// What an endpoint saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EndpointStats {
+    /// Connections accepted and authenticated.
+    pub accepted: u64,
+    /// Connections dialled and authenticated.
+    pub dialled: u64,
+    /// Calls of ours that failed.
+    pub dials_failed: u64,
+    /// Handshakes refused: certificate, identity, or protocol.
+    pub refused: u64,
+    /// Handshakes that took too long.
+    pub timed_out: u64,
+    /// Newcomers asked to prove their address.
+    pub retried: u64,
+    /// Newcomers ignored, because too many handshakes were in progress.
+    pub ignored: u64,
+    /// Newcomers turned away, because the node has all the connections that it may.
+    pub turned_away: u64,
+    /// Connections open now.
+    pub open: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    accepted: AtomicU64,
+    dialled: AtomicU64,
+    dials_failed: AtomicU64,
+    refused: AtomicU64,
+    timed_out: AtomicU64,
+    retried: AtomicU64,
+    ignored: AtomicU64,
+    turned_away: AtomicU64,
+}
+
+/// What is needed to admit a connection.
+pub(super) struct Admission {
+    config: TransportConfig,
+    identity: Identity,
+    policy: Arc<Policy>,
+    open: Arc<AtomicUsize>,
+    handshakes: Arc<AtomicUsize>,
+    counters: Counters,
+}
+
+impl Admission {
+    pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
+        let (open, handshakes) = Default::default();
+        Admission { config, identity, policy, open, handshakes, counters: Counters::default() }
+    }
+
+    pub(super) fn config(&self) -> &TransportConfig {
+        &self.config
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Room for one more connection, if there is.
+    pub(super) fn slot(&self) -> Option<Slot> {
+        Slot::take(&self.open, self.config.max_connections)
+    }
+
+    pub(super) fn count_dial(&self, is_good: bool) {
+        bump(if is_good { &self.counters.dialled } else { &self.counters.dials_failed });
+    }
+
+    pub(super) fn stats(&self) -> EndpointStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        EndpointStats {
+            accepted: read(&self.counters.accepted),
+            dialled: read(&self.counters.dialled),
+            dials_failed: read(&self.counters.dials_failed),
+            refused: read(&self.counters.refused),
+            timed_out: read(&self.counters.timed_out),
+            retried: read(&self.counters.retried),
+            ignored: read(&self.counters.ignored),
+            turned_away: read(&self.counters.turned_away),
+            open: self.open.load(Ordering::Relaxed) as u64,
+        }
+    }
+
+    /// Starts the session on a connection whose peer is known.
+    pub(super) fn start(
+        &self,
+        quic: quinn::Connection,
+        peer: SpiffeId,
+        direction: Direction,
+        slot: Slot,
+    ) -> Result<Connection, PkiError> {
+        let local = self.identity.id().clone();
+        let context = match direction {
+            Direction::FromInitiator => exporter_context(&local, &peer),
+            Direction::FromAcceptor => exporter_context(&peer, &local),
+        };
+        let mut secret = zeroize::Zeroizing::new([0; 32]);
+        quic.export_keying_material(secret.as_mut(), EXPORTER_LABEL, &context)
+            .map_err(|_| PkiError::Crypto("TLS exported no key for message authentication"))?;
+        transport::admit(&quic, &self.config);
+        let setup = Setup {
+            local,
+            peer,
+            policy: Arc::clone(&self.policy),
+            link: Link::Quic(quic),
+            secret: Some(ConnectionSecret::new(*secret)),
+            direction,
+            control_credit: self.config.control_credit,
+            data_credit: self.config.data_credit,
+            stall_timeout: self.config.stall_timeout,
+        };
+        Ok(Connection::start(setup, slot))
+    }
+
+    // The handshake has checked the certificate already; the name is read again from what it checked.
+    fn peer(&self, quic: &quinn::Connection) -> Result<SpiffeId, PkiError> {
+        let chain = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        match chain.as_deref().map(Vec::as_slice) {
+            Some([leaf]) => self.identity.trust().verify(leaf, &Expected::Member),
+            _ => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
+        }
+    }
+}
+
+/// Accepts newcomers until the endpoint closes.
+pub(super) async fn run(
+    admission: Arc<Admission>,
+    endpoint: quinn::Endpoint,
+    accepted: mpsc::Sender<Connection>,
+) {
+    while let Some(incoming) = endpoint.accept().await {
+        let counters = &admission.counters;
+        let pending = admission.handshakes.load(Ordering::Relaxed);
+        if pending >= admission.config.retry_after && !incoming.remote_address_validated() {
+            bump(&counters.retried);
+            // An address that is not validated may always be asked to prove itself.
+            incoming.retry().ok();
+            continue;
+        }
+        let Some(handshake) = Slot::take(&admission.handshakes, admission.config.max_handshakes) else {
+            bump(&counters.ignored);
+            incoming.ignore();
+            continue;
+        };
+        let Some(slot) = admission.slot() else {
+            bump(&counters.turned_away);
+            incoming.refuse();
+            continue;
+        };
+        let (admission, accepted) = (Arc::clone(&admission), accepted.clone());
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            let limit = admission.config.handshake_timeout;
+            let connection = match timeout(limit, admission.handshake(incoming, slot)).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(why)) => {
+                    bump(&admission.counters.refused);
+                    tracing::warn!(%remote, %why, "handshake refused");
+                    return;
+                }
+                Err(_) => {
+                    bump(&admission.counters.timed_out);
+                    tracing::warn!(%remote, ?limit, "handshake took too long");
+                    return;
+                }
+            };
+            drop(handshake);
+            bump(&admission.counters.accepted);
+            tracing::debug!(%remote, peer = %connection.peer(), "connection accepted");
+            // Fails only when the endpoint was dropped, which closes the connection as it should.
+            accepted.send(connection).await.ok();
+        });
+    }
+}
+
+impl Admission {
+    async fn handshake(&self, incoming: quinn::Incoming, slot: Slot) -> Result<Connection, String> {
+        let connecting = incoming.accept().map_err(|why| why.to_string())?;
+        let quic = connecting.await.map_err(|why| why.to_string())?;
+        let refuse = |why: PkiError| {
+            let why = why.to_string();
+            quic.close(VarInt::from_u32(CloseCode::Admission.number()), why.as_bytes());
+            why
+        };
+        let peer = self.peer(&quic).map_err(refuse)?;
+        self.start(quic.clone(), peer, Direction::FromAcceptor, slot).map_err(refuse)
+    }
+}
+
+/// A place in a bounded count, given back when dropped.
+pub(super) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Slot> {
+        let next = |held: usize| (held < limit).then_some(held + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        Some(Slot(Arc::clone(count)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

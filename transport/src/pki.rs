@@ -1,0 +1,106 @@
+//! The job's certificate authority and what it issues.
+//!
+//! Invariants:
+//!
+//! 1. A leaf certificate names exactly one identity, of the CA's own trust domain and job.
+//! 2. [`Trust`] accepts a leaf only if it chains to the job's CA now, is no CA itself, may sign, is good for
+//!    both ends of TLS, and has exactly one URI name, which is a well-formed identity of the job.
+//! 3. Private keys are cleared from memory when dropped, appear in no `Debug` output, and are written to and
+//!    read from files that the owner alone can read.
+//!
+//! Sources: RFC 5280 (certificates); the X.509-SVID specification,
+//! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>.
+
+mod ca;
+mod certificate;
+mod files;
+mod identity;
+mod key;
+mod trust;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use ca::JobCa;
+pub use certificate::{CertificateInfo, describe};
+pub use identity::Identity;
+pub use trust::{Expected, Trust};
+
+use crate::identity::IdentityError;
+
+/// How far apart two nodes' clocks may be: certificates are valid this much before they were issued.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// Name of the CA's certificate in a directory.
+pub const CA_FILE: &str = "ca.pem";
+/// Name of a node's certificate in a directory.
+pub const CERT_FILE: &str = "cert.pem";
+/// Name of a node's private key in a directory.
+pub const KEY_FILE: &str = "key.pem";
+/// Name of the CA's private key in a directory.
+pub const CA_KEY_FILE: &str = "ca-key.pem";
+
+/// What can be wrong with keys and certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PkiError {
+    /// A file cannot be read or written.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        what: String,
+    },
+    /// A secret file is not private.
+    #[error("{}: {what}; make it a regular file of this user with `chmod 600`", path.display())]
+    NotPrivate {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Bytes that are not PEM of the right kind.
+    #[error("{what} is not in PEM form: {why}")]
+    Pem {
+        /// What was being read.
+        what: &'static str,
+        /// The parser's reason.
+        why: String,
+    },
+    /// A certificate that does not have the profile of this system.
+    #[error("certificate refused: {0}")]
+    Certificate(String),
+    /// A certificate whose name is not an identity.
+    #[error("certificate refused: {0}")]
+    Identity(#[from] IdentityError),
+    /// A good certificate, but not of whom was expected.
+    #[error("certificate is {found}'s; expected {expected}")]
+    Unexpected {
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: String,
+    },
+    /// A certificate that does not chain to the CA, or not now.
+    #[error("certificate does not chain to the job's CA: {0}")]
+    Chain(String),
+    /// A signature that does not verify.
+    #[error("signature does not verify under {0}'s certificate")]
+    Signature(String),
+    /// The cryptographic library refused.
+    #[error("{0}")]
+    Crypto(&'static str),
+    /// The CA was asked for an identity that is not its own to give.
+    #[error("the CA of job `{job}` in `{trust_domain}` cannot issue {asked}")]
+    NotOurs {
+        /// The CA's trust domain.
+        trust_domain: String,
+        /// The CA's job.
+        job: String,
+        /// What was asked.
+        asked: String,
+    },
+    /// A validity that no certificate can have.
+    #[error("a validity of {0:?} is not possible; give more than none and less than 100 years")]
+    Validity(Duration),
+}

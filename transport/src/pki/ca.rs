@@ -1,0 +1,158 @@
+//! The job's certificate authority.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+
+use super::key::SecretKey;
+use super::{CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Trust, certificate, files};
+use crate::identity::SpiffeId;
+
+/// Longest validity of any certificate: a run ends before its certificates do, not after a century.
+const MAX_VALIDITY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Bytes of serial number: 159 bits of randomness, as much as RFC 5280 section 4.1.2.2 has room for.
+const SERIAL_BYTES: usize = 20;
+
+/// The CA of one job: issues every node's certificate, and nothing for any other job.
+pub struct JobCa {
+    certificate_pem: String,
+    trust: Trust,
+    key: SecretKey,
+}
+
+impl JobCa {
+    /// Makes a CA with a new key.
+    ///
+    /// # Errors
+    /// [`PkiError::Identity`] when a name is not allowed, [`PkiError::Validity`] for an impossible one.
+    pub fn create(trust_domain: &str, job: &str, validity: Duration) -> Result<Self, PkiError> {
+        crate::identity::check_scope(trust_domain, job)?;
+        let key = SecretKey::generate()?;
+        let mut params = ca_params(trust_domain, job)?;
+        set_validity(&mut params, validity)?;
+        let certificate = params.self_signed(&key).map_err(|_| PkiError::Crypto("signing the CA failed"))?;
+        let trust = Trust::new(certificate.der().clone(), trust_domain.to_owned(), job.to_owned())?;
+        Ok(JobCa { certificate_pem: certificate.pem(), trust, key })
+    }
+
+    /// Issues a certificate with a new key for one node of this job.
+    ///
+    /// # Errors
+    /// [`PkiError::NotOurs`] for another job or trust domain, [`PkiError::Validity`] for an impossible one.
+    pub fn issue(&self, id: &SpiffeId, validity: Duration) -> Result<Identity, PkiError> {
+        if id.trust_domain() != self.trust.trust_domain() || id.job() != self.trust.job() {
+            return Err(PkiError::NotOurs {
+                trust_domain: self.trust.trust_domain().to_owned(),
+                job: self.trust.job().to_owned(),
+                asked: id.to_string(),
+            });
+        }
+        let mut params = leaf_params(id.as_str())?;
+        set_validity(&mut params, validity)?;
+        let key = SecretKey::generate()?;
+        let pem = self.sign(&params, &key)?;
+        Identity::new(pem, self.certificate_pem.clone(), key, self.trust.clone())
+    }
+
+    /// The CA's certificate, in PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// What its nodes trust.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Writes `ca.pem` and `ca-key.pem` (mode 0600) into a directory of mode 0700. Files that exist already
+    /// are not overwritten.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] or [`PkiError::NotPrivate`].
+    pub fn save(&self, directory: &Path) -> Result<(), PkiError> {
+        files::private_directory(directory)?;
+        files::write_secret(&directory.join(CA_KEY_FILE), self.key.to_pem().as_bytes())?;
+        files::write_public(&directory.join(CA_FILE), self.certificate_pem.as_bytes())
+    }
+
+    /// Reads what [`JobCa::save`] wrote; the key file must be as private as [`Identity::load`] wants it.
+    ///
+    /// # Errors
+    /// [`PkiError`] naming the file.
+    pub fn load(directory: &Path) -> Result<Self, PkiError> {
+        let key = SecretKey::from_pem(&files::read_secret(&directory.join(CA_KEY_FILE))?)?;
+        let pem = files::read_public(&directory.join(CA_FILE))?;
+        let trust = Trust::from_pem(&pem)?;
+        if !key.matches(&certificate::public_key(trust.ca_der())?) {
+            return Err(PkiError::Certificate("it is not of the CA key beside it".to_owned()));
+        }
+        let certificate_pem = String::from_utf8_lossy(&pem).into_owned();
+        Ok(JobCa { certificate_pem, trust, key })
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &SecretKey) -> Result<String, PkiError> {
+        let own = ca_params(self.trust.trust_domain(), self.trust.job())?;
+        let issuer = Issuer::new(own, self.key.clone());
+        let signed = params.signed_by(key, &issuer);
+        Ok(signed.map_err(|_| PkiError::Crypto("signing a certificate failed"))?.pem())
+    }
+}
+
+impl fmt::Debug for JobCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobCa({:?})", self.trust)
+    }
+}
+
+fn ca_params(trust_domain: &str, job: &str) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Testudo");
+    params.distinguished_name.push(DnType::CommonName, job);
+    // The X.509-SVID specification gives a signing certificate the trust domain's ID, without a path.
+    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn leaf_params(id: &str) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Testudo");
+    params.subject_alt_names = vec![uri(id)?];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn set_validity(params: &mut CertificateParams, validity: Duration) -> Result<(), PkiError> {
+    if validity.is_zero() || validity > MAX_VALIDITY {
+        return Err(PkiError::Validity(validity));
+    }
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
+    params.not_after = epoch + now + validity;
+    let mut serial = [0; SERIAL_BYTES];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| PkiError::Crypto("no randomness for a serial number"))?;
+    // Positive, as RFC 5280 asks, and of full length, so that no two encodings differ in length.
+    if let Some(first) = serial.first_mut() {
+        *first = *first & 0x7f | 0x40;
+    }
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(())
+}
+
+fn uri(text: &str) -> Result<SanType, PkiError> {
+    let name = text.try_into().map_err(|_| PkiError::Certificate(format!("`{text}` is not ASCII")))?;
+    Ok(SanType::URI(name))
+}

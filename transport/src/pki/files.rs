@@ -1,0 +1,110 @@
+//! Secret files: written for the owner alone, and read only if that is still so.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use zeroize::Zeroizing;
+
+use super::PkiError;
+
+/// Longest file read: a key or a short chain of certificates has a few kilobytes.
+const MAX_FILE: u64 = 64 * 1024;
+/// Read and write for the owner.
+const SECRET_MODE: u32 = 0o600;
+/// Read for all, write for the owner.
+const PUBLIC_MODE: u32 = 0o644;
+/// Everything for the owner, nothing for anyone else.
+const DIRECTORY_MODE: u32 = 0o700;
+/// Any permission of group or others.
+const OTHERS: u32 = 0o077;
+
+/// Makes a directory for the owner alone, or takes an existing one that belongs to this user.
+pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
+    match DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path) {
+        Ok(()) => {}
+        Err(why) => return Err(failed(path, &why)),
+    }
+    let found = std::fs::symlink_metadata(path).map_err(|why| failed(path, &why))?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(not_private(path, "the directory is a link or another user's"));
+    }
+    Ok(())
+}
+
+/// Writes a new file that the owner alone can read; an existing one is not touched.
+pub(super) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    write(path, bytes, SECRET_MODE)
+}
+
+/// Writes a new file that all can read; an existing one is not touched.
+pub(super) fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    write(path, bytes, PUBLIC_MODE)
+}
+
+/// Reads a file that only its owner, this user, may read; refuses links.
+pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    // The checks are made on the open file, so that it cannot be swapped between check and use.
+    let file = open(path)?;
+    let found = file.metadata().map_err(|why| failed(path, &why))?;
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(not_private(path, "it belongs to another user"));
+    }
+    if found.mode() & OTHERS != 0 {
+        let what = format!("its mode is {:o}, so others than its owner have access", found.mode() & 0o7777);
+        return Err(not_private(path, &what));
+    }
+    read(path, file)
+}
+
+/// Reads a file that is no secret; refuses links all the same.
+pub(super) fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
+    Ok(read(path, open(path)?)?.to_vec())
+}
+
+fn open(path: &Path) -> Result<File, PkiError> {
+    // Without NONBLOCK, a named pipe in the file's place would hang us before it is refused.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|why| match Errno::from_io_error(&why) {
+        Some(Errno::LOOP) => not_private(path, "it is a symbolic link"),
+        _ => failed(path, &why),
+    })?;
+    let found = file.metadata().map_err(|why| failed(path, &why))?;
+    if !found.is_file() {
+        return Err(not_private(path, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+fn read(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    // Sized once: a buffer that grows leaves copies of the key behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|why| failed(path, &why))?;
+    if bytes.len() as u64 > MAX_FILE {
+        let what = format!("longer than {MAX_FILE} bytes; this is no key or certificate");
+        return Err(PkiError::File { path: path.to_owned(), what });
+    }
+    Ok(bytes)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .map_err(|w| failed(path, &w))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|why| failed(path, &why))
+}
+
+fn failed(path: &Path, why: &std::io::Error) -> PkiError {
+    PkiError::File { path: path.to_owned(), what: why.to_string() }
+}
+
+fn not_private(path: &Path, what: &str) -> PkiError {
+    PkiError::NotPrivate { path: path.to_owned(), what: what.to_owned() }
+}

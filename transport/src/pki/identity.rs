@@ -1,0 +1,129 @@
+//! A node's identity: its certificate, its key, and the CA that it trusts.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
+use super::key::SecretKey;
+use super::{CA_FILE, CERT_FILE, Expected, KEY_FILE, PkiError, Trust, certificate, files};
+use crate::identity::SpiffeId;
+
+/// Certificate, key and trusted CA of one node. Clones share them.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    id: SpiffeId,
+    certificate: CertificateDer<'static>,
+    certificate_pem: String,
+    ca_pem: String,
+    key: SecretKey,
+    trust: Trust,
+}
+
+impl Identity {
+    /// Puts the parts together, and checks that they belong together.
+    pub(super) fn new(
+        certificate_pem: String,
+        ca_pem: String,
+        key: SecretKey,
+        trust: Trust,
+    ) -> Result<Self, PkiError> {
+        let certificate = certificate::from_pem(certificate_pem.as_bytes())?;
+        let id = certificate::leaf_identity(&certificate)?;
+        if !key.matches(&certificate::public_key(&certificate)?) {
+            return Err(PkiError::Certificate("it is not of the private key beside it".to_owned()));
+        }
+        Ok(Identity(Arc::new(Inner { id, certificate, certificate_pem, ca_pem, key, trust })))
+    }
+
+    /// Who this is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.0.id
+    }
+
+    /// The CA, trust domain and job that this node trusts.
+    pub fn trust(&self) -> &Trust {
+        &self.0.trust
+    }
+
+    /// The certificate, in DER, for others to check signatures with.
+    pub fn certificate_der(&self) -> &[u8] {
+        &self.0.certificate
+    }
+
+    /// The certificate, in PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.0.certificate_pem
+    }
+
+    /// The CA's certificate, in PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.0.ca_pem
+    }
+
+    /// Signs a message: ECDSA P-256 over SHA-256, in ASN.1 DER. [`Trust::verify_signature`] checks it.
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`] when the cryptographic library refuses.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, PkiError> {
+        self.0.key.sign(message)
+    }
+
+    /// Writes `ca.pem`, `cert.pem` and `key.pem` into a directory of mode 0700; the key has mode 0600. Files
+    /// that exist already are not overwritten.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] or [`PkiError::NotPrivate`].
+    pub fn save(&self, directory: &Path) -> Result<(), PkiError> {
+        files::private_directory(directory)?;
+        files::write_secret(&directory.join(KEY_FILE), self.0.key.to_pem().as_bytes())?;
+        files::write_public(&directory.join(CERT_FILE), self.0.certificate_pem.as_bytes())?;
+        files::write_public(&directory.join(CA_FILE), self.0.ca_pem.as_bytes())
+    }
+
+    /// Reads what [`Identity::save`] wrote, or what another CA issued under the same names. The key file must
+    /// be a regular file (no link) of this user that nobody else can read; the certificate must be valid now.
+    ///
+    /// # Errors
+    /// [`PkiError`] naming the file.
+    pub fn load(directory: &Path) -> Result<Self, PkiError> {
+        Identity::load_files(&directory.join(CA_FILE), &directory.join(CERT_FILE), &directory.join(KEY_FILE))
+    }
+
+    /// [`Identity::load`] from three paths. Trust domain and job are those of the certificate.
+    ///
+    /// # Errors
+    /// As for [`Identity::load`].
+    pub fn load_files(ca: &Path, cert: &Path, key: &Path) -> Result<Self, PkiError> {
+        let key = SecretKey::from_pem(&files::read_secret(key)?)?;
+        let certificate_pem = text(files::read_public(cert)?, "certificate")?;
+        let ca_pem = text(files::read_public(ca)?, "CA certificate")?;
+        let leaf = certificate::from_pem(certificate_pem.as_bytes())?;
+        let id = certificate::leaf_identity(&leaf)?;
+        let ca_der = certificate::from_pem(ca_pem.as_bytes())?;
+        let trust = Trust::new(ca_der, id.trust_domain().to_owned(), id.job().to_owned())?;
+        trust.verify(&leaf, &Expected::Node(id))?;
+        Identity::new(certificate_pem, ca_pem, key, trust)
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.0.certificate
+    }
+
+    pub(crate) fn key(&self) -> &SecretKey {
+        &self.0.key
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.0.id)
+    }
+}
+
+fn text(bytes: Vec<u8>, what: &'static str) -> Result<String, PkiError> {
+    String::from_utf8(bytes).map_err(|why| PkiError::Pem { what, why: why.to_string() })
+}

@@ -1,0 +1,149 @@
+//! What a node trusts: one CA, one trust domain, one job.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
+
+use super::{PkiError, certificate};
+use crate::identity::{Role, SpiffeId};
+
+/// Whose certificate is expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Exactly this node's.
+    Node(SpiffeId),
+    /// That of any node of this role.
+    Role(Role),
+    /// That of any node of the job.
+    Member,
+}
+
+impl Expected {
+    fn check(&self, found: &SpiffeId) -> Result<(), PkiError> {
+        let (good, expected) = match self {
+            Expected::Node(id) => (id == found, id.to_string()),
+            Expected::Role(role) => (*role == found.role(), format!("a {role}'s")),
+            Expected::Member => (true, String::new()),
+        };
+        if good { Ok(()) } else { Err(PkiError::Unexpected { found: found.to_string(), expected }) }
+    }
+}
+
+/// The CA of one job, for checking what it signed. Cheap to clone.
+#[derive(Clone)]
+pub struct Trust(Arc<Inner>);
+
+struct Inner {
+    ca: CertificateDer<'static>,
+    roots: Arc<RootCertStore>,
+    trust_domain: String,
+    job: String,
+}
+
+impl Trust {
+    /// Trust in a CA that [`super::JobCa`] made: its certificate names trust domain and job.
+    ///
+    /// # Errors
+    /// [`PkiError`] when the text is not such a certificate.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, PkiError> {
+        let ca = certificate::from_pem(pem)?;
+        let (trust_domain, job) = certificate::ca_scope(&ca)?;
+        Trust::new(ca, trust_domain, job)
+    }
+
+    /// Trust in any CA, for one trust domain and job.
+    ///
+    /// # Errors
+    /// [`PkiError::Certificate`] when the certificate cannot anchor a chain.
+    pub(crate) fn new(
+        ca: CertificateDer<'static>,
+        trust_domain: String,
+        job: String,
+    ) -> Result<Self, PkiError> {
+        crate::identity::check_scope(&trust_domain, &job)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone()).map_err(|why| PkiError::Certificate(why.to_string()))?;
+        Ok(Trust(Arc::new(Inner { ca, roots: Arc::new(roots), trust_domain, job })))
+    }
+
+    /// The trust domain whose nodes are accepted.
+    pub fn trust_domain(&self) -> &str {
+        &self.0.trust_domain
+    }
+
+    /// The job whose nodes are accepted.
+    pub fn job(&self) -> &str {
+        &self.0.job
+    }
+
+    /// The CA's certificate, in DER.
+    pub fn ca_der(&self) -> &[u8] {
+        &self.0.ca
+    }
+
+    pub(crate) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.0.roots
+    }
+
+    /// Checks a leaf certificate, now: chain, profile, trust domain, job. Gives whose it is.
+    ///
+    /// # Errors
+    /// [`PkiError`] saying which check failed.
+    pub fn verify(&self, leaf_der: &[u8], expected: &Expected) -> Result<SpiffeId, PkiError> {
+        self.verify_at(leaf_der, expected, UnixTime::now())
+    }
+
+    /// [`Trust::verify`] at another time.
+    pub(crate) fn verify_at(
+        &self,
+        leaf_der: &[u8],
+        expected: &Expected,
+        now: UnixTime,
+    ) -> Result<SpiffeId, PkiError> {
+        let chain = |why: rustls::Error| PkiError::Chain(why.to_string());
+        let leaf = CertificateDer::from(leaf_der);
+        let parsed = ParsedCertificate::try_from(&leaf).map_err(chain)?;
+        // No intermediates: the job's CA signs leaves itself, so a longer chain is somebody else's.
+        let algorithms = crate::tls::signature_algorithms().all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.0.roots, &[], now, algorithms)
+            .map_err(chain)?;
+        let id = certificate::leaf_identity(leaf_der)?;
+        if id.trust_domain() != self.0.trust_domain || id.job() != self.0.job {
+            let expected = format!("a node of job `{}` in `{}`", self.0.job, self.0.trust_domain);
+            return Err(PkiError::Unexpected { found: id.to_string(), expected });
+        }
+        expected.check(&id)?;
+        Ok(id)
+    }
+
+    /// Checks a leaf certificate as [`Trust::verify`] does, then a signature that its key made over
+    /// `message` (ECDSA P-256, SHA-256, ASN.1 DER). Gives whose it is.
+    ///
+    /// # Errors
+    /// [`PkiError`] saying which check failed.
+    pub fn verify_signature(
+        &self,
+        leaf_der: &[u8],
+        expected: &Expected,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<SpiffeId, PkiError> {
+        let id = self.verify(leaf_der, expected)?;
+        let point = certificate::public_point(leaf_der)?;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
+            .verify(message, signature)
+            .map_err(|_| PkiError::Signature(id.to_string()))?;
+        Ok(id)
+    }
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Trust(job {} in {})", self.0.job, self.0.trust_domain)
+    }
+}

@@ -1,0 +1,166 @@
+//! Certificate checks inside the handshake.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+
+use super::{provider, signature_algorithms};
+use crate::config::KeyExchange;
+use crate::identity::SpiffeId;
+use crate::pki::{Expected, PkiError, Trust};
+
+/// Accepts any node of the job, as a client.
+#[derive(Debug)]
+pub(super) struct NodeVerifier {
+    trust: Trust,
+    chain: Arc<dyn ClientCertVerifier>,
+}
+
+impl NodeVerifier {
+    pub(super) fn new(trust: Trust) -> Result<Self, PkiError> {
+        // webpki's own verifier checks the chain for a client's use; the profile and the name are ours.
+        let roots = Arc::clone(trust.roots());
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider(KeyExchange::PqFirst))
+            .clear_root_hint_subjects()
+            .build()
+            .map_err(|why| PkiError::Certificate(why.to_string()))?;
+        Ok(NodeVerifier { trust, chain })
+    }
+}
+
+impl ClientCertVerifier for NodeVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        refuse_intermediates(intermediates)?;
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.trust.verify_at(leaf, &Expected::Member, now).map_err(refused)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signed, &signature_algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// Where a [`PinnedVerifier`] leaves why it refused: TLS itself hands back only an alert.
+#[derive(Clone, Default)]
+pub(crate) struct PinFailure(Arc<Mutex<Option<PkiError>>>);
+
+impl PinFailure {
+    /// Why the other end's certificate was refused, if it was.
+    pub(crate) fn take(&self) -> Option<PkiError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set(&self, why: PkiError) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+}
+
+/// Accepts exactly one node of the job, as a server.
+pub(super) struct PinnedVerifier {
+    trust: Trust,
+    expected: Expected,
+    failure: PinFailure,
+}
+
+impl PinnedVerifier {
+    pub(super) fn new(trust: Trust, expect: SpiffeId) -> (Self, PinFailure) {
+        let failure = PinFailure::default();
+        let expected = Expected::Node(expect);
+        (PinnedVerifier { trust, expected, failure: failure.clone() }, failure)
+    }
+}
+
+impl fmt::Debug for PinnedVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PinnedVerifier({:?})", self.expected)
+    }
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        refuse_intermediates(intermediates)?;
+        match self.trust.verify_at(leaf, &self.expected, now) {
+            Ok(_) => Ok(ServerCertVerified::assertion()),
+            Err(why) => {
+                self.failure.set(why.clone());
+                Err(refused(why))
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signed, &signature_algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+fn refuse_intermediates(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+    if intermediates.is_empty() {
+        return Ok(());
+    }
+    let why = "certificates follow the leaf; the job's CA signs leaves itself".to_owned();
+    Err(refused(PkiError::Certificate(why)))
+}
+
+fn refused(why: PkiError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
+}

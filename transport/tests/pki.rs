@@ -1,0 +1,185 @@
+//! Keys and certificates: what is issued, saved, loaded, signed and refused. Invariants are those of
+//! `testudo_transport::pki`.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+use common::{DAY, Job, id};
+use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE, describe};
+use testudo_transport::{Expected, Identity, JobCa, PkiError, Role, SpiffeId, Trust};
+
+fn mode(path: &std::path::Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Invariant 1.
+#[test]
+fn the_ca_issues_for_its_own_job_alone() {
+    let job = Job::new();
+    let own = id(Role::Worker, 3);
+    let issued = job.ca.issue(&own, DAY).unwrap();
+    assert_eq!(issued.id(), &own);
+    assert_eq!(job.ca.trust().verify(issued.certificate_der(), &Expected::Member), Ok(own));
+    for (domain, name) in [("testudo.other", "mnist"), ("testudo.test", "cifar")] {
+        let foreign = SpiffeId::new(domain, name, Role::Worker, "3").unwrap();
+        assert!(matches!(job.ca.issue(&foreign, DAY), Err(PkiError::NotOurs { .. })));
+    }
+    assert!(matches!(job.ca.issue(&id(Role::Worker, 0), Duration::ZERO), Err(PkiError::Validity(_))));
+    assert!(matches!(job.ca.issue(&id(Role::Worker, 0), Duration::MAX), Err(PkiError::Validity(_))));
+    assert!(JobCa::create("Bad Domain", "mnist", DAY).is_err());
+    assert!(JobCa::create("testudo.test", "../mnist", DAY).is_err());
+}
+
+#[test]
+fn an_identity_survives_its_files_and_they_are_private() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("worker-0");
+    let identity = Job::new().identity(Role::Worker, 0);
+    identity.save(&home).unwrap();
+    assert_eq!((mode(&home), mode(&home.join(KEY_FILE))), (0o700, 0o600));
+    let loaded = Identity::load(&home).unwrap();
+    assert_eq!((loaded.id(), loaded.certificate_der()), (identity.id(), identity.certificate_der()));
+    assert!(matches!(identity.save(&home), Err(PkiError::File { .. })), "overwrote a key");
+}
+
+/// Invariant 3.
+#[test]
+fn key_files_that_others_can_read_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("worker-0");
+    Job::new().identity(Role::Worker, 0).save(&home).unwrap();
+    let key = home.join(KEY_FILE);
+    for bad in [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o666, 0o777] {
+        fs::set_permissions(&key, Permissions::from_mode(bad)).unwrap();
+        let refused = Identity::load(&home).unwrap_err();
+        assert!(matches!(&refused, PkiError::NotPrivate { path, .. } if *path == key), "{bad:o}: {refused}");
+        assert!(refused.to_string().contains("chmod 600"));
+    }
+    fs::set_permissions(&key, Permissions::from_mode(0o400)).unwrap();
+    assert!(Identity::load(&home).is_ok());
+}
+
+/// Invariant 3.
+#[test]
+fn links_pipes_and_directories_in_place_of_a_key_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("worker-0");
+    Job::new().identity(Role::Worker, 0).save(&home).unwrap();
+    let (key, moved) = (home.join(KEY_FILE), home.join("moved.pem"));
+    fs::rename(&key, &moved).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::File { .. })), "missing");
+    symlink(&moved, &key).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::NotPrivate { .. })), "link");
+    fs::remove_file(&key).unwrap();
+    fs::create_dir(&key).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::NotPrivate { .. })), "directory");
+    fs::remove_dir(&key).unwrap();
+    let made = std::process::Command::new("mkfifo").arg("-m").arg("600").arg(&key).status();
+    assert!(made.unwrap().success());
+    assert!(matches!(Identity::load(&home), Err(PkiError::NotPrivate { .. })), "pipe");
+}
+
+#[test]
+fn files_that_do_not_belong_together_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let save = |name: &str, identity: Identity| {
+        let home = directory.path().join(name);
+        identity.save(&home).unwrap();
+        home
+    };
+    let (job, other) = (Job::new(), Job::new());
+    let home = save("a", job.identity(Role::Worker, 0));
+    let same_job = save("b", job.identity(Role::Worker, 1));
+    let other_job = save("c", other.identity(Role::Worker, 0));
+
+    fs::copy(same_job.join(CERT_FILE), home.join(CERT_FILE)).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::Certificate(_))), "another node's certificate");
+    let home = save("d", job.identity(Role::Worker, 0));
+    fs::copy(other_job.join(CA_FILE), home.join(CA_FILE)).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::Chain(_))), "another job's CA");
+    let home = save("e", job.identity(Role::Worker, 0));
+    fs::write(home.join(CERT_FILE), b"not a certificate").unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::Pem { .. })));
+    fs::write(home.join(CERT_FILE), vec![b'A'; 65 << 10]).unwrap();
+    assert!(matches!(Identity::load(&home), Err(PkiError::File { .. })), "too long");
+}
+
+#[test]
+fn a_ca_survives_its_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("ca");
+    let job = Job::new();
+    job.ca.save(&home).unwrap();
+    let loaded = JobCa::load(&home).unwrap();
+    let issued = loaded.issue(&id(Role::Server, 0), DAY).unwrap();
+    assert!(job.ca.trust().verify(issued.certificate_der(), &Expected::Member).is_ok());
+    fs::set_permissions(home.join("ca-key.pem"), Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(JobCa::load(&home), Err(PkiError::NotPrivate { .. })));
+}
+
+#[test]
+fn the_operators_signature_is_checked_with_its_certificate() {
+    let (job, other) = (Job::new(), Job::new());
+    let operator = job.identity(Role::Operator, 0);
+    let signature = operator.sign(b"job spec").unwrap();
+    let check = |trust: &Trust, cert: &[u8], expected: &Expected, message: &[u8], signature: &[u8]| {
+        trust.verify_signature(cert, expected, message, signature)
+    };
+    let (trust, cert) = (job.ca.trust(), operator.certificate_der());
+    let role = Expected::Role(Role::Operator);
+    assert_eq!(check(trust, cert, &role, b"job spec", &signature), Ok(operator.id().clone()));
+    assert!(check(trust, cert, &Expected::Node(operator.id().clone()), b"job spec", &signature).is_ok());
+    assert!(matches!(check(trust, cert, &role, b"job Spec", &signature), Err(PkiError::Signature(_))));
+    assert!(matches!(check(trust, cert, &role, b"job spec", b""), Err(PkiError::Signature(_))));
+    for byte in 0..signature.len() {
+        let mut bad = signature.clone();
+        bad[byte] ^= 1;
+        assert!(check(trust, cert, &role, b"job spec", &bad).is_err(), "byte {byte}");
+    }
+    let chain = check(other.ca.trust(), cert, &role, b"job spec", &signature);
+    assert!(matches!(chain, Err(PkiError::Chain(_))));
+    let worker = job.identity(Role::Worker, 0);
+    let forged = worker.sign(b"job spec").unwrap();
+    let unexpected = check(trust, worker.certificate_der(), &role, b"job spec", &forged);
+    assert!(matches!(unexpected, Err(PkiError::Unexpected { .. })));
+    assert!(matches!(check(trust, cert, &role, b"job spec", &forged), Err(PkiError::Signature(_))));
+}
+
+#[test]
+fn a_certificate_describes_itself() {
+    let job = Job::new();
+    let identity = job.identity(Role::Worker, 7);
+    let leaf = describe(identity.certificate_pem().as_bytes()).unwrap();
+    assert_eq!((leaf.id.as_str(), leaf.is_ca), (identity.id().as_str(), false));
+    assert_eq!(leaf.key_type, "ECDSA P-256");
+    // The tolerance for clocks lies before, the validity after the moment of issue.
+    assert_eq!(leaf.not_after - leaf.not_before, 24 * 3600 + 60);
+    assert!(leaf.issuer.contains("mnist") && leaf.serial.len() == 59, "{leaf}");
+    assert!(leaf.to_string().contains("spiffe://testudo.test/job/mnist/worker/7"));
+    let ca = describe(identity.ca_pem().as_bytes()).unwrap();
+    assert_eq!((ca.id.as_str(), ca.is_ca), ("spiffe://testudo.test", true));
+    assert!(describe(b"nothing").is_err());
+    let again = job.identity(Role::Worker, 7);
+    assert_ne!(describe(again.certificate_pem().as_bytes()).unwrap().serial, leaf.serial);
+}
+
+#[test]
+fn trust_reads_its_scope_from_the_ca() {
+    let job = Job::new();
+    let trust = Trust::from_pem(job.ca.certificate_pem().as_bytes()).unwrap();
+    assert_eq!((trust.trust_domain(), trust.job()), ("testudo.test", "mnist"));
+    let leaf = job.identity(Role::Worker, 0);
+    assert!(matches!(Trust::from_pem(leaf.certificate_pem().as_bytes()), Err(PkiError::Certificate(_))));
+}
+
+/// Invariant 3.
+#[test]
+fn debug_output_has_no_secret() {
+    let identity = Job::new().identity(Role::Worker, 0);
+    assert_eq!(format!("{identity:?}"), "Identity(spiffe://testudo.test/job/mnist/worker/0)");
+    assert_eq!(format!("{:?}", Job::new().ca), "JobCa(Trust(job mnist in testudo.test))");
+}
