@@ -1,0 +1,21 @@
+//! Logs, traces and the propagation of trace context for every Testudo process.
+//!
+//! One call, [`init`], sets up `tracing`: a log file (or any writer), a terse copy on standard error,
+//! and OpenTelemetry. The rest of the workspace emits `tracing` events and spans and knows nothing of
+//! OpenTelemetry; what crosses the network is the 25 bytes of [`trace_context`].
+//!
+//! - [`setup`]: [`Options`], [`init`], [`build`], [`Guard`].
+//! - [`export`]: which collector the spans go to, from the standard `OTEL_*` variables.
+//! - [`trace_context`]: the W3C trace context as binary and as text; [`current_traceparent`] and
+//!   [`set_remote_parent`].
+//! - [`redact`]: [`Redacted`], a wrapper whose value no log line can show.
+
+pub mod export;
+pub mod redact;
+pub mod setup;
+pub mod trace_context;
+
+pub use export::Environment;
+pub use redact::Redacted;
+pub use setup::{Guard, InitError, LOG_FILTER_VARIABLE, LogTarget, Options, build, init};
+pub use trace_context::{TraceContextError, TraceParent, current_traceparent, set_remote_parent};

@@ -1,0 +1,233 @@
+//! Sets up logs and traces for one process, behind one function.
+//!
+//! Every node writes a log file of its own: RFC 3339 timestamps in UTC, level, the spans around the
+//! event, target, message and fields. `TESTUDO_LOG` filters it, in the directive syntax of
+//! `tracing-subscriber` (`info`, `testudo_actors=debug,warn`); the default is [`DEFAULT_FILTER`].
+//!
+//! Invariants:
+//! 1. Dropping the [`Guard`] flushes spans and returns within [`FLUSH_DEADLINE`], whatever the collector
+//!    does.
+//! 2. The log file is created with mode 0600 and is appended to, never truncated.
+//! 3. A bad `TESTUDO_LOG`, an unwritable log or an unusable collector setting is an error at start-up,
+//!    not silence.
+//! 4. What the exporter's own HTTP client logs or traces is never exported (it would feed itself).
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Dispatch;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::export::{self, Environment};
+
+/// The environment variable that filters the log file.
+pub const LOG_FILTER_VARIABLE: &str = "TESTUDO_LOG";
+/// What is logged when [`LOG_FILTER_VARIABLE`] is unset.
+pub const DEFAULT_FILTER: &str = "info";
+/// How long dropping a [`Guard`] waits for the collector: long enough for one slow request, short enough
+/// that a dead collector does not hold up the end of a run.
+pub const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+/// Targets whose spans are exported: every crate of this workspace, by prefix.
+const OWN_TARGETS: &str = "testudo";
+
+/// Where the full log goes.
+#[derive(Default)]
+pub enum LogTarget {
+    /// Nowhere.
+    #[default]
+    Nowhere,
+    /// To this file, appended; its folder must exist.
+    File(PathBuf),
+    /// To this writer; one call of `write` or more per event, under a lock.
+    Writer(Box<dyn Write + Send>),
+}
+
+/// What [`init`] is told about this process.
+pub struct Options {
+    /// Who this is, `role/index` ("worker/1"); it names the process to the collector.
+    pub role_name: String,
+    /// The full log.
+    pub log: LogTarget,
+    /// What is also shown on standard error, without timestamps; `LevelFilter::OFF` for nothing.
+    pub stderr: LevelFilter,
+}
+
+impl Options {
+    /// Options for the node `role_name` with no log file and warnings on standard error.
+    pub fn new(role_name: impl Into<String>) -> Self {
+        Self { role_name: role_name.into(), log: LogTarget::Nowhere, stderr: LevelFilter::WARN }
+    }
+
+    /// The same, logging to the file at `path`.
+    pub fn with_log_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.log = LogTarget::File(path.into());
+        self
+    }
+
+    /// The same, logging to `writer`.
+    pub fn with_log_writer(mut self, writer: impl Write + Send + 'static) -> Self {
+        self.log = LogTarget::Writer(Box::new(writer));
+        self
+    }
+
+    /// The same, showing events of `level` and worse on standard error.
+    pub const fn with_stderr(mut self, level: LevelFilter) -> Self {
+        self.stderr = level;
+        self
+    }
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InitError {
+    /// The log file cannot be opened.
+    #[error("cannot open the log file {path}: {source}; check that its folder exists and can be written")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// `TESTUDO_LOG` does not parse.
+    #[error(
+        "{LOG_FILTER_VARIABLE}={found:?} is not a log filter: {reason}; write for instance {LOG_FILTER_VARIABLE}=info or {LOG_FILTER_VARIABLE}=info,testudo_transport=debug"
+    )]
+    Filter {
+        /// The variable's value.
+        found: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// The OTLP endpoint's URL cannot be used.
+    #[error(
+        "OpenTelemetry endpoint {url:?}: only http:// URLs are served; run a local collector at http://127.0.0.1:4318 and let it forward over TLS"
+    )]
+    EndpointScheme {
+        /// The URL.
+        url: String,
+    },
+    /// An OTLP protocol other than `http/protobuf`.
+    #[error(
+        "OTEL_EXPORTER_OTLP_PROTOCOL={found:?} is not served: use http/protobuf (a collector's port 4318) or unset it"
+    )]
+    Protocol {
+        /// The variable's value.
+        found: String,
+    },
+    /// A traces exporter other than `otlp` and `none`.
+    #[error("OTEL_TRACES_EXPORTER={found:?} is not served: use otlp or none, or unset it")]
+    Exporter {
+        /// The variable's value.
+        found: String,
+    },
+    /// The exporter cannot be built.
+    #[error("cannot export spans to {url}: {reason}; check the OTEL_EXPORTER_OTLP_* variables")]
+    Collector {
+        /// Where the spans were to go.
+        url: String,
+        /// What the OpenTelemetry SDK said.
+        reason: String,
+    },
+    /// Logging is already set up in this process.
+    #[error("logging is already set up in this process: call init once, from main")]
+    AlreadySet,
+}
+
+/// Keeps logs and traces going; dropping it flushes what is left, in bounded time.
+#[must_use = "dropping the guard ends the export of spans"]
+#[derive(Debug)]
+pub struct Guard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(provider) = self.provider.take() else { return };
+        // The SDK's own shutdown joins its thread, so the wait happens beside a thread that may be abandoned.
+        let (done, wait) = mpsc::channel();
+        let flush = std::thread::Builder::new().name("testudo-flush".into()).spawn(move || {
+            let _ = provider.shutdown_with_timeout(FLUSH_DEADLINE);
+            let _ = done.send(());
+        });
+        if flush.is_ok() {
+            let _ = wait.recv_timeout(FLUSH_DEADLINE);
+        }
+    }
+}
+
+/// Sets up logs and traces for the whole process, from [`Options`] and the process's environment. Keep
+/// the guard until the process ends.
+///
+/// # Errors
+/// See [`InitError`].
+pub fn init(options: Options) -> Result<Guard, InitError> {
+    let (dispatch, guard) = build(options, &Environment::from_process())?;
+    tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::AlreadySet)?;
+    Ok(guard)
+}
+
+/// Builds what [`init`] installs, without installing it: for tests, and for programs that carry their
+/// own subscriber.
+///
+/// # Errors
+/// See [`InitError`]; [`InitError::AlreadySet`] cannot occur.
+pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, Guard), InitError> {
+    let filter = environment.log_filter.as_deref().unwrap_or(DEFAULT_FILTER);
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| InitError::Filter { found: filter.to_string(), reason: error.to_string() })?;
+    let writer: Option<Box<dyn Write + Send>> = match options.log {
+        LogTarget::Nowhere => None,
+        LogTarget::Writer(writer) => Some(writer),
+        LogTarget::File(path) => Some(Box::new(open(path)?)),
+    };
+    let log = writer.map(|writer| {
+        tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_timer(SystemTime)
+            .with_target(true)
+            .with_writer(Mutex::new(writer))
+            .with_filter(filter)
+    });
+    let stderr = (options.stderr != LevelFilter::OFF).then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .with_writer(std::io::stderr)
+            .with_filter(options.stderr)
+    });
+    let mut guard = Guard { provider: None };
+    let spans = if environment.is_disabled() {
+        None
+    } else {
+        let provider = export::provider(&options.role_name, environment)?;
+        // Per-message spans are at debug: recorded for a collector, and free where there is none.
+        let level = if environment.traces_url()?.is_some() { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("testudo"))
+            .with_filter(Targets::new().with_target(OWN_TARGETS, level));
+        guard.provider = Some(provider);
+        Some(layer)
+    };
+    let subscriber = tracing_subscriber::registry().with(spans).with(log).with(stderr);
+    Ok((Dispatch::new(subscriber), guard))
+}
+
+fn open(path: PathBuf) -> Result<std::fs::File, InitError> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(&path).map_err(|source| InitError::Open { path, source })
+}
