@@ -1,0 +1,19 @@
+//! The examples that a worker trains and evaluates on.
+
+/// Labelled examples of one shape. Implementations are shared between threads and never change.
+pub trait Dataset: Send + Sync {
+    /// How many examples there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Numbers in one example's input.
+    fn input_elements(&self) -> usize;
+
+    /// Writes example `index` (below [`len`](Dataset::len)) into `input` (exactly
+    /// [`input_elements`](Dataset::input_elements) long) and returns its label.
+    fn fill(&self, index: usize, input: &mut [f32]) -> u32;
+}

@@ -1,0 +1,262 @@
+//! The signed job: what the operator decided, and the only source of truth for every node.
+//!
+//! `testudo run` turns the cluster file into a [`JobSpec`] and signs it with the operator's key. A node checks the
+//! signature against the job's CA before it takes part; nothing that a peer says later can change the job.
+
+use serde::{Deserialize, Serialize};
+use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
+use testudo_transport::{Expected, Identity, Role, SpiffeId};
+
+use crate::tree::ReductionTree;
+
+/// The layout of [`JobSpec`] that this build reads and writes.
+pub const FORMAT: u16 = 1;
+
+/// Bytes of a signed job at most: it travels in a message header.
+pub const MAX_SIGNED_JOB: u32 = 256 << 10;
+
+/// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 1\0";
+
+/// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
+pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
+
+/// Whether nodes whose arithmetic differs may train together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Determinism {
+    /// Every node must have the same arithmetic fingerprint; the same job then gives the same bits.
+    Strict,
+    /// Mixed hardware is admitted; bits may differ between runs.
+    Relaxed,
+}
+
+/// What the job trains and tests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSpec {
+    /// Training examples.
+    pub train_examples: u64,
+    /// Test examples.
+    pub test_examples: u64,
+    /// BLAKE3 over the content of the training set, then of the test set, as the data set defines it.
+    pub blake3: [u8; 32],
+}
+
+/// Everything that decides what is computed, and who may take part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// [`FORMAT`].
+    pub format: u16,
+    /// The job's name, as in every identity.
+    pub name: String,
+    /// The trust domain, as in every identity.
+    pub trust_domain: String,
+    /// How many workers take part, indices 0 and up.
+    pub workers: u32,
+    /// How many servers take part, indices 0 and up.
+    pub servers: u32,
+    /// The network.
+    pub model: ModelSpec,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate before the schedule's factor.
+    pub learning_rate: f64,
+    /// How the learning rate changes over the planned steps.
+    pub schedule: Schedule,
+    /// The seed of all training randomness.
+    pub seed: u64,
+    /// Passes over the training set.
+    pub epochs: u64,
+    /// Examples in a global batch.
+    pub batch_size: u32,
+    /// Parts that a batch is cut into, whatever the number of workers.
+    pub logical_shards: u32,
+    /// Stop after this many steps; no schedule reads it.
+    pub max_steps: Option<u64>,
+    /// The data.
+    pub data: DataSpec,
+    /// Bytes of f32 in a slice at most.
+    pub slice_bytes: u32,
+    /// Whether mixed arithmetic is admitted.
+    pub determinism: Determinism,
+    /// Milliseconds between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Milliseconds without a heartbeat after which a node counts as dead, and without progress after which the
+    /// scheduler names what it waits for.
+    pub heartbeat_timeout_ms: u64,
+    /// Whether the final model is written in the open.
+    pub export: bool,
+}
+
+/// What is wrong with a job, or with its signature.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The bytes are no job of this format.
+    #[error("the signed job cannot be read ({0}): it was written by another version, or damaged; sign it anew")]
+    Unreadable(String),
+    /// Another layout.
+    #[error("the job has format {0}, this build reads format {FORMAT}: use the same version on every node")]
+    Format(u16),
+    /// A value that no job may have.
+    #[error("the job is invalid: {0}")]
+    Invalid(String),
+    /// The signature does not hold.
+    #[error("the job's signature does not hold: {0}")]
+    Signature(String),
+    /// Signed by an identity that is not an operator.
+    #[error("the job is signed by {0}: only an operator of the job may sign it")]
+    NotOperator(SpiffeId),
+    /// Signed for another job than this node's.
+    #[error("the signed job is {found}, this node's identity is of {expected}")]
+    OtherJob {
+        /// What the signed job says.
+        found: String,
+        /// What the identity says.
+        expected: String,
+    },
+}
+
+impl JobSpec {
+    /// Refuses values that no run could work with. Called when a job is signed and whenever one is opened.
+    ///
+    /// # Errors
+    /// [`JobError::Invalid`] with the value and what is allowed.
+    pub fn validate(&self) -> Result<(), JobError> {
+        let bad = |text: String| Err(JobError::Invalid(text));
+        if self.format != FORMAT {
+            return Err(JobError::Format(self.format));
+        }
+        for (name, value) in [("workers", self.workers), ("servers", self.servers)] {
+            if value == 0 {
+                return bad(format!("cluster.{name} is 0: at least one is needed"));
+            }
+        }
+        if ReductionTree::new(self.logical_shards).is_none() || self.logical_shards > MAX_LOGICAL_SHARDS {
+            return bad(format!(
+                "training.logical_shards is {}: 1 to {MAX_LOGICAL_SHARDS} are possible",
+                self.logical_shards
+            ));
+        }
+        if self.workers > self.logical_shards {
+            return bad(format!(
+                "cluster.workers is {} but training.logical_shards is {}: the workers beyond would have nothing to do; \
+                 raise training.logical_shards",
+                self.workers, self.logical_shards
+            ));
+        }
+        if self.batch_size < self.logical_shards {
+            return bad(format!(
+                "training.batch_size is {} but training.logical_shards is {}: every shard needs an example",
+                self.batch_size, self.logical_shards
+            ));
+        }
+        if self.data.train_examples == 0 || self.data.test_examples == 0 {
+            return bad("the data set is empty".into());
+        }
+        if self.epochs == 0 || self.max_steps == Some(0) {
+            return bad("there is no step to train: training.epochs and training.max_steps must be at least 1".into());
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            return bad(format!("optimizer.learning_rate is {}: a number above 0 is needed", self.learning_rate));
+        }
+        if !(4..=crate::policy::MAX_SLICE_BYTES).contains(&self.slice_bytes) || !self.slice_bytes.is_multiple_of(4) {
+            return bad(format!(
+                "transport.slice_bytes is {}: a multiple of 4 up to {} is needed",
+                self.slice_bytes,
+                crate::policy::MAX_SLICE_BYTES
+            ));
+        }
+        if self.heartbeat_ms == 0 || self.heartbeat_timeout_ms <= self.heartbeat_ms {
+            return bad(format!(
+                "cluster.heartbeat_timeout_ms ({}) must exceed cluster.heartbeat_ms ({}), which must not be 0",
+                self.heartbeat_timeout_ms, self.heartbeat_ms
+            ));
+        }
+        self.optimizer.validate().map_err(|e| JobError::Invalid(e.to_string()))?;
+        self.model.parameters().map_err(|e| JobError::Invalid(e.to_string()))?;
+        Ok(())
+    }
+
+    /// The job's reduction tree.
+    #[must_use]
+    pub fn tree(&self) -> ReductionTree {
+        // A validated job has at least one shard.
+        ReductionTree::new(self.logical_shards.max(1)).unwrap_or_else(ReductionTree::single)
+    }
+
+    /// The identity of a member of this job.
+    ///
+    /// # Errors
+    /// [`JobError::Invalid`] when the job's names make no SPIFFE ID.
+    pub fn member(&self, role: Role, index: u32) -> Result<SpiffeId, JobError> {
+        SpiffeId::new(&self.trust_domain, &self.name, role, &index.to_string())
+            .map_err(|e| JobError::Invalid(e.to_string()))
+    }
+}
+
+/// A job with the operator's signature and certificate, as it is stored and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedJob {
+    spec: Vec<u8>,
+    certificate: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl SignedJob {
+    /// Signs `spec` as `operator`.
+    ///
+    /// # Errors
+    /// [`JobError`] when the job is invalid or the key cannot sign.
+    pub fn sign(spec: &JobSpec, operator: &Identity) -> Result<SignedJob, JobError> {
+        spec.validate()?;
+        let spec = testudo_transport::encode(spec);
+        let signature =
+            operator.sign(&signed_bytes(&spec)).map_err(|e| JobError::Signature(e.to_string()))?;
+        Ok(SignedJob { spec, certificate: operator.certificate_der().to_vec(), signature })
+    }
+
+    /// Checks the signature (an operator of this node's job, under the job's CA) and the job, and returns the job.
+    ///
+    /// # Errors
+    /// [`JobError`] saying which of these does not hold.
+    pub fn open(&self, node: &Identity) -> Result<JobSpec, JobError> {
+        let signer = node
+            .trust()
+            .verify_signature(&self.certificate, &Expected::Member, &signed_bytes(&self.spec), &self.signature)
+            .map_err(|e| JobError::Signature(e.to_string()))?;
+        if signer.role() != Role::Operator {
+            return Err(JobError::NotOperator(signer));
+        }
+        let spec: JobSpec = testudo_transport::decode_canonical(&self.spec)
+            .map_err(|e| JobError::Unreadable(e.to_string()))?;
+        spec.validate()?;
+        let id = node.id();
+        if (spec.trust_domain.as_str(), spec.name.as_str()) != (id.trust_domain(), id.job()) {
+            return Err(JobError::OtherJob {
+                found: format!("{}/{}", spec.trust_domain, spec.name),
+                expected: format!("{}/{}", id.trust_domain(), id.job()),
+            });
+        }
+        Ok(spec)
+    }
+
+    /// The file form.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        testudo_transport::encode(self)
+    }
+
+    /// Reads the file form; the signature is not checked until [`open`](SignedJob::open).
+    ///
+    /// # Errors
+    /// [`JobError::Unreadable`] when the bytes are no signed job.
+    pub fn from_bytes(bytes: &[u8]) -> Result<SignedJob, JobError> {
+        if bytes.len() > MAX_SIGNED_JOB as usize {
+            return Err(JobError::Unreadable(format!("{} bytes, {MAX_SIGNED_JOB} at most", bytes.len())));
+        }
+        testudo_transport::decode_canonical(bytes).map_err(|e| JobError::Unreadable(e.to_string()))
+    }
+}
+
+fn signed_bytes(spec: &[u8]) -> Vec<u8> {
+    [SIGNATURE_CONTEXT, spec].concat()
+}

@@ -1,0 +1,468 @@
+//! What actors say to each other: one struct for each message kind, encoded by postcard into the header's body.
+//!
+//! Tensor payloads travel beside the header as raw little-endian values. Kinds and their rows in the role table are in
+//! [`crate::policy`].
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use testudo_transport::{Role, WireError};
+
+use crate::job::SignedJob;
+use crate::lease::Lease;
+use crate::placement::SliceId;
+use crate::tree::Node;
+
+/// A message body with its kind on the wire.
+pub trait Body: Serialize + DeserializeOwned {
+    /// The kind byte of the prelude.
+    const KIND: u8;
+
+    /// The body's bytes.
+    fn encode(&self) -> Vec<u8> {
+        testudo_transport::encode(self)
+    }
+
+    /// Reads a body; trailing bytes and non-canonical encodings are refused.
+    ///
+    /// # Errors
+    /// [`WireError`]: the sender is at fault.
+    fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        testudo_transport::decode_canonical(bytes)
+    }
+}
+
+macro_rules! bodies {
+    ($($(#[$doc:meta])* $kind:literal $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? })*) => {
+        $($(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type),* }
+        impl Body for $name { const KIND: u8 = $kind; })*
+    };
+}
+
+bodies! {
+    /// A node asks the scheduler to take part.
+    1 Join {
+        /// The release of its program; all nodes run the same.
+        release: String,
+        /// Its arithmetic fingerprint.
+        fingerprint: String,
+        /// Where a server can be dialled, `host:port`; `None` from a worker.
+        address: Option<String>,
+    }
+    /// The scheduler admits a node.
+    2 Welcome {
+        /// Counts the times that this identity has joined, from 1.
+        incarnation: u64,
+        /// The operator's signed job.
+        job: SignedJob,
+    }
+    /// The scheduler turns a node away; the reason is for its operator.
+    3 JoinRefused {
+        /// What is wrong, and what to do.
+        reason: String,
+    }
+    /// Who takes part, and who computes what, from now on.
+    4 Membership {
+        /// Counts changes of membership, from 1.
+        epoch: u64,
+        /// The servers.
+        servers: Vec<ServerMember>,
+        /// The live leases.
+        leases: Vec<Lease>,
+        /// Steps below this one may be begun.
+        until: u64,
+    }
+    /// A server has installed a membership epoch and holds initialised parameters.
+    5 Ready {
+        /// The epoch.
+        epoch: u64,
+    }
+    /// The leases of an epoch hold for more steps.
+    6 LeaseExtended {
+        /// The epoch.
+        epoch: u64,
+        /// Steps below this one may be begun.
+        until: u64,
+    }
+    /// A worker's contributions to a step are stored by every server.
+    7 NodeDone {
+        /// The step, from 0.
+        step: u64,
+        /// Its nodes and their loss.
+        nodes: Vec<NodeLoss>,
+        /// Where the time went.
+        times: StepTimes,
+        /// Message bytes this worker has sent to servers since its last report.
+        bytes_sent: u64,
+        /// Message bytes this worker has received from servers since its last report.
+        bytes_received: u64,
+    }
+    /// A node lives, and says what it waits for.
+    8 Heartbeat {
+        /// The step a worker is in, or the lowest version among a server's slices.
+        step: u64,
+        /// What keeps it from going on, if anything does.
+        waiting: Option<Waiting>,
+    }
+    /// The scheduler asks a worker to evaluate part of the test set.
+    9 Evaluate {
+        /// With parameters of this version.
+        version: u64,
+        /// First test example.
+        first: u64,
+        /// Number of test examples.
+        examples: u64,
+    }
+    /// The result of an [`Evaluate`].
+    10 EvaluationResult {
+        /// The version used.
+        version: u64,
+        /// First test example.
+        first: u64,
+        /// Number of test examples.
+        examples: u64,
+        /// Sum of their losses.
+        loss_sum: f64,
+        /// How many were classified right.
+        correct: u64,
+    }
+    /// The scheduler asks a worker for the final model.
+    11 Export {
+        /// Of this version.
+        version: u64,
+        /// Whether it is written, or its hash alone computed.
+        write: bool,
+    }
+    /// The final model is stored.
+    12 Exported {
+        /// Its version.
+        version: u64,
+        /// BLAKE3 of the parameters; see [`crate::checkpoint::params_blake3`].
+        params_blake3: [u8; 32],
+        /// Bytes written; 0 if none were to be.
+        bytes: u64,
+    }
+    /// The run is over: leave in order.
+    13 Shutdown {
+        /// Why; for the log.
+        reason: String,
+    }
+    /// A node cannot go on; for the operator.
+    14 Failure {
+        /// What, where, and what to do.
+        reason: String,
+    }
+    /// A worker's gradient sum for one slice of one tree node; the values are the payload.
+    20 Push {
+        /// The epoch of the worker's leases.
+        epoch: u64,
+        /// The step, from 0: the version of the parameters that the gradient was computed with.
+        step: u64,
+        /// The slice.
+        slice: SliceId,
+        /// The tree node that the values sum over.
+        node: Node,
+        /// The wire codec's id.
+        codec: u8,
+    }
+    /// The values of a push are stored.
+    21 PushAccepted {
+        /// They had been there already.
+        duplicate: bool,
+    }
+    /// The values of a push are not taken.
+    22 PushRefused {
+        /// Why.
+        reason: PushRefusal,
+    }
+    /// A worker asks for one version of a slice, and waits if it is the next one.
+    23 Pull {
+        /// The slice.
+        slice: SliceId,
+        /// The version: updates applied since initialisation.
+        version: u64,
+    }
+    /// A version of a slice; the values are the payload.
+    24 SliceVersion {
+        /// The slice.
+        slice: SliceId,
+        /// The version.
+        version: u64,
+        /// The wire codec's id.
+        codec: u8,
+    }
+    /// A version that cannot be had.
+    25 PullRefused {
+        /// Why.
+        reason: PullRefusal,
+    }
+    /// An operator asks how the run is doing; the scheduler reports on this stream until it ends.
+    30 Status {
+        /// Milliseconds between reports.
+        every_ms: u32,
+    }
+    /// How the run is doing.
+    31 StatusReport {
+        /// Where the run is.
+        phase: Phase,
+        /// Steps completed.
+        steps_done: u64,
+        /// Steps that will be run.
+        steps: u64,
+        /// The epoch of the last completed step, from 0.
+        epoch: u64,
+        /// Epochs planned.
+        epochs: u64,
+        /// Mean loss of the last completed step.
+        loss: Option<f64>,
+        /// Training examples a second, lately.
+        samples_per_second: f64,
+        /// What the run waits for, if it has stalled.
+        stalled: Option<String>,
+        /// The outcome, once there is one.
+        outcome: Option<Outcome>,
+    }
+    /// An operator ends the run in order, with a final model.
+    32 Stop {}
+    /// An operator knows that a node's process has ended.
+    33 Ended {
+        /// `server` or `worker`.
+        role: MemberRole,
+        /// Its index.
+        index: u32,
+        /// How it ended.
+        exit: String,
+    }
+}
+
+/// A server and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerMember {
+    /// Its index.
+    pub index: u32,
+    /// Where workers dial it, `host:port`.
+    pub address: String,
+}
+
+/// The roles that take part in training beside the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MemberRole {
+    /// Keeps parameters.
+    Server,
+    /// Computes gradients.
+    Worker,
+}
+
+impl MemberRole {
+    /// The role in identities.
+    #[must_use]
+    pub fn role(self) -> Role {
+        match self {
+            MemberRole::Server => Role::Server,
+            MemberRole::Worker => Role::Worker,
+        }
+    }
+}
+
+/// A member of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Member {
+    /// What it is.
+    pub role: MemberRole,
+    /// Which one.
+    pub index: u32,
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.role.role(), self.index)
+    }
+}
+
+/// The loss of one tree node in one step: sums, folded in the tree's order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeLoss {
+    /// The node.
+    pub node: Node,
+    /// Sum of its examples' losses.
+    pub loss_sum: f64,
+    /// How many were classified right.
+    pub correct: u64,
+    /// Examples counted; 0 when a step was found complete after its worker died before it could report.
+    pub examples: u64,
+}
+
+/// Where a worker's step went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTimes {
+    /// Forward and backward passes.
+    pub compute_us: u64,
+    /// From the end of the backward pass until every push was acknowledged.
+    pub send_us: u64,
+    /// Waiting for the step's parameters before it began.
+    pub wait_us: u64,
+}
+
+/// What a node waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The slice.
+    pub slice: SliceId,
+    /// The step whose contributions are missing, or whose result is awaited.
+    pub step: u64,
+    /// At a server: a tree node that has not contributed.
+    pub missing: Option<Node>,
+}
+
+/// Why a push is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum PushRefusal {
+    /// No parameters yet.
+    #[error("the server has not been told of the job's membership yet")]
+    NotInitialised,
+    /// No such slice here.
+    #[error("this server keeps no such slice")]
+    UnknownSlice,
+    /// A codec that the job does not use.
+    #[error("codec {0} is not the job's")]
+    UnknownCodec(u8),
+    /// The payload's length is not the slice's.
+    #[error("the slice takes {expected} bytes, {found} came")]
+    WrongLength {
+        /// Bytes the slice takes.
+        expected: u64,
+        /// Bytes that came.
+        found: u64,
+    },
+    /// Not a node of the reduction tree, or not this worker's in this epoch and step.
+    #[error("the worker holds no lease on these shards in the current membership epoch")]
+    NoLease,
+    /// The round is over and gone.
+    #[error("the slice is at version {version} already")]
+    StepGone {
+        /// The slice's version.
+        version: u64,
+    },
+    /// The slice has not got there.
+    #[error("the slice is at version {version} still")]
+    StepAhead {
+        /// The slice's version.
+        version: u64,
+    },
+    /// NaN or infinity.
+    #[error("element {element} of the slice is not finite: training has diverged (a lower learning rate may help)")]
+    NotFinite {
+        /// The first such element, counted within the slice.
+        element: u64,
+    },
+    /// A second, different value for the same place.
+    #[error("another value was accepted for these shards: equal hardware must compute equal gradients")]
+    Conflict,
+    /// The node covers shards of which some are accepted.
+    #[error("some of these shards have contributed already")]
+    Overlap,
+}
+
+/// Why a pull is not answered with a slice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum PullRefusal {
+    /// No parameters yet.
+    #[error("the server has not initialised its parameters yet")]
+    NotInitialised,
+    /// No such slice here.
+    #[error("this server keeps no such slice")]
+    UnknownSlice,
+    /// Too old.
+    #[error("that version is gone; the slice is at version {version}")]
+    Gone {
+        /// The slice's version.
+        version: u64,
+    },
+    /// More than one step ahead.
+    #[error("that version is not possible yet; the slice is at version {version}")]
+    NotYetPossible {
+        /// The slice's version.
+        version: u64,
+    },
+    /// More pulls wait at this server than it holds for one worker.
+    #[error("too many pulls of this worker wait")]
+    TooManyWaiting,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Nodes are joining.
+    Forming,
+    /// Steps are being trained.
+    Training,
+    /// The last version is evaluated and exported.
+    Finishing,
+    /// It is over.
+    Over,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// In order.
+    Finished(Finished),
+    /// It could not go on; what, where, and what to do.
+    Failed(String),
+}
+
+/// The figures of a run that ended in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Steps trained.
+    pub steps: u64,
+    /// Whether an operator stopped it before its last step.
+    pub stopped_early: bool,
+    /// Mean training loss of the last step.
+    pub final_loss: f64,
+    /// Mean loss over the test set.
+    pub test_loss: f64,
+    /// Share of the test set classified right.
+    pub test_accuracy: f64,
+    /// BLAKE3 of the final parameters.
+    pub params_blake3: [u8; 32],
+    /// Training examples seen.
+    pub samples: u64,
+    /// Seconds from the first step's begin to the last step's end.
+    pub training_seconds: f64,
+    /// Message bytes that workers sent to servers.
+    pub bytes_sent: u64,
+    /// Message bytes that workers received from servers.
+    pub bytes_received: u64,
+    /// Workers that died on the way.
+    pub workers_lost: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn bodies_survive_the_wire_and_nothing_may_trail() {
+        let push = Push {
+            epoch: 3,
+            step: 700,
+            slice: SliceId { parameter: 1, index: 2 },
+            node: Node { first: 4, leaves: 4 },
+            codec: 0,
+        };
+        let mut bytes = push.encode();
+        assert_eq!(Push::decode(&bytes).unwrap(), push);
+        bytes.push(0);
+        assert!(Push::decode(&bytes).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_body_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (Join::decode(&bytes), Welcome::decode(&bytes), Membership::decode(&bytes), NodeDone::decode(&bytes));
+            let _ = (Push::decode(&bytes), Pull::decode(&bytes), StatusReport::decode(&bytes), Heartbeat::decode(&bytes));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Running one node to its end: join the job, check it, start the actor, wait.
+//!
+//! Each function blocks its thread, which becomes the actor's; connections' tasks run on the tokio runtime that is handed
+//! in, and arithmetic on a thread of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, System};
+use testudo_kernels::{Model, ModelError};
+use testudo_transport::{Class, Connection, Identity, Outgoing, Receiver, Role, Sender, SpiffeId};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::checkpoint::CheckpointSink;
+use crate::dataset::Dataset;
+use crate::job::{JobError, JobSpec, SignedJob};
+use crate::link::{Network, Outbox};
+use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
+use crate::placement::{PlacementError, SliceMap};
+use crate::plan::Plan;
+use crate::scheduler::actor::SchedulerActor;
+use crate::scheduler::{Observer, SchedulerCore};
+use crate::server::actor::{ServerActor, ServerParts};
+use crate::server::{ServerCore, SliceMath, Store, SumOrder};
+use crate::worker::actor::{WorkerActor, WorkerParts};
+use crate::worker::{ComputeError, ShardCompute, WorkerCore};
+
+/// The release that nodes of one job must share.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// Messages to the scheduler that may wait: reports and heartbeats, which it reads as they come.
+const MAX_REPORTS: usize = 1024;
+
+/// How long a node keeps trying to reach its scheduler, which may start after it.
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two tries.
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// The scheduler's stream overtakes every other.
+const CONTROL_PRIORITY: i32 = 100;
+
+/// What every node needs.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// Who it is, and whom it trusts.
+    pub identity: Arc<Identity>,
+    /// What it dials with and is dialled on.
+    pub network: Network,
+    /// Where the scheduler is, `host:port`.
+    pub scheduler: String,
+    /// Where others can dial this node, `host:port`, if it is not where it is bound.
+    pub advertise: Option<String>,
+    /// Streams that a worker opens to each server, by priority; at least 1.
+    pub lanes: u32,
+    /// Where connections' tasks run.
+    pub runtime: Handle,
+}
+
+/// Why a node ended other than in order, by blame.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The scheduler could not be reached.
+    #[error("the scheduler at {address} cannot be reached: {reason}")]
+    Unreachable {
+        /// Where it was looked for.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The scheduler turned this node away.
+    #[error("the scheduler turned this node away: {0}")]
+    TurnedAway(String),
+    /// The connection to the scheduler ended before the run did.
+    #[error("the connection to the scheduler was lost: {0}")]
+    SchedulerLost(String),
+    /// The scheduler said what makes no sense.
+    #[error("the scheduler misbehaved: {0}")]
+    Scheduler(String),
+    /// The job does not hold.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// The model does not hold.
+    #[error("the job's model: {0}")]
+    Model(#[from] ModelError),
+    /// The parameters cannot be placed.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// Model, data and job do not fit.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// This machine refused something.
+    #[error("{0}")]
+    Environment(String),
+    /// A bug in Testudo.
+    #[error("a bug in Testudo: {0}; please report it")]
+    Bug(String),
+}
+
+/// Gives a worker its data and its sink once the job is known and checked.
+pub trait WorkerSetup: Send {
+    /// The training set and the test set of `job`; their content is the implementation's to check.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    fn data(&mut self, job: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String>;
+
+    /// The model; the job's own, unless the job names one that only this program has.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
+        job.model.build(ShardCompute::largest_batch(job))
+    }
+
+    /// Where the final model goes.
+    fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink>;
+
+    /// The arithmetic, just built; a test may watch it.
+    fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
+        compute
+    }
+}
+
+/// What a job's nodes derive from it alike.
+struct Derived {
+    job: Arc<JobSpec>,
+    map: SliceMap,
+    names: Vec<String>,
+    parameters: Vec<testudo_kernels::ParameterSpec>,
+}
+
+fn derive(job: JobSpec) -> Result<Derived, NodeError> {
+    let parameters = job.model.parameters()?;
+    let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
+    let servers: Vec<u32> = (0..job.servers).collect();
+    let map = SliceMap::new(&elements, job.slice_bytes, &servers)?;
+    let names = parameters.iter().map(|p| p.name.clone()).collect();
+    Ok(Derived { job: Arc::new(job), map, names, parameters })
+}
+
+/// Runs the scheduler of `signed` until the run is over.
+///
+/// # Errors
+/// [`NodeError`] when it could not begin; how the run itself went is in the [`Outcome`].
+pub fn run_scheduler(
+    identity: &Identity,
+    network: Network,
+    signed: SignedJob,
+    observer: Box<dyn Observer>,
+    runtime: Handle,
+) -> Result<Outcome, NodeError> {
+    let Derived { job, names, .. } = derive(signed.open(identity)?)?;
+    System::new().block_on(async move {
+        let (over, outcome) = oneshot::channel();
+        let core = SchedulerCore::new(job, RELEASE.to_owned(), names);
+        let actor = SchedulerActor::new(core, signed, network.clone(), runtime, observer, over);
+        let _address = actor.start();
+        let outcome =
+            outcome.await.map_err(|_| NodeError::Bug("the scheduler ended without an outcome".into()));
+        network.close("the run is over").await;
+        outcome
+    })
+}
+
+/// Runs a server until the scheduler dismisses it.
+///
+/// # Errors
+/// [`NodeError`] when it ended other than in order.
+pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError> {
+    System::new().block_on(async move {
+        let index = own_index(&options)?;
+        let advertise =
+            options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
+        let (signed, scheduler, from_scheduler) = join(&options, Some(advertise)).await?;
+        let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?)?;
+        let store = Arc::new(Store::default());
+        let mine: Vec<_> = map.of_server(index).copied().collect();
+        let heartbeat = Duration::from_millis(job.heartbeat_ms);
+        let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
+        let parts = ServerParts {
+            core: ServerCore::new(index, job.tree(), map, heartbeat),
+            math: SliceMath::new(Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
+            store,
+            slices,
+            bytes,
+            network: options.network.clone(),
+            scheduler,
+            from_scheduler,
+            runtime: options.runtime.clone(),
+        };
+        let (over, result) = oneshot::channel();
+        let _address = ServerActor::new(parts, over).start();
+        finish(&options.network, result).await
+    })
+}
+
+/// Runs a worker until the scheduler dismisses it.
+///
+/// # Errors
+/// [`NodeError`] when it ended other than in order.
+pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(), NodeError> {
+    System::new().block_on(async {
+        let index = own_index(&options)?;
+        let (signed, scheduler, from_scheduler) = join(&options, None).await?;
+        let Derived { job, map, names, parameters } = derive(signed.open(&options.identity)?)?;
+        let (train, test) = setup.data(&job).map_err(NodeError::Environment)?;
+        let plan = Plan::new(&job);
+        let heartbeat = Duration::from_millis(job.heartbeat_ms);
+        let shared = Arc::new(map.clone());
+        let compute = ShardCompute::new(
+            Arc::clone(&job),
+            shared,
+            setup.model(&job)?,
+            train,
+            test,
+            setup.sink(&job),
+        )?;
+        let parts = WorkerParts {
+            compute: setup.adapt(compute),
+            slices: map.slices().len(),
+            core: WorkerCore::new(index, map, names, plan.steps(), heartbeat),
+            job,
+            parameters: parameters.len(),
+            lanes: options.lanes.max(1),
+            network: options.network.clone(),
+            scheduler,
+            from_scheduler,
+            runtime: options.runtime.clone(),
+        };
+        let (over, result) = oneshot::channel();
+        let _address = WorkerActor::new(parts, over).start();
+        finish(&options.network, result).await
+    })
+}
+
+async fn finish(
+    network: &Network,
+    result: oneshot::Receiver<Result<(), NodeError>>,
+) -> Result<(), NodeError> {
+    let result = result.await.unwrap_or_else(|_| Err(NodeError::Bug("the actor ended without a result".into())));
+    network.close("left").await;
+    result
+}
+
+fn own_index(options: &NodeOptions) -> Result<u32, NodeError> {
+    let id = options.identity.id();
+    id.index().ok_or_else(|| {
+        NodeError::Environment(format!("{id} names no numbered node: a server or worker identity is needed"))
+    })
+}
+
+/// Joins the job: says who this node is and gets the signed job.
+async fn join(
+    options: &NodeOptions,
+    address: Option<String>,
+) -> Result<(SignedJob, Outbox, Receiver), NodeError> {
+    let id = options.identity.id();
+    let at = options.scheduler.clone();
+    let scheduler = SpiffeId::new(id.trust_domain(), id.job(), Role::Scheduler, "0")
+        .map_err(|e| NodeError::Environment(e.to_string()))?;
+    // On the connections' runtime, so that the connection's own tasks run there and not on the actor's thread.
+    let dialled = options.runtime.spawn(dial_scheduler(options.network.clone(), at.clone(), scheduler)).await;
+    let (connection, sender, mut receiver) = dialled
+        .map_err(|e| NodeError::Bug(e.to_string()))?
+        .map_err(|reason| NodeError::Unreachable { address: at, reason })?;
+    let outbox = Outbox::new(connection, sender, MAX_REPORTS, usize::MAX, &options.runtime);
+    let join =
+        Join { release: RELEASE.to_owned(), fingerprint: testudo_kernels::fingerprint(), address };
+    outbox.post(Outgoing::new(Join::KIND, 1, join.encode()));
+    let message = match receiver.recv().await {
+        Ok(Some(message)) => message,
+        Ok(None) => return Err(NodeError::SchedulerLost("it closed the stream".into())),
+        Err(error) => return Err(NodeError::SchedulerLost(error.to_string())),
+    };
+    let misbehaved = |e: testudo_transport::WireError| NodeError::Scheduler(e.to_string());
+    match message.kind {
+        Welcome::KIND => {
+            let welcome = Welcome::decode(&message.body).map_err(misbehaved)?;
+            tracing::info!(incarnation = welcome.incarnation, "joined");
+            Ok((welcome.job, outbox, receiver))
+        }
+        JoinRefused::KIND => {
+            Err(NodeError::TurnedAway(JoinRefused::decode(&message.body).map_err(misbehaved)?.reason))
+        }
+        other => Err(NodeError::Scheduler(format!("kind {other} is no answer to a join"))),
+    }
+}
+
+async fn dial_scheduler(
+    network: Network,
+    at: String,
+    scheduler: SpiffeId,
+) -> Result<(Connection, Sender, Receiver), String> {
+    let begun = std::time::Instant::now();
+    let connection = loop {
+        match network.connect(&at, &scheduler).await {
+            Ok(connection) => break connection,
+            Err(reason) if begun.elapsed() > JOIN_PATIENCE => return Err(reason),
+            Err(reason) => tracing::info!(reason, "the scheduler cannot be reached yet"),
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
+    };
+    let (sender, receiver) =
+        connection.open(Class::Control, CONTROL_PRIORITY).await.map_err(|e| e.to_string())?;
+    Ok((connection, sender, receiver))
+}

@@ -1,0 +1,233 @@
+//! Cutting tensors into slices, and choosing each slice's server.
+//!
+//! Servers are chosen by rendezvous hashing with bounded loads: a slice goes to the server with the highest hash of
+//! (slice, server) among those that stay within an eighth of the mean number of bytes (Thaler and Ravishankar 1998;
+//! Mirrokni, Thorup and Zadimoghaddam 2018). Adding a server moves about its own share and little else, and
+//! few large slices still spread evenly, which plain rendezvous hashing does not promise.
+//!
+//! 1. The slices of a parameter tile it, in order; an empty tensor has none.
+//! 2. Placement never changes a value: only sums over whole slices of one position are formed.
+
+use serde::{Deserialize, Serialize};
+
+/// A slice's name: the parameter's place in the model, and the slice's place in the parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SliceId {
+    /// The parameter, in the model's order.
+    pub parameter: u32,
+    /// The slice within the parameter.
+    pub index: u32,
+}
+
+impl std::fmt::Display for SliceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "parameter {} slice {}", self.parameter, self.index)
+    }
+}
+
+/// Where a slice lies and who keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Its name.
+    pub id: SliceId,
+    /// Its first element in the parameter, row-major.
+    pub first: usize,
+    /// How many elements it holds; at least 1.
+    pub elements: usize,
+    /// The index of the server that keeps it.
+    pub server: u32,
+}
+
+/// All slices of a model, on the servers of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceMap {
+    slices: Vec<Slice>,
+    /// Where each parameter's slices begin in `slices`; one more entry than parameters.
+    starts: Vec<usize>,
+}
+
+/// A model or job that cannot be cut or placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// Slices of less than one value.
+    #[error("transport.slice_bytes is {0}: at least 4 bytes, one f32 value, are needed")]
+    SliceTooSmall(u32),
+    /// More slices or parameters than 32-bit numbers name.
+    #[error("the model needs more than {} slices: raise transport.slice_bytes", u32::MAX)]
+    TooManySlices,
+    /// Nowhere to put them.
+    #[error("there is no server to place parameters on")]
+    NoServers,
+}
+
+impl SliceMap {
+    /// Cuts parameters of the given numbers of elements into slices of at most `slice_bytes` of f32 and places them
+    /// on `servers`.
+    ///
+    /// # Errors
+    /// [`PlacementError`] when that cannot be done.
+    pub fn new(elements: &[usize], slice_bytes: u32, servers: &[u32]) -> Result<SliceMap, PlacementError> {
+        let most = (slice_bytes / 4) as usize;
+        if most == 0 {
+            return Err(PlacementError::SliceTooSmall(slice_bytes));
+        }
+        let Some(first_server) = servers.first() else { return Err(PlacementError::NoServers) };
+        let mut slices = Vec::new();
+        let mut starts = vec![0];
+        for (parameter, count) in elements.iter().enumerate() {
+            let parameter = u32::try_from(parameter).map_err(|_| PlacementError::TooManySlices)?;
+            for (index, first) in (0..*count).step_by(most).enumerate() {
+                let index = u32::try_from(index).map_err(|_| PlacementError::TooManySlices)?;
+                let id = SliceId { parameter, index };
+                slices.push(Slice { id, first, elements: most.min(count - first), server: *first_server });
+            }
+            starts.push(slices.len());
+        }
+        place(&mut slices, servers);
+        Ok(SliceMap { slices, starts })
+    }
+
+    /// Every slice, in the model's order.
+    #[must_use]
+    pub fn slices(&self) -> &[Slice] {
+        &self.slices
+    }
+
+    /// The slices of one parameter, in order; empty for an unknown parameter.
+    #[must_use]
+    pub fn of_parameter(&self, parameter: usize) -> &[Slice] {
+        match (self.starts.get(parameter), self.starts.get(parameter + 1)) {
+            (Some(first), Some(end)) => self.slices.get(*first..*end).unwrap_or(&[]),
+            _ => &[],
+        }
+    }
+
+    /// The slice of that name; `None` if the model has no such slice.
+    #[must_use]
+    pub fn slice(&self, id: SliceId) -> Option<&Slice> {
+        self.position(id).and_then(|at| self.slices.get(at))
+    }
+
+    /// The place of that slice in [`slices`](SliceMap::slices).
+    #[must_use]
+    pub fn position(&self, id: SliceId) -> Option<usize> {
+        let first = *self.starts.get(id.parameter as usize)?;
+        let end = *self.starts.get(id.parameter as usize + 1)?;
+        let at = first.checked_add(id.index as usize)?;
+        (at < end).then_some(at)
+    }
+
+    /// The slices that `server` keeps, in the model's order.
+    pub fn of_server(&self, server: u32) -> impl Iterator<Item = &Slice> {
+        self.slices.iter().filter(move |s| s.server == server)
+    }
+}
+
+/// A well-mixed number for (slice, server): SplitMix64's finalizer (Steele, Lea and Flood 2014), twice.
+fn score(id: SliceId, server: u32) -> u64 {
+    let mix = |mut x: u64| {
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    let slice = mix((u64::from(id.parameter) << 32 | u64::from(id.index)).wrapping_add(0x9e37_79b9_7f4a_7c15));
+    mix(slice ^ u64::from(server).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+fn place(slices: &mut [Slice], servers: &[u32]) {
+    let total: usize = slices.iter().map(|s| s.elements).sum();
+    let mean = total.div_ceil(servers.len());
+    let bound = mean + mean / 8;
+    let mut load = vec![0usize; servers.len()];
+    // The largest first: small ones then fill what is left, and a slice's choice depends on few others.
+    let mut order: Vec<usize> = (0..slices.len()).collect();
+    order.sort_by_key(|i| (std::cmp::Reverse(slices[*i].elements), slices[*i].id));
+    for i in order {
+        let slice = &mut slices[i];
+        let within = |at: &usize| load[*at] + slice.elements <= bound;
+        let chosen = (0..servers.len())
+            .filter(within)
+            .max_by_key(|at| score(slice.id, servers[*at]))
+            .or_else(|| (0..servers.len()).min_by_key(|at| (load[*at], score(slice.id, servers[*at]))));
+        if let Some(at) = chosen {
+            load[at] += slice.elements;
+            slice.server = servers[at];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn servers(n: u32) -> Vec<u32> {
+        (0..n).collect()
+    }
+
+    /// semantics.md, line 7.
+    #[test]
+    fn edges() {
+        let lens = |elements: &[usize], bytes| -> Vec<usize> {
+            SliceMap::new(elements, bytes, &[0]).unwrap().slices().iter().map(|s| s.elements).collect()
+        };
+        assert_eq!(lens(&[3], 16), [3]);
+        assert_eq!(lens(&[4], 16), [4]);
+        assert_eq!(lens(&[5], 16), [4, 1]);
+        assert_eq!(lens(&[0, 2, 0], 16), [2]);
+        assert_eq!(lens(&[], 16), [] as [usize; 0]);
+        assert_eq!(SliceMap::new(&[1], 3, &[0]), Err(PlacementError::SliceTooSmall(3)));
+        assert_eq!(SliceMap::new(&[1], 4, &[]), Err(PlacementError::NoServers));
+        let few = SliceMap::new(&[2], 4, &servers(5)).unwrap();
+        assert_eq!(few.slices().len(), 2);
+        assert_ne!(few.slices()[0].server, few.slices()[1].server);
+    }
+
+    /// semantics.md, line 7: a million small tensors.
+    #[test]
+    fn a_million_small_tensors_spread_evenly() {
+        let map = SliceMap::new(&vec![3; 1_000_000], 1 << 20, &servers(3)).unwrap();
+        for server in 0..3 {
+            let share = map.of_server(server).count();
+            assert!((290_000..=376_000).contains(&share), "server {server} keeps {share}");
+        }
+    }
+
+    #[test]
+    fn the_mnist_network_is_balanced_over_two() {
+        let map =
+            SliceMap::new(&[784 * 512, 512, 512 * 512, 512, 5120, 10], 1 << 20, &servers(2)).unwrap();
+        let load = |server| map.of_server(server).map(|s| s.elements).sum::<usize>();
+        assert!(load(0).abs_diff(load(1)) < 669_706 / 4, "{} and {}", load(0), load(1));
+    }
+
+    #[test]
+    fn adding_a_server_moves_about_its_share() {
+        let elements = vec![1000; 3000];
+        let before = SliceMap::new(&elements, 4000, &servers(4)).unwrap();
+        let after = SliceMap::new(&elements, 4000, &servers(5)).unwrap();
+        let moved =
+            before.slices().iter().zip(after.slices()).filter(|(a, b)| a.server != b.server).count();
+        assert!(moved < 3000 * 2 / 5, "{moved} of 3000 moved; a fifth is the least");
+    }
+
+    proptest! {
+        /// Invariant 1.
+        #[test]
+        fn slices_tile_their_parameters(elements in prop::collection::vec(0usize..50, 0..20), words in 1u32..20, n in 1u32..6) {
+            let map = SliceMap::new(&elements, words * 4, &servers(n)).unwrap();
+            for (parameter, count) in elements.iter().enumerate() {
+                let mut next = 0;
+                for (index, slice) in map.of_parameter(parameter).iter().enumerate() {
+                    prop_assert_eq!(slice.id, SliceId { parameter: parameter as u32, index: index as u32 });
+                    prop_assert_eq!(map.slice(slice.id), Some(slice));
+                    prop_assert_eq!(slice.first, next);
+                    prop_assert!(slice.elements > 0 && slice.elements <= words as usize && slice.server < n);
+                    next += slice.elements;
+                }
+                prop_assert_eq!(next, *count);
+                prop_assert_eq!(map.slice(SliceId { parameter: parameter as u32, index: u32::MAX }), None);
+            }
+        }
+    }
+}

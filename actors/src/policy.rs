@@ -1,0 +1,86 @@
+//! The role table: which role may say which message to which, how large it may be, and in which class it travels.
+//!
+//! The transport enforces it before a header is decoded; a `peer` may say what a server or a worker may.
+
+use testudo_transport::{Class, Policy, PolicyError, Role, RoleSet, Rule};
+
+use crate::job::MAX_SIGNED_JOB;
+use crate::message::*;
+
+/// Bytes of f32 in a slice at most: one slice is one message, and a receiver's memory is counted in messages.
+pub const MAX_SLICE_BYTES: u32 = 16 << 20;
+
+/// Header bytes of a message whose body is a few numbers; the rest is for the two addresses.
+const SMALL: u32 = 2 << 10;
+/// Header bytes of a message that carries text for people.
+const TEXT: u32 = 8 << 10;
+/// Header bytes of a message that lists members or leases: room for 65,536 leases.
+const LISTS: u32 = 2 << 20;
+
+const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
+const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
+const WORKER: RoleSet = RoleSet::of(&[Role::Worker]);
+const MEMBERS: RoleSet = RoleSet::of(&[Role::Server, Role::Worker]);
+const OPERATOR: RoleSet = RoleSet::of(&[Role::Operator]);
+
+/// The table, for slices of at most `slice_bytes`.
+///
+/// # Errors
+/// [`PolicyError`] when two rows name one kind; the rows are fixed, so that is a bug.
+pub fn policy(slice_bytes: u32) -> Result<Policy, PolicyError> {
+    Policy::new(rules(slice_bytes))
+}
+
+/// The table's rows.
+#[must_use]
+pub fn rules(slice_bytes: u32) -> Vec<Rule> {
+    let values = u64::from(slice_bytes.min(MAX_SLICE_BYTES));
+    let row = |kind, name, from, to, class, max_header, max_payload| Rule {
+        kind,
+        name,
+        from,
+        to,
+        class,
+        max_header,
+        max_payload,
+    };
+    let control = |kind, name, from, to, max_header| row(kind, name, from, to, Class::Control, max_header, 0);
+    let data = |kind, name, from, to, payload| row(kind, name, from, to, Class::Data, SMALL, payload);
+    vec![
+        control(Join::KIND, "join", MEMBERS, SCHEDULER, SMALL),
+        control(Welcome::KIND, "welcome", SCHEDULER, MEMBERS, MAX_SIGNED_JOB + SMALL),
+        control(JoinRefused::KIND, "join refused", SCHEDULER, MEMBERS, TEXT),
+        control(Membership::KIND, "membership", SCHEDULER, MEMBERS, LISTS),
+        control(Ready::KIND, "ready", SERVER, SCHEDULER, SMALL),
+        control(LeaseExtended::KIND, "lease extended", SCHEDULER, WORKER, SMALL),
+        control(NodeDone::KIND, "node done", WORKER, SCHEDULER, LISTS),
+        control(Heartbeat::KIND, "heartbeat", MEMBERS, SCHEDULER, SMALL),
+        control(Evaluate::KIND, "evaluate", SCHEDULER, WORKER, SMALL),
+        control(EvaluationResult::KIND, "evaluation result", WORKER, SCHEDULER, SMALL),
+        control(Export::KIND, "export", SCHEDULER, WORKER, SMALL),
+        control(Exported::KIND, "exported", WORKER, SCHEDULER, SMALL),
+        control(Shutdown::KIND, "shutdown", SCHEDULER, MEMBERS, TEXT),
+        control(Failure::KIND, "failure", MEMBERS, SCHEDULER, TEXT),
+        data(Push::KIND, "push", WORKER, SERVER, values),
+        data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
+        data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),
+        data(Pull::KIND, "pull", WORKER, SERVER, 0),
+        data(SliceVersion::KIND, "slice version", SERVER, WORKER, values),
+        data(PullRefused::KIND, "pull refused", SERVER, WORKER, 0),
+        control(Status::KIND, "status", OPERATOR, SCHEDULER, SMALL),
+        control(StatusReport::KIND, "status report", SCHEDULER, OPERATOR, TEXT),
+        control(Stop::KIND, "stop", OPERATOR, SCHEDULER, SMALL),
+        control(Ended::KIND, "ended", OPERATOR, SCHEDULER, TEXT),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_well_formed() {
+        let rows = rules(1 << 20).len();
+        assert_eq!(policy(1 << 20).unwrap().rules().len(), rows);
+    }
+}

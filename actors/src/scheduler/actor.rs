@@ -1,0 +1,331 @@
+//! The scheduler's shell: members and operators in, orders and reports out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler};
+use testudo_transport::{Connection, Message, Outgoing, Role, SpiffeId};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::job::SignedJob;
+use crate::link::{Network, Outbox};
+use crate::mailbox::{Letter, Mailbox};
+use crate::message::{
+    Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member, MemberRole, NodeDone,
+    Outcome, Ready, Status, Stop, Welcome,
+};
+use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
+use crate::time::Clock;
+
+/// Orders that may wait for one member: it reads them as they come, and a member that does not is cut off.
+const MAX_ORDERS: usize = 1024;
+
+/// How long a scheduler whose run is over stays for members and operators that have not left yet.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Reports to an operator come at most this often.
+const SHORTEST_REPORT: Duration = Duration::from_millis(20);
+
+/// What comes to the actor.
+#[derive(Debug)]
+pub enum Mail {
+    /// A peer has opened a stream.
+    Opened {
+        /// The connection's number.
+        link: u64,
+        /// Who.
+        peer: SpiffeId,
+        /// The connection.
+        connection: Connection,
+        /// To it.
+        outbox: Outbox,
+    },
+    /// A peer said something.
+    Said {
+        /// The connection's number.
+        link: u64,
+        /// What.
+        message: Message,
+    },
+    /// A peer's connection has ended.
+    Gone {
+        /// The connection's number.
+        link: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+struct Link {
+    peer: SpiffeId,
+    connection: Connection,
+    outbox: Outbox,
+    /// The request on which this peer follows the run.
+    follows: Option<u64>,
+}
+
+/// The actix shell of a [`SchedulerCore`].
+pub struct SchedulerActor {
+    core: SchedulerCore<u64>,
+    clock: Clock,
+    signed: SignedJob,
+    network: Network,
+    runtime: Handle,
+    observer: Box<dyn Observer>,
+    links: BTreeMap<u64, Link>,
+    run: tracing::Span,
+    outcome: Option<Outcome>,
+    over: Option<oneshot::Sender<Outcome>>,
+}
+
+impl std::fmt::Debug for SchedulerActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SchedulerActor").field("links", &self.links.len()).finish_non_exhaustive()
+    }
+}
+
+impl SchedulerActor {
+    /// A shell; `over` is told the outcome.
+    #[must_use]
+    pub fn new(
+        core: SchedulerCore<u64>,
+        signed: SignedJob,
+        network: Network,
+        runtime: Handle,
+        observer: Box<dyn Observer>,
+        over: oneshot::Sender<Outcome>,
+    ) -> SchedulerActor {
+        SchedulerActor {
+            core,
+            clock: Clock::start(),
+            signed,
+            network,
+            runtime,
+            observer,
+            links: BTreeMap::new(),
+            run: tracing::info_span!("run"),
+            outcome: None,
+            over: Some(over),
+        }
+    }
+
+    fn drive(&mut self, context: &mut Context<Self>, input: Input<u64>) {
+        self.core.handle(self.clock.now(), input);
+        while let Some(effect) = self.core.poll() {
+            self.carry_out(context, effect);
+        }
+    }
+
+    fn carry_out(&mut self, context: &mut Context<Self>, effect: Effect<u64>) {
+        match effect {
+            Effect::Welcome { connection, member, incarnation } => {
+                tracing::info!(%member, incarnation, "joined");
+                self.tell(connection, &Welcome { incarnation, job: self.signed.clone() });
+            }
+            Effect::Refuse { connection, reason } => self.tell(connection, &JoinRefused { reason }),
+            Effect::Send { connection, member: _, message } => match message {
+                ToMember::Membership(body) => self.tell(connection, &body),
+                ToMember::Extended(body) => self.tell(connection, &body),
+                ToMember::Evaluate(body) => self.tell(connection, &body),
+                ToMember::Export(body) => self.tell(connection, &body),
+                ToMember::Shutdown(body) => self.tell(connection, &body),
+            },
+            Effect::Disconnect { connection, reason } => {
+                if let Some(link) = self.links.get(&connection) {
+                    link.connection.close(testudo_transport::CloseCode::Admission.number(), &reason);
+                }
+            }
+            Effect::Step(summary) => self.observer.step(&summary),
+            Effect::Notice(text) => tracing::warn!("{text}"),
+            Effect::Over(outcome) => {
+                match &outcome {
+                    Outcome::Finished(f) => tracing::info!(steps = f.steps, accuracy = f.test_accuracy, "finished"),
+                    Outcome::Failed(reason) => tracing::error!(reason, "failed"),
+                }
+                self.outcome = Some(outcome);
+                self.report_to_followers();
+                context.run_later(LINGER, |actor, context| actor.end(context));
+            }
+        }
+    }
+
+    fn tell<B: Body>(&self, link: u64, body: &B) {
+        if let Some(link) = self.links.get(&link) {
+            let traceparent = self.run.in_scope(testudo_observability::current_traceparent);
+            link.outbox.post(Outgoing::new(B::KIND, 0, body.encode()).with_traceparent(traceparent));
+        }
+    }
+
+    fn end(&mut self, context: &mut Context<Self>) {
+        if let (Some(over), Some(outcome)) = (self.over.take(), self.outcome.take()) {
+            let _ = over.send(outcome);
+        }
+        actix::ActorContext::stop(context);
+    }
+
+    fn report_to_followers(&self) {
+        let report = self.core.report();
+        for link in self.links.values() {
+            if let Some(request) = link.follows {
+                link.outbox.post(Outgoing::new(
+                    crate::message::StatusReport::KIND,
+                    request,
+                    report.encode(),
+                ));
+            }
+        }
+    }
+
+    fn said(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
+        let Some(peer) = self.links.get(&link).map(|l| l.peer.clone()) else { return Ok(()) };
+        if peer.role() == Role::Operator {
+            return self.commanded(context, link, message);
+        }
+        let member = member_of(&peer).ok_or("neither server nor worker")?;
+        let (index, body) = (member.index, message.body.as_slice());
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match message.kind {
+            Join::KIND => {
+                Input::Join { member, connection: link, join: Join::decode(body).map_err(unreadable)? }
+            }
+            Ready::KIND => {
+                Input::Ready { server: index, epoch: Ready::decode(body).map_err(unreadable)?.epoch }
+            }
+            NodeDone::KIND => {
+                Input::NodeDone { worker: index, done: NodeDone::decode(body).map_err(unreadable)? }
+            }
+            Heartbeat::KIND => {
+                Input::Heartbeat { member, heartbeat: Heartbeat::decode(body).map_err(unreadable)? }
+            }
+            EvaluationResult::KIND => {
+                Input::Evaluated { worker: index, result: EvaluationResult::decode(body).map_err(unreadable)? }
+            }
+            Exported::KIND => {
+                Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
+            }
+            Failure::KIND => {
+                Input::Failure { member, reason: Failure::decode(body).map_err(unreadable)?.reason }
+            }
+            other => return Err(format!("kind {other} makes no sense to a scheduler")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+
+    fn commanded(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        match message.kind {
+            Status::KIND => {
+                let status = Status::decode(&message.body).map_err(unreadable)?;
+                let every = Duration::from_millis(u64::from(status.every_ms)).max(SHORTEST_REPORT);
+                if let Some(link) = self.links.get_mut(&link) {
+                    let follows_already = link.follows.replace(message.envelope.request).is_some();
+                    if !follows_already {
+                        context.run_interval(every, |actor, _| actor.report_to_followers());
+                    }
+                }
+                self.report_to_followers();
+            }
+            Stop::KIND => {
+                Stop::decode(&message.body).map_err(unreadable)?;
+                tracing::info!("an operator stops the run");
+                self.drive(context, Input::Stop);
+            }
+            Ended::KIND => {
+                let Ended { role, index, exit } = Ended::decode(&message.body).map_err(unreadable)?;
+                self.drive(context, Input::Ended { member: Member { role, index }, exit });
+            }
+            other => return Err(format!("kind {other} makes no sense to a scheduler")),
+        }
+        Ok(())
+    }
+}
+
+fn member_of(peer: &SpiffeId) -> Option<Member> {
+    let role = match peer.role() {
+        Role::Server => MemberRole::Server,
+        Role::Worker => MemberRole::Worker,
+        _ => return None,
+    };
+    Some(Member { role, index: peer.index()? })
+}
+
+impl Actor for SchedulerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        let mailbox = Mailbox::new(context.address());
+        self.runtime.spawn(accept(self.network.clone(), mailbox, self.runtime.clone()));
+        tick(self, context);
+    }
+}
+
+fn tick(actor: &mut SchedulerActor, context: &mut Context<SchedulerActor>) {
+    let now = actor.clock.now();
+    let wait = actor.core.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now));
+    context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
+        actor.drive(context, Input::Tick);
+        tick(actor, context);
+    });
+}
+
+impl Handler<Letter<Mail>> for SchedulerActor {
+    type Result = ();
+
+    fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        match letter.mail {
+            Mail::Opened { link, peer, connection, outbox } => {
+                self.links.insert(link, Link { peer, connection, outbox, follows: None });
+            }
+            Mail::Said { link, message } => {
+                if let Err(what) = self.said(context, link, &message)
+                    && let Some(link) = self.links.get(&link)
+                {
+                    tracing::warn!(peer = %link.peer, what, "malformed message");
+                    link.connection.close(testudo_transport::CloseCode::Framing.number(), "malformed message");
+                }
+            }
+            Mail::Gone { link, reason } => {
+                let Some(gone) = self.links.remove(&link) else { return };
+                tracing::info!(peer = %gone.peer, reason, "disconnected");
+                if let Some(member) = member_of(&gone.peer) {
+                    self.drive(context, Input::Gone { member, connection: link, reason });
+                }
+                if self.outcome.is_some() && self.links.is_empty() {
+                    self.end(context);
+                }
+            }
+        }
+    }
+}
+
+async fn accept(network: Network, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
+    let mut link = 0;
+    while let Some(connection) = network.accept().await {
+        link += 1;
+        runtime.spawn(hear(connection, link, mailbox.clone(), runtime.clone()));
+    }
+}
+
+/// A peer of the scheduler has one stream, which it opens.
+async fn hear(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
+    let Ok((sender, mut receiver)) = connection.accept().await else { return };
+    let outbox = Outbox::new(connection.clone(), sender, MAX_ORDERS, usize::MAX, &runtime);
+    let peer = connection.peer().clone();
+    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_err() {
+        return;
+    }
+    loop {
+        let mail = match receiver.recv().await {
+            Ok(Some(message)) => Mail::Said { link, message },
+            Ok(None) => Mail::Gone { link, reason: "it closed its stream".into() },
+            Err(error) => Mail::Gone { link, reason: error.to_string() },
+        };
+        let last = matches!(mail, Mail::Gone { .. });
+        if mailbox.deliver(mail).await.is_err() || last {
+            return;
+        }
+    }
+}

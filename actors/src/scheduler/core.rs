@@ -1,0 +1,691 @@
+//! The scheduler's decisions. Pure.
+//!
+//! 1. Training begins when every member of the job has joined and every server has installed the first epoch.
+//! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server.
+//! 3. A worker's death moves its leases at once; a server's ends the run with its name.
+//! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
+//! 5. Servers are told to leave after every worker has left.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::job::{Determinism, JobSpec};
+use crate::lease::{Lease, assign, reassign};
+use crate::message::*;
+use crate::plan::Plan;
+use crate::scheduler::ending::{Ending, Order};
+use crate::scheduler::progress::{Progress, StepSummary};
+use crate::time::Time;
+use crate::tree::{Node, ReductionTree};
+
+/// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
+/// few enough that a stop takes effect soon.
+const LEASED_AHEAD: u64 = 4;
+
+/// Bytes of a server's address at most: a DNS name and a port.
+const MAX_ADDRESS: usize = 300;
+
+/// What happened. `C` is the shell's handle of a connection.
+#[derive(Debug)]
+pub enum Input<C> {
+    /// A node asks to take part, on a connection that was authenticated as `member`.
+    Join {
+        /// Who.
+        member: Member,
+        /// Over which connection.
+        connection: C,
+        /// What it says of itself.
+        join: Join,
+    },
+    /// A member's connection is gone.
+    Gone {
+        /// Who.
+        member: Member,
+        /// The connection.
+        connection: C,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// A server has installed an epoch.
+    Ready {
+        /// The server's index.
+        server: u32,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// A worker's nodes are done.
+    NodeDone {
+        /// The worker's index.
+        worker: u32,
+        /// What it reports.
+        done: NodeDone,
+    },
+    /// A member lives.
+    Heartbeat {
+        /// Who.
+        member: Member,
+        /// What it says.
+        heartbeat: Heartbeat,
+    },
+    /// A worker has evaluated part of the test set.
+    Evaluated {
+        /// The worker's index.
+        worker: u32,
+        /// The result.
+        result: EvaluationResult,
+    },
+    /// A worker has exported the final model.
+    Exported {
+        /// The worker's index.
+        worker: u32,
+        /// What it reports.
+        exported: Exported,
+    },
+    /// A member cannot go on.
+    Failure {
+        /// Who.
+        member: Member,
+        /// Why.
+        reason: String,
+    },
+    /// An operator ends the run in order.
+    Stop,
+    /// An operator knows that a member's process has ended.
+    Ended {
+        /// Who.
+        member: Member,
+        /// How.
+        exit: String,
+    },
+    /// A timeout that [`SchedulerCore::poll_timeout`] asked for may have passed.
+    Tick,
+}
+
+/// A message to a member.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToMember {
+    /// The leases and the members.
+    Membership(Membership),
+    /// The leases hold for more steps.
+    Extended(LeaseExtended),
+    /// Evaluate part of the test set.
+    Evaluate(Evaluate),
+    /// Export the final model.
+    Export(Export),
+    /// Leave.
+    Shutdown(Shutdown),
+}
+
+/// What must be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect<C> {
+    /// Admit a node: send it the signed job.
+    Welcome {
+        /// Over this connection.
+        connection: C,
+        /// Who.
+        member: Member,
+        /// How many times it has joined.
+        incarnation: u64,
+    },
+    /// Turn a node away.
+    Refuse {
+        /// Over this connection.
+        connection: C,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Send a message to a member.
+    Send {
+        /// Over this connection.
+        connection: C,
+        /// Who.
+        member: Member,
+        /// What.
+        message: ToMember,
+    },
+    /// Close the connection of a member that is no longer one.
+    Disconnect {
+        /// The connection.
+        connection: C,
+        /// Why.
+        reason: String,
+    },
+    /// A step is complete.
+    Step(StepSummary),
+    /// Something an operator should read.
+    Notice(String),
+    /// The run is over.
+    Over(Outcome),
+}
+
+#[derive(Debug)]
+struct Joined<C> {
+    connection: C,
+    address: Option<String>,
+    heard: Time,
+    said: Option<Heartbeat>,
+    ready: u64,
+}
+
+/// The scheduler's state machine.
+#[derive(Debug)]
+pub struct SchedulerCore<C> {
+    job: Arc<JobSpec>,
+    release: String,
+    names: Vec<String>,
+    plan: Plan,
+    tree: ReductionTree,
+    phase: Phase,
+    members: BTreeMap<Member, Joined<C>>,
+    incarnations: BTreeMap<Member, u64>,
+    fingerprint: Option<(Member, String)>,
+    epoch: u64,
+    leases: Vec<Lease>,
+    workers_told: u64,
+    until: u64,
+    stop_at: Option<u64>,
+    progress: Progress,
+    ending: Option<Ending>,
+    outcome: Option<Outcome>,
+    workers_lost: u32,
+    last_progress: Time,
+    stalled: Option<String>,
+    next_look: Time,
+    effects: VecDeque<Effect<C>>,
+}
+
+impl<C: Clone + PartialEq> SchedulerCore<C> {
+    /// The scheduler of `job`, for nodes of program version `release`. `names` are the parameters', for messages.
+    #[must_use]
+    pub fn new(job: Arc<JobSpec>, release: String, names: Vec<String>) -> SchedulerCore<C> {
+        let plan = Plan::new(&job);
+        let tree = job.tree();
+        SchedulerCore {
+            progress: Progress::new(tree),
+            plan,
+            tree,
+            job,
+            release,
+            names,
+            phase: Phase::Forming,
+            members: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+            fingerprint: None,
+            epoch: 0,
+            leases: Vec::new(),
+            workers_told: 0,
+            until: 0,
+            stop_at: None,
+            ending: None,
+            outcome: None,
+            workers_lost: 0,
+            last_progress: Time::default(),
+            stalled: None,
+            next_look: Time::default(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// What happened, at `now`.
+    pub fn handle(&mut self, now: Time, input: Input<C>) {
+        match input {
+            Input::Join { member, connection, join } => self.join(now, member, connection, join),
+            Input::Gone { member, connection, reason } => {
+                if self.members.get(&member).is_some_and(|m| m.connection == connection) {
+                    self.lose(now, member, &reason);
+                }
+            }
+            Input::Ended { member, exit } => self.lose(now, member, &exit),
+            Input::Ready { server, epoch } => self.ready(now, server, epoch),
+            Input::NodeDone { worker, done } => self.node_done(now, worker, done),
+            Input::Heartbeat { member, heartbeat } => {
+                if let Some(joined) = self.hear(now, member) {
+                    joined.said = Some(heartbeat);
+                }
+            }
+            Input::Evaluated { worker, result } => {
+                self.hear(now, Member { role: MemberRole::Worker, index: worker });
+                if let Some(ending) = &mut self.ending {
+                    ending.evaluated(worker, &result);
+                }
+                self.last_progress = now;
+                self.finish();
+            }
+            Input::Exported { worker, exported } => {
+                self.hear(now, Member { role: MemberRole::Worker, index: worker });
+                if let Some(ending) = &mut self.ending {
+                    ending.exported(worker, exported);
+                }
+                self.last_progress = now;
+                self.finish();
+            }
+            Input::Failure { member, reason } => self.fail(format!("{member}: {reason}")),
+            Input::Stop => self.stop(),
+            Input::Tick => {}
+        }
+        self.look(now);
+    }
+
+    /// The next thing to be done.
+    pub fn poll(&mut self) -> Option<Effect<C>> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        (self.phase != Phase::Over).then_some(self.next_look)
+    }
+
+    /// How the run is doing.
+    #[must_use]
+    pub fn report(&self) -> StatusReport {
+        let done = self.progress.completed();
+        StatusReport {
+            phase: self.phase,
+            steps_done: done,
+            steps: self.steps(),
+            epoch: self.plan.step(done.saturating_sub(1)).epoch,
+            epochs: self.job.epochs,
+            loss: self.progress.last_loss,
+            samples_per_second: self.progress.rate,
+            stalled: self.stalled.clone(),
+            outcome: self.outcome.clone(),
+        }
+    }
+
+    fn steps(&self) -> u64 {
+        self.stop_at.unwrap_or(self.plan.steps()).min(self.plan.steps())
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.job.heartbeat_timeout_ms)
+    }
+
+    fn hear(&mut self, now: Time, member: Member) -> Option<&mut Joined<C>> {
+        let joined = self.members.get_mut(&member)?;
+        joined.heard = now;
+        Some(joined)
+    }
+
+    fn live(&self, role: MemberRole) -> Vec<u32> {
+        self.members.keys().filter(|m| m.role == role).map(|m| m.index).collect()
+    }
+
+    fn send(&mut self, member: Member, message: ToMember) {
+        if let Some(joined) = self.members.get(&member) {
+            let connection = joined.connection.clone();
+            self.effects.push_back(Effect::Send { connection, member, message });
+        }
+    }
+
+    fn send_all(&mut self, role: MemberRole, message: &ToMember) {
+        for index in self.live(role) {
+            self.send(Member { role, index }, message.clone());
+        }
+    }
+
+    fn join(&mut self, now: Time, member: Member, connection: C, join: Join) {
+        if let Err(reason) = self.judge(member, &join) {
+            self.effects.push_back(Effect::Notice(format!("turned {member} away: {reason}")));
+            self.effects.push_back(Effect::Refuse { connection, reason });
+            return;
+        }
+        if self.fingerprint.is_none() {
+            self.fingerprint = Some((member, join.fingerprint));
+        }
+        let incarnation = self.incarnations.entry(member).or_default();
+        *incarnation += 1;
+        let incarnation = *incarnation;
+        let joined =
+            Joined { connection: connection.clone(), address: join.address, heard: now, said: None, ready: 0 };
+        self.members.insert(member, joined);
+        self.effects.push_back(Effect::Welcome { connection, member, incarnation });
+        self.last_progress = now;
+        let complete = self.live(MemberRole::Worker).len() == self.job.workers as usize
+            && self.live(MemberRole::Server).len() == self.job.servers as usize;
+        if self.phase == Phase::Forming && complete {
+            self.leases = assign(self.tree, &self.live(MemberRole::Worker), self.epoch + 1, 0);
+            self.until = self.horizon();
+            self.new_epoch();
+        }
+    }
+
+    fn judge(&self, member: Member, join: &Join) -> Result<(), String> {
+        let count = match member.role {
+            MemberRole::Server => self.job.servers,
+            MemberRole::Worker => self.job.workers,
+        };
+        if self.phase != Phase::Forming {
+            return Err("the job is under way and takes no new members".into());
+        }
+        if member.index >= count {
+            return Err(format!("the job admits {count} of that role, numbered from 0"));
+        }
+        if self.members.contains_key(&member) {
+            return Err(format!("{member} takes part already: one identity, one node"));
+        }
+        if join.release != self.release {
+            return Err(format!(
+                "it runs release {}, the scheduler runs {}: install the same release on every node",
+                printable(&join.release),
+                self.release
+            ));
+        }
+        if member.role == MemberRole::Server
+            && !join.address.as_ref().is_some_and(|a| (1..=MAX_ADDRESS).contains(&a.len()))
+        {
+            return Err(format!("a server must say where workers can dial it, in {MAX_ADDRESS} bytes at most"));
+        }
+        if self.job.determinism == Determinism::Strict
+            && let Some((first, fingerprint)) = &self.fingerprint
+            && *fingerprint != join.fingerprint
+        {
+            return Err(format!(
+                "its arithmetic ({}) differs from that of {first} ({fingerprint}), so bits would differ: use equal \
+                 machines, or set training.determinism = \"relaxed\"",
+                printable(&join.fingerprint)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Names the members and leases anew: to servers first (invariant 2).
+    fn new_epoch(&mut self) {
+        self.epoch += 1;
+        let membership = ToMember::Membership(self.membership());
+        self.send_all(MemberRole::Server, &membership);
+    }
+
+    fn membership(&self) -> Membership {
+        let servers = self
+            .members
+            .iter()
+            .filter(|(m, _)| m.role == MemberRole::Server)
+            .filter_map(|(m, j)| Some(ServerMember { index: m.index, address: j.address.clone()? }))
+            .collect();
+        Membership { epoch: self.epoch, servers, leases: self.leases.clone(), until: self.until }
+    }
+
+    fn ready(&mut self, now: Time, server: u32, epoch: u64) {
+        let epoch = epoch.min(self.epoch);
+        if let Some(joined) = self.hear(now, Member { role: MemberRole::Server, index: server }) {
+            joined.ready = joined.ready.max(epoch);
+        }
+        let installed = self
+            .members
+            .iter()
+            .filter(|(m, _)| m.role == MemberRole::Server)
+            .all(|(_, j)| j.ready == self.epoch);
+        if installed && self.epoch > self.workers_told && matches!(self.phase, Phase::Forming | Phase::Training) {
+            self.workers_told = self.epoch;
+            if self.phase == Phase::Forming {
+                self.phase = Phase::Training;
+                self.progress.begin(now);
+            }
+            self.last_progress = now;
+            let membership = ToMember::Membership(self.membership());
+            self.send_all(MemberRole::Worker, &membership);
+        }
+    }
+
+    fn horizon(&self) -> u64 {
+        (self.progress.completed() + LEASED_AHEAD).min(self.steps())
+    }
+
+    fn node_done(&mut self, now: Time, worker: u32, done: NodeDone) {
+        let member = Member { role: MemberRole::Worker, index: worker };
+        if self.hear(now, member).is_none() || self.phase != Phase::Training {
+            return;
+        }
+        // A report counts for nodes that the worker holds; others moved on while it was under way.
+        let held = |node: Node| self.leases.iter().any(|l| l.worker == worker && l.node == node);
+        let nodes: Vec<NodeLoss> = done.nodes.iter().filter(|l| held(l.node)).copied().collect();
+        if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
+            return self.refuse_report(member, &done, nodes.is_empty());
+        }
+        self.progress.report(&NodeDone { nodes, ..done });
+        let (plan, job) = (self.plan, Arc::clone(&self.job));
+        let describe = |step: u64| {
+            (plan.step(step).epoch, job.learning_rate * job.schedule.factor(step, plan.planned_steps()))
+        };
+        while let Some(summary) = self.progress.next_complete(now, describe) {
+            self.last_progress = now;
+            if self.stalled.take().is_some() {
+                self.effects.push_back(Effect::Notice("training goes on".into()));
+            }
+            self.effects.push_back(Effect::Step(summary));
+        }
+        if self.progress.completed() >= self.steps() {
+            return self.end();
+        }
+        if self.horizon() > self.until {
+            self.until = self.horizon();
+            let extended = LeaseExtended { epoch: self.workers_told, until: self.until };
+            self.send_all(MemberRole::Worker, &ToMember::Extended(extended));
+        }
+    }
+
+    fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {
+        if moved {
+            return;
+        }
+        let step = done.step;
+        if done.nodes.iter().any(|l| !l.loss_sum.is_finite()) {
+            self.fail(format!(
+                "{member} reports a loss that is not finite in step {step}: training has diverged; a lower \
+                 optimizer.learning_rate may help"
+            ));
+        } else {
+            self.fail(format!("{member} reports step {step}, which it was not leased"));
+        }
+    }
+
+    /// The last step is complete: evaluate and export.
+    fn end(&mut self) {
+        self.phase = Phase::Finishing;
+        let version = self.progress.completed();
+        self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
+        self.hand_out();
+    }
+
+    fn hand_out(&mut self) {
+        let live = self.live(MemberRole::Worker);
+        while let Some((index, order)) = self.ending.as_mut().and_then(|e| e.hand_out(&live)) {
+            let message = match order {
+                Order::Evaluate(e) => ToMember::Evaluate(e),
+                Order::Export(e) => ToMember::Export(e),
+            };
+            self.send(Member { role: MemberRole::Worker, index }, message);
+        }
+    }
+
+    fn finish(&mut self) {
+        if self.outcome.is_some() || self.phase != Phase::Finishing {
+            return;
+        }
+        let Some((loss, correct, exported)) = self.ending.as_ref().and_then(Ending::result) else { return };
+        let examples = self.job.data.test_examples as f64;
+        let outcome = Outcome::Finished(Finished {
+            steps: self.progress.completed(),
+            stopped_early: self.stop_at.is_some_and(|at| at < self.plan.steps()),
+            final_loss: self.progress.last_loss.unwrap_or(f64::NAN),
+            test_loss: loss / examples,
+            test_accuracy: correct as f64 / examples,
+            params_blake3: exported.params_blake3,
+            samples: self.progress.samples,
+            training_seconds: self.progress.training_seconds(),
+            bytes_sent: self.progress.bytes_sent,
+            bytes_received: self.progress.bytes_received,
+            workers_lost: self.workers_lost,
+        });
+        self.outcome = Some(outcome);
+        self.dismiss(MemberRole::Worker, "the run is complete");
+        self.leave_if_empty();
+    }
+
+    fn dismiss(&mut self, role: MemberRole, reason: &str) {
+        self.send_all(role, &ToMember::Shutdown(Shutdown { reason: reason.into() }));
+    }
+
+    /// Servers after workers, then the scheduler itself (invariant 5).
+    fn leave_if_empty(&mut self) {
+        let Some(outcome) = &self.outcome else { return };
+        if !self.live(MemberRole::Worker).is_empty() || self.phase == Phase::Over {
+            return;
+        }
+        self.phase = Phase::Over;
+        let (outcome, reason) = match outcome {
+            Outcome::Finished(_) => (outcome.clone(), "the run is complete".to_owned()),
+            Outcome::Failed(why) => (outcome.clone(), why.clone()),
+        };
+        self.dismiss(MemberRole::Server, &reason);
+        self.effects.push_back(Effect::Over(outcome));
+    }
+
+    fn stop(&mut self) {
+        if self.stop_at.is_some() || self.outcome.is_some() {
+            return;
+        }
+        match self.phase {
+            Phase::Forming => self.fail("stopped before training began".into()),
+            Phase::Training => {
+                self.stop_at = Some(self.until);
+                self.effects.push_back(Effect::Notice(format!("stopping after step {}", self.until)));
+            }
+            Phase::Finishing | Phase::Over => {}
+        }
+    }
+
+    fn lose(&mut self, now: Time, member: Member, reason: &str) {
+        let Some(lost) = self.members.remove(&member) else { return };
+        let reason = printable(reason);
+        self.effects.push_back(Effect::Disconnect { connection: lost.connection, reason: reason.clone() });
+        if self.outcome.is_some() {
+            return self.leave_if_empty();
+        }
+        if member.role == MemberRole::Server {
+            return self.fail(format!("{member} was lost ({reason}); its parameters are gone with it"));
+        }
+        self.workers_lost += 1;
+        let survivors = self.live(MemberRole::Worker);
+        self.effects.push_back(Effect::Notice(format!("{member} was lost ({reason})")));
+        match self.phase {
+            Phase::Forming if self.epoch == 0 => {}
+            _ if survivors.is_empty() => {
+                self.fail(format!("{member} was lost ({reason}), and no worker is left"));
+            }
+            Phase::Forming | Phase::Training => {
+                let progress = &self.progress;
+                self.leases =
+                    reassign(&self.leases, member.index, &survivors, self.epoch + 1, |n| progress.owed(n));
+                self.last_progress = now;
+                self.new_epoch();
+            }
+            Phase::Finishing => {
+                if let Some(ending) = &mut self.ending {
+                    ending.give_back(member.index);
+                }
+                self.hand_out();
+            }
+            Phase::Over => {}
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        if self.outcome.is_some() {
+            return;
+        }
+        self.outcome = Some(Outcome::Failed(reason.clone()));
+        self.dismiss(MemberRole::Worker, &reason);
+        self.leave_if_empty();
+    }
+
+    /// Looks for members that have fallen silent and for a stall (invariant 4).
+    fn look(&mut self, now: Time) {
+        if now < self.next_look || self.phase == Phase::Over {
+            return;
+        }
+        self.next_look = now.after(Duration::from_millis(self.job.heartbeat_ms));
+        let timeout = self.timeout();
+        let silent: Vec<Member> =
+            self.members.iter().filter(|(_, j)| now.since(j.heard) > timeout).map(|(m, _)| *m).collect();
+        for member in silent {
+            self.lose(now, member, &format!("no heartbeat for {} ms", timeout.as_millis()));
+        }
+        if now.since(self.last_progress) > timeout && self.phase != Phase::Over {
+            self.last_progress = now;
+            let text = self.waits_for();
+            self.effects.push_back(Effect::Notice(format!("no progress for {} ms: {text}", timeout.as_millis())));
+            self.stalled = Some(text);
+        }
+    }
+
+    /// Whom the run waits for: node, slice and step.
+    fn waits_for(&self) -> String {
+        match self.phase {
+            Phase::Forming => {
+                let all = (0..self.job.servers)
+                    .map(|index| Member { role: MemberRole::Server, index })
+                    .chain((0..self.job.workers).map(|index| Member { role: MemberRole::Worker, index }));
+                let missing: Vec<String> =
+                    all.filter(|m| !self.members.contains_key(m)).map(|m| m.to_string()).collect();
+                match missing.is_empty() {
+                    false => format!("waiting for {} to join", missing.join(", ")),
+                    true => "waiting for servers to initialise their parameters".into(),
+                }
+            }
+            Phase::Training => {
+                let said = |role| {
+                    self.members
+                        .iter()
+                        .filter(move |(m, _)| m.role == role)
+                        .filter_map(|(m, j)| Some((m, j.said.as_ref()?.waiting.as_ref()?)))
+                };
+                let at_server = said(MemberRole::Server).min_by_key(|(_, w)| w.step);
+                if let Some((server, waiting)) = at_server
+                    && let Some(node) = waiting.missing
+                    && let Some(lease) = self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
+                {
+                    return format!(
+                        "waiting for worker/{} to push {} of {} in step {} to {server}",
+                        lease.worker,
+                        node,
+                        self.describe(waiting),
+                        waiting.step
+                    );
+                }
+                match said(MemberRole::Worker).min_by_key(|(_, w)| w.step) {
+                    Some((worker, waiting)) => {
+                        format!("{worker} waits for {} after step {}", self.describe(waiting), waiting.step)
+                    }
+                    None => {
+                        let step = self.progress.completed();
+                        let owing: Vec<String> = self
+                            .leases
+                            .iter()
+                            .filter(|l| self.progress.owed(l.node) <= step)
+                            .map(|l| format!("worker/{} ({})", l.worker, l.node))
+                            .collect();
+                        format!("waiting for {} in step {step}", owing.join(", "))
+                    }
+                }
+            }
+            Phase::Finishing | Phase::Over => "waiting for the evaluation and the export of the final model".into(),
+        }
+    }
+
+    fn describe(&self, waiting: &Waiting) -> String {
+        match self.names.get(waiting.slice.parameter as usize) {
+            Some(name) => format!("{name} (slice {})", waiting.slice.index),
+            None => waiting.slice.to_string(),
+        }
+    }
+}
+
+/// A peer's text for a person's eyes: no control characters, and short.
+fn printable(text: &str) -> String {
+    text.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

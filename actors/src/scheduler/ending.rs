@@ -1,0 +1,104 @@
+//! The end of a run: the last version is evaluated in parts, and exported by one worker.
+//!
+//! 1. Every test example is evaluated exactly once, by whoever lives; counts are integers, so the accuracy has the same
+//!    bits for any number of workers.
+//! 2. A worker that dies leaves its parts, and the export, to the others.
+
+use crate::message::{Evaluate, EvaluationResult, Export, Exported};
+
+/// Test examples in one part: fixed, so that the sum of losses has the same bits for any number of workers, and a
+/// whole number of a worker's evaluation blocks.
+const PART: u64 = 1024;
+
+/// An order to one worker.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Order {
+    Evaluate(Evaluate),
+    Export(Export),
+}
+
+#[derive(Debug)]
+struct Task {
+    order: Order,
+    holder: Option<u32>,
+    result: Option<(f64, u64)>,
+}
+
+/// What is left to do once the last step is complete.
+#[derive(Debug)]
+pub(super) struct Ending {
+    version: u64,
+    tasks: Vec<Task>,
+    exported: Option<Exported>,
+}
+
+impl Ending {
+    pub(super) fn new(version: u64, test_examples: u64, write: bool) -> Ending {
+        let mut tasks = vec![Task { order: Order::Export(Export { version, write }), holder: None, result: None }];
+        let mut first = 0;
+        while first < test_examples {
+            let examples = PART.min(test_examples - first);
+            let order = Order::Evaluate(Evaluate { version, first, examples });
+            tasks.push(Task { order, holder: None, result: None });
+            first += examples;
+        }
+        Ending { version, tasks, exported: None }
+    }
+
+    /// The next task that nobody holds, given to the worker among `live` that holds the fewest.
+    pub(super) fn hand_out(&mut self, live: &[u32]) -> Option<(u32, Order)> {
+        let at = self.tasks.iter().position(|t| t.holder.is_none())?;
+        let worker = *live.iter().min_by_key(|w| {
+            (self.tasks.iter().filter(|t| t.holder == Some(**w)).count(), **w)
+        })?;
+        let task = self.tasks.get_mut(at)?;
+        task.holder = Some(worker);
+        Some((worker, task.order.clone()))
+    }
+
+    /// What `dead` held is anybody's again, unless it is done.
+    pub(super) fn give_back(&mut self, dead: u32) {
+        for task in self.tasks.iter_mut().filter(|t| t.holder == Some(dead) && !t.is_done(self.exported.is_some())) {
+            task.holder = None;
+        }
+    }
+
+    pub(super) fn evaluated(&mut self, worker: u32, result: &EvaluationResult) {
+        let wanted = Evaluate { version: result.version, first: result.first, examples: result.examples };
+        let held = |t: &&mut Task| t.holder == Some(worker) && t.order == Order::Evaluate(wanted.clone());
+        if let Some(task) = self.tasks.iter_mut().find(held)
+            && result.correct <= result.examples
+        {
+            task.result = Some((result.loss_sum, result.correct));
+        }
+    }
+
+    pub(super) fn exported(&mut self, worker: u32, exported: Exported) {
+        let held = self.tasks.iter().any(|t| t.holder == Some(worker) && matches!(t.order, Order::Export(_)));
+        if held && exported.version == self.version {
+            self.exported = Some(exported);
+        }
+    }
+
+    /// Sum of test losses, number classified right, and the export, once all is done.
+    pub(super) fn result(&self) -> Option<(f64, u64, &Exported)> {
+        let exported = self.exported.as_ref()?;
+        let mut sums = (0.0, 0);
+        for task in &self.tasks {
+            if let Order::Evaluate(_) = task.order {
+                let (loss, correct) = task.result?;
+                sums = (sums.0 + loss, sums.1 + correct);
+            }
+        }
+        Some((sums.0, sums.1, exported))
+    }
+}
+
+impl Task {
+    fn is_done(&self, exported: bool) -> bool {
+        match self.order {
+            Order::Evaluate(_) => self.result.is_some(),
+            Order::Export(_) => exported,
+        }
+    }
+}

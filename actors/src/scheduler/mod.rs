@@ -1,0 +1,11 @@
+//! The scheduler: admits nodes, leases shards, follows the steps, ends the run.
+//!
+//! [`SchedulerCore`] decides; [`actor`] is the actix shell around it; [`Observer`] is told of every completed step.
+
+pub mod actor;
+mod core;
+mod ending;
+mod progress;
+
+pub use core::{Effect, Input, SchedulerCore, ToMember};
+pub use progress::{Observer, StepSummary};

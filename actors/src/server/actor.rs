@@ -1,0 +1,368 @@
+//! The server's shell: connections in, replies out, arithmetic on its own thread.
+
+use std::sync::{Arc, mpsc};
+
+use actix::{Actor, AsyncContext, Context, Handler};
+use testudo_kernels::Codec;
+use testudo_transport::{Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::link::{Network, Outbox};
+use crate::mailbox::{Letter, Mailbox};
+use crate::message::{
+    Body, Failure, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
+};
+use crate::node::NodeError;
+use crate::placement::SliceId;
+use crate::server::compute::{self, Work};
+use crate::server::{Effect, Input, PushInput, ServerCore, SliceMath, Store};
+use crate::time::Clock;
+
+/// Answers that may wait for one stream beside one for each slice: refusals and acknowledgements of duplicates.
+const SPARE_ANSWERS: usize = 1024;
+
+/// Where the answer to one request goes.
+#[derive(Debug)]
+pub struct ReplyTo {
+    outbox: Outbox,
+    request: u64,
+    /// Keeps the request charged to its sender until it is answered.
+    held: Option<Payload>,
+}
+
+impl ReplyTo {
+    fn answer<B: Body>(self, body: &B) {
+        self.outbox.post(Outgoing::new(B::KIND, self.request, body.encode()).with_traceparent(context()));
+    }
+}
+
+/// What comes to the actor.
+#[derive(Debug)]
+pub enum Mail {
+    /// For the core.
+    Input(Input<ReplyTo, Payload>),
+    /// From the scheduler.
+    Scheduler(Message),
+    /// The connection to the scheduler has ended.
+    SchedulerGone(String),
+    /// The arithmetic cannot go on.
+    Fatal(String),
+}
+
+/// The actix shell of a [`ServerCore`].
+#[derive(Debug)]
+pub struct ServerActor {
+    core: ServerCore<ReplyTo, Payload>,
+    clock: Clock,
+    store: Arc<Store>,
+    math: Option<SliceMath>,
+    work: Option<mpsc::Sender<Work>>,
+    runtime: Handle,
+    network: Network,
+    scheduler: Outbox,
+    from_scheduler: Option<Receiver>,
+    max_answers: usize,
+    max_bytes: usize,
+    over: Option<oneshot::Sender<Result<(), NodeError>>>,
+}
+
+/// What a server's shell is made of.
+#[derive(Debug)]
+pub struct ServerParts {
+    /// The decisions.
+    pub core: ServerCore<ReplyTo, Payload>,
+    /// The arithmetic.
+    pub math: SliceMath,
+    /// The versions, shared with the arithmetic.
+    pub store: Arc<Store>,
+    /// Slices that this server keeps.
+    pub slices: usize,
+    /// Their bytes in all.
+    pub bytes: usize,
+    /// Where it is dialled.
+    pub network: Network,
+    /// To the scheduler.
+    pub scheduler: Outbox,
+    /// From the scheduler.
+    pub from_scheduler: Receiver,
+    /// Where connections' tasks run.
+    pub runtime: Handle,
+}
+
+impl ServerActor {
+    /// A shell; `over` is told how it ended.
+    #[must_use]
+    pub fn new(parts: ServerParts, over: oneshot::Sender<Result<(), NodeError>>) -> ServerActor {
+        ServerActor {
+            core: parts.core,
+            clock: Clock::start(),
+            store: parts.store,
+            math: Some(parts.math),
+            work: None,
+            runtime: parts.runtime,
+            network: parts.network,
+            scheduler: parts.scheduler,
+            from_scheduler: Some(parts.from_scheduler),
+            max_answers: parts.slices * 2 + SPARE_ANSWERS,
+            max_bytes: parts.bytes,
+            over: Some(over),
+        }
+    }
+
+    fn drive(&mut self, context: &mut Context<Self>, input: Input<ReplyTo, Payload>) {
+        self.core.handle(self.clock.now(), input);
+        while let Some(effect) = self.core.poll() {
+            self.carry_out(context, effect);
+        }
+    }
+
+    fn carry_out(&mut self, context: &mut Context<Self>, effect: Effect<ReplyTo, Payload>) {
+        match effect {
+            Effect::Initialise => self.work(context, Work::Initialise),
+            Effect::Store { slice, step, node, values } => {
+                self.work(context, Work::Store { slice, step, node, values });
+            }
+            Effect::Accept { reply, duplicate } => reply.answer(&PushAccepted { duplicate }),
+            Effect::RefusePush { reply, worker, reason } => {
+                tracing::warn!(worker, %reason, "refused a push");
+                reply.answer(&PushRefused { reason });
+            }
+            Effect::Answer { reply, slice, version } => answer_pull(&self.store, reply, slice, version),
+            Effect::RefusePull { reply, reason } => reply.answer(&PullRefused { reason }),
+            Effect::Ready { epoch } => self.tell(&Ready { epoch }),
+            Effect::Heartbeat(heartbeat) => self.tell(&heartbeat),
+        }
+    }
+
+    fn tell<B: Body>(&self, body: &B) {
+        self.scheduler.post(Outgoing::new(B::KIND, 0, body.encode()));
+    }
+
+    fn work(&mut self, context: &mut Context<Self>, work: Work) {
+        if self.work.as_ref().is_none_or(|queue| queue.send(work).is_err()) {
+            self.end(context, Err(NodeError::Bug("the compute thread has ended".into())));
+        }
+    }
+
+    fn end(&mut self, context: &mut Context<Self>, result: Result<(), NodeError>) {
+        if let Some(over) = self.over.take() {
+            let _ = over.send(result);
+        }
+        actix::ActorContext::stop(context);
+    }
+
+    fn order(&mut self, context: &mut Context<Self>, message: &Message) -> Result<(), String> {
+        match message.kind {
+            Membership::KIND => {
+                let membership = Membership::decode(&message.body).map_err(|e| e.to_string())?;
+                tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
+                self.drive(context, Input::Membership(membership));
+            }
+            Shutdown::KIND => {
+                let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
+                tracing::info!(reason = shutdown.reason, "leaving");
+                self.end(context, Ok(()));
+            }
+            other => return Err(format!("kind {other} makes no sense to a server")),
+        }
+        Ok(())
+    }
+}
+
+impl Actor for ServerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        let mailbox = Mailbox::new(context.address());
+        let (sender, receiver) = mpsc::channel();
+        self.work = Some(sender);
+        if let Some(math) = self.math.take()
+            && let Err(error) = compute::start(math, receiver, mailbox.clone(), self.runtime.clone())
+        {
+            return self.end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
+        }
+        if let Some(receiver) = self.from_scheduler.take() {
+            self.runtime.spawn(hear_scheduler(receiver, mailbox.clone()));
+        }
+        let serving = Serving {
+            network: self.network.clone(),
+            store: Arc::clone(&self.store),
+            mailbox: mailbox.clone(),
+            runtime: self.runtime.clone(),
+            max_answers: self.max_answers,
+            max_bytes: self.max_bytes,
+        };
+        self.runtime.spawn(serving.accept());
+        tick(self, context);
+    }
+}
+
+fn tick(actor: &mut ServerActor, context: &mut Context<ServerActor>) {
+    let now = actor.clock.now();
+    let wait = actor.core.poll_timeout().map_or(std::time::Duration::from_secs(1), |at| at.since(now));
+    context.run_later(wait.max(std::time::Duration::from_millis(1)), |actor, context| {
+        actor.drive(context, Input::Tick);
+        tick(actor, context);
+    });
+}
+
+impl Handler<Letter<Mail>> for ServerActor {
+    type Result = ();
+
+    fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        match letter.mail {
+            Mail::Input(input) => self.drive(context, input),
+            Mail::Scheduler(message) => {
+                if let Err(what) = self.order(context, &message) {
+                    self.end(context, Err(NodeError::Scheduler(what)));
+                }
+            }
+            Mail::SchedulerGone(why) => self.end(context, Err(NodeError::SchedulerLost(why))),
+            Mail::Fatal(reason) => {
+                tracing::error!(reason, "cannot go on");
+                self.tell(&Failure { reason });
+            }
+        }
+    }
+}
+
+async fn hear_scheduler(mut receiver: Receiver, mailbox: Mailbox<ServerActor>) {
+    loop {
+        let mail = match receiver.recv().await {
+            Ok(Some(message)) => Mail::Scheduler(message),
+            Ok(None) => Mail::SchedulerGone("it closed the stream".into()),
+            Err(error) => Mail::SchedulerGone(error.to_string()),
+        };
+        let last = matches!(mail, Mail::SchedulerGone(_));
+        if mailbox.deliver(mail).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// What the tasks of a server's connections share.
+#[derive(Clone)]
+struct Serving {
+    network: Network,
+    store: Arc<Store>,
+    mailbox: Mailbox<ServerActor>,
+    runtime: Handle,
+    max_answers: usize,
+    max_bytes: usize,
+}
+
+impl Serving {
+    async fn accept(self) {
+        while let Some(connection) = self.network.accept().await {
+            self.runtime.spawn(self.clone().connection(connection));
+        }
+    }
+
+    async fn connection(self, connection: Connection) {
+        let peer = connection.peer().clone();
+        let Some(worker) = worker_index(&peer) else {
+            connection.close(testudo_transport::CloseCode::Policy.number(), "servers serve workers");
+            return;
+        };
+        tracing::info!(%peer, "connected");
+        while let Ok((sender, receiver)) = connection.accept().await {
+            let outbox =
+                Outbox::new(connection.clone(), sender, self.max_answers, self.max_bytes, &self.runtime);
+            let stream = Stream { serving: self.clone(), connection: connection.clone(), worker, outbox };
+            self.runtime.spawn(stream.run(receiver));
+        }
+        tracing::info!(%peer, "disconnected");
+    }
+}
+
+fn worker_index(peer: &SpiffeId) -> Option<u32> {
+    matches!(peer.role(), Role::Worker | Role::Peer).then(|| peer.index()).flatten()
+}
+
+struct Stream {
+    serving: Serving,
+    connection: Connection,
+    worker: u32,
+    outbox: Outbox,
+}
+
+impl Stream {
+    async fn run(self, mut receiver: Receiver) {
+        loop {
+            let message = match receiver.recv().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::info!(%error, "a worker's stream ended");
+                    return;
+                }
+            };
+            match self.request(message) {
+                Ok(None) => {}
+                Ok(Some(mail)) => {
+                    if self.serving.mailbox.deliver(mail).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(worker = self.worker, error, "malformed request");
+                    self.connection.close(testudo_transport::CloseCode::Framing.number(), "malformed request");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers what the store can answer; the rest is for the core.
+    fn request(&self, message: Message) -> Result<Option<Mail>, String> {
+        let (request, worker, outbox) = (message.envelope.request, self.worker, self.outbox.clone());
+        let input = match message.kind {
+            Pull::KIND => {
+                let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
+                let reply = ReplyTo { outbox, request, held: Some(message.payload) };
+                if self.serving.store.read(pull.slice, pull.version).is_ok() {
+                    answer_pull(&self.serving.store, reply, pull.slice, pull.version);
+                    return Ok(None);
+                }
+                Input::Pull { worker, reply, pull }
+            }
+            Push::KIND => {
+                let push = Push::decode(&message.body).map_err(|e| e.to_string())?;
+                let reply = ReplyTo { outbox, request, held: None };
+                Input::Push(PushInput {
+                    worker,
+                    reply,
+                    push,
+                    bytes: message.payload.len() as u64,
+                    values: message.payload,
+                    digest: message.payload_hash,
+                })
+            }
+            other => return Err(format!("kind {other} makes no sense to a server")),
+        };
+        Ok(Some(Mail::Input(input)))
+    }
+}
+
+fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
+    match store.read(slice, version) {
+        Ok(bytes) => {
+            let body = SliceVersion { slice, version, codec: Codec::F32.id() };
+            let message = Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
+                .with_payload(bytes)
+                .with_traceparent(context());
+            let held: Option<Box<dyn Send>> = reply.held.map(|p| Box::new(p) as Box<dyn Send>);
+            reply.outbox.post_holding(message, held);
+        }
+        Err(_) => {
+            // The core answers only versions that are there; one that has just gone is refused as such.
+            let reason = crate::message::PullRefusal::Gone { version: version.saturating_add(2) };
+            reply.answer(&PullRefused { reason });
+        }
+    }
+}
+
+fn context() -> Option<[u8; 25]> {
+    testudo_observability::current_traceparent()
+}

@@ -1,0 +1,14 @@
+//! The parameter server: keeps slices, sums contributions in the canonical tree, updates, answers pulls.
+//!
+//! [`ServerCore`] decides who may contribute what; [`SliceMath`] does the arithmetic, on the server's compute thread;
+//! [`Store`] holds the versions that connections read; [`actor`] is the actix shell around them.
+
+pub mod actor;
+mod compute;
+mod core;
+mod math;
+mod store;
+
+pub use core::{Effect, Input, PushInput, ServerCore};
+pub use math::{Contribution, MathError, SliceMath, SumOrder};
+pub use store::{Store, StoreMiss};

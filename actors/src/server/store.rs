@@ -1,0 +1,109 @@
+//! The versions of the slices that a server keeps, shared with the tasks that answer its connections.
+//!
+//! 1. A version, once there, never changes: a pull of version s reads the same bits whatever is pushed for s + 1.
+//! 2. The current version and the one before are kept. No more can be wanted: a slice reaches s + 2 only after every
+//!    worker held every slice at s + 1.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+
+use crate::message::PullRefusal;
+use crate::numbers;
+use crate::placement::SliceId;
+
+/// A slice's values at one version.
+type Values = Arc<Vec<f32>>;
+
+#[derive(Debug)]
+struct Versions {
+    number: u64,
+    current: Values,
+    previous: Option<Values>,
+}
+
+/// All slices of one server, by name.
+#[derive(Debug, Default)]
+pub struct Store {
+    slices: DashMap<SliceId, Versions>,
+}
+
+/// Why a version is not in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreMiss {
+    /// It is the next version: whoever asks may wait for it.
+    Next,
+    /// It will not come.
+    Refused(PullRefusal),
+}
+
+impl Store {
+    /// Puts the next version of `slice` in place; the one before the current is dropped and returned for reuse, unless
+    /// someone still reads it.
+    pub fn put(&self, slice: SliceId, values: Vec<f32>) -> Option<Vec<f32>> {
+        let values = Arc::new(values);
+        match self.slices.entry(slice) {
+            dashmap::Entry::Vacant(vacant) => {
+                vacant.insert(Versions { number: 0, current: values, previous: None });
+                None
+            }
+            dashmap::Entry::Occupied(mut occupied) => {
+                let versions = occupied.get_mut();
+                let before = std::mem::replace(&mut versions.current, values);
+                versions.number += 1;
+                versions.previous.replace(before).and_then(|old| Arc::try_unwrap(old).ok())
+            }
+        }
+    }
+
+    /// The current version of `slice` and its number.
+    #[must_use]
+    pub fn current(&self, slice: SliceId) -> Option<(u64, Arc<Vec<f32>>)> {
+        self.slices.get(&slice).map(|v| (v.number, Arc::clone(&v.current)))
+    }
+
+    /// That version's bytes, shared with the store.
+    ///
+    /// # Errors
+    /// [`StoreMiss`] when it is not there.
+    pub fn read(&self, slice: SliceId, version: u64) -> Result<Bytes, StoreMiss> {
+        let Some(versions) = self.slices.get(&slice) else {
+            return Err(StoreMiss::Refused(PullRefusal::UnknownSlice));
+        };
+        let number = versions.number;
+        match &versions.previous {
+            _ if version == number => Ok(numbers::share(&versions.current)),
+            Some(previous) if version.checked_add(1) == Some(number) => Ok(numbers::share(previous)),
+            _ if version < number => Err(StoreMiss::Refused(PullRefusal::Gone { version: number })),
+            _ if version == number + 1 => Err(StoreMiss::Next),
+            _ => Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: number })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariants 1 and 2, and semantics.md, line 4.
+    #[test]
+    fn two_versions_are_kept_and_never_change() {
+        let (store, slice) = (Store::default(), SliceId { parameter: 0, index: 0 });
+        assert_eq!(store.read(slice, 0), Err(StoreMiss::Refused(PullRefusal::UnknownSlice)));
+        store.put(slice, vec![0.0]);
+        assert_eq!(store.read(slice, 1), Err(StoreMiss::Next));
+        assert_eq!(store.read(slice, 2), Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: 0 })));
+        let zero = store.read(slice, 0).unwrap();
+        store.put(slice, vec![1.0]);
+        store.put(slice, vec![2.0]);
+        assert_eq!(zero[..], [0; 4], "a reader keeps its version");
+        assert_eq!(store.read(slice, 0), Err(StoreMiss::Refused(PullRefusal::Gone { version: 2 })));
+        assert_eq!(store.read(slice, 1).unwrap()[..], 1f32.to_le_bytes());
+        assert_eq!(store.read(slice, 2).unwrap()[..], 2f32.to_le_bytes());
+        assert_eq!(
+            store.read(slice, u64::MAX),
+            Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: 2 }))
+        );
+    }
+}

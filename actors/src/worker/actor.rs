@@ -1,0 +1,477 @@
+//! The worker's shell: lanes to servers, a stream to the scheduler, arithmetic on its own thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler};
+use bytes::Bytes;
+use testudo_observability::set_remote_parent;
+use testudo_transport::{Class, Connection, Message, Outgoing, Payload, Receiver, Role};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::job::JobSpec;
+use crate::link::{Network, Outbox};
+use crate::mailbox::{Letter, Mailbox};
+use crate::message::{
+    Body, Evaluate, Export, Exported, Failure, LeaseExtended, Membership, NodeDone, Pull, PullRefused, Push,
+    PushAccepted, PushRefused, ServerMember, Shutdown, SliceVersion,
+};
+use crate::node::NodeError;
+use crate::placement::SliceId;
+use crate::time::Clock;
+use crate::tree::Node;
+use crate::worker::thread::{self, Work};
+use crate::worker::{Effect, Input, ShardCompute, WorkerCore};
+
+/// Gradient slices that may be under way to servers at a time: enough to keep every stream busy, and 32 MiB at most with
+/// slices of the default size.
+const SLICES_IN_FLIGHT: usize = 32;
+
+/// A slice's values on their way out or in.
+#[derive(Debug)]
+pub enum Values {
+    /// A gradient to push, with its place among the slices under way.
+    Gradient(Bytes, OwnedSemaphorePermit),
+    /// A version that arrived, charged to the server's credit until it is installed.
+    Arrived(Payload),
+}
+
+/// What comes to the actor.
+#[derive(Debug)]
+pub enum Mail {
+    /// For the core.
+    Input(Input<Values>),
+    /// A server is connected: one outbox for each lane.
+    Connected {
+        /// Its index.
+        server: u32,
+        /// The connection.
+        connection: Connection,
+        /// Its lanes.
+        lanes: Vec<Outbox>,
+    },
+    /// A server's answer.
+    Answer {
+        /// Its index.
+        server: u32,
+        /// The message.
+        message: Message,
+    },
+    /// A server cannot be reached any more.
+    ServerGone {
+        /// Its index.
+        server: u32,
+        /// Why.
+        why: String,
+    },
+    /// From the scheduler.
+    Scheduler(Message),
+    /// The connection to the scheduler has ended.
+    SchedulerGone(String),
+    /// The final model is hashed, and stored if it was to be.
+    Exported(Exported),
+    /// The arithmetic cannot go on.
+    Fatal(String),
+}
+
+/// What was asked of a server, by request number.
+#[derive(Debug)]
+enum Asked {
+    Push { step: u64, node: Node, slice: SliceId },
+    Pull { slice: SliceId, version: u64 },
+}
+
+/// What a worker's shell is made of.
+#[derive(Debug)]
+pub struct WorkerParts {
+    /// The job.
+    pub job: Arc<JobSpec>,
+    /// The decisions.
+    pub core: WorkerCore<Values>,
+    /// The arithmetic.
+    pub compute: ShardCompute,
+    /// How many parameters the model has.
+    pub parameters: usize,
+    /// Streams to each server, by priority: the first layers' slices overtake the last layers', because the next step
+    /// needs them first and they are computed last.
+    pub lanes: u32,
+    /// How many slices it has.
+    pub slices: usize,
+    /// What it dials with.
+    pub network: Network,
+    /// To the scheduler.
+    pub scheduler: Outbox,
+    /// From the scheduler.
+    pub from_scheduler: Receiver,
+    /// Where connections' tasks run.
+    pub runtime: Handle,
+}
+
+/// The actix shell of a [`WorkerCore`].
+#[derive(Debug)]
+pub struct WorkerActor {
+    job: Arc<JobSpec>,
+    core: WorkerCore<Values>,
+    clock: Clock,
+    compute: Option<ShardCompute>,
+    work: Option<mpsc::Sender<Work>>,
+    parameters: usize,
+    lanes: u32,
+    slices: usize,
+    network: Network,
+    scheduler: Outbox,
+    from_scheduler: Option<Receiver>,
+    runtime: Handle,
+    expected: usize,
+    servers: BTreeMap<u32, (Connection, Vec<Outbox>)>,
+    asked: HashMap<u64, Asked>,
+    next_request: u64,
+    reported: (u64, u64),
+    step: tracing::Span,
+    parent: Option<[u8; 25]>,
+    over: Option<oneshot::Sender<Result<(), NodeError>>>,
+}
+
+impl WorkerActor {
+    /// A shell; `over` is told how it ended.
+    #[must_use]
+    pub fn new(parts: WorkerParts, over: oneshot::Sender<Result<(), NodeError>>) -> WorkerActor {
+        WorkerActor {
+            job: parts.job,
+            core: parts.core,
+            clock: Clock::start(),
+            compute: Some(parts.compute),
+            work: None,
+            parameters: parts.parameters,
+            lanes: parts.lanes,
+            slices: parts.slices,
+            network: parts.network,
+            scheduler: parts.scheduler,
+            from_scheduler: Some(parts.from_scheduler),
+            runtime: parts.runtime,
+            expected: 0,
+            servers: BTreeMap::new(),
+            asked: HashMap::new(),
+            next_request: 1,
+            reported: (0, 0),
+            step: tracing::Span::none(),
+            parent: None,
+            over: Some(over),
+        }
+    }
+
+    fn drive(&mut self, context: &mut Context<Self>, input: Input<Values>) {
+        if let Err(error) = self.core.handle(self.clock.now(), input) {
+            return self.fatal(error.to_string());
+        }
+        while let Some(effect) = self.core.poll() {
+            self.carry_out(context, effect);
+        }
+    }
+
+    fn carry_out(&mut self, context: &mut Context<Self>, effect: Effect<Values>) {
+        match effect {
+            Effect::Connect(servers) => self.connect(context, servers),
+            Effect::Push { server, push, values } => {
+                let Push { step, node, slice, .. } = push;
+                let Values::Gradient(bytes, permit) = values else { return };
+                let request = self.ask(Asked::Push { step, node, slice });
+                let message = Outgoing::new(Push::KIND, request, push.encode()).with_payload(bytes);
+                self.post(server, slice, message, Some(Box::new(permit)));
+            }
+            Effect::Pull { server, pull } => {
+                let Pull { slice, version } = pull;
+                let request = self.ask(Asked::Pull { slice, version });
+                self.post(server, slice, Outgoing::new(Pull::KIND, request, pull.encode()), None);
+            }
+            Effect::Install { slice, values } => {
+                if let Values::Arrived(values) = values {
+                    self.work(context, Work::Install { slice, values });
+                }
+            }
+            Effect::Adopt { .. } => self.work(context, Work::Adopt),
+            Effect::Compute { step, nodes } => {
+                self.step = tracing::info_span!("step", step);
+                if let Some(parent) = self.parent {
+                    // Without OpenTelemetry there is no parent to set; the span is then a root.
+                    let _ = set_remote_parent(&self.step, parent);
+                }
+                self.work(context, Work::Compute { step, nodes });
+            }
+            Effect::Evaluate(order) => self.work(context, Work::Evaluate(order)),
+            Effect::Export(order) => self.work(context, Work::Export(order)),
+            Effect::Report(done) => {
+                let (sent, received) = self.traffic();
+                let done = NodeDone {
+                    bytes_sent: sent - self.reported.0,
+                    bytes_received: received - self.reported.1,
+                    ..done
+                };
+                self.reported = (sent, received);
+                tracing::debug!(step = done.step, "step done");
+                self.tell(&done);
+            }
+            Effect::Result(result) => self.tell(&result),
+            Effect::Heartbeat(heartbeat) => self.tell(&heartbeat),
+        }
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        self.servers.values().map(|(c, _)| c.stats()).fold((0, 0), |(sent, received), stats| {
+            (sent + stats.bytes_sent, received + stats.bytes_received)
+        })
+    }
+
+    fn ask(&mut self, asked: Asked) -> u64 {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(request, asked);
+        request
+    }
+
+    /// The first layers' slices travel on the first lane.
+    fn lane(&self, slice: SliceId) -> usize {
+        slice.parameter as usize * self.lanes as usize / self.parameters.max(1)
+    }
+
+    fn post(&self, server: u32, slice: SliceId, message: Outgoing, held: Option<Box<dyn Send>>) {
+        let lane = self.lane(slice);
+        let traceparent = self.step.in_scope(testudo_observability::current_traceparent);
+        if let Some(outbox) = self.servers.get(&server).and_then(|(_, lanes)| lanes.get(lane)) {
+            outbox.post_holding(message.with_traceparent(traceparent), held);
+        }
+    }
+
+    fn tell<B: Body>(&self, body: &B) {
+        self.scheduler.post(Outgoing::new(B::KIND, 0, body.encode()));
+    }
+
+    fn work(&mut self, context: &mut Context<Self>, work: Work) {
+        if self.work.as_ref().is_none_or(|queue| queue.send(work).is_err()) {
+            self.end(context, Err(NodeError::Bug("the compute thread has ended".into())));
+        }
+    }
+
+    /// The operator hears of it through the scheduler, which then ends the run.
+    fn fatal(&mut self, reason: String) {
+        tracing::error!(reason, "cannot go on");
+        self.tell(&Failure { reason });
+    }
+
+    fn end(&mut self, context: &mut Context<Self>, result: Result<(), NodeError>) {
+        if let Some(over) = self.over.take() {
+            let _ = over.send(result);
+        }
+        actix::ActorContext::stop(context);
+    }
+
+    fn connect(&mut self, context: &mut Context<Self>, servers: Vec<ServerMember>) {
+        self.expected = servers.len();
+        let mailbox = Mailbox::new(context.address());
+        for server in servers {
+            let id = match self.job.member(Role::Server, server.index) {
+                Ok(id) => id,
+                Err(error) => return self.fatal(error.to_string()),
+            };
+            let dialling = Dialling {
+                network: self.network.clone(),
+                mailbox: mailbox.clone(),
+                runtime: self.runtime.clone(),
+                server,
+                slices: self.slices,
+                lanes: self.lanes,
+            };
+            self.runtime.spawn(dialling.run(id));
+        }
+    }
+
+    fn answer(&mut self, context: &mut Context<Self>, message: Message) -> Result<(), String> {
+        let request = message.envelope.request;
+        let asked = self.asked.remove(&request).ok_or("an answer to a request that was never made")?;
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match (message.kind, asked) {
+            (PushAccepted::KIND, Asked::Push { step, node, slice }) => {
+                PushAccepted::decode(&message.body).map_err(unreadable)?;
+                Input::Accepted { step, node, slice }
+            }
+            (PushRefused::KIND, Asked::Push { step, node, slice }) => {
+                let reason = PushRefused::decode(&message.body).map_err(unreadable)?.reason;
+                Input::Refused { step, node, slice, reason }
+            }
+            (SliceVersion::KIND, Asked::Pull { slice, version }) => {
+                let answer = SliceVersion::decode(&message.body).map_err(unreadable)?;
+                if (answer.slice, answer.version) != (slice, version) {
+                    return Err(format!("version {version} of {slice} was asked for, another came"));
+                }
+                let bytes = message.payload.len() as u64;
+                let values = Values::Arrived(message.payload);
+                Input::Slice { slice, version, codec: answer.codec, values, bytes }
+            }
+            (PullRefused::KIND, Asked::Pull { slice, version }) => {
+                let reason = PullRefused::decode(&message.body).map_err(unreadable)?.reason;
+                Input::PullRefused { slice, version, reason }
+            }
+            (kind, asked) => return Err(format!("kind {kind} is no answer to {asked:?}")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+
+    fn order(&mut self, context: &mut Context<Self>, message: &Message) -> Result<(), String> {
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match message.kind {
+            Membership::KIND => {
+                let membership = Membership::decode(&message.body).map_err(unreadable)?;
+                tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
+                self.parent = message.envelope.traceparent.or(self.parent);
+                Input::Membership(membership)
+            }
+            LeaseExtended::KIND => {
+                let LeaseExtended { epoch, until } = LeaseExtended::decode(&message.body).map_err(unreadable)?;
+                Input::Extended { epoch, until }
+            }
+            Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
+            Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
+            Shutdown::KIND => {
+                let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
+                tracing::info!(reason = shutdown.reason, "leaving");
+                self.end(context, Ok(()));
+                return Ok(());
+            }
+            other => return Err(format!("kind {other} makes no sense to a worker")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+}
+
+impl Actor for WorkerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        let mailbox = Mailbox::new(context.address());
+        let (sender, receiver) = mpsc::channel();
+        self.work = Some(sender);
+        let in_flight = Arc::new(Semaphore::new(SLICES_IN_FLIGHT));
+        if let Some(compute) = self.compute.take()
+            && let Err(error) = thread::start(compute, receiver, mailbox.clone(), self.runtime.clone(), in_flight)
+        {
+            return self.end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
+        }
+        if let Some(receiver) = self.from_scheduler.take() {
+            self.runtime.spawn(hear_scheduler(receiver, mailbox));
+        }
+        tick(self, context);
+    }
+}
+
+fn tick(actor: &mut WorkerActor, context: &mut Context<WorkerActor>) {
+    let now = actor.clock.now();
+    let wait = actor.core.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now));
+    context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
+        actor.drive(context, Input::Tick);
+        tick(actor, context);
+    });
+}
+
+impl Handler<Letter<Mail>> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        match letter.mail {
+            Mail::Input(input) => self.drive(context, input),
+            Mail::Connected { server, connection, lanes } => {
+                self.servers.insert(server, (connection, lanes));
+                if self.servers.len() == self.expected {
+                    self.drive(context, Input::Connected);
+                }
+            }
+            Mail::Answer { server, message } => {
+                if let Err(what) = self.answer(context, message) {
+                    self.fatal(format!("server/{server} misbehaved: {what}"));
+                }
+            }
+            Mail::ServerGone { server, why } => {
+                self.fatal(format!("server/{server} cannot be reached: {why}"));
+            }
+            Mail::Scheduler(message) => {
+                if let Err(what) = self.order(context, &message) {
+                    self.end(context, Err(NodeError::Scheduler(what)));
+                }
+            }
+            Mail::SchedulerGone(why) => self.end(context, Err(NodeError::SchedulerLost(why))),
+            Mail::Exported(exported) => self.tell(&exported),
+            Mail::Fatal(reason) => self.fatal(reason),
+        }
+    }
+}
+
+async fn hear_scheduler(mut receiver: Receiver, mailbox: Mailbox<WorkerActor>) {
+    loop {
+        let mail = match receiver.recv().await {
+            Ok(Some(message)) => Mail::Scheduler(message),
+            Ok(None) => Mail::SchedulerGone("it closed the stream".into()),
+            Err(error) => Mail::SchedulerGone(error.to_string()),
+        };
+        let last = matches!(mail, Mail::SchedulerGone(_));
+        if mailbox.deliver(mail).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Connects one server and hears it.
+struct Dialling {
+    network: Network,
+    mailbox: Mailbox<WorkerActor>,
+    runtime: Handle,
+    server: ServerMember,
+    slices: usize,
+    lanes: u32,
+}
+
+impl Dialling {
+    async fn run(self, id: testudo_transport::SpiffeId) {
+        let server = self.server.index;
+        if let Err(why) = self.dial(&id).await {
+            let _ = self.mailbox.deliver(Mail::ServerGone { server, why }).await;
+        }
+    }
+
+    async fn dial(&self, id: &testudo_transport::SpiffeId) -> Result<(), String> {
+        let server = self.server.index;
+        let connection = self.network.connect(&self.server.address, id).await?;
+        let mut lanes = Vec::new();
+        for lane in 0..self.lanes {
+            let priority = i32::try_from(self.lanes - lane).unwrap_or(i32::MAX);
+            let (sender, receiver) =
+                connection.open(Class::Data, priority).await.map_err(|e| e.to_string())?;
+            // A push and a pull of every slice for each leased node at the most; gradients under way are bounded by
+            // their own semaphore, so messages alone are counted here.
+            let outbox =
+                Outbox::new(connection.clone(), sender, self.slices * 4 + 64, usize::MAX, &self.runtime);
+            lanes.push(outbox);
+            self.runtime.spawn(hear_server(receiver, server, self.mailbox.clone()));
+        }
+        self.mailbox
+            .deliver(Mail::Connected { server, connection, lanes })
+            .await
+            .map_err(|e| e.to_string())
+    }
+}
+
+async fn hear_server(mut receiver: Receiver, server: u32, mailbox: Mailbox<WorkerActor>) {
+    loop {
+        let mail = match receiver.recv().await {
+            Ok(Some(message)) => Mail::Answer { server, message },
+            Ok(None) => Mail::ServerGone { server, why: "it closed a stream".into() },
+            Err(error) => Mail::ServerGone { server, why: error.to_string() },
+        };
+        let last = matches!(mail, Mail::ServerGone { .. });
+        if mailbox.deliver(mail).await.is_err() || last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! A worker's arithmetic: gradients of whole tree nodes, evaluation, the final hash.
+//!
+//! 1. Each logical shard is computed by itself; shards of one node are added in the order of the reduction tree, so the
+//!    sum of a node has the same bits whoever computes it, in one piece or in many.
+//! 2. A parameter's slices leave the moment its gradient is complete, while the rest of the backward pass is still to
+//!    run.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use testudo_kernels::{Batch, Model, ModelError, add, permutation};
+
+use crate::checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, params_blake3};
+use crate::dataset::Dataset;
+use crate::job::JobSpec;
+use crate::message::{Evaluate, EvaluationResult, Export, Exported, NodeLoss};
+use crate::numbers;
+use crate::placement::{SliceId, SliceMap};
+use crate::plan::Plan;
+use crate::tree::{Node, Partials, ReductionTree};
+
+/// Test examples that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
+const EVALUATION_BATCH: usize = 256;
+
+/// What the arithmetic hands over as it goes.
+#[derive(Debug)]
+pub enum Event {
+    /// One slice of a node's gradient is complete.
+    Gradient {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The slice.
+        slice: SliceId,
+        /// Its values, little-endian.
+        values: Bytes,
+    },
+    /// A node is complete.
+    Computed {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: NodeLoss,
+        /// Microseconds spent on it.
+        compute_us: u64,
+    },
+}
+
+/// Tells a watcher how far the backward pass has come; used by tests of overlap.
+pub trait Pace: Send {
+    /// The gradient of `parameter` has just been handed over; `last` says whether it was the step's last.
+    fn handed_over(&mut self, parameter: usize, last: bool);
+}
+
+/// Why the arithmetic failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// The model refused its input.
+    #[error("the model failed: {0}")]
+    Model(#[from] ModelError),
+    /// The final model could not be stored.
+    #[error("the final model could not be stored: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    /// The data set on this node is not the job's.
+    #[error("{0}")]
+    Data(String),
+}
+
+/// The arithmetic of one worker.
+pub struct ShardCompute {
+    job: Arc<JobSpec>,
+    plan: Plan,
+    tree: ReductionTree,
+    map: Arc<SliceMap>,
+    model: Box<dyn Model>,
+    train: Arc<dyn Dataset>,
+    test: Arc<dyn Dataset>,
+    sink: Box<dyn CheckpointSink>,
+    current: Vec<Vec<f32>>,
+    next: Vec<Vec<f32>>,
+    order: Option<(u64, Vec<u32>)>,
+    inputs: Vec<f32>,
+    labels: Vec<u32>,
+    spare: Vec<Vec<f32>>,
+    pace: Option<Box<dyn Pace>>,
+}
+
+impl std::fmt::Debug for ShardCompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardCompute").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl ShardCompute {
+    /// The most examples that a worker of `job` hands its model at a time.
+    #[must_use]
+    pub fn largest_batch(job: &JobSpec) -> usize {
+        Plan::new(job).largest_shard().max(EVALUATION_BATCH)
+    }
+
+    /// The arithmetic of `job` with `model`, which takes [`largest_batch`](ShardCompute::largest_batch) examples, on
+    /// these data sets.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when model, data and job do not fit each other.
+    pub fn new(
+        job: Arc<JobSpec>,
+        map: Arc<SliceMap>,
+        model: Box<dyn Model>,
+        train: Arc<dyn Dataset>,
+        test: Arc<dyn Dataset>,
+        sink: Box<dyn CheckpointSink>,
+    ) -> Result<ShardCompute, ComputeError> {
+        let plan = Plan::new(&job);
+        for (name, set, count) in
+            [("training", &train, job.data.train_examples), ("test", &test, job.data.test_examples)]
+        {
+            if set.len() as u64 != count || set.input_elements() != model.input_elements() {
+                return Err(ComputeError::Data(format!(
+                    "the {name} set holds {} examples of {} numbers here, the job says {count} of {}: \
+                     point data.path at the data that the job was signed for",
+                    set.len(),
+                    set.input_elements(),
+                    model.input_elements()
+                )));
+            }
+        }
+        let zeros: Vec<Vec<f32>> =
+            model.parameters().iter().map(|p| vec![0.0; p.shape.elements()]).collect();
+        Ok(ShardCompute {
+            plan,
+            tree: job.tree(),
+            map,
+            train,
+            test,
+            sink,
+            current: zeros.clone(),
+            next: zeros,
+            order: None,
+            inputs: Vec::new(),
+            labels: Vec::new(),
+            spare: Vec::new(),
+            pace: None,
+            model,
+            job,
+        })
+    }
+
+    /// Sets a watcher of the backward pass.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Box<dyn Pace>) -> ShardCompute {
+        self.pace = Some(pace);
+        self
+    }
+
+    /// Puts a slice into the next version. A slice or length that the core would refuse is ignored.
+    pub fn install(&mut self, slice: SliceId, values: &[f32]) {
+        let Some(place) = self.map.slice(slice) else { return };
+        let target = self
+            .next
+            .get_mut(slice.parameter as usize)
+            .and_then(|p| p.get_mut(place.first..place.first + place.elements));
+        if let Some(target) = target
+            && target.len() == values.len()
+        {
+            target.copy_from_slice(values);
+        }
+    }
+
+    /// Computes with the next version from now on.
+    pub fn adopt(&mut self) {
+        std::mem::swap(&mut self.current, &mut self.next);
+    }
+
+    /// The adopted parameters, in the model's order.
+    #[must_use]
+    pub fn parameters(&self) -> &[Vec<f32>] {
+        &self.current
+    }
+
+    /// Computes the gradients of `nodes` in `step` and hands slices over as they are ready.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the model refuses.
+    pub fn compute(
+        &mut self,
+        step: u64,
+        nodes: &[Node],
+        mut emit: impl FnMut(Event),
+    ) -> Result<(), ComputeError> {
+        let place = self.plan.step(step);
+        if self.order.as_ref().is_none_or(|(epoch, _)| *epoch != place.epoch) {
+            self.order = Some((place.epoch, permutation(self.job.seed, place.epoch, self.train.len())));
+        }
+        for node in nodes {
+            let begun = Instant::now();
+            let mut sums: Vec<Partials<Vec<f32>>> = Vec::new();
+            sums.resize_with(self.current.len(), Partials::default);
+            let mut losses = Partials::default();
+            let mut total = None;
+            for shard in node.first..node.first + node.leaves {
+                let range = self.plan.shard(&place, shard);
+                self.load_training(range);
+                let loss = self.shard(step, *node, shard, &mut sums, &mut emit)?;
+                total = losses.insert(self.tree, *node, Node::leaf(shard), loss, |l: NodeLoss, r: NodeLoss| {
+                    NodeLoss {
+                        node: l.node,
+                        loss_sum: l.loss_sum + r.loss_sum,
+                        correct: l.correct + r.correct,
+                        examples: l.examples + r.examples,
+                    }
+                });
+            }
+            if let Some(loss) = total {
+                let compute_us = begun.elapsed().as_micros() as u64;
+                emit(Event::Computed { step, loss: NodeLoss { node: *node, ..loss }, compute_us });
+            }
+        }
+        Ok(())
+    }
+
+    fn load_training(&mut self, positions: std::ops::Range<usize>) {
+        let order = self.order.as_ref().map_or(&[][..], |(_, order)| order.as_slice());
+        let chosen = order.get(positions).unwrap_or(&[]);
+        load(self.train.as_ref(), chosen.iter().map(|i| *i as usize), &mut self.inputs, &mut self.labels);
+    }
+
+    fn shard(
+        &mut self,
+        step: u64,
+        node: Node,
+        shard: u32,
+        sums: &mut [Partials<Vec<f32>>],
+        emit: &mut impl FnMut(Event),
+    ) -> Result<NodeLoss, ComputeError> {
+        let (tree, map, spare, pace) = (self.tree, &self.map, &mut self.spare, &mut self.pace);
+        let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
+        let batch = Batch { inputs: &self.inputs, labels: &self.labels };
+        let completes = node.end() == u64::from(shard) + 1;
+        let mut left = parameters.len();
+        let mut ready = |parameter: usize, gradient: &[f32]| {
+            let Some(sums) = sums.get_mut(parameter) else { return };
+            let mut mine = spare.pop().unwrap_or_default();
+            mine.clear();
+            mine.extend_from_slice(gradient);
+            let sum = sums.insert(tree, node, Node::leaf(shard), mine, |mut l, r| {
+                add(&mut l, &r);
+                spare.push(r);
+                l
+            });
+            left = left.saturating_sub(1);
+            if let Some(sum) = sum {
+                let whole = numbers::own(sum);
+                for slice in map.of_parameter(parameter) {
+                    let bytes = slice.first * 4..(slice.first + slice.elements) * 4;
+                    emit(Event::Gradient { step, node, slice: slice.id, values: whole.slice(bytes) });
+                }
+                if let Some(pace) = pace {
+                    pace.handed_over(parameter, completes && left == 0);
+                }
+            }
+        };
+        let loss = self.model.gradients(&parameters, batch, &mut ready)?;
+        Ok(NodeLoss {
+            node: Node::leaf(shard),
+            loss_sum: loss.loss_sum,
+            correct: u64::from(loss.correct),
+            examples: u64::from(loss.examples),
+        })
+    }
+
+    /// Evaluates part of the test set with the adopted parameters, in fixed blocks counted from the part's start.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the model refuses.
+    pub fn evaluate(&mut self, order: &Evaluate) -> Result<EvaluationResult, ComputeError> {
+        let end = order.first.saturating_add(order.examples).min(self.test.len() as u64) as usize;
+        let mut result = EvaluationResult {
+            version: order.version,
+            first: order.first,
+            examples: order.examples,
+            loss_sum: 0.0,
+            correct: 0,
+        };
+        let mut first = order.first as usize;
+        while first < end {
+            let stop = end.min(first + EVALUATION_BATCH);
+            load(self.test.as_ref(), first..stop, &mut self.inputs, &mut self.labels);
+            let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
+            let batch = Batch { inputs: &self.inputs, labels: &self.labels };
+            let loss = self.model.evaluate(&parameters, batch)?;
+            result.loss_sum += loss.loss_sum;
+            result.correct += u64::from(loss.correct);
+            first = stop;
+        }
+        Ok(result)
+    }
+
+    /// Hashes the adopted parameters, and stores them if the order says so.
+    ///
+    /// # Errors
+    /// [`ComputeError::Checkpoint`] when they cannot be stored.
+    pub fn export(&mut self, order: &Export) -> Result<Exported, ComputeError> {
+        let specs = self.model.parameters();
+        let tensors: Vec<NamedTensor<'_>> = specs
+            .iter()
+            .zip(&self.current)
+            .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
+            .collect();
+        let params_blake3 = params_blake3(&tensors);
+        let model = FinalModel { job: &self.job.name, version: order.version, params_blake3, tensors };
+        let bytes = if order.write { self.sink.export(&model)? } else { 0 };
+        Ok(Exported { version: order.version, params_blake3, bytes })
+    }
+}
+
+fn load(
+    set: &dyn Dataset,
+    examples: impl Iterator<Item = usize>,
+    inputs: &mut Vec<f32>,
+    labels: &mut Vec<u32>,
+) {
+    let width = set.input_elements();
+    labels.clear();
+    let mut filled = 0;
+    for example in examples {
+        if inputs.len() < filled + width {
+            inputs.resize(filled + width, 0.0);
+        }
+        if let Some(input) = inputs.get_mut(filled..filled + width) {
+            labels.push(set.fill(example, input));
+        }
+        filled += width;
+    }
+    inputs.truncate(filled);
+}

@@ -1,0 +1,566 @@
+//! The worker's decisions. Pure.
+//!
+//! 1. A step begins when every slice is at its version and the lease covers it; not before.
+//! 2. The pull of the next version follows the first push of a slice at once; no barrier spans slices.
+//! 3. A step is reported done when every server has acknowledged every slice of it.
+//! 4. Parameters of the step being computed stay in place until every slice of the next version has arrived, so that
+//!    shards of a worker that died can still be computed for that step.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use testudo_kernels::Codec;
+
+use crate::lease::Lease;
+use crate::message::{
+    Evaluate, EvaluationResult, Export, Heartbeat, Membership, NodeDone, NodeLoss, Pull, PullRefusal, Push,
+    PushRefusal, ServerMember, StepTimes, Waiting,
+};
+use crate::placement::{SliceId, SliceMap};
+use crate::time::Time;
+use crate::tree::Node;
+
+/// What happened. `V` is a slice's values.
+#[derive(Debug)]
+pub enum Input<V> {
+    /// The scheduler named a membership epoch.
+    Membership(Membership),
+    /// The leases hold for more steps.
+    Extended {
+        /// Of this epoch.
+        epoch: u64,
+        /// Steps below this one may be begun.
+        until: u64,
+    },
+    /// Every server is connected.
+    Connected,
+    /// A version of a slice arrived.
+    Slice {
+        /// The slice.
+        slice: SliceId,
+        /// The version.
+        version: u64,
+        /// The wire codec's id.
+        codec: u8,
+        /// The values.
+        values: V,
+        /// The payload's length in bytes.
+        bytes: u64,
+    },
+    /// A server refused a pull.
+    PullRefused {
+        /// The slice.
+        slice: SliceId,
+        /// The version asked for.
+        version: u64,
+        /// Why.
+        reason: PullRefusal,
+    },
+    /// The arithmetic has one slice of a node's gradient.
+    Gradient {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The slice.
+        slice: SliceId,
+        /// The values.
+        values: V,
+    },
+    /// The arithmetic has finished a node.
+    Computed {
+        /// The step.
+        step: u64,
+        /// The node's loss.
+        loss: NodeLoss,
+        /// Microseconds it took.
+        compute_us: u64,
+    },
+    /// A server stored a push.
+    Accepted {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The slice.
+        slice: SliceId,
+    },
+    /// A server refused a push.
+    Refused {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The slice.
+        slice: SliceId,
+        /// Why.
+        reason: PushRefusal,
+    },
+    /// The scheduler wants part of the test set evaluated.
+    Evaluate(Evaluate),
+    /// The arithmetic has evaluated it.
+    Evaluated(EvaluationResult),
+    /// The scheduler wants the final model.
+    Export(Export),
+    /// A timeout that [`WorkerCore::poll_timeout`] asked for may have passed.
+    Tick,
+}
+
+/// What must be done.
+#[derive(Debug, PartialEq)]
+pub enum Effect<V> {
+    /// Dial these servers, then say [`Input::Connected`].
+    Connect(Vec<ServerMember>),
+    /// Send a push to a server.
+    Push {
+        /// The server.
+        server: u32,
+        /// The message.
+        push: Push,
+        /// The values.
+        values: V,
+    },
+    /// Send a pull to a server.
+    Pull {
+        /// The server.
+        server: u32,
+        /// The message.
+        pull: Pull,
+    },
+    /// Put an arrived slice into the next version.
+    Install {
+        /// The slice.
+        slice: SliceId,
+        /// The values.
+        values: V,
+    },
+    /// The next version is complete: compute with it from now on.
+    Adopt {
+        /// Its number.
+        version: u64,
+    },
+    /// Compute gradients of these nodes with the adopted parameters.
+    Compute {
+        /// The step.
+        step: u64,
+        /// The nodes.
+        nodes: Vec<Node>,
+    },
+    /// Evaluate part of the test set with the adopted parameters.
+    Evaluate(Evaluate),
+    /// Hash the adopted parameters, and write them if asked.
+    Export(Export),
+    /// Tell the scheduler that nodes are done; the shell fills the traffic in.
+    Report(NodeDone),
+    /// Tell the scheduler the evaluation's result.
+    Result(EvaluationResult),
+    /// Tell the scheduler that this worker lives.
+    Heartbeat(Heartbeat),
+}
+
+/// Why a worker cannot go on.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WorkerError {
+    /// A server refused a push that must be possible.
+    #[error("{server} refused the push of {parameter} (slice {}) in step {step}: {reason}", slice.index)]
+    Refused {
+        /// The server.
+        server: String,
+        /// The parameter's name.
+        parameter: String,
+        /// The slice.
+        slice: SliceId,
+        /// The step.
+        step: u64,
+        /// Why.
+        reason: PushRefusal,
+    },
+    /// A server refused a pull that must be possible.
+    #[error("{server} refused version {version} of {parameter} (slice {}): {reason}", slice.index)]
+    PullRefused {
+        /// The server.
+        server: String,
+        /// The parameter's name.
+        parameter: String,
+        /// The slice.
+        slice: SliceId,
+        /// The version.
+        version: u64,
+        /// Why.
+        reason: PullRefusal,
+    },
+    /// A server answered with what was not asked for.
+    #[error("{server} sent {what} of {slice}, which was not asked for")]
+    Unasked {
+        /// The server.
+        server: String,
+        /// What it sent.
+        what: String,
+        /// Of which slice.
+        slice: SliceId,
+    },
+}
+
+#[derive(Debug)]
+struct Batch {
+    nodes: Vec<Node>,
+    losses: Vec<NodeLoss>,
+    unacknowledged: usize,
+    compute_us: u64,
+    computed_at: Option<Time>,
+}
+
+/// The worker's state machine.
+#[derive(Debug)]
+pub struct WorkerCore<V> {
+    index: u32,
+    map: SliceMap,
+    names: Vec<String>,
+    steps: u64,
+    epoch: u64,
+    until: u64,
+    leases: Vec<Lease>,
+    dialled: bool,
+    /// The adopted version.
+    version: Option<u64>,
+    begun: Option<u64>,
+    /// By slice: the version asked for last (`None`: nothing yet), and whether it has arrived.
+    asked: Vec<Option<u64>>,
+    arrived: Vec<bool>,
+    arrivals: usize,
+    /// Work under way, by step; a second batch of one step exists only after another worker's death.
+    batches: BTreeMap<u64, Vec<Batch>>,
+    orders: Vec<Order>,
+    waiting_since: Time,
+    wait_us: u64,
+    heartbeat: Duration,
+    next_heartbeat: Time,
+    effects: VecDeque<Effect<V>>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Evaluate(Evaluate),
+    Export(Export),
+}
+
+impl<V> WorkerCore<V> {
+    /// Worker `index` of a job of `steps` steps with that placement. `names` are the parameters', for messages.
+    #[must_use]
+    pub fn new(
+        index: u32,
+        map: SliceMap,
+        names: Vec<String>,
+        steps: u64,
+        heartbeat: Duration,
+    ) -> WorkerCore<V> {
+        let slices = map.slices().len();
+        WorkerCore {
+            index,
+            map,
+            names,
+            steps,
+            epoch: 0,
+            until: 0,
+            leases: Vec::new(),
+            dialled: false,
+            version: None,
+            begun: None,
+            asked: vec![None; slices],
+            arrived: vec![false; slices],
+            arrivals: 0,
+            batches: BTreeMap::new(),
+            orders: Vec::new(),
+            waiting_since: Time::default(),
+            wait_us: 0,
+            heartbeat,
+            next_heartbeat: Time::default(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// What happened, at `now`.
+    ///
+    /// # Errors
+    /// [`WorkerError`] when the worker cannot go on.
+    pub fn handle(&mut self, now: Time, input: Input<V>) -> Result<(), WorkerError> {
+        match input {
+            Input::Membership(membership) => self.install(now, membership),
+            Input::Extended { epoch, until } => {
+                if epoch == self.epoch {
+                    self.until = self.until.max(until);
+                    self.begin(now);
+                }
+            }
+            Input::Connected => {
+                self.pull_all(0);
+                self.begin(now);
+            }
+            Input::Slice { slice, version, codec, values, bytes } => {
+                self.arrive(now, slice, version, codec, values, bytes)?;
+            }
+            Input::PullRefused { slice, version, reason } => {
+                let (server, parameter) = self.describe(slice);
+                return Err(WorkerError::PullRefused { server, parameter, slice, version, reason });
+            }
+            Input::Gradient { step, node, slice, values } => self.send(step, node, slice, values),
+            Input::Computed { step, loss, compute_us } => self.computed(now, step, loss, compute_us),
+            Input::Accepted { step, node, slice: _ } => self.acknowledged(now, step, node),
+            Input::Refused { step, node, slice, reason } => {
+                // A node that moved on while its push was under way is owed by its new holder.
+                if reason == PushRefusal::NoLease && !self.holds(node, step) {
+                    self.acknowledged(now, step, node);
+                } else {
+                    let (server, parameter) = self.describe(slice);
+                    return Err(WorkerError::Refused { server, parameter, slice, step, reason });
+                }
+            }
+            Input::Evaluate(order) => self.order(Order::Evaluate(order)),
+            Input::Evaluated(result) => self.effects.push_back(Effect::Result(result)),
+            Input::Export(order) => self.order(Order::Export(order)),
+            Input::Tick => {}
+        }
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now.after(self.heartbeat);
+            let heartbeat = self.status();
+            self.effects.push_back(Effect::Heartbeat(heartbeat));
+        }
+        Ok(())
+    }
+
+    /// The next thing to be done.
+    pub fn poll(&mut self) -> Option<Effect<V>> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        Some(self.next_heartbeat)
+    }
+
+    /// The adopted version.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.version
+    }
+
+    fn holds(&self, node: Node, step: u64) -> bool {
+        self.leases.iter().any(|l| l.node == node && l.from_step <= step)
+    }
+
+    fn describe(&self, slice: SliceId) -> (String, String) {
+        let server = self.map.slice(slice).map_or(0, |s| s.server);
+        let name = self.names.get(slice.parameter as usize);
+        (format!("server/{server}"), name.cloned().unwrap_or_else(|| slice.to_string()))
+    }
+
+    fn install(&mut self, now: Time, membership: Membership) {
+        if membership.epoch <= self.epoch {
+            return;
+        }
+        self.epoch = membership.epoch;
+        self.until = self.until.max(membership.until);
+        self.leases = membership.leases.into_iter().filter(|l| l.worker == self.index).collect();
+        if !self.dialled {
+            self.dialled = true;
+            self.effects.push_back(Effect::Connect(membership.servers));
+        }
+        let fresh = self.leases.iter().filter(|l| l.since == self.epoch);
+        match (self.begun, self.version) {
+            // This step is under way: what has moved here is computed for it as well.
+            (Some(step), Some(version)) if step == version => {
+                let nodes: Vec<Node> = fresh.filter(|l| l.from_step <= step).map(|l| l.node).collect();
+                self.compute(step, nodes);
+            }
+            // Every slice has this version, so the steps below it are complete whoever contributed.
+            (_, Some(version)) if version > 0 => {
+                let nodes: Vec<NodeLoss> = fresh
+                    .filter(|l| l.from_step < version)
+                    .map(|l| NodeLoss { node: l.node, loss_sum: 0.0, correct: 0, examples: 0 })
+                    .collect();
+                if !nodes.is_empty() {
+                    self.effects.push_back(Effect::Report(NodeDone {
+                        step: version - 1,
+                        nodes,
+                        times: StepTimes::default(),
+                        bytes_sent: 0,
+                        bytes_received: 0,
+                    }));
+                }
+            }
+            _ => {}
+        }
+        self.begin(now);
+    }
+
+    fn pull_all(&mut self, version: u64) {
+        for at in 0..self.asked.len() {
+            self.pull(at, version);
+        }
+    }
+
+    fn pull(&mut self, at: usize, version: u64) {
+        let (Some(asked), Some(slice)) = (self.asked.get_mut(at), self.map.slices().get(at)) else { return };
+        if asked.is_none_or(|v| v < version) {
+            *asked = Some(version);
+            let pull = Pull { slice: slice.id, version };
+            self.effects.push_back(Effect::Pull { server: slice.server, pull });
+        }
+    }
+
+    fn arrive(
+        &mut self,
+        now: Time,
+        id: SliceId,
+        version: u64,
+        codec: u8,
+        values: V,
+        bytes: u64,
+    ) -> Result<(), WorkerError> {
+        let next = self.version.map_or(0, |v| v + 1);
+        let at = self.map.position(id);
+        let expected = at.and_then(|at| self.map.slices().get(at)).map(|s| s.elements as u64 * 4);
+        let asked = at.and_then(|at| self.asked.get(at).copied().flatten());
+        let first_time = at.and_then(|at| self.arrived.get(at)).is_some_and(|arrived| !arrived);
+        let fits = expected == Some(bytes) && codec == Codec::F32.id();
+        let (Some(at), true) = (at, fits && first_time && asked == Some(version) && version == next) else {
+            let (server, _) = self.describe(id);
+            let what = format!("version {version} in {bytes} bytes by codec {codec}");
+            return Err(WorkerError::Unasked { server, what, slice: id });
+        };
+        if let Some(arrived) = self.arrived.get_mut(at) {
+            *arrived = true;
+        }
+        self.arrivals += 1;
+        self.effects.push_back(Effect::Install { slice: id, values });
+        if self.arrivals == self.arrived.len() {
+            self.arrivals = 0;
+            self.arrived.fill(false);
+            self.version = Some(version);
+            self.wait_us = now.since(self.waiting_since).as_micros() as u64;
+            self.effects.push_back(Effect::Adopt { version });
+            self.begin(now);
+            self.carry_out_orders();
+        }
+        Ok(())
+    }
+
+    /// Begins the step of the adopted version, if it may begin and has not.
+    fn begin(&mut self, now: Time) {
+        let Some(version) = self.version else { return };
+        if version >= self.steps || version >= self.until || self.begun == Some(version) {
+            return;
+        }
+        self.begun = Some(version);
+        self.waiting_since = now;
+        let nodes: Vec<Node> =
+            self.leases.iter().filter(|l| l.from_step <= version).map(|l| l.node).collect();
+        if nodes.is_empty() {
+            self.pull_all(version + 1);
+        } else {
+            self.compute(version, nodes);
+        }
+    }
+
+    fn compute(&mut self, step: u64, nodes: Vec<Node>) {
+        if nodes.is_empty() {
+            return;
+        }
+        let batch = Batch {
+            unacknowledged: nodes.len() * self.map.slices().len(),
+            nodes: nodes.clone(),
+            losses: Vec::new(),
+            compute_us: 0,
+            computed_at: None,
+        };
+        self.batches.entry(step).or_default().push(batch);
+        self.effects.push_back(Effect::Compute { step, nodes });
+    }
+
+    fn send(&mut self, step: u64, node: Node, id: SliceId, values: V) {
+        let Some(at) = self.map.position(id) else { return };
+        let Some(server) = self.map.slices().get(at).map(|s| s.server) else { return };
+        let push = Push { epoch: self.epoch, step, slice: id, node, codec: Codec::F32.id() };
+        self.effects.push_back(Effect::Push { server, push, values });
+        self.pull(at, step + 1);
+    }
+
+    fn batch(&mut self, step: u64, node: Node) -> Option<&mut Batch> {
+        self.batches.get_mut(&step)?.iter_mut().find(|b| b.nodes.contains(&node))
+    }
+
+    fn computed(&mut self, now: Time, step: u64, loss: NodeLoss, compute_us: u64) {
+        if let Some(batch) = self.batch(step, loss.node) {
+            batch.losses.push(loss);
+            batch.compute_us += compute_us;
+            batch.computed_at = Some(now);
+        }
+        self.report(now, step);
+    }
+
+    fn acknowledged(&mut self, now: Time, step: u64, node: Node) {
+        if let Some(batch) = self.batch(step, node) {
+            batch.unacknowledged = batch.unacknowledged.saturating_sub(1);
+        }
+        self.report(now, step);
+    }
+
+    /// Reports the batches of `step` that are computed and acknowledged.
+    fn report(&mut self, now: Time, step: u64) {
+        let Some(batches) = self.batches.get_mut(&step) else { return };
+        let is_done = |b: &Batch| b.unacknowledged == 0 && b.losses.len() == b.nodes.len();
+        let Some(at) = batches.iter().position(is_done) else { return };
+        let batch = batches.swap_remove(at);
+        if batches.is_empty() {
+            self.batches.remove(&step);
+        }
+        self.waiting_since = now;
+        let send = batch.computed_at.map_or(Duration::ZERO, |at| now.since(at));
+        self.effects.push_back(Effect::Report(NodeDone {
+            step,
+            nodes: batch.losses,
+            times: StepTimes {
+                compute_us: batch.compute_us,
+                send_us: send.as_micros() as u64,
+                wait_us: std::mem::take(&mut self.wait_us),
+            },
+            bytes_sent: 0,
+            bytes_received: 0,
+        }));
+    }
+
+    fn order(&mut self, order: Order) {
+        self.orders.push(order);
+        self.carry_out_orders();
+    }
+
+    fn carry_out_orders(&mut self) {
+        let Some(version) = self.version else { return };
+        for order in std::mem::take(&mut self.orders) {
+            match order {
+                Order::Evaluate(e) if e.version <= version => self.effects.push_back(Effect::Evaluate(e)),
+                Order::Export(e) if e.version <= version => self.effects.push_back(Effect::Export(e)),
+                later => self.orders.push(later),
+            }
+        }
+    }
+
+    /// The first slice that has not arrived, if the worker waits for parameters.
+    fn status(&self) -> Heartbeat {
+        let step = self.version.unwrap_or(0);
+        let computing = self.batches.values().flatten().any(|b| b.losses.len() < b.nodes.len());
+        let missing = self
+            .map
+            .slices()
+            .iter()
+            .zip(self.asked.iter().zip(&self.arrived))
+            .find(|(_, (asked, arrived))| asked.is_some_and(|v| self.version.is_none_or(|c| v > c)) && !**arrived);
+        let waiting = missing.filter(|_| !computing).map(|(slice, _)| Waiting {
+            slice: slice.id,
+            step,
+            missing: None,
+        });
+        Heartbeat { step, waiting }
+    }
+}

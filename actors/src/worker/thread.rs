@@ -1,0 +1,102 @@
+//! The worker's compute thread: arithmetic behind a queue, slices and results by mail.
+//!
+//! 1. The queue is bounded by what can be asked for at a time: one version of every slice, one step, a few orders.
+//! 2. Slices under way to servers are bounded in number: the thread waits before it hands over another, so a slow
+//!    network slows the backward pass instead of filling memory.
+
+use std::sync::{Arc, mpsc};
+
+use testudo_transport::Payload;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::mailbox::Mailbox;
+use crate::message::{Evaluate, Export};
+use crate::numbers;
+use crate::placement::SliceId;
+use crate::tree::Node;
+use crate::worker::actor::{Mail, Values, WorkerActor};
+use crate::worker::{Event, Input, ShardCompute};
+
+/// Work for the thread.
+pub(super) enum Work {
+    Install { slice: SliceId, values: Payload },
+    Adopt,
+    Compute { step: u64, nodes: Vec<Node> },
+    Evaluate(Evaluate),
+    Export(Export),
+}
+
+/// Starts the thread. It ends when `work`'s sender is dropped or the actor is gone.
+pub(super) fn start(
+    compute: ShardCompute,
+    work: mpsc::Receiver<Work>,
+    mailbox: Mailbox<WorkerActor>,
+    runtime: Handle,
+    in_flight: Arc<Semaphore>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let mut thread = Thread { compute, mailbox, runtime, in_flight, gone: false };
+    std::thread::Builder::new().name("compute".into()).spawn(move || {
+        while let Ok(work) = work.recv() {
+            if let Err(reason) = thread.carry_out(work) {
+                thread.deliver(Mail::Fatal(reason));
+            }
+            if thread.gone {
+                return;
+            }
+        }
+    })
+}
+
+struct Thread {
+    compute: ShardCompute,
+    mailbox: Mailbox<WorkerActor>,
+    runtime: Handle,
+    in_flight: Arc<Semaphore>,
+    gone: bool,
+}
+
+impl Thread {
+    fn deliver(&mut self, mail: Mail) {
+        self.gone |= self.mailbox.deliver_blocking(&self.runtime, mail).is_err();
+    }
+
+    fn carry_out(&mut self, work: Work) -> Result<(), String> {
+        match work {
+            Work::Install { slice, values } => {
+                let view = numbers::view(&values).map_err(|e| e.to_string())?;
+                self.compute.install(slice, view);
+            }
+            Work::Adopt => self.compute.adopt(),
+            Work::Compute { step, nodes } => {
+                let Thread { compute, mailbox, runtime, in_flight, gone } = self;
+                let emit = |event| {
+                    let mail = match event {
+                        Event::Gradient { step, node, slice, values } => {
+                            let Ok(permit) = runtime.block_on(Arc::clone(in_flight).acquire_owned()) else {
+                                *gone = true;
+                                return;
+                            };
+                            let values = Values::Gradient(values, permit);
+                            Mail::Input(Input::Gradient { step, node, slice, values })
+                        }
+                        Event::Computed { step, loss, compute_us } => {
+                            Mail::Input(Input::Computed { step, loss, compute_us })
+                        }
+                    };
+                    *gone |= mailbox.deliver_blocking(runtime, mail).is_err();
+                };
+                compute.compute(step, &nodes, emit).map_err(|e| e.to_string())?;
+            }
+            Work::Evaluate(order) => {
+                let result = self.compute.evaluate(&order).map_err(|e| e.to_string())?;
+                self.deliver(Mail::Input(Input::Evaluated(result)));
+            }
+            Work::Export(order) => {
+                let exported = self.compute.export(&order).map_err(|e| e.to_string())?;
+                self.deliver(Mail::Exported(exported));
+            }
+        }
+        Ok(())
+    }
+}
