@@ -1,0 +1,35 @@
+//! The command line.
+
+mod args;
+mod bench;
+mod job;
+mod node;
+mod pki;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::Failure;
+use args::{Arguments, Command};
+
+/// Parses the process's arguments, carries the command out, and returns its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Run(run) => run::run(&run),
+        Command::Node(node) => node::node(&node, None),
+        Command::Pki(pki) => pki::pki(&pki),
+        Command::Job(job) => job::job(&job),
+        Command::Bench(bench) => bench::bench(&bench),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { message, status }) => {
+            eprintln!("error: {message}");
+            status.code()
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What the command line takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Distributed training where the network is not trusted.
+#[derive(Debug, Parser)]
+#[command(
+    name = "testudo",
+    version,
+    about = "Distributed training where the network is not trusted",
+    after_help = "Exit status: 0 done; 1 failed while running; 2 misconfigured, nothing was started; 130 interrupted \
+                  twice.\n\nExamples:\n  testudo run examples/mnist.toml\n  testudo run examples/mnist.toml --workers 4 \
+                  --set training.epochs=1 --json\n  testudo pki show runs/mnist-.../identities/worker-0"
+)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train: start a whole cluster on this machine, follow it, and leave a model behind
+    Run(RunArguments),
+    /// Run one node of a cluster whose scheduler is at cluster.scheduler
+    Node(NodeArguments),
+    /// Make and show the identities of a job
+    Pki(PkiArguments),
+    /// Sign a cluster file as an operator, for a cluster that is started node by node
+    Job(JobArguments),
+    /// Measure this build on this machine
+    Bench(BenchArguments),
+}
+
+/// `testudo run`
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The cluster file
+    pub(crate) file: PathBuf,
+    /// Workers, instead of cluster.workers
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<u32>,
+    /// Servers, instead of cluster.servers
+    #[arg(long, value_name = "N")]
+    pub(crate) servers: Option<u32>,
+    /// Override a key of the cluster file, for instance training.epochs=1 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The run directory, which must not exist [default: output.dir/JOB-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Print no progress and no summary
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Roles of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeRole {
+    /// Leases the work and follows the steps
+    Scheduler,
+    /// Keeps parameters
+    Server,
+    /// Computes gradients
+    Worker,
+}
+
+/// `testudo node`
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    /// What this node is
+    #[arg(long, env = "DMLC_ROLE")]
+    pub(crate) role: NodeRole,
+    /// Which one of its role, from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) index: u32,
+    /// The cluster file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The folder with this node's ca.pem, cert.pem and key.pem
+    #[arg(long, value_name = "DIR")]
+    pub(crate) identity: PathBuf,
+    /// Where the scheduler is, instead of cluster.scheduler
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) scheduler: Option<String>,
+    /// The signed job, for a scheduler [default: the cluster file with the ending .job]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) job: Option<PathBuf>,
+    /// Where the scheduler writes metrics.jsonl and a worker writes the final model [default: the cluster file's folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Write the log to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// End when standard input ends: how a launcher makes sure that no node outlives it
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
+}
+
+/// `testudo pki`
+#[derive(Debug, Args)]
+pub(crate) struct PkiArguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: PkiCommand,
+}
+
+/// The commands of `testudo pki`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make the certificate authority of a job
+    Init {
+        /// The folder to put it in, which must not hold one yet
+        dir: PathBuf,
+        /// The job's name, as job.name in the cluster file
+        #[arg(long, default_value = "job")]
+        job: String,
+        /// The trust domain, as job.trust_domain in the cluster file
+        #[arg(long, default_value = "testudo.local")]
+        trust_domain: String,
+        /// Days until it expires
+        #[arg(long, default_value_t = 365)]
+        days: u32,
+    },
+    /// Issue a node's identity
+    Issue {
+        /// The certificate authority's folder
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// scheduler, server, worker, peer, operator or actor
+        #[arg(long)]
+        role: String,
+        /// The node's index, or an operator's or actor's name
+        #[arg(long, default_value = "0")]
+        name: String,
+        /// The folder to put ca.pem, cert.pem and key.pem in
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Hours until it expires
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+    },
+    /// Show a certificate, or every certificate in a folder
+    Show {
+        /// A PEM file, or a folder of them
+        path: PathBuf,
+        /// Print one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `testudo job`
+#[derive(Debug, Args)]
+pub(crate) struct JobArguments {
+    /// The cluster file
+    pub(crate) file: PathBuf,
+    /// The operator's folder with ca.pem, cert.pem and key.pem
+    #[arg(long, value_name = "DIR")]
+    pub(crate) identity: PathBuf,
+    /// Where to write the signed job [default: the cluster file with the ending .job]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Override a key of the cluster file (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// `testudo bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// What to measure.
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+/// The benchmarks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One way over loopback between two processes, every message authenticated, encrypted and MACed
+    Transport {
+        /// Bytes of a message's payload
+        #[arg(long, default_value_t = 1 << 20)]
+        message_bytes: usize,
+        /// Mebibytes of one measurement
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+        /// Measurements, of which the median counts
+        #[arg(long, default_value_t = 5)]
+        repeat: u32,
+        /// Print one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+        /// The receiving half of this benchmark
+        #[arg(long, hide = true)]
+        receive: Option<PathBuf>,
+    },
+    /// A node of a benchmark's cluster
+    #[command(hide = true)]
+    Node(NodeArguments),
+    /// Rounds of the real actors: every worker pushes, the servers sum, every worker pulls
+    Pushpull {
+        /// Workers
+        #[arg(long, default_value_t = 2)]
+        workers: u32,
+        /// Servers
+        #[arg(long, default_value_t = 1)]
+        servers: u32,
+        /// Mebibytes of f32 that each worker pushes and pulls in a round
+        #[arg(long, default_value_t = 256)]
+        mib: u32,
+        /// Rounds that are measured
+        #[arg(long, default_value_t = 15)]
+        rounds: u64,
+        /// Print one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+    },
+}

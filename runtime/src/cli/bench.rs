@@ -1,0 +1,16 @@
+//! `testudo bench`: measurements of this build on this machine.
+
+use crate::cli::args::{BenchArguments, BenchCommand};
+use crate::error::Failure;
+
+pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
+    match &arguments.command {
+        BenchCommand::Transport { message_bytes, mib, repeat, json, receive } => {
+            crate::bench::transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
+        }
+        BenchCommand::Node(node) => crate::cli::node::node(node, Some(Box::new(crate::bench::pushpull::Setup))),
+        BenchCommand::Pushpull { workers, servers, mib, rounds, json } => {
+            crate::bench::pushpull::run(*workers, *servers, *mib, *rounds, *json)
+        }
+    }
+}

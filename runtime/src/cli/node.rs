@@ -1,0 +1,223 @@
+//! `testudo node`: one node of a cluster.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use testudo_actors::link::Network;
+use testudo_actors::message::Outcome;
+use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, run_worker};
+use testudo_actors::server::SumOrder;
+use testudo_actors::{NodeError, SignedJob};
+use testudo_observability as observability;
+use testudo_transport::{Endpoint, Identity, Role};
+
+use crate::cli::args::{NodeArguments, NodeRole};
+use crate::config::Config;
+use crate::error::Failure;
+use crate::node::{Metrics, Setup, transport};
+use crate::rundir::RunDir;
+
+/// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
+/// machines have few.
+const NETWORK_THREADS: usize = 1;
+
+/// What MXNet's, ps-lite's and BytePS's launchers set, so that they can start this node.
+struct Environment {
+    scheduler: Option<String>,
+    overrides: Vec<String>,
+    index: Option<u32>,
+}
+
+fn environment(role: NodeRole) -> Environment {
+    let var = |name: &str| std::env::var(name).ok();
+    let scheduler = var("DMLC_PS_ROOT_URI").zip(var("DMLC_PS_ROOT_PORT")).map(|(host, port)| match host {
+        host if host.contains(':') => format!("[{host}]:{port}"),
+        host => format!("{host}:{port}"),
+    });
+    let counts = [("DMLC_NUM_WORKER", "cluster.workers"), ("DMLC_NUM_SERVER", "cluster.servers")];
+    let overrides = counts.iter().filter_map(|(name, key)| Some(format!("{key}={}", var(name)?))).collect();
+    let index = match role {
+        NodeRole::Worker => var("DMLC_WORKER_ID"),
+        NodeRole::Server => var("DMLC_SERVER_ID"),
+        NodeRole::Scheduler => None,
+    };
+    Environment { scheduler, overrides, index: index.and_then(|i| i.parse().ok()) }
+}
+
+/// Runs the node; a worker gets its data from `setup`, or from the cluster file.
+pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
+    let environment = environment(arguments.role);
+    let index = match arguments.index {
+        0 => environment.index.unwrap_or(0),
+        index => index,
+    };
+    let config =
+        Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
+    let identity = Identity::load(&arguments.identity).map_err(Failure::misconfigured)?;
+    check_identity(&identity, arguments.role, index, &arguments.identity)?;
+    let role = arguments.role.role();
+    let mut options = observability::Options::new(format!("{role}/{index}"));
+    if let Some(log) = &arguments.log {
+        options = options.with_log_file(log);
+    }
+    let _guard = observability::init(options).map_err(Failure::misconfigured)?;
+    if arguments.with_parent {
+        end_with_parent();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .thread_name("network")
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
+    let listen = match arguments.role {
+        NodeRole::Scheduler => config.network.scheduler_listen(),
+        NodeRole::Server => config.network.server_listen(index),
+        NodeRole::Worker => SocketAddr::new(config.network.listen.ip(), 0),
+    };
+    let network = bind(&config, &identity, listen, runtime.handle())?;
+    println!("listening {}", network.local_addr());
+    tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
+    let run_dir = match &arguments.run_dir {
+        Some(dir) => dir.clone(),
+        None => folder_of(&arguments.config),
+    };
+    let run_dir = RunDir::open(&run_dir).map_err(Failure::misconfigured)?;
+    let node = Node {
+        identity: Arc::new(identity),
+        network,
+        config,
+        runtime: runtime.handle().clone(),
+        run_dir,
+        index,
+        scheduler: arguments.scheduler.clone().or(environment.scheduler),
+    };
+    let result = match arguments.role {
+        NodeRole::Scheduler => {
+            let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
+            node.scheduler(&job)
+        }
+        NodeRole::Server => node.server(),
+        NodeRole::Worker => node.worker(setup),
+    };
+    if let Err(failure) = &result {
+        tracing::error!("{}", failure.message);
+    }
+    result
+}
+
+impl NodeRole {
+    fn role(self) -> Role {
+        match self {
+            NodeRole::Scheduler => Role::Scheduler,
+            NodeRole::Server => Role::Server,
+            NodeRole::Worker => Role::Worker,
+        }
+    }
+}
+
+fn check_identity(identity: &Identity, role: NodeRole, index: u32, dir: &Path) -> Result<(), Failure> {
+    let id = identity.id();
+    if id.role() == role.role() && id.index() == Some(index) {
+        return Ok(());
+    }
+    Err(Failure::misconfigured(format!(
+        "{}: this is the identity of {}, not of {}/{index}: give that node's folder with --identity",
+        dir.display(),
+        id.short(),
+        role.role()
+    )))
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+fn bind(
+    config: &Config,
+    identity: &Identity,
+    listen: SocketAddr,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Network, Failure> {
+    let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
+    let _inside = runtime.enter();
+    let endpoint = Endpoint::bind(&transport(config, listen), identity.clone(), Arc::new(policy))
+        .map_err(Failure::misconfigured)?;
+    Ok(Network::Quic(endpoint))
+}
+
+/// No node outlives its launcher: the launcher holds the other end of standard input.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
+        tracing::error!("the launcher is gone; ending");
+        std::process::exit(1);
+    });
+}
+
+struct Node {
+    identity: Arc<Identity>,
+    network: Network,
+    config: Config,
+    runtime: tokio::runtime::Handle,
+    run_dir: RunDir,
+    index: u32,
+    scheduler: Option<String>,
+}
+
+impl Node {
+    fn options(&self) -> Result<NodeOptions, Failure> {
+        let scheduler = self.scheduler.clone().or_else(|| self.config.cluster.scheduler.clone());
+        let scheduler = scheduler.ok_or_else(|| {
+            Failure::misconfigured("where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler")
+        })?;
+        Ok(NodeOptions {
+            identity: Arc::clone(&self.identity),
+            network: self.network.clone(),
+            scheduler,
+            advertise: self.config.network.server_advertise(self.index).map(str::to_owned),
+            lanes: u32::from(self.config.transport.lanes),
+            runtime: self.runtime.clone(),
+        })
+    }
+
+    fn scheduler(self, job: &Path) -> Result<(), Failure> {
+        let bytes = std::fs::read(job).map_err(|e| {
+            Failure::misconfigured(format!(
+                "{}: the signed job cannot be read: {e}; an operator makes it with `testudo job`",
+                job.display()
+            ))
+        })?;
+        let signed = SignedJob::from_bytes(&bytes)
+            .map_err(|e| Failure::misconfigured(format!("{}: {e}", job.display())))?;
+        let metrics = self.run_dir.metrics();
+        let observer = Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+        let outcome =
+            run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
+                .map_err(failure)?;
+        match outcome {
+            Outcome::Finished(_) => Ok(()),
+            Outcome::Failed(reason) => Err(Failure::failed(reason)),
+        }
+    }
+
+    fn server(self) -> Result<(), Failure> {
+        run_server(self.options()?, SumOrder::Canonical).map_err(failure)
+    }
+
+    fn worker(self, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
+        let from_file = || Box::new(Setup::new(self.config.clone(), self.run_dir.model())) as Box<dyn WorkerSetup>;
+        let mut setup = setup.unwrap_or_else(from_file);
+        run_worker(self.options()?, setup.as_mut()).map_err(failure)
+    }
+}
+
+fn failure(error: NodeError) -> Failure {
+    match error {
+        NodeError::Job(_) | NodeError::TurnedAway(_) => Failure::misconfigured(error),
+        other => Failure::failed(other),
+    }
+}

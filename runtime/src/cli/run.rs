@@ -1,0 +1,140 @@
+//! `testudo run`: a whole cluster on this machine, from the cluster file to a model.
+
+use std::io::{IsTerminal, Stderr};
+use std::time::{Instant, SystemTime};
+
+use testudo_actors::message::{Finished, Phase, StatusReport};
+
+use crate::cli::args::RunArguments;
+use crate::config::Config;
+use crate::error::Failure;
+use crate::report::metrics;
+use crate::report::plot::{Heading, loss_svg};
+use crate::report::progress::{Progress, Status, Style};
+use crate::report::summary::Summary;
+use crate::run::{Completed, Watcher};
+use crate::rundir::RunDir;
+use crate::{job, node, run as training};
+
+pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    let style = Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
+    let mut display = Display { progress: Progress::new(std::io::stderr(), style), training: None };
+    let config = Config::load(&arguments.file, &overrides(arguments)).map_err(Failure::misconfigured)?;
+    let data = node::data(&config).map_err(Failure::misconfigured)?;
+    let spec = job::spec(&config, node::data_spec(&data));
+    drop(data);
+    spec.validate().map_err(Failure::misconfigured)?;
+    let run_dir = match &arguments.run_dir {
+        Some(dir) => RunDir::create(dir),
+        None => RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now()),
+    }
+    .map_err(Failure::misconfigured)?;
+    let (workers, servers) = (spec.workers, spec.servers);
+    display.progress.note(&format!(
+        "{}: {workers} worker{}, {servers} server{}, {}",
+        config.job.name,
+        plural(workers),
+        plural(servers),
+        run_dir.path().display()
+    ));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
+    let result = runtime.block_on(training::run(&config, &spec, &run_dir, &mut display));
+    display.progress.finish();
+    let completed = result?;
+    let summary = leave_results(&config, &run_dir, &completed, workers, servers)?;
+    if !arguments.quiet {
+        eprintln!("\n{}", summary.table(style.color));
+    }
+    if arguments.json {
+        println!("{}", summary.to_json_line().map_err(Failure::failed)?);
+    }
+    Ok(())
+}
+
+fn plural(count: u32) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// `--workers` and `--servers` come after every `--set`, so the explicit option wins.
+fn overrides(arguments: &RunArguments) -> Vec<String> {
+    let mut all = arguments.set.clone();
+    all.extend(arguments.workers.map(|n| format!("cluster.workers={n}")));
+    all.extend(arguments.servers.map(|n| format!("cluster.servers={n}")));
+    all
+}
+
+fn leave_results(
+    config: &Config,
+    run_dir: &RunDir,
+    completed: &Completed,
+    workers: u32,
+    servers: u32,
+) -> Result<Summary, Failure> {
+    let Finished { test_accuracy, final_loss, .. } = completed.finished;
+    let finished = &completed.finished;
+    let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
+    let heading =
+        Heading { job: &config.job.name, test_accuracy: Some(test_accuracy), workers, servers };
+    let plot = run_dir.loss_plot();
+    std::fs::write(&plot, loss_svg(&records, &heading))
+        .map_err(|e| Failure::file(&plot, "cannot be written", e))?;
+    let speed = match finished.training_seconds {
+        seconds if seconds > 0.0 => finished.samples as f64 / seconds,
+        _ => 0.0,
+    };
+    let summary = Summary {
+        job: config.job.name.clone(),
+        test_accuracy: Some(test_accuracy),
+        final_loss,
+        steps: finished.steps,
+        epochs: config.training.epochs,
+        stopped_early: finished.stopped_early,
+        samples_per_second: speed,
+        wall_seconds: completed.wall_seconds,
+        bytes_sent: finished.bytes_sent,
+        bytes_received: finished.bytes_received,
+        workers,
+        servers,
+        params_blake3: finished.params_blake3.iter().map(|b| format!("{b:02x}")).collect(),
+        run_dir: run_dir.path().to_owned(),
+    };
+    let path = run_dir.summary();
+    summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
+    Ok(summary)
+}
+
+/// Shows the scheduler's reports.
+struct Display {
+    progress: Progress<Stderr>,
+    /// When training began, as far as this process saw.
+    training: Option<Instant>,
+}
+
+impl Watcher for Display {
+    fn report(&mut self, report: &StatusReport) {
+        if report.phase != Phase::Training {
+            return;
+        }
+        let begun = *self.training.get_or_insert_with(Instant::now);
+        let Some(loss) = report.loss else { return };
+        self.progress.update(&Status {
+            step: report.steps_done,
+            total_steps: report.steps,
+            epoch: report.epoch + 1,
+            epochs: report.epochs,
+            loss,
+            samples_per_second: report.samples_per_second,
+            elapsed_seconds: begun.elapsed().as_secs_f64(),
+        });
+        if let Some(stalled) = &report.stalled {
+            self.progress.note(&format!("no progress: {stalled}"));
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.progress.note(text);
+    }
+}

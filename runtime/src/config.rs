@@ -1,0 +1,393 @@
+//! The cluster file: one TOML file that says what is trained, on what, by how many nodes, and where.
+//!
+//! [`Config::load`] reads it with any `--set key=value` overrides and answers with a [`Config`] in which
+//! every value has been checked, or with every problem at once, each with its line and column. The keys
+//! are described in one table, [`keys::KEYS`], from which `docs/config.md` is made.
+//!
+//! Invariants:
+//! 1. An unknown key is refused, with the nearest one that exists; so is a key that means nothing beside
+//!    the others (`optimizer.beta1` with plain SGD).
+//! 2. A [`Config`] satisfies every rule of the table and every rule between keys (`config/semantic.rs`).
+//! 3. [`Config::to_toml`] followed by [`Config::load`] gives an equal [`Config`], from any folder.
+//! 4. No input makes this module panic.
+//!
+//! Left to others: whether paths exist, whether ports are free, whether the data fits the model.
+
+mod build;
+mod check;
+pub mod docs;
+pub mod keys;
+mod nearest;
+mod problem;
+mod read;
+mod semantic;
+mod value;
+
+use std::fs::File;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use problem::{ConfigErrors, Place, Problem};
+
+/// Largest cluster file that is read, in bytes: thousands of times a real one.
+const FILE_MOST: u64 = 1 << 20;
+
+/// A whole cluster file, checked. Its fields are the file's sections; `docs/config.md` describes them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// `[job]`
+    pub job: Job,
+    /// `[cluster]`
+    pub cluster: Cluster,
+    /// `[network]`
+    pub network: Network,
+    /// `[training]`
+    pub training: Training,
+    /// `[model]`
+    pub model: Model,
+    /// `[optimizer]`
+    pub optimizer: Optimizer,
+    /// `[schedule]`
+    pub schedule: Schedule,
+    /// `[data]`
+    pub data: Data,
+    /// `[transport]`
+    pub transport: Transport,
+    /// `[security]`
+    pub security: Security,
+    /// `[checkpoint]`
+    pub checkpoint: Checkpoint,
+    /// `[output]`
+    pub output: Output,
+}
+
+/// `[job]`: what the job is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Job {
+    /// The job's name, a SPIFFE path segment.
+    pub name: String,
+    /// The SPIFFE trust domain.
+    pub trust_domain: String,
+}
+
+/// `[cluster]`: who takes part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cluster {
+    /// Workers, at least 1.
+    pub workers: u32,
+    /// Servers, at least 1.
+    pub servers: u32,
+    /// Where nodes dial the scheduler, `host:port`; `None` in a local run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+    /// Who shares a process.
+    pub placement: Placement,
+    /// Milliseconds between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which a node counts as dead.
+    pub heartbeat_timeout_ms: u64,
+}
+
+/// Who shares a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Servers and workers are processes of their own.
+    Dedicated,
+}
+
+/// `[network]`: what is bound, and what others are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Address for those that have none of their own below.
+    pub listen: SocketAddr,
+    /// Largest UDP payload that path discovery may try, in bytes.
+    pub mtu: u16,
+    /// `[network.scheduler]`
+    pub scheduler: SchedulerNetwork,
+    /// `[network.servers]`
+    pub servers: ServersNetwork,
+}
+
+/// `[network.scheduler]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SchedulerNetwork {
+    /// Address the scheduler binds; `None` for [`Network::listen`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Address at which others reach it, `host:port`; `None` for the bound one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+}
+
+/// `[network.servers]`, by the servers' index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServersNetwork {
+    /// Addresses they bind: none, or one each.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses at which others reach them, `host:port`: none, or one each.
+    pub advertise: Vec<String>,
+}
+
+impl Network {
+    /// The address the scheduler binds.
+    pub fn scheduler_listen(&self) -> SocketAddr {
+        self.scheduler.listen.unwrap_or(self.listen)
+    }
+
+    /// The address that server `index` binds.
+    pub fn server_listen(&self, index: u32) -> SocketAddr {
+        self.servers.listen.get(index as usize).copied().unwrap_or(self.listen)
+    }
+
+    /// What server `index` tells others to dial; `None` for the bound address.
+    pub fn server_advertise(&self, index: u32) -> Option<&str> {
+        self.servers.advertise.get(index as usize).map(String::as_str)
+    }
+}
+
+/// `[training]`: how long and how large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Training {
+    /// Seed of the training random source.
+    pub seed: u64,
+    /// Passes over the training set, at least 1.
+    pub epochs: u64,
+    /// Examples a step, over all workers.
+    pub batch_size: u32,
+    /// Parts a batch is cut into; divides [`Training::batch_size`].
+    pub logical_shards: u32,
+    /// Steps after which to stop; `None` for all epochs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Whether differing arithmetic is refused.
+    pub determinism: Determinism,
+}
+
+/// Whether nodes of differing arithmetic may train together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Determinism {
+    /// They are refused.
+    Strict,
+    /// They may; runs can differ in the last bits.
+    Relaxed,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Model {
+    /// Fully connected layers with ReLU between them.
+    Mlp {
+        /// Numbers in one example.
+        inputs: usize,
+        /// Widths of the hidden layers.
+        hidden: Vec<usize>,
+        /// Classes.
+        classes: usize,
+    },
+}
+
+/// `[optimizer]`: the update rule, and the learning rate before the schedule's factor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Optimizer {
+    /// The learning rate, above 0.
+    pub learning_rate: f64,
+    /// Weight decay, 0 or more: decoupled for AdamW, added to the gradient for the others.
+    pub weight_decay: f64,
+    /// The rule.
+    #[serde(flatten)]
+    pub rule: OptimizerRule,
+}
+
+/// The update rules, as PyTorch defines them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum OptimizerRule {
+    /// Plain stochastic gradient descent.
+    Sgd,
+    /// With a velocity.
+    Momentum {
+        /// The velocity's decay, in 0..1.
+        momentum: f64,
+    },
+    /// With Nesterov's look-ahead velocity.
+    Nesterov {
+        /// The velocity's decay, in 0..1.
+        momentum: f64,
+    },
+    /// Adam (Kingma and Ba, 2015).
+    Adam {
+        /// Decay of the mean, in 0..1.
+        beta1: f64,
+        /// Decay of the squared mean, in 0..1.
+        beta2: f64,
+        /// Added to the denominator.
+        epsilon: f64,
+    },
+    /// AdamW (Loshchilov and Hutter, 2019).
+    AdamW {
+        /// Decay of the mean, in 0..1.
+        beta1: f64,
+        /// Decay of the squared mean, in 0..1.
+        beta2: f64,
+        /// Added to the denominator.
+        epsilon: f64,
+    },
+}
+
+/// `[schedule]`: the learning rate over the planned steps.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Schedule {
+    /// Always the same.
+    Constant,
+    /// Warm-up, then half a cosine down.
+    Cosine {
+        /// Steps of linear warm-up.
+        warmup_steps: u64,
+        /// The last factor, 0 to 1.
+        final_fraction: f64,
+    },
+    /// Warm-up, then a straight line down.
+    Linear {
+        /// Steps of linear warm-up.
+        warmup_steps: u64,
+        /// The last factor, 0 to 1.
+        final_fraction: f64,
+    },
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Data {
+    /// Four IDX files.
+    Mnist {
+        /// Their folder, absolute.
+        path: PathBuf,
+        /// Subtracted from each pixel in 0..1.
+        mean: f64,
+        /// Divides it after that.
+        std: f64,
+    },
+}
+
+/// `[transport]`: sizes and limits of what travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Transport {
+    /// Bytes of f32 in a slice at most; a multiple of 4.
+    pub slice_bytes: u32,
+    /// Streams for each priority class.
+    pub lanes: u16,
+    /// A peer's credit in bytes.
+    pub max_in_flight_bytes: u64,
+    /// A peer's credit in messages.
+    pub max_in_flight_messages: u32,
+    /// How peers agree on keys.
+    pub key_exchange: KeyExchange,
+    /// Milliseconds without a packet after which a connection closes.
+    pub idle_timeout_ms: u64,
+}
+
+/// How peers agree on keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyExchange {
+    /// X25519MLKEM768 alone.
+    PqOnly,
+    /// X25519MLKEM768 first, X25519 for those that lack it.
+    PqFirst,
+}
+
+/// `[security]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Security {
+    /// Life of the certificates that a run issues, in hours.
+    pub certificate_hours: u32,
+    /// The three files of a cluster that has a CA of its own; `None` where the run makes one.
+    #[serde(flatten)]
+    pub files: Option<SecurityFiles>,
+}
+
+/// The files of a cluster that has a CA of its own; absolute paths to PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SecurityFiles {
+    /// The CA's certificate.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub cert: PathBuf,
+    /// This node's private key.
+    pub key: PathBuf,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Checkpoint {
+    /// Whether the final model is written in the clear.
+    pub export: bool,
+}
+
+/// `[output]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Output {
+    /// The folder of run directories, absolute.
+    pub dir: PathBuf,
+}
+
+impl Config {
+    /// Reads the cluster file at `path` and applies `overrides`, each `key=value`, in order.
+    ///
+    /// Relative paths in the file start at the file's folder, those in overrides (and `output.dir`) at the
+    /// current folder.
+    ///
+    /// # Errors
+    /// Every problem there is, or the one that keeps the file from being read.
+    pub fn load<S: AsRef<str>>(path: &Path, overrides: &[S]) -> Result<Self, ConfigErrors> {
+        let whole = |message: String| ConfigErrors::whole(path, message);
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(FILE_MOST + 1).read_to_end(&mut bytes))
+            .map_err(|error| whole(format!("cannot read the cluster file: {error}")))?;
+        if bytes.len() as u64 > FILE_MOST {
+            return Err(whole(format!("larger than {FILE_MOST} bytes: this is no cluster file")));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let good = error.utf8_error().valid_up_to();
+            let line = error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
+            whole(format!("not UTF-8 from line {line} on: save the file as UTF-8"))
+        })?;
+        Self::parse(&text, path, overrides)
+    }
+
+    /// The same for a file's `text`; `path` is where it came from, for messages and relative paths.
+    ///
+    /// # Errors
+    /// Every problem there is.
+    pub fn parse<S: AsRef<str>>(text: &str, path: &Path, overrides: &[S]) -> Result<Self, ConfigErrors> {
+        let (mut values, mut problems) = (read::Values::default(), Vec::new());
+        values.read(text, &mut problems);
+        for argument in overrides {
+            values.set(argument.as_ref(), &mut problems);
+        }
+        values.complete(&mut problems);
+        let config = build::config(&values, path, &mut problems);
+        semantic::check(&config, &values, &mut problems);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigErrors::new(path, problems)) }
+    }
+
+    /// The effective configuration as a cluster file, every default written out.
+    ///
+    /// # Errors
+    /// A path that is not UTF-8, which [`Config::load`] lets nobody write.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

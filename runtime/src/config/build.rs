@@ -1,0 +1,202 @@
+//! From checked values to the typed [`Config`].
+//!
+//! A value that was refused or is missing has been reported already; a stand-in takes its place here, so
+//! that the rules between keys can still be checked. A configuration with stand-ins is never handed out.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::keys::{self, Base, Rule};
+use super::problem::{Place, Problem};
+use super::read::Values;
+use super::value::Value;
+use super::{
+    Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Model, Network, Optimizer,
+    OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles, ServersNetwork,
+    Training, Transport,
+};
+
+/// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
+pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) -> Config {
+    let mut from = Builder { values, folder: path.parent().unwrap_or(Path::new("")), problems };
+    Config {
+        job: Job { name: from.text("job.name"), trust_domain: from.text("job.trust_domain") },
+        cluster: Cluster {
+            workers: from.integer("cluster.workers"),
+            servers: from.integer("cluster.servers"),
+            scheduler: from.optional_text("cluster.scheduler"),
+            placement: Placement::Dedicated,
+            heartbeat_ms: from.integer("cluster.heartbeat_ms"),
+            heartbeat_timeout_ms: from.integer("cluster.heartbeat_timeout_ms"),
+        },
+        network: Network {
+            listen: address(values.text("network.listen")).unwrap_or(STAND_IN),
+            mtu: from.integer("network.mtu"),
+            scheduler: SchedulerNetwork {
+                listen: address(values.text("network.scheduler.listen")),
+                advertise: from.optional_text("network.scheduler.advertise"),
+            },
+            servers: ServersNetwork {
+                listen: from.texts("network.servers.listen").filter_map(|text| address(Some(text))).collect(),
+                advertise: from.texts("network.servers.advertise").map(str::to_string).collect(),
+            },
+        },
+        training: Training {
+            seed: from.integer("training.seed"),
+            epochs: from.integer("training.epochs"),
+            batch_size: from.integer("training.batch_size"),
+            logical_shards: from.integer("training.logical_shards"),
+            max_steps: values.get("training.max_steps").map(|_| from.integer("training.max_steps")),
+            determinism: match from.text("training.determinism").as_str() {
+                "relaxed" => Determinism::Relaxed,
+                _ => Determinism::Strict,
+            },
+        },
+        model: Model::Mlp {
+            inputs: from.integer("model.inputs"),
+            hidden: from.integers("model.hidden"),
+            classes: from.integer("model.classes"),
+        },
+        optimizer: Optimizer {
+            learning_rate: from.number("optimizer.learning_rate"),
+            weight_decay: from.number("optimizer.weight_decay"),
+            rule: from.optimizer_rule(),
+        },
+        schedule: from.schedule(),
+        data: Data::Mnist {
+            path: from.path("data.path").unwrap_or_default(),
+            mean: from.number("data.mean"),
+            std: from.number("data.std"),
+        },
+        transport: Transport {
+            slice_bytes: from.integer("transport.slice_bytes"),
+            lanes: from.integer("transport.lanes"),
+            max_in_flight_bytes: from.integer("transport.max_in_flight_bytes"),
+            max_in_flight_messages: from.integer("transport.max_in_flight_messages"),
+            key_exchange: match from.text("transport.key_exchange").as_str() {
+                "pq-first" => KeyExchange::PqFirst,
+                _ => KeyExchange::PqOnly,
+            },
+            idle_timeout_ms: from.integer("transport.idle_timeout_ms"),
+        },
+        security: Security {
+            certificate_hours: from.integer("security.certificate_hours"),
+            files: match (from.path("security.ca"), from.path("security.cert"), from.path("security.key")) {
+                (Some(ca), Some(cert), Some(key)) => Some(SecurityFiles { ca, cert, key }),
+                _ => None,
+            },
+        },
+        checkpoint: Checkpoint {
+            export: matches!(values.get("checkpoint.export"), Some(Value::Boolean(true))),
+        },
+        output: Output { dir: from.path("output.dir").unwrap_or_default() },
+    }
+}
+
+/// In place of an address that was refused.
+const STAND_IN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+fn address(text: Option<&str>) -> Option<SocketAddr> {
+    text.and_then(|text| text.parse().ok())
+}
+
+struct Builder<'a> {
+    values: &'a Values,
+    folder: &'a Path,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Builder<'a> {
+    fn text(&self, path: &str) -> String {
+        self.values.text(path).unwrap_or_default().to_string()
+    }
+
+    fn optional_text(&self, path: &str) -> Option<String> {
+        self.values.text(path).map(str::to_string)
+    }
+
+    fn texts(&self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let items: &[Value] = match self.values.get(path) {
+            Some(Value::List(items)) => items,
+            _ => &[],
+        };
+        items.iter().filter_map(|item| match item {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
+    fn integer<T: TryFrom<i64> + From<u8>>(&self, path: &str) -> T {
+        match self.values.get(path) {
+            Some(Value::Integer(number)) => T::try_from(*number).unwrap_or_else(|_| T::from(1)),
+            _ => T::from(1),
+        }
+    }
+
+    fn integers(&self, path: &str) -> Vec<usize> {
+        let items: &[Value] = match self.values.get(path) {
+            Some(Value::List(items)) => items,
+            _ => &[],
+        };
+        items
+            .iter()
+            .filter_map(|item| match item {
+                Value::Integer(number) => usize::try_from(*number).ok(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn number(&self, path: &str) -> f64 {
+        match self.values.get(path) {
+            Some(Value::Number(number)) => *number,
+            _ => 1.0,
+        }
+    }
+
+    fn optimizer_rule(&self) -> OptimizerRule {
+        let momentum = self.number("optimizer.momentum");
+        let (beta1, beta2) = (self.number("optimizer.beta1"), self.number("optimizer.beta2"));
+        let epsilon = self.number("optimizer.epsilon");
+        match self.values.text("optimizer.kind") {
+            Some("momentum") => OptimizerRule::Momentum { momentum },
+            Some("nesterov") => OptimizerRule::Nesterov { momentum },
+            Some("adam") => OptimizerRule::Adam { beta1, beta2, epsilon },
+            Some("adamw") => OptimizerRule::AdamW { beta1, beta2, epsilon },
+            _ => OptimizerRule::Sgd,
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        let warmup_steps = self.integer("schedule.warmup_steps");
+        let final_fraction = self.number("schedule.final_fraction");
+        match self.values.text("schedule.kind") {
+            Some("cosine") => Schedule::Cosine { warmup_steps, final_fraction },
+            Some("linear") => Schedule::Linear { warmup_steps, final_fraction },
+            _ => Schedule::Constant,
+        }
+    }
+
+    /// The path at `key`, absolute.
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
+        let text = self.values.text(key)?;
+        let place = self.values.place(&[key]);
+        let base = match keys::find(key).map(|key| &key.rule) {
+            Some(Rule::Path { base: Base::File }) if matches!(place, Place::File { .. }) => self.folder,
+            _ => Path::new(""),
+        };
+        let absolute = std::path::absolute(base.join(text));
+        match absolute {
+            Ok(path) if path.to_str().is_some() => Some(path),
+            Ok(path) => {
+                let message = format!("`{key}`: {} is not UTF-8: rename the folder", path.display());
+                self.problems.push(Problem { place, message });
+                None
+            }
+            Err(error) => {
+                self.problems.push(Problem { place, message: format!("`{key}`: no absolute path: {error}") });
+                None
+            }
+        }
+    }
+}

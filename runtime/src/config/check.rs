@@ -1,0 +1,152 @@
+//! What single strings in a cluster file must look like: names, trust domains, addresses.
+//!
+//! Each function answers `Err` with a phrase that says what is wrong; the caller adds where and what is
+//! allowed.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Longest job name: it is one segment of a path in every identity, and part of a folder's name.
+const NAME_MOST: usize = 63;
+/// Longest trust domain (SPIFFE ID specification, section 2.1).
+const TRUST_DOMAIN_MOST: usize = 255;
+/// Longest host name (RFC 1035, section 2.3.4).
+const HOST_MOST: usize = 253;
+
+/// A job's name: a SPIFFE path segment that is also a plain file name.
+pub(super) fn name(text: &str) -> Result<(), String> {
+    length(text, NAME_MOST)?;
+    if text.starts_with('.') {
+        return Err("it starts with a dot".into());
+    }
+    only(text, |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// A SPIFFE trust domain.
+pub(super) fn trust_domain(text: &str) -> Result<(), String> {
+    length(text, TRUST_DOMAIN_MOST)?;
+    only(text, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'))
+}
+
+/// An address to bind: IP and port, no name (a name may resolve to an interface nobody meant).
+pub(super) fn listen(text: &str) -> Result<(), String> {
+    match text.parse::<SocketAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) if text.parse::<IpAddr>().is_ok() => Err("the port is missing".into()),
+        Err(_) => Err("it is no IP address with a port".into()),
+    }
+}
+
+/// An address to dial: an IP address or a host name, and a port.
+pub(super) fn dial(text: &str) -> Result<(), String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.ip().is_unspecified() {
+            return Err(format!("nobody can dial {}", address.ip()));
+        }
+        return port(address.port());
+    }
+    let Some((host, digits)) = text.rsplit_once(':') else { return Err("the port is missing".into()) };
+    match digits.parse() {
+        Ok(number) if digits.bytes().all(|b| b.is_ascii_digit()) => port(number)?,
+        _ => return Err(format!("{digits:?} is no port")),
+    }
+    host_name(host)
+}
+
+fn port(number: u16) -> Result<(), String> {
+    if number == 0 { Err("port 0 cannot be dialed".into()) } else { Ok(()) }
+}
+
+/// A host name by RFC 1123, section 2.1.
+fn host_name(host: &str) -> Result<(), String> {
+    length(host, HOST_MOST)?;
+    for label in host.split('.') {
+        let edges_hold = !label.starts_with('-') && !label.ends_with('-');
+        let letters_hold = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if label.is_empty() || label.len() > 63 || !edges_hold || !letters_hold {
+            return Err(format!("{host:?} is no host name"));
+        }
+    }
+    // Four numbers that did not parse as an address are a mistyped address, not a name.
+    if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(format!("{host:?} is no IP address"));
+    }
+    Ok(())
+}
+
+fn length(text: &str, most: usize) -> Result<(), String> {
+    match text.len() {
+        0 => Err("it is empty".into()),
+        found if found > most => Err(format!("it has {found} characters")),
+        _ => Ok(()),
+    }
+}
+
+fn only(text: &str, allowed: impl Fn(char) -> bool) -> Result<(), String> {
+    match text.chars().find(|&c| !allowed(c)) {
+        Some(c) => Err(format!("{c:?} is not allowed in it")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_path_segments() {
+        for good in ["job", "mnist-1", "A_b.c", "x"] {
+            assert_eq!(name(good), Ok(()), "{good}");
+        }
+        let long = "x".repeat(64);
+        for bad in ["", ".", "..", ".git", "a/b", "a b", "ä", "a%2f", "a\n", long.as_str()] {
+            assert!(name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn trust_domains_are_lower_case() {
+        assert_eq!(trust_domain("testudo.local"), Ok(()));
+        for bad in ["", "Testudo.local", "a/b", "a:1", "a b"] {
+            assert!(trust_domain(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn listen_takes_addresses_only() {
+        for good in ["127.0.0.1:0", "0.0.0.0:7000", "[::1]:7000", "[fe80::1]:0"] {
+            assert_eq!(listen(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["", "127.0.0.1", "localhost:7000", "127.0.0.1:70000", "127.0.0.256:1", "::1:7000x", ":7000"]
+        {
+            assert!(listen(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(listen("127.0.0.1"), Err("the port is missing".into()));
+    }
+
+    #[test]
+    fn dial_takes_names_and_addresses_with_a_real_port() {
+        for good in ["10.0.0.1:7000", "[2001:db8::1]:7000", "scheduler:7000", "a.b-c.example:1"] {
+            assert_eq!(dial(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "10.0.0.1:0",
+            "scheduler:0",
+            "scheduler",
+            "scheduler:",
+            "scheduler:+7",
+            ":7000",
+            "0.0.0.0:7000",
+            "[::]:7000",
+            "a..b:1",
+            "-a:1",
+            "a_b:1",
+            "10.0.0.256:7000",
+            "a b:1",
+            "scheduler:70000",
+        ] {
+            assert!(dial(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The table itself. See [`Key`] for what a row says; rows stand in the order of the reference page, and a
+//! selector stands before the keys that depend on it.
+
+use super::super::check;
+use super::{Absent, Applies, Base, Key, Rule};
+
+/// The most any count of milliseconds may be: a day.
+const DAY_MS: i64 = 86_400_000;
+const ADDRESS: Rule =
+    Rule::Text { check: check::listen, allowed: "IP address and port; port 0 lets the system choose" };
+const DIALED: Rule =
+    Rule::Text { check: check::dial, allowed: "host name or IP address, and a port that is not 0" };
+const POSITIVE: Rule = Rule::Number { min: 0.0, above: true, max: f64::MAX, below: false };
+const NOT_NEGATIVE: Rule = Rule::Number { min: 0.0, above: false, max: f64::MAX, below: false };
+const BETA: Rule = Rule::Number { min: 0.0, above: false, max: 1.0, below: true };
+const FRACTION: Rule = Rule::Number { min: 0.0, above: false, max: 1.0, below: false };
+const WIDTH: Rule = Rule::Integer { min: 1, max: 1 << 24 };
+/// More servers or workers than any cluster this version was tried on, by far.
+const NODES: Rule = Rule::Integer { min: 1, max: 4096 };
+
+const OPTIMIZERS: &[&str] = &["sgd", "momentum", "nesterov", "adam", "adamw"];
+const MOMENTA: Option<Applies> =
+    Some(Applies { selector: "optimizer.kind", kinds: &["momentum", "nesterov"] });
+const ADAMS: Option<Applies> = Some(Applies { selector: "optimizer.kind", kinds: &["adam", "adamw"] });
+const DECAYING: Option<Applies> = Some(Applies { selector: "schedule.kind", kinds: &["cosine", "linear"] });
+
+/// Every key, in the order of the reference page.
+pub static KEYS: &[Key] = &[
+    Key {
+        path: "job.name",
+        rule: Rule::Text {
+            check: check::name,
+            allowed: "1 to 63 of `a-z A-Z 0-9 . _ -`, not starting with a dot",
+        },
+        absent: Absent::Is("\"job\""),
+        applies: None,
+        doc: "Names the job: part of every node's identity and of the run directory's name.",
+    },
+    Key {
+        path: "job.trust_domain",
+        rule: Rule::Text { check: check::trust_domain, allowed: "1 to 255 of `a-z 0-9 . _ -`" },
+        absent: Absent::Is("\"testudo.local\""),
+        applies: None,
+        doc: "The SPIFFE trust domain of every identity of the job.",
+    },
+    Key {
+        path: "cluster.workers",
+        rule: NODES,
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "How many workers compute gradients; at most `training.logical_shards`. The result does not depend on it.",
+    },
+    Key {
+        path: "cluster.servers",
+        rule: NODES,
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "How many servers hold and update parameters. The result does not depend on it.",
+    },
+    Key {
+        path: "cluster.scheduler",
+        rule: DIALED,
+        absent: Absent::Unset("a local run fills it in"),
+        applies: None,
+        doc: "Where nodes find the scheduler.",
+    },
+    Key {
+        path: "cluster.placement",
+        rule: Rule::Choice(&["dedicated"]),
+        absent: Absent::Is("\"dedicated\""),
+        applies: None,
+        doc: "Who shares a process: with `dedicated`, every server and every worker is a process of its own.",
+    },
+    Key {
+        path: "cluster.heartbeat_ms",
+        rule: Rule::Integer { min: 10, max: DAY_MS },
+        absent: Absent::Is("500"),
+        applies: None,
+        doc: "Milliseconds between a node's heartbeats to the scheduler.",
+    },
+    Key {
+        path: "cluster.heartbeat_timeout_ms",
+        rule: Rule::Integer { min: 20, max: DAY_MS },
+        absent: Absent::Is("5000"),
+        applies: None,
+        doc: "Milliseconds of silence after which a node counts as dead; at least twice `cluster.heartbeat_ms`.",
+    },
+    Key {
+        path: "network.listen",
+        rule: ADDRESS,
+        absent: Absent::Is("\"127.0.0.1:0\""),
+        applies: None,
+        doc: "Address the scheduler and the servers bind unless the two sections below say otherwise. Nothing binds every interface unless this file says so.",
+    },
+    Key {
+        path: "network.mtu",
+        rule: Rule::Integer { min: 1200, max: 65_527 },
+        absent: Absent::Is("65527"),
+        applies: None,
+        doc: "Largest UDP payload, in bytes, that path discovery may try. Loopback takes 65527, jumbo Ethernet 8952, plain Ethernet 1452; what the path does not carry is not used.",
+    },
+    Key {
+        path: "network.scheduler.listen",
+        rule: ADDRESS,
+        absent: Absent::Unset("`network.listen`"),
+        applies: None,
+        doc: "Address the scheduler binds.",
+    },
+    Key {
+        path: "network.scheduler.advertise",
+        rule: DIALED,
+        absent: Absent::Unset("the bound address"),
+        applies: None,
+        doc: "Address at which others reach the scheduler, where it is not the bound one.",
+    },
+    Key {
+        path: "network.servers.listen",
+        rule: Rule::List { each: &ADDRESS, most: 4096 },
+        absent: Absent::Is("[]"),
+        applies: None,
+        doc: "Addresses the servers bind, by index; none, or one for each of `cluster.servers`.",
+    },
+    Key {
+        path: "network.servers.advertise",
+        rule: Rule::List { each: &DIALED, most: 4096 },
+        absent: Absent::Is("[]"),
+        applies: None,
+        doc: "Addresses at which others reach the servers, by index; none, or one for each of `cluster.servers`.",
+    },
+    Key {
+        path: "training.seed",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("42"),
+        applies: None,
+        doc: "Seeds the initial parameters and every epoch's shuffle. It is no secret and secures nothing.",
+    },
+    Key {
+        path: "training.epochs",
+        rule: Rule::Integer { min: 1, max: 1_000_000 },
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "Passes over the training set.",
+    },
+    Key {
+        path: "training.batch_size",
+        rule: Rule::Integer { min: 1, max: 1 << 24 },
+        absent: Absent::Is("128"),
+        applies: None,
+        doc: "Examples a step, over all workers together; a multiple of `training.logical_shards`.",
+    },
+    Key {
+        path: "training.logical_shards",
+        rule: Rule::Integer { min: 1, max: 1 << 16 },
+        absent: Absent::Is("4"),
+        applies: None,
+        doc: "Parts a batch is cut into. Gradients belong to these parts and not to workers, which is why the result does not depend on how many workers there are.",
+    },
+    Key {
+        path: "training.max_steps",
+        rule: Rule::Integer { min: 1, max: i64::MAX },
+        absent: Absent::Unset("run every epoch"),
+        applies: None,
+        doc: "Stops the run after this many steps. No schedule reads it: the steps that are taken are those of the full run.",
+    },
+    Key {
+        path: "training.determinism",
+        rule: Rule::Choice(&["strict", "relaxed"]),
+        absent: Absent::Is("\"strict\""),
+        applies: None,
+        doc: "With `strict`, a node whose arithmetic could give other bits is refused; with `relaxed`, mixed processors train together and runs may differ in the last bits.",
+    },
+    Key {
+        path: "model.kind",
+        rule: Rule::Choice(&["mlp"]),
+        absent: Absent::Required,
+        applies: None,
+        doc: "The network: `mlp` is fully connected layers with ReLU between them.",
+    },
+    Key {
+        path: "model.inputs",
+        rule: WIDTH,
+        absent: Absent::Required,
+        applies: None,
+        doc: "Numbers in one example (784 for MNIST).",
+    },
+    Key {
+        path: "model.hidden",
+        rule: Rule::List { each: &WIDTH, most: 64 },
+        absent: Absent::Is("[512, 512]"),
+        applies: None,
+        doc: "Widths of the hidden layers, first to last; `[]` makes a linear classifier.",
+    },
+    Key {
+        path: "model.classes",
+        rule: Rule::Integer { min: 2, max: 1 << 24 },
+        absent: Absent::Required,
+        applies: None,
+        doc: "Classes to tell apart (10 for MNIST); labels are 0 up to one less.",
+    },
+    Key {
+        path: "optimizer.kind",
+        rule: Rule::Choice(OPTIMIZERS),
+        absent: Absent::Is("\"momentum\""),
+        applies: None,
+        doc: "The update rule, each as PyTorch defines it.",
+    },
+    Key {
+        path: "optimizer.learning_rate",
+        rule: POSITIVE,
+        absent: Absent::ByKind {
+            selector: "optimizer.kind",
+            cases: &[("adam", "0.001"), ("adamw", "0.001")],
+            otherwise: "0.1",
+        },
+        applies: None,
+        doc: "The learning rate before the schedule's factor.",
+    },
+    Key {
+        path: "optimizer.weight_decay",
+        rule: NOT_NEGATIVE,
+        absent: Absent::ByKind { selector: "optimizer.kind", cases: &[("adamw", "0.01")], otherwise: "0.0" },
+        applies: None,
+        doc: "Weight decay: decoupled for `adamw`, added to the gradient for the others.",
+    },
+    Key {
+        path: "optimizer.momentum",
+        rule: BETA,
+        absent: Absent::Is("0.9"),
+        applies: MOMENTA,
+        doc: "Decay of the velocity.",
+    },
+    Key {
+        path: "optimizer.beta1",
+        rule: BETA,
+        absent: Absent::Is("0.9"),
+        applies: ADAMS,
+        doc: "Decay of the gradient's running mean.",
+    },
+    Key {
+        path: "optimizer.beta2",
+        rule: BETA,
+        absent: Absent::Is("0.999"),
+        applies: ADAMS,
+        doc: "Decay of the squared gradient's running mean.",
+    },
+    Key {
+        path: "optimizer.epsilon",
+        rule: POSITIVE,
+        absent: Absent::Is("1e-8"),
+        applies: ADAMS,
+        doc: "Added to the denominator.",
+    },
+    Key {
+        path: "schedule.kind",
+        rule: Rule::Choice(&["constant", "cosine", "linear"]),
+        absent: Absent::Is("\"constant\""),
+        applies: None,
+        doc: "How the learning rate changes over the planned steps (`training.epochs` of them).",
+    },
+    Key {
+        path: "schedule.warmup_steps",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("0"),
+        applies: DECAYING,
+        doc: "Steps over which the learning rate first rises from 0.",
+    },
+    Key {
+        path: "schedule.final_fraction",
+        rule: FRACTION,
+        absent: Absent::Is("0.0"),
+        applies: DECAYING,
+        doc: "The last step's learning rate as a fraction of `optimizer.learning_rate`.",
+    },
+    Key {
+        path: "data.kind",
+        rule: Rule::Choice(&["mnist"]),
+        absent: Absent::Required,
+        applies: None,
+        doc: "The data set's format: `mnist` is four IDX files, gzipped or not.",
+    },
+    Key {
+        path: "data.path",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Required,
+        applies: None,
+        doc: "The folder that holds the data set.",
+    },
+    Key {
+        path: "data.mean",
+        rule: FRACTION,
+        absent: Absent::Is("0.1307"),
+        applies: None,
+        doc: "Subtracted from each pixel (scaled to 0 to 1); the default is the mean of MNIST's training pixels.",
+    },
+    Key {
+        path: "data.std",
+        rule: POSITIVE,
+        absent: Absent::Is("0.3081"),
+        applies: None,
+        doc: "Divides each pixel after that; the default is the standard deviation of MNIST's training pixels.",
+    },
+    Key {
+        path: "transport.slice_bytes",
+        rule: Rule::Integer { min: 64, max: 16 << 20 },
+        absent: Absent::Is("1048576"),
+        applies: None,
+        doc: "Bytes of f32 in a slice at most, a multiple of 4: the unit in which tensors travel and are updated.",
+    },
+    Key {
+        path: "transport.lanes",
+        rule: Rule::Integer { min: 1, max: 16 },
+        absent: Absent::Is("2"),
+        applies: None,
+        doc: "Streams a connection opens for each priority class; a lost packet holds up one stream only.",
+    },
+    Key {
+        path: "transport.max_in_flight_bytes",
+        rule: Rule::Integer { min: 1 << 16, max: 1 << 32 },
+        absent: Absent::Is("67108864"),
+        applies: None,
+        doc: "Bytes that one peer may have on their way to a node that has not taken them yet: its credit, and the memory it can occupy. At least 4 KiB more than `transport.slice_bytes`.",
+    },
+    Key {
+        path: "transport.max_in_flight_messages",
+        rule: Rule::Integer { min: 16, max: 1 << 20 },
+        absent: Absent::Is("4096"),
+        applies: None,
+        doc: "Messages that one peer may have on their way to a node that has not taken them yet.",
+    },
+    Key {
+        path: "transport.key_exchange",
+        rule: Rule::Choice(&["pq-only", "pq-first"]),
+        absent: Absent::Is("\"pq-only\""),
+        applies: None,
+        doc: "With `pq-only`, peers agree on keys by X25519MLKEM768 alone; `pq-first` prefers it and takes X25519 from peers that lack it.",
+    },
+    Key {
+        path: "transport.idle_timeout_ms",
+        rule: Rule::Integer { min: 100, max: DAY_MS },
+        absent: Absent::Is("10000"),
+        applies: None,
+        doc: "Milliseconds without a packet after which a connection is closed; at least twice `cluster.heartbeat_ms`.",
+    },
+    Key {
+        path: "security.certificate_hours",
+        rule: Rule::Integer { min: 1, max: 8760 },
+        absent: Absent::Is("24"),
+        applies: None,
+        doc: "Life of the certificates that a run issues, in hours.",
+    },
+    Key {
+        path: "security.ca",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("a CA made for the run"),
+        applies: None,
+        doc: "PEM file of the CA whose certificates are trusted, instead of one made for the run. Goes with the next two.",
+    },
+    Key {
+        path: "security.cert",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("one made for the run"),
+        applies: None,
+        doc: "PEM file of this node's certificate.",
+    },
+    Key {
+        path: "security.key",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("one made for the run"),
+        applies: None,
+        doc: "PEM file of this node's private key; nobody but its owner may read it.",
+    },
+    Key {
+        path: "checkpoint.export",
+        rule: Rule::Boolean,
+        absent: Absent::Is("true"),
+        applies: None,
+        doc: "Whether the final model is written in the clear, to `checkpoint/final/model.safetensors`.",
+    },
+    Key {
+        path: "output.dir",
+        rule: Rule::Path { base: Base::Current },
+        absent: Absent::Is("\"runs\""),
+        applies: None,
+        doc: "Folder in which each run makes its own directory, `<job>-<UTC time>`.",
+    },
+];

@@ -1,0 +1,148 @@
+//! The rules between keys: what each value may be only in the light of others.
+//!
+//! A rule is skipped when one of its values was refused already: it could only mislead.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::Config;
+use super::problem::Problem;
+use super::read::Values;
+
+/// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
+const HEARTBEATS_PER_TIMEOUT: u64 = 2;
+
+/// Bytes that travel with a slice at most: prelude, header and MAC.
+const FRAME_OVERHEAD: u64 = 4 << 10;
+
+/// Reports everything that does not fit together.
+pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem>) {
+    let mut report = |paths: &[&str], broken: bool, message: &dyn Fn() -> String| {
+        if broken && values.sound(paths) {
+            problems.push(Problem { place: values.place(paths), message: message() });
+        }
+    };
+    let (cluster, training, transport) = (&config.cluster, &config.training, &config.transport);
+
+    report(
+        &["cluster.workers", "training.logical_shards"],
+        cluster.workers > training.logical_shards,
+        &|| {
+            format!(
+                "`cluster.workers` is {} but `training.logical_shards` is {}: the workers beyond that would idle; \
+                 use at most {} workers, or more shards",
+                cluster.workers, training.logical_shards, training.logical_shards
+            )
+        },
+    );
+    report(
+        &["training.batch_size", "training.logical_shards"],
+        !training.batch_size.is_multiple_of(training.logical_shards),
+        &|| {
+            let (batch, shards) = (training.batch_size, training.logical_shards);
+            let above = batch.div_ceil(shards).max(1).saturating_mul(shards);
+            format!(
+                "`training.batch_size` is {batch}, no multiple of `training.logical_shards` ({shards}): use for \
+                 instance {above}"
+            )
+        },
+    );
+    report(&["transport.slice_bytes"], !transport.slice_bytes.is_multiple_of(4), &|| {
+        let bytes = transport.slice_bytes;
+        format!(
+            "`transport.slice_bytes` is {bytes}, no multiple of 4 (the size of an f32): use for instance {}",
+            bytes & !3
+        )
+    });
+    report(
+        &["transport.max_in_flight_bytes", "transport.slice_bytes"],
+        transport.max_in_flight_bytes < u64::from(transport.slice_bytes) + FRAME_OVERHEAD,
+        &|| {
+            format!(
+                "`transport.max_in_flight_bytes` is {}, less than one slice and its frame (`transport.slice_bytes` \
+                 is {}): no slice could ever be sent; use at least {}",
+                transport.max_in_flight_bytes,
+                transport.slice_bytes,
+                u64::from(transport.slice_bytes) + FRAME_OVERHEAD
+            )
+        },
+    );
+    for (path, timeout) in [
+        ("cluster.heartbeat_timeout_ms", cluster.heartbeat_timeout_ms),
+        ("transport.idle_timeout_ms", transport.idle_timeout_ms),
+    ] {
+        let least = cluster.heartbeat_ms.saturating_mul(HEARTBEATS_PER_TIMEOUT);
+        report(&[path, "cluster.heartbeat_ms"], timeout < least, &|| {
+            format!(
+                "`{path}` is {timeout}, less than {HEARTBEATS_PER_TIMEOUT} heartbeats (`cluster.heartbeat_ms` is \
+                 {}): one lost heartbeat would look like a dead node; use at least {least}",
+                cluster.heartbeat_ms
+            )
+        });
+    }
+    let given: Vec<_> = SECURITY.iter().filter(|path| values.get(path).is_some()).collect();
+    report(&SECURITY, given.len() == 1 || given.len() == 2, &|| {
+        let missing: Vec<_> =
+            SECURITY.iter().filter(|path| !given.contains(path)).map(|path| format!("`{path}`")).collect();
+        format!("{} is missing: the three go together; give all of them, or none", missing.join(" and "))
+    });
+    for (path, found) in [
+        ("network.servers.listen", config.network.servers.listen.len()),
+        ("network.servers.advertise", config.network.servers.advertise.len()),
+    ] {
+        report(&[path, "cluster.servers"], found != 0 && found != cluster.servers as usize, &|| {
+            format!(
+                "`{path}` has {found} addresses for {} servers (`cluster.servers`): give one for each, or none",
+                cluster.servers
+            )
+        });
+    }
+    addresses(config, &mut report);
+}
+
+const SECURITY: [&str; 3] = ["security.ca", "security.cert", "security.key"];
+
+/// Takes the keys that a rule is about, whether it is broken, and the message for that case.
+type Report<'a> = dyn FnMut(&[&str], bool, &dyn Fn() -> String) + 'a;
+
+/// A bound address must be free for one node alone, and reachable under some name.
+fn addresses(config: &Config, report: &mut Report<'_>) {
+    const PATHS: [&str; 6] = [
+        "network.scheduler.listen",
+        "network.servers.listen",
+        "network.listen",
+        "network.scheduler.advertise",
+        "network.servers.advertise",
+        "cluster.servers",
+    ];
+    let network = &config.network;
+    let mut bound: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    let servers = (0..config.cluster.servers).map(|index| {
+        (format!("server {index}"), network.server_listen(index), network.server_advertise(index).is_some())
+    });
+    let advertised = network.scheduler.advertise.is_some();
+    let nodes =
+        [("the scheduler".to_string(), network.scheduler_listen(), advertised)].into_iter().chain(servers);
+    for (node, address, advertised) in nodes {
+        if address.ip().is_unspecified() && !advertised {
+            return report(&PATHS, true, &|| {
+                format!(
+                    "{node} listens on {address}, every interface, but nobody can dial that: say where it is reached \
+                     in `network.scheduler.advertise` or `network.servers.advertise`, or listen on one address"
+                )
+            });
+        }
+        // Nodes that listen on every interface may well be on machines of their own.
+        if address.port() == 0 || address.ip().is_unspecified() {
+            continue;
+        }
+        if let Some(other) = bound.insert(address, node.clone()) {
+            return report(&PATHS, true, &|| {
+                format!(
+                    "{other} and {node} would both listen on {address}: give each a port of its own in \
+                     `network.scheduler.listen` and `network.servers.listen`, or use port 0"
+                )
+            });
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The cluster file as a user meets it: whole files in, a configuration or every problem out.
+
+use std::collections::BTreeSet;
+
+use super::keys::KEYS;
+use super::*;
+
+const MINIMAL: &str = r#"
+[model]
+kind = "mlp"
+inputs = 784
+classes = 10
+
+[data]
+kind = "mnist"
+path = "data/mnist"
+"#;
+
+/// Every key that can stand beside the others, none at its default.
+const FULL: &str = r#"
+[job]
+name = "full-1"
+trust_domain = "example.org"
+
+[cluster]
+workers = 2
+servers = 2
+scheduler = "scheduler.example.org:7000"
+placement = "dedicated"
+heartbeat_ms = 100
+heartbeat_timeout_ms = 900
+
+[network]
+listen = "127.0.0.2:0"
+mtu = 8952
+
+[network.scheduler]
+listen = "0.0.0.0:7000"
+advertise = "scheduler.example.org:7000"
+
+[network.servers]
+listen = ["10.0.0.1:7001", "10.0.0.2:7001"]
+advertise = ["a.example.org:7001", "[2001:db8::1]:7001"]
+
+[training]
+seed = 9223372036854775807
+epochs = 3
+batch_size = 96
+logical_shards = 8
+max_steps = 60
+determinism = "relaxed"
+
+[model]
+kind = "mlp"
+inputs = 16
+hidden = []
+classes = 3
+
+[optimizer]
+kind = "adamw"
+learning_rate = 3e-4
+weight_decay = 0.05
+beta1 = 0.8
+beta2 = 0.95
+epsilon = 1e-6
+
+[schedule]
+kind = "cosine"
+warmup_steps = 10
+final_fraction = 0.1
+
+[data]
+kind = "mnist"
+path = "/srv/mnist"
+mean = 0
+std = 1
+
+[transport]
+slice_bytes = 4096
+lanes = 3
+max_in_flight_bytes = 1_000_000
+max_in_flight_messages = 64
+key_exchange = "pq-first"
+idle_timeout_ms = 3000
+
+[security]
+certificate_hours = 2
+ca = "pki/ca.pem"
+cert = "pki/cert.pem"
+key = "/etc/testudo/key.pem"
+
+[checkpoint]
+export = false
+
+[output]
+dir = "/var/runs"
+"#;
+
+fn parse(text: &str, overrides: &[&str]) -> Result<Config, ConfigErrors> {
+    Config::parse(text, Path::new("/cluster/mnist.toml"), overrides)
+}
+
+fn messages(text: &str, overrides: &[&str]) -> Vec<String> {
+    match parse(text, overrides) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.problems.into_iter().map(|problem| problem.message).collect(),
+    }
+}
+
+#[test]
+fn the_smallest_file_has_the_documented_defaults() {
+    let config = parse(MINIMAL, &[]).unwrap();
+    assert_eq!(config.job, Job { name: "job".into(), trust_domain: "testudo.local".into() });
+    assert_eq!((config.cluster.workers, config.cluster.servers), (1, 1));
+    assert_eq!(config.network.listen.to_string(), "127.0.0.1:0");
+    assert_eq!(config.model, Model::Mlp { inputs: 784, hidden: vec![512, 512], classes: 10 });
+    assert_eq!(config.optimizer.rule, OptimizerRule::Momentum { momentum: 0.9 });
+    assert_eq!(config.transport.slice_bytes, 1 << 20);
+    assert_eq!(config.transport.key_exchange, KeyExchange::PqOnly);
+    assert_eq!(config.security.files, None);
+    assert!(config.checkpoint.export);
+    let Data::Mnist { path, mean, std } = config.data;
+    assert_eq!((path, mean, std), (PathBuf::from("/cluster/data/mnist"), 0.1307, 0.3081));
+    assert_eq!(config.output.dir, std::env::current_dir().unwrap().join("runs"));
+}
+
+/// Invariant 3, and invariant 3 of `keys`: the fields are the keys.
+#[test]
+fn the_effective_file_says_the_same() {
+    let kinds = [
+        (MINIMAL, vec![]),
+        (FULL, vec![]),
+        (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
+        (MINIMAL, vec!["optimizer.kind=nesterov", "optimizer.learning_rate=1e-300"]),
+        (MINIMAL, vec!["optimizer.kind=adam", "optimizer.epsilon=0.1", "data.path=here"]),
+    ];
+    let mut written = BTreeSet::new();
+    for (text, overrides) in kinds {
+        let config = parse(text, &overrides).unwrap();
+        let effective = config.to_toml().unwrap();
+        let again = Config::parse(&effective, Path::new("/elsewhere/run/cluster.toml"), &[] as &[&str]);
+        assert_eq!(again.unwrap_or_else(|errors| panic!("{errors}\n{effective}")), config);
+        collect("", &effective.parse().unwrap(), &mut written);
+    }
+    let known: BTreeSet<_> = KEYS.iter().map(|key| key.path.to_string()).collect();
+    assert_eq!(written, known);
+}
+
+fn collect(prefix: &str, table: &toml::Table, into: &mut BTreeSet<String>) {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            toml::Value::Table(inner) => collect(&path, inner, into),
+            _ => _ = into.insert(path),
+        }
+    }
+}
+
+#[test]
+fn full_files_reach_every_field() {
+    let config = parse(FULL, &[]).unwrap();
+    assert_eq!(config.training.seed, i64::MAX as u64);
+    assert_eq!(config.training.max_steps, Some(60));
+    assert_eq!(config.training.determinism, Determinism::Relaxed);
+    assert_eq!(config.optimizer.rule, OptimizerRule::AdamW { beta1: 0.8, beta2: 0.95, epsilon: 1e-6 });
+    assert_eq!(config.schedule, Schedule::Cosine { warmup_steps: 10, final_fraction: 0.1 });
+    assert_eq!(config.network.scheduler_listen().to_string(), "0.0.0.0:7000");
+    assert_eq!(config.network.server_listen(1).to_string(), "10.0.0.2:7001");
+    assert_eq!(config.network.server_advertise(1), Some("[2001:db8::1]:7001"));
+    let files = config.security.files.unwrap();
+    assert_eq!(files.ca, Path::new("/cluster/pki/ca.pem"));
+    assert_eq!(files.key, Path::new("/etc/testudo/key.pem"));
+    assert!(!config.checkpoint.export);
+}
+
+/// The whole text that a person sees.
+#[test]
+fn problems_are_shown_all_at_once_with_their_lines() {
+    let text = "\
+[cluster]
+workers = 0
+[training]
+sede = 1
+batch_size = 30
+[model]
+kind = \"mlp\"
+inputs = 784
+classes = 10
+[data]
+kind = \"mnist\"
+path = \"d\"
+";
+    let errors = parse(text, &["training.logical_shards=4", "output.dri=x"]).unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "\
+/cluster/mnist.toml:2:11: `cluster.workers`: found the integer 0; allowed: an integer from 1 to 4096
+  |
+2 | workers = 0
+  |           ^
+/cluster/mnist.toml:4:1: unknown key `training.sede`; did you mean `training.seed`?
+  |
+4 | sede = 1
+  | ^^^^
+/cluster/mnist.toml:5:14: `training.batch_size` is 30, no multiple of `training.logical_shards` (4): use for instance 32
+  |
+5 | batch_size = 30
+  |              ^^
+--set output.dri=x: unknown key `output.dri`; did you mean `output.dir`?"
+    );
+}
+
+#[test]
+fn rules_between_keys() {
+    for (overrides, expected) in [
+        (&["cluster.workers=5"][..], "the workers beyond that would idle"),
+        (&["training.batch_size=2"], "use for instance 4"),
+        (&["transport.slice_bytes=1022"], "use for instance 1020"),
+        (&["transport.slice_bytes=131072", "transport.max_in_flight_bytes=65536"], "use at least 135168"),
+        (&["cluster.heartbeat_timeout_ms=900"], "use at least 1000"),
+        (&["transport.idle_timeout_ms=999"], "use at least 1000"),
+        (&["security.ca=x"], "`security.cert` and `security.key` is missing"),
+        (&["network.servers.listen=[\"127.0.0.1:1\", \"127.0.0.1:2\"]"], "2 addresses for 1 servers"),
+        (
+            &["network.listen=127.0.0.1:7000"],
+            "the scheduler and server 0 would both listen on 127.0.0.1:7000",
+        ),
+        (&["network.listen=0.0.0.0:7000"], "nobody can dial that"),
+        (&["network.scheduler.listen=[::]:7000"], "nobody can dial that"),
+    ] {
+        let found = messages(MINIMAL, overrides);
+        assert_eq!(found.len(), 1, "{overrides:?}: {found:?}");
+        assert!(found[0].contains(expected), "{overrides:?}: {found:?}");
+    }
+    for overrides in [
+        &["cluster.workers=4"][..],
+        &[
+            "network.listen=0.0.0.0:7000",
+            "network.scheduler.advertise=s:7000",
+            "network.servers.advertise=[\"a:7000\"]",
+        ],
+        &["network.scheduler.listen=127.0.0.1:7000"],
+        &["cluster.heartbeat_timeout_ms=1000", "transport.idle_timeout_ms=1000"],
+    ] {
+        assert_eq!(messages(MINIMAL, overrides), [""; 0], "{overrides:?}");
+    }
+}
+
+/// A value that was refused does not start a second complaint.
+#[test]
+fn refused_values_are_reported_once() {
+    assert_eq!(messages(MINIMAL, &["training.logical_shards=0", "cluster.workers=3"]).len(), 1);
+    assert_eq!(messages(MINIMAL, &["cluster.heartbeat_ms=9", "transport.idle_timeout_ms=150"]).len(), 1);
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        Config::load(&path, &[] as &[&str]).unwrap_err().to_string()
+    };
+    let missing = Config::load(&folder.path().join("none.toml"), &[] as &[&str]).unwrap_err().to_string();
+    assert!(missing.contains("none.toml: cannot read the cluster file"), "{missing}");
+    assert!(load("latin1.toml", b"[job]\nname = \"\xe4\"\n").contains("line 2"));
+    assert!(load("huge.toml", &vec![b'#'; (FILE_MOST + 1) as usize]).contains("no cluster file"));
+    assert!(Config::load(folder.path(), &[] as &[&str]).unwrap_err().to_string().contains("cannot read"));
+}
+
+/// Invariant 4: damage of every kind gives problems, not panics.
+#[test]
+fn damaged_files_never_panic() {
+    for text in [MINIMAL, FULL] {
+        for cut in (0..text.len()).filter(|&cut| text.is_char_boundary(cut)) {
+            let _ = parse(&text[..cut], &[]);
+        }
+        for (index, _) in text.char_indices().step_by(3) {
+            for with in ["\"", "[", "]", "=", "\n", "{", "\u{0}", "é", "'''", "."] {
+                let mut damaged = text.to_string();
+                damaged.insert_str(index, with);
+                if let Err(errors) = parse(&damaged, &[]) {
+                    assert!(!errors.to_string().is_empty());
+                }
+            }
+        }
+    }
+    let deep = format!("job.name = {}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(parse(&deep, &[]).is_err());
+    let deep = format!("{}1", "a.".repeat(50_000));
+    assert!(parse(&format!("{deep} = 1"), &[]).is_err());
+}

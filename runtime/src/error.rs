@@ -1,0 +1,53 @@
+//! What ends a command, and the exit status that it gets.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// A command's failure: one text for a person (what, where, what to do) and one exit status.
+#[derive(Debug)]
+pub struct Failure {
+    /// The text; may be of several lines.
+    pub message: String,
+    /// The exit status.
+    pub status: Status,
+}
+
+/// Exit statuses, as `testudo --help` documents them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The command failed while it ran.
+    Failed,
+    /// The command line, the cluster file or the data is wrong; nothing was started.
+    Misconfigured,
+    /// Ended at once by a second interrupt.
+    Interrupted,
+}
+
+impl Status {
+    /// The number.
+    #[must_use]
+    pub fn code(self) -> ExitCode {
+        match self {
+            Status::Failed => ExitCode::from(1),
+            Status::Misconfigured => ExitCode::from(2),
+            Status::Interrupted => ExitCode::from(130),
+        }
+    }
+}
+
+impl Failure {
+    /// The command failed while it ran.
+    pub fn failed(message: impl std::fmt::Display) -> Failure {
+        Failure { message: message.to_string(), status: Status::Failed }
+    }
+
+    /// Nothing was started, because something given is wrong.
+    pub fn misconfigured(message: impl std::fmt::Display) -> Failure {
+        Failure { message: message.to_string(), status: Status::Misconfigured }
+    }
+
+    /// A file or folder that could not be used.
+    pub fn file(path: &Path, what: &str, error: impl std::fmt::Display) -> Failure {
+        Failure::failed(format!("{}: {what}: {error}", path.display()))
+    }
+}

@@ -1,0 +1,71 @@
+//! From the cluster file to the signed job.
+
+use testudo_actors::{DataSpec, Determinism, JobSpec};
+use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
+
+use crate::config::{self, Config};
+
+/// The job that `config` describes, on that data.
+#[must_use]
+pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
+    JobSpec {
+        format: testudo_actors::job::FORMAT,
+        name: config.job.name.clone(),
+        trust_domain: config.job.trust_domain.clone(),
+        workers: config.cluster.workers,
+        servers: config.cluster.servers,
+        model: model(&config.model),
+        optimizer: optimizer(&config.optimizer),
+        learning_rate: config.optimizer.learning_rate,
+        schedule: schedule(&config.schedule),
+        seed: config.training.seed,
+        epochs: config.training.epochs,
+        batch_size: config.training.batch_size,
+        logical_shards: config.training.logical_shards,
+        max_steps: config.training.max_steps,
+        data,
+        slice_bytes: config.transport.slice_bytes,
+        determinism: match config.training.determinism {
+            config::Determinism::Strict => Determinism::Strict,
+            config::Determinism::Relaxed => Determinism::Relaxed,
+        },
+        heartbeat_ms: config.cluster.heartbeat_ms,
+        heartbeat_timeout_ms: config.cluster.heartbeat_timeout_ms,
+        export: config.checkpoint.export,
+    }
+}
+
+fn model(model: &config::Model) -> ModelSpec {
+    match model {
+        config::Model::Mlp { inputs, hidden, classes } => {
+            ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
+        }
+    }
+}
+
+fn optimizer(optimizer: &config::Optimizer) -> OptimizerSpec {
+    let weight_decay = optimizer.weight_decay;
+    match optimizer.rule {
+        config::OptimizerRule::Sgd => OptimizerSpec::Sgd { weight_decay },
+        config::OptimizerRule::Momentum { momentum } => OptimizerSpec::Momentum { momentum, weight_decay },
+        config::OptimizerRule::Nesterov { momentum } => OptimizerSpec::Nesterov { momentum, weight_decay },
+        config::OptimizerRule::Adam { beta1, beta2, epsilon } => {
+            OptimizerSpec::Adam { beta1, beta2, epsilon, weight_decay }
+        }
+        config::OptimizerRule::AdamW { beta1, beta2, epsilon } => {
+            OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay }
+        }
+    }
+}
+
+fn schedule(schedule: &config::Schedule) -> Schedule {
+    match *schedule {
+        config::Schedule::Constant => Schedule::Constant,
+        config::Schedule::Cosine { warmup_steps, final_fraction } => {
+            Schedule::Cosine { warmup_steps, final_fraction }
+        }
+        config::Schedule::Linear { warmup_steps, final_fraction } => {
+            Schedule::Linear { warmup_steps, final_fraction }
+        }
+    }
+}

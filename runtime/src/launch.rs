@@ -1,0 +1,3 @@
+//! Starting a cluster's nodes: one file a launcher.
+
+pub mod local;

@@ -1,0 +1,5 @@
+//! The `testudo` command.
+
+fn main() -> std::process::ExitCode {
+    testudo::main()
+}

@@ -1,0 +1,166 @@
+//! What the runtime gives a node: its network as the cluster file says, its data, and where results go.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use testudo_actors::node::WorkerSetup;
+use testudo_actors::scheduler::{Observer, StepSummary};
+use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
+use testudo_transport::{CreditConfig, KeyExchange, TransportConfig};
+
+use crate::checkpoint::safetensors::{self, Metadata, Tensor};
+use crate::config::{self, Config};
+use crate::data::mnist::{DataError, Examples, Mnist, Normalisation};
+use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
+
+/// The transport's settings for a node of `config` that binds `listen`.
+#[must_use]
+pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
+    let credit = CreditConfig {
+        bytes: config.transport.max_in_flight_bytes,
+        messages: u64::from(config.transport.max_in_flight_messages),
+    };
+    TransportConfig {
+        listen,
+        mtu: config.network.mtu,
+        idle_timeout: Duration::from_millis(config.transport.idle_timeout_ms),
+        data_credit: credit,
+        key_exchange: match config.transport.key_exchange {
+            config::KeyExchange::PqOnly => KeyExchange::PqOnly,
+            config::KeyExchange::PqFirst => KeyExchange::PqFirst,
+        },
+        ..TransportConfig::default()
+    }
+}
+
+/// The data that `config` names.
+///
+/// # Errors
+/// [`DataError`] saying which file is wrong, and how.
+pub fn data(config: &Config) -> Result<Mnist, DataError> {
+    let config::Model::Mlp { classes, .. } = config.model;
+    let config::Data::Mnist { path, mean, std } = &config.data;
+    Mnist::load(path, classes, Normalisation { mean: *mean, std: *std })
+}
+
+/// What the signed job says of that data.
+#[must_use]
+pub fn data_spec(data: &Mnist) -> DataSpec {
+    DataSpec {
+        train_examples: data.train.len() as u64,
+        test_examples: data.test.len() as u64,
+        blake3: data.content_hash(),
+    }
+}
+
+struct Set(Examples);
+
+impl Dataset for Set {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn input_elements(&self) -> usize {
+        self.0.input_elements()
+    }
+
+    fn fill(&self, index: usize, input: &mut [f32]) -> u32 {
+        self.0.fill(index, input)
+    }
+}
+
+/// A worker's data and sink, from the cluster file.
+#[derive(Debug)]
+pub struct Setup {
+    config: Config,
+    model: PathBuf,
+}
+
+impl Setup {
+    /// For a node of `config` that writes the final model to the file `model`.
+    #[must_use]
+    pub fn new(config: Config, model: PathBuf) -> Setup {
+        Setup { config, model }
+    }
+}
+
+impl WorkerSetup for Setup {
+    fn data(&mut self, job: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String> {
+        let data = data(&self.config).map_err(|e| e.to_string())?;
+        if data_spec(&data) != job.data {
+            let config::Data::Mnist { path, .. } = &self.config.data;
+            return Err(format!(
+                "the data in {} is not what the job was signed for: every worker needs the operator's files",
+                path.display()
+            ));
+        }
+        Ok((Arc::new(Set(data.train)), Arc::new(Set(data.test))))
+    }
+
+    fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
+        Box::new(ModelFile(self.model.clone()))
+    }
+}
+
+/// Writes the final model as safetensors.
+struct ModelFile(PathBuf);
+
+impl CheckpointSink for ModelFile {
+    fn export(&mut self, model: &FinalModel<'_>) -> Result<u64, CheckpointError> {
+        let tensors: Vec<Tensor<'_>> = model
+            .tensors
+            .iter()
+            .map(|t| Tensor { name: t.name, shape: t.dims, values: t.values })
+            .collect();
+        let metadata = Metadata {
+            job: model.job.to_owned(),
+            step: model.version,
+            params_blake3: model.params_blake3,
+        };
+        if let Some(folder) = self.0.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|e| CheckpointError(format!("{} cannot be made: {e}", folder.display())))?;
+        }
+        safetensors::write(&self.0, &tensors, &metadata).map_err(|e| CheckpointError(e.to_string()))
+    }
+}
+
+/// Writes one line of metrics.jsonl a step.
+pub struct Metrics {
+    writer: MetricsWriter,
+}
+
+impl Metrics {
+    /// Into the file `path`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
+        Ok(Metrics { writer: MetricsWriter::open(path)? })
+    }
+}
+
+impl Observer for Metrics {
+    fn step(&mut self, summary: &StepSummary) {
+        let samples_per_second =
+            if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };
+        let record = StepRecord {
+            step: summary.step,
+            epoch: summary.epoch,
+            loss: summary.loss,
+            learning_rate: summary.learning_rate,
+            samples_per_second,
+            bytes_sent: summary.bytes_sent,
+            bytes_received: summary.bytes_received,
+            compute_ms: summary.compute_ms,
+            send_ms: summary.send_ms,
+            wait_ms: summary.wait_ms,
+            elapsed_seconds: summary.elapsed_seconds,
+        };
+        if let Err(error) = self.writer.append(&record) {
+            tracing::error!(%error, "metrics.jsonl cannot be written");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! What a run tells its user: progress while it runs, a record of every step, a summary and a plot.
+//!
+//! - [`metrics`]: one JSON line a step.
+//! - [`progress`]: one line on a terminal, redrawn; plain lines elsewhere.
+//! - [`summary`]: the result, as a table and as JSON.
+//! - [`plot`]: the loss as an SVG.
+//! - [`human`]: counts, bytes and times as people write them.
+//!
+//! Everything here turns numbers into text by pure functions; files and terminals are the caller's.
+
+pub mod human;
+pub mod metrics;
+pub mod plot;
+pub mod progress;
+pub mod summary;

@@ -1,0 +1,219 @@
+//! `metrics.jsonl`: one JSON object a step, in the order of the steps.
+//!
+//! Invariants:
+//! 1. Each record is one line, written by one call and at once: whoever follows the file sees whole lines,
+//!    and a killed run has all steps it reported.
+//! 2. A number that JSON cannot hold (NaN, infinity: a loss that diverged) is written as `null` and read
+//!    back as NaN.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The step, from 1.
+    pub step: u64,
+    /// The epoch the step belongs to, from 1.
+    pub epoch: u64,
+    /// Mean training loss over the step's batch, before its update.
+    #[serde(with = "number")]
+    pub loss: f64,
+    /// The learning rate the step was taken with.
+    #[serde(with = "number")]
+    pub learning_rate: f64,
+    /// Examples a second over the whole cluster, in this step.
+    #[serde(with = "number")]
+    pub samples_per_second: f64,
+    /// Bytes that all workers sent in this step, frames included.
+    pub bytes_sent: u64,
+    /// Bytes that all workers received in this step, frames included.
+    pub bytes_received: u64,
+    /// Milliseconds of forward and backward passes, mean over the workers.
+    #[serde(with = "number")]
+    pub compute_ms: f64,
+    /// Milliseconds spent handing slices to the network, mean over the workers.
+    #[serde(with = "number")]
+    pub send_ms: f64,
+    /// Milliseconds spent waiting for parameters, mean over the workers.
+    #[serde(with = "number")]
+    pub wait_ms: f64,
+    /// Seconds since training began, at the end of the step.
+    #[serde(with = "number")]
+    pub elapsed_seconds: f64,
+}
+
+/// Why the metrics file cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricsError {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A line is no record.
+    #[error("{}, line {line}: no step record: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record cannot be written as JSON.
+    #[error("cannot write step {step} as JSON: {reason}")]
+    Record {
+        /// The step.
+        step: u64,
+        /// What the serializer said.
+        reason: String,
+    },
+}
+
+/// Appends records to the file.
+#[derive(Debug)]
+pub struct MetricsWriter {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsWriter {
+    /// Opens the file at `path` for appending, making it if need be.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn open(path: &Path) -> Result<Self, MetricsError> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = file.map_err(|source| io_error("open", path, source))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Appends one record; it is in the file when this returns.
+    ///
+    /// # Errors
+    /// The operating system's refusal (a full disk, for instance).
+    pub fn append(&mut self, record: &StepRecord) -> Result<(), MetricsError> {
+        let mut line = serde_json::to_vec(record)
+            .map_err(|error| MetricsError::Record { step: record.step, reason: error.to_string() })?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(|source| io_error("write to", &self.path, source))
+    }
+}
+
+/// Reads all records of the file at `path`. A last line without a line feed is a write that was cut short
+/// and is left out.
+///
+/// # Errors
+/// The operating system's refusal, or the first line that is no record.
+pub fn read(path: &Path) -> Result<Vec<StepRecord>, MetricsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| io_error("read", path, source))?;
+    let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or(""));
+    let parse = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| MetricsError::Line {
+            path: path.to_path_buf(),
+            line: index + 1,
+            reason: error.to_string(),
+        })
+    };
+    whole.lines().enumerate().map(parse).collect()
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> MetricsError {
+    MetricsError::Io { action, path: path.to_path_buf(), source }
+}
+
+/// Numbers that may not be finite (invariant 2).
+pub(super) mod number {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        match value.is_finite() {
+            true => serializer.serialize_f64(*value),
+            false => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64, loss: f64) -> StepRecord {
+        StepRecord {
+            step,
+            epoch: 1,
+            loss,
+            learning_rate: 0.1,
+            samples_per_second: 8640.5,
+            bytes_sent: 2_678_824,
+            bytes_received: 2_678_900,
+            compute_ms: 11.5,
+            send_ms: 2.25,
+            wait_ms: 1.0,
+            elapsed_seconds: 0.015,
+        }
+    }
+
+    /// Invariant 1.
+    #[test]
+    fn records_are_lines_that_are_there_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut writer = MetricsWriter::open(&path).unwrap();
+        writer.append(&record(1, 2.34567)).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"step\":1,\"epoch\":1,\"loss\":2.34567,\"learning_rate\":0.1,\"samples_per_second\":8640.5,\
+             \"bytes_sent\":2678824,\"bytes_received\":2678900,\"compute_ms\":11.5,\"send_ms\":2.25,\"wait_ms\":1.0,\
+             \"elapsed_seconds\":0.015}\n"
+        );
+        writer.append(&record(2, 2.0)).unwrap();
+        assert_eq!(read(&path).unwrap(), [record(1, 2.34567), record(2, 2.0)]);
+        drop(writer);
+        MetricsWriter::open(&path).unwrap().append(&record(3, 1.0)).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 3, "opened again, it goes on");
+    }
+
+    /// Invariant 2.
+    #[test]
+    fn a_diverged_loss_is_null() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut writer = MetricsWriter::open(&path).unwrap();
+        for loss in [f64::NAN, f64::INFINITY] {
+            writer.append(&record(1, loss)).unwrap();
+        }
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"loss\":null"));
+        assert!(read(&path).unwrap().iter().all(|record| record.loss.is_nan()));
+    }
+
+    #[test]
+    fn a_cut_line_is_left_out_and_a_bad_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        MetricsWriter::open(&path).unwrap().append(&record(1, 1.0)).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&path, format!("{whole}{}", &whole[..length])).unwrap();
+            assert_eq!(read(&path).unwrap().len(), 1, "{length}");
+        }
+        std::fs::write(&path, format!("{whole}{{}}\n")).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(read(&folder.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! The result of a run: a table for people, JSON for programs.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::human;
+use super::metrics::number;
+
+/// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The job's name.
+    pub job: String,
+    /// Share of the test set that the final model classifies right, 0 to 1; `null` where it was not measured.
+    pub test_accuracy: Option<f64>,
+    /// Mean training loss of the last step.
+    #[serde(with = "number")]
+    pub final_loss: f64,
+    /// Steps that were taken.
+    pub steps: u64,
+    /// Epochs that were begun.
+    pub epochs: u64,
+    /// Whether the run ended before its planned steps.
+    pub stopped_early: bool,
+    /// Training examples a second, over all steps.
+    #[serde(with = "number")]
+    pub samples_per_second: f64,
+    /// Seconds from the command's start to its end.
+    #[serde(with = "number")]
+    pub wall_seconds: f64,
+    /// Bytes that all workers sent, frames included.
+    pub bytes_sent: u64,
+    /// Bytes that all workers received, frames included.
+    pub bytes_received: u64,
+    /// Workers that took part.
+    pub workers: u32,
+    /// Servers that took part.
+    pub servers: u32,
+    /// BLAKE3 over the final parameters, in hex: equal for equal bits.
+    pub params_blake3: String,
+    /// The run directory, absolute.
+    pub run_dir: PathBuf,
+}
+
+impl Summary {
+    /// One line of JSON, without a line feed.
+    ///
+    /// # Errors
+    /// A run directory whose path is not UTF-8.
+    pub fn to_json_line(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    /// Writes `summary.json`: the same object over several lines. It appears whole or not at all.
+    ///
+    /// # Errors
+    /// The operating system's refusal, or a path that is not UTF-8.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        let temporary = path.with_extension("json.tmp");
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, path)
+    }
+
+    /// A table for a terminal: names to the left, values to the right of them.
+    pub fn table(&self, color: bool) -> String {
+        let (bold, dim, plain) = if color { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+        let rows = self.rows();
+        let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        let mut table = String::new();
+        for (index, (name, value)) in rows.iter().enumerate() {
+            let padding = " ".repeat(width - name.chars().count());
+            let emphasis = if index == 0 { bold } else { "" };
+            let end = if emphasis.is_empty() { "" } else { plain };
+            let _ = writeln!(table, "  {dim}{name}{plain}{padding}  {emphasis}{value}{end}");
+        }
+        table
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let early = if self.stopped_early { ", stopped early" } else { "" };
+        let steps = format!("{} in {}{early}", human::count(self.steps), counted(self.epochs, "epoch"));
+        let nodes =
+            format!("{}, {}", counted(self.workers.into(), "worker"), counted(self.servers.into(), "server"));
+        vec![
+            ("test accuracy", self.test_accuracy.map_or("not measured".into(), human::percent)),
+            ("final loss", human::loss(self.final_loss)),
+            ("steps", steps),
+            ("speed", format!("{} samples/s", human::rate(self.samples_per_second))),
+            ("wall time", human::seconds(self.wall_seconds)),
+            ("sent", human::bytes(self.bytes_sent)),
+            ("received", human::bytes(self.bytes_received)),
+            ("nodes", nodes),
+            ("parameters", format!("blake3 {}", self.params_blake3)),
+            ("run directory", self.run_dir.display().to_string()),
+        ]
+    }
+}
+
+fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", human::count(number), if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn summary() -> Summary {
+        Summary {
+            job: "mnist".into(),
+            test_accuracy: Some(0.98123),
+            final_loss: 0.012345,
+            steps: 4690,
+            epochs: 10,
+            stopped_early: false,
+            samples_per_second: 15_890.4,
+            wall_seconds: 42.25,
+            bytes_sent: 12_563_687_014,
+            bytes_received: 12_563_700_000,
+            workers: 2,
+            servers: 1,
+            params_blake3: "ab".repeat(32),
+            run_dir: "/runs/mnist-1".into(),
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_human() {
+        let table = summary().table(false);
+        let expected = "  test accuracy  98.12 %
+  final loss     0.0123
+  steps          4,690 in 10 epochs
+  speed          15,890 samples/s
+  wall time      42.2 s
+  sent           11.7 GiB
+  received       11.7 GiB
+  nodes          2 workers, 1 server
+  parameters     blake3 abababababababababababababababababababababababababababababababab
+  run directory  /runs/mnist-1
+";
+        assert_eq!(table, expected);
+        let early = Summary { stopped_early: true, epochs: 1, test_accuracy: None, ..summary() }.table(false);
+        assert!(early.contains("4,690 in 1 epoch, stopped early\n"), "{early}");
+        assert!(early.contains("not measured"), "{early}");
+    }
+
+    #[test]
+    fn color_changes_nothing_but_color() {
+        let mut colored = summary().table(true);
+        assert!(colored.contains("\x1b[1m98.12 %\x1b[0m"));
+        for code in ["\x1b[0m", "\x1b[1m", "\x1b[2m"] {
+            colored = colored.replace(code, "");
+        }
+        assert_eq!(colored, summary().table(false));
+    }
+
+    #[test]
+    fn json_holds_every_field_and_round_trips() {
+        let line = summary().to_json_line().unwrap();
+        assert!(!line.contains('\n'));
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for field in [
+            "test_accuracy",
+            "final_loss",
+            "steps",
+            "samples_per_second",
+            "params_blake3",
+            "wall_seconds",
+            "bytes_sent",
+            "bytes_received",
+            "workers",
+            "servers",
+            "job",
+            "run_dir",
+            "stopped_early",
+        ] {
+            assert!(value.get(field).is_some_and(|found| !found.is_null()), "{field}");
+        }
+        assert_eq!(serde_json::from_str::<Summary>(&line).unwrap(), summary());
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary.json");
+        summary().write(&path).unwrap();
+        let written = fs::read_to_string(&path).unwrap();
+        assert_eq!(serde_json::from_str::<Summary>(&written).unwrap(), summary());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        let diverged = Summary { final_loss: f64::NAN, ..summary() }.to_json_line().unwrap();
+        assert!(diverged.contains("\"final_loss\":null"));
+    }
+}

@@ -1,0 +1,294 @@
+//! A whole training run on this machine: identities, processes, progress, outcome.
+//!
+//! 1. Nothing is started before the cluster file, the data and the run directory have been found good.
+//! 2. The run's certificate authority lives in this process's memory alone: its key is never written, and is gone when
+//!    the run ends.
+//! 3. However the run ends, no process is left behind ([`crate::launch::local`]).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use testudo_actors::link::Network;
+use testudo_actors::message::{Finished, Member, MemberRole, Outcome, Phase, StatusReport};
+use testudo_actors::operator::{self, Commands, Reports};
+use testudo_actors::{JobSpec, SignedJob};
+use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
+use crate::error::{Failure, Status};
+use crate::launch::local::LocalNodes;
+use crate::node::transport;
+use crate::rundir::RunDir;
+
+/// Between two reports of the scheduler.
+const REPORT_EVERY_MS: u32 = 100;
+
+/// How long nodes may take to leave in order once the run is over.
+const LEAVE_GRACE: Duration = Duration::from_secs(15);
+
+/// A run's outcome.
+#[derive(Debug)]
+pub struct Completed {
+    /// The scheduler's figures.
+    pub finished: Finished,
+    /// Seconds from the first process's start to the last one's end.
+    pub wall_seconds: f64,
+}
+
+/// Is shown how the run is doing.
+pub trait Watcher {
+    /// The scheduler's latest report.
+    fn report(&mut self, report: &StatusReport);
+    /// Something a person should know.
+    fn notice(&mut self, text: &str);
+}
+
+/// Makes the run's identities: one for each node and one for the operator, all under a certificate authority that exists
+/// only while this function runs.
+fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<Identity, Failure> {
+    let validity = Duration::from_secs(u64::from(config.security.certificate_hours) * 3600);
+    let ca = JobCa::create(&job.trust_domain, &job.name, validity).map_err(Failure::misconfigured)?;
+    let issue = |role: Role, index: u32| {
+        let id = job.member(role, index).map_err(Failure::misconfigured)?;
+        let identity = ca.issue(&id, validity).map_err(Failure::failed)?;
+        let dir = run_dir.create_identity(&role.to_string(), index).map_err(Failure::failed)?;
+        identity.save(&dir).map_err(Failure::failed)?;
+        Ok(identity)
+    };
+    issue(Role::Scheduler, 0)?;
+    for index in 0..job.servers {
+        issue(Role::Server, index)?;
+    }
+    for index in 0..job.workers {
+        issue(Role::Worker, index)?;
+    }
+    issue(Role::Operator, 0)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    std::fs::write(path, bytes).map_err(|e| Failure::file(path, "cannot be written", e))
+}
+
+/// Runs `job` to its end in `run_dir`.
+///
+/// # Errors
+/// [`Failure`] naming the node, its exit and the last lines of its log where one died.
+pub async fn run(
+    config: &Config,
+    job: &JobSpec,
+    run_dir: &RunDir,
+    watcher: &mut dyn Watcher,
+) -> Result<Completed, Failure> {
+    run_as(&["node"], config, job, run_dir, watcher).await
+}
+
+/// As [`run`], with nodes that are started by another command of this program than `node`; it takes the same options.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_as(
+    command: &[&'static str],
+    config: &Config,
+    job: &JobSpec,
+    run_dir: &RunDir,
+    watcher: &mut dyn Watcher,
+) -> Result<Completed, Failure> {
+    let begun = Instant::now();
+    let mut interrupts = Interrupts::new()?;
+    let operator = make_identities(config, job, run_dir)?;
+    let signed = SignedJob::sign(job, &operator).map_err(Failure::misconfigured)?;
+    write(&run_dir.signed_job(), &signed.to_bytes())?;
+    let toml = config.to_toml().map_err(Failure::misconfigured)?;
+    write(&run_dir.cluster_file(), toml.as_bytes())?;
+    let mut nodes = LocalNodes::new(command, run_dir.clone())?;
+    let result = {
+        let running = train(config, job, &operator, &mut nodes, watcher, &mut interrupts);
+        running.await
+    };
+    match result {
+        Ok(finished) => {
+            if !nodes.wait_all(LEAVE_GRACE).await {
+                watcher.notice("some nodes did not leave in time and are ended");
+            }
+            nodes.kill_all().await;
+            Ok(Completed { finished, wall_seconds: begun.elapsed().as_secs_f64() })
+        }
+        Err(failure) => {
+            nodes.kill_all().await;
+            Err(failure)
+        }
+    }
+}
+
+async fn train(
+    config: &Config,
+    job: &JobSpec,
+    operator: &Identity,
+    nodes: &mut LocalNodes,
+    watcher: &mut dyn Watcher,
+    interrupts: &mut Interrupts,
+) -> Result<Finished, Failure> {
+    let start = async {
+        let scheduler = nodes.start(Role::Scheduler, 0, None).await?;
+        for index in 0..job.servers {
+            nodes.start(Role::Server, index, Some(scheduler)).await?;
+        }
+        for index in 0..job.workers {
+            nodes.start(Role::Worker, index, Some(scheduler)).await?;
+        }
+        Ok::<_, Failure>(scheduler)
+    };
+    let scheduler = tokio::select! {
+        started = start => started?,
+        () = interrupts.next() => return Err(interrupted("stopped before training began")),
+    };
+    let network = operator_network(config, operator)?;
+    let id: SpiffeId = job.member(Role::Scheduler, 0).map_err(Failure::misconfigured)?;
+    let address = scheduler.to_string();
+    let line = operator::follow(&network, &address, &id, REPORT_EVERY_MS);
+    let (commands, reports) = line.await.map_err(Failure::failed)?;
+    let mut run = Running { nodes, watcher, commands, phase: Phase::Forming, stopping: false };
+    let outcome = run.follow(reports, interrupts).await;
+    run.commands.close();
+    network.close("done").await;
+    outcome
+}
+
+fn operator_network(config: &Config, operator: &Identity) -> Result<Network, Failure> {
+    let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
+    let listen = std::net::SocketAddr::new(config.network.listen.ip(), 0);
+    let endpoint = Endpoint::bind(&transport(config, listen), operator.clone(), Arc::new(policy));
+    Ok(Network::Quic(endpoint.map_err(Failure::failed)?))
+}
+
+struct Running<'a> {
+    nodes: &'a mut LocalNodes,
+    watcher: &'a mut dyn Watcher,
+    commands: Commands,
+    phase: Phase,
+    stopping: bool,
+}
+
+enum Happened {
+    Report(Result<StatusReport, operator::OperatorError>),
+    Ended(Ending),
+    Interrupt,
+}
+
+struct Ending {
+    member: Option<Member>,
+    how: String,
+    in_order: bool,
+    failure: Failure,
+}
+
+impl Running<'_> {
+    async fn follow(&mut self, mut reports: Reports, interrupts: &mut Interrupts) -> Result<Finished, Failure> {
+        loop {
+            let happened = tokio::select! {
+                report = reports.next() => Happened::Report(report),
+                node = self.nodes.ended() => Happened::Ended(Ending::of(node)),
+                () = interrupts.next() => Happened::Interrupt,
+            };
+            match happened {
+                Happened::Report(Ok(report)) => {
+                    self.phase = report.phase;
+                    self.watcher.report(&report);
+                    match report.outcome {
+                        Some(Outcome::Finished(finished)) => return Ok(finished),
+                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason).await),
+                        None => {}
+                    }
+                }
+                Happened::Report(Err(error)) => return Err(self.explain(error.to_string()).await),
+                Happened::Ended(ending) => self.ended(ending).await?,
+                Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),
+                Happened::Interrupt => {
+                    self.stopping = true;
+                    self.watcher.notice("stopping in order, with a last checkpoint; interrupt again to end at once");
+                    self.commands.stop().await.map_err(Failure::failed)?;
+                }
+            }
+        }
+    }
+
+    /// A worker's death is survived, if training has begun; any other node's is not.
+    async fn ended(&mut self, ending: Ending) -> Result<(), Failure> {
+        if ending.in_order && matches!(self.phase, Phase::Finishing | Phase::Over) {
+            return Ok(());
+        }
+        match ending.member {
+            Some(member) if member.role == MemberRole::Worker && self.phase == Phase::Training => {
+                self.watcher.notice(&format!("{member} {}; its shards move to the others", ending.how));
+                self.commands.ended(member, ending.how).await.map_err(Failure::failed)
+            }
+            Some(member) if member.role == MemberRole::Worker && self.phase == Phase::Finishing => {
+                self.commands.ended(member, ending.how).await.map_err(Failure::failed)
+            }
+            _ => Err(ending.failure),
+        }
+    }
+
+    /// A failure as the scheduler tells it, or the dead node behind it, if one turns up at once.
+    async fn explain(&mut self, reason: String) -> Failure {
+        let dead = tokio::time::timeout(Duration::from_millis(500), async {
+            loop {
+                let ending = Ending::of(self.nodes.ended().await);
+                let a_worker = ending.member.is_some_and(|m| m.role == MemberRole::Worker);
+                if !(ending.in_order || a_worker) {
+                    return ending;
+                }
+            }
+        })
+        .await;
+        match dead {
+            // The scheduler ends with the reason itself; another node's end is the cause.
+            Ok(ending) if ending.member.is_some() => ending.failure,
+            Ok(ending) if reason.is_empty() => ending.failure,
+            _ => Failure::failed(reason),
+        }
+    }
+}
+
+impl Ending {
+    fn of(node: &crate::launch::local::NodeProcess) -> Ending {
+        let how = node.exit().unwrap_or_default();
+        let member = match node.role {
+            Role::Server => Some(MemberRole::Server),
+            Role::Worker => Some(MemberRole::Worker),
+            _ => None,
+        };
+        let failure = node.failure(&format!("ended before the run was over: {how}"));
+        let member = member.map(|role| Member { role, index: node.index });
+        Ending { member, in_order: node.succeeded(), how, failure }
+    }
+}
+
+fn interrupted(text: &str) -> Failure {
+    Failure { message: text.into(), status: Status::Interrupted }
+}
+
+/// Ctrl-C and SIGTERM alike.
+struct Interrupts {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Interrupts {
+    fn new() -> Result<Interrupts, Failure> {
+        let failed = |e| Failure::failed(format!("signals cannot be caught: {e}"));
+        Ok(Interrupts {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
