@@ -1,0 +1,222 @@
+//! A whole cluster of real shells in one process, over memory or over QUIC on loopback.
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use testudo_actors::link::{MemoryHub, Network};
+use testudo_actors::message::{Finished, Outcome};
+use testudo_actors::node::{WorkerSetup, run_scheduler, run_server, run_worker};
+use testudo_actors::scheduler::{Observer, StepSummary};
+use testudo_actors::server::SumOrder;
+use testudo_actors::worker::ShardCompute;
+use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeError, NodeOptions, SignedJob, policy};
+use testudo_transport::{Endpoint, Identity, JobCa, MemoryOptions, Policy, Role, SpiffeId, TransportConfig};
+use tokio::runtime::Runtime;
+
+use crate::toy;
+
+/// How the nodes of a cluster are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Through memory; messages are moved.
+    Memory,
+    /// Through memory, with full sessions and MACs.
+    SecuredMemory,
+    /// Over QUIC on loopback.
+    Quic,
+}
+
+/// Long enough for any certificate of a test.
+pub const VALIDITY: Duration = Duration::from_secs(3600);
+
+/// The certificate authority, the identities and the network of a test's cluster.
+pub struct Site {
+    /// The job.
+    pub job: JobSpec,
+    /// Its certificate authority.
+    pub ca: JobCa,
+    /// How nodes are connected.
+    pub links: Links,
+    /// The role table.
+    pub policy: Arc<Policy>,
+    /// Where connections' tasks run.
+    pub runtime: Runtime,
+    hub: MemoryHub,
+}
+
+/// Wraps a worker's arithmetic before it runs.
+pub type Adapt = Box<dyn FnMut(ShardCompute) -> ShardCompute + Send>;
+
+impl Site {
+    /// A site for `job`. What its nodes log is printed if `TESTUDO_LOG` asks for it.
+    #[must_use]
+    pub fn new(job: JobSpec, links: Links) -> Site {
+        if let Ok(filter) = std::env::var("TESTUDO_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
+        let ca = JobCa::create(&job.trust_domain, &job.name, VALIDITY).unwrap();
+        let policy = Arc::new(policy::policy(job.slice_bytes).unwrap());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        Site { job, ca, links, policy, runtime, hub: MemoryHub::default() }
+    }
+
+    /// The identity of one node.
+    #[must_use]
+    pub fn identity(&self, role: Role, name: &str) -> Arc<Identity> {
+        let id = SpiffeId::new(&self.job.trust_domain, &self.job.name, role, name).unwrap();
+        Arc::new(self.ca.issue(&id, VALIDITY).unwrap())
+    }
+
+    /// The network of one node.
+    #[must_use]
+    pub fn network(&self, identity: &Identity) -> Network {
+        self.network_with(identity, &TransportConfig::default())
+    }
+
+    /// The network of one node, with that configuration if it is QUIC.
+    #[must_use]
+    pub fn network_with(&self, identity: &Identity, config: &TransportConfig) -> Network {
+        let memory = |secured| {
+            let options = MemoryOptions { secured, ..MemoryOptions::default() };
+            self.hub.join(identity.id().clone(), Arc::clone(&self.policy), options)
+        };
+        match self.links {
+            Links::Memory => memory(false),
+            Links::SecuredMemory => memory(true),
+            Links::Quic => {
+                let _inside = self.runtime.enter();
+                Network::Quic(Endpoint::bind(config, identity.clone(), Arc::clone(&self.policy)).unwrap())
+            }
+        }
+    }
+
+    /// The job, signed by an operator.
+    #[must_use]
+    pub fn signed(&self) -> SignedJob {
+        SignedJob::sign(&self.job, &self.identity(Role::Operator, "test")).unwrap()
+    }
+}
+
+/// Collects the completed steps.
+#[derive(Clone, Debug, Default)]
+pub struct Steps(pub Arc<Mutex<Vec<StepSummary>>>);
+
+impl Observer for Steps {
+    fn step(&mut self, summary: &StepSummary) {
+        self.0.lock().unwrap().push(summary.clone());
+    }
+}
+
+struct ToySetup {
+    adapt: Option<Adapt>,
+}
+
+impl WorkerSetup for ToySetup {
+    fn data(&mut self, _: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String> {
+        Ok(toy::data())
+    }
+
+    fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
+        Box::new(toy::NoSink)
+    }
+
+    fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
+        match &mut self.adapt {
+            Some(adapt) => adapt(compute),
+            None => compute,
+        }
+    }
+}
+
+/// A cluster under way.
+pub struct Cluster {
+    /// The site it runs on.
+    pub site: Site,
+    /// Where the scheduler is.
+    pub scheduler: SocketAddr,
+    /// Where the servers are.
+    pub servers: Vec<SocketAddr>,
+    /// The steps completed so far.
+    pub steps: Steps,
+    outcome: JoinHandle<Result<Outcome, NodeError>>,
+    nodes: Vec<JoinHandle<Result<(), NodeError>>>,
+}
+
+impl Cluster {
+    /// Starts every node of `job`, each on a thread of its own.
+    #[must_use]
+    pub fn start(job: JobSpec, links: Links) -> Cluster {
+        Cluster::start_with(Site::new(job, links), SumOrder::Canonical, |_| None, |_, address| address)
+    }
+
+    /// Starts every node on `site`. `adapt` may wrap a worker's arithmetic, by index; `advertise` may put something
+    /// between a server and its workers, given its index and where it is bound.
+    #[must_use]
+    pub fn start_with(
+        site: Site,
+        order: SumOrder,
+        mut adapt: impl FnMut(u32) -> Option<Adapt>,
+        mut advertise: impl FnMut(u32, SocketAddr) -> SocketAddr,
+    ) -> Cluster {
+        let signed = site.signed();
+        let identity = site.identity(Role::Scheduler, "0");
+        let network = site.network(&identity);
+        let scheduler = network.local_addr();
+        let steps = Steps::default();
+        let (runtime, observer) = (site.runtime.handle().clone(), Box::new(steps.clone()));
+        let outcome =
+            std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime));
+        let mut nodes = Vec::new();
+        let mut servers = Vec::new();
+        for index in 0..site.job.servers {
+            let identity = site.identity(Role::Server, &index.to_string());
+            let network = site.network(&identity);
+            servers.push(network.local_addr());
+            let advertise = Some(advertise(index, network.local_addr()).to_string());
+            let runtime = site.runtime.handle().clone();
+            let options = NodeOptions { identity, network, scheduler: scheduler.to_string(), advertise, lanes: 3, runtime };
+            nodes.push(std::thread::spawn(move || run_server(options, order)));
+        }
+        for index in 0..site.job.workers {
+            let identity = site.identity(Role::Worker, &index.to_string());
+            let network = site.network(&identity);
+            let mut setup = ToySetup { adapt: adapt(index) };
+            let runtime = site.runtime.handle().clone();
+            let options = NodeOptions { identity, network, scheduler: scheduler.to_string(), advertise: None, lanes: 3, runtime };
+            nodes.push(std::thread::spawn(move || run_worker(options, &mut setup)));
+        }
+        Cluster { site, scheduler, servers, steps, outcome, nodes }
+    }
+
+    /// Waits for the end, which must be in order for every node.
+    pub fn finish(self) -> (Finished, Vec<StepSummary>) {
+        let outcome = self.outcome.join().unwrap().unwrap();
+        for node in self.nodes {
+            node.join().unwrap().unwrap();
+        }
+        match outcome {
+            Outcome::Finished(finished) => (finished, self.steps.0.lock().unwrap().clone()),
+            Outcome::Failed(reason) => panic!("the run failed: {reason}"),
+        }
+    }
+
+    /// Waits for the end, however it comes.
+    pub fn outcome(self) -> Outcome {
+        let outcome = self.outcome.join().unwrap().unwrap();
+        for node in self.nodes {
+            let _ = node.join().unwrap();
+        }
+        outcome
+    }
+}
+
+/// Waits for `value` from a channel, with a bound that only a hang reaches.
+///
+/// # Panics
+/// When nothing comes within two minutes.
+pub fn wait_for<T>(channel: &mpsc::Receiver<T>) -> T {
+    channel.recv_timeout(Duration::from_secs(120)).expect("it comes within two minutes")
+}

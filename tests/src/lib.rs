@@ -1,0 +1,6 @@
+//! What the whole-cluster tests share: a toy job, a simulator of pure cores, clusters in one process or many.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support: a failure is a panic")]
+
+pub mod cluster;
+pub mod sim;
+pub mod toy;
