@@ -1,6 +1,6 @@
 //! f32 values as wire payloads and back, without copying where the owner allows it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use testudo_transport::Payload;
@@ -21,10 +21,44 @@ pub fn share(values: &Arc<Vec<f32>>) -> Bytes {
     Bytes::from_owner(Owner(Arc::clone(values)))
 }
 
-/// Owned values as payload bytes; nothing is copied.
-#[must_use]
-pub fn own(values: Vec<f32>) -> Bytes {
-    share(&Arc::new(values))
+/// Buffers of slices that are on their way out, used again when they have been sent.
+#[derive(Clone, Debug, Default)]
+pub struct SlicePool(Arc<Mutex<Vec<Vec<f32>>>>);
+
+/// Buffers that a pool keeps: as many slices as are under way at a time.
+const POOLED: usize = 64;
+
+/// A pooled buffer on its way out.
+struct Pooled {
+    values: Vec<f32>,
+    pool: SlicePool,
+}
+
+impl AsRef<[u8]> for Pooled {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.values)
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let mut buffers = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < POOLED {
+            buffers.push(std::mem::take(&mut self.values));
+        }
+    }
+}
+
+impl SlicePool {
+    /// A copy of `values` as payload bytes, in a buffer of the pool.
+    #[must_use]
+    pub fn copy(&self, values: &[f32]) -> Bytes {
+        let reused = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut buffer = reused.unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(values);
+        Bytes::from_owner(Pooled { values: buffer, pool: self.clone() })
+    }
 }
 
 /// A payload that is not a whole number of f32 values.

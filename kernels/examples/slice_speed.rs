@@ -4,7 +4,9 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use testudo_kernels::{OptimizerSpec, Philox, Purpose, add, add_checked, first_non_finite, instruction_set};
+use testudo_kernels::{
+    Initial, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite, instruction_set,
+};
 
 /// Elements of a slice: the default of 1 MiB.
 const SLICE: usize = 1 << 18;
@@ -43,12 +45,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         result?;
     }
-    let stream = Philox::new(1, Purpose::Noise, 0, 0);
-    report("normal numbers", &mut |slice| {
-        for (block, values) in others[slice].as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *values = stream.normal(block as u32);
-        }
-    });
+    for initial in [Initial::Uniform { bound: 0.1 }, Initial::Normal { std: 0.1 }] {
+        let spec = ParameterSpec { name: "w".into(), shape: Shape::new(&[SLICES, SLICE])?, initial };
+        report(&format!("{initial:?}"), &mut |slice| spec.initialize(1, slice * SLICE, &mut others[slice]));
+    }
     Ok(())
 }
 

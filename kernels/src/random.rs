@@ -46,20 +46,20 @@ impl Philox {
     }
 
     /// Four random words, the `counter`th of the stream.
-    #[inline]
+    #[inline(always)]
     pub fn block(&self, counter: u32) -> [u32; 4] {
         philox4x32_10([counter, self.step[0], self.step[1], self.purpose], self.key)
     }
 
     /// Four numbers uniform in [0, 1), multiples of 2^-24, from block `counter`.
-    #[inline]
+    #[inline(always)]
     pub fn uniform(&self, counter: u32) -> [f32; 4] {
         self.block(counter).map(unit)
     }
 
     /// Four normal numbers of mean 0 and deviation 1 from block `counter`, by Box and Muller (1958). None is beyond
     /// 5.8, for the uniform numbers have 24 bits.
-    #[inline]
+    #[inline(always)]
     pub fn normal(&self, counter: u32) -> [f32; 4] {
         let [a, b, c, d] = self.block(counter);
         let ([x0, y0], [x1, y1]) = (normal_pair(a, b), normal_pair(c, d));
@@ -116,7 +116,7 @@ impl Draws {
 }
 
 /// Ten rounds of Philox on four words: multiply, exchange, and add the key of the round.
-#[inline]
+#[inline(always)]
 fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let [low_0, high_0] = halves(u64::from(counter[0]) * 0xD251_1F53);
@@ -130,18 +130,18 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// Tells the counters that draw a stream's key from all others: no [`Purpose`] has this number.
 const STREAM_KEY: u32 = 0x7374_7265;
 
-#[inline]
+#[inline(always)]
 fn halves(word: u64) -> [u32; 2] {
     [word as u32, (word >> 32) as u32]
 }
 
 /// Uniform in [0, 1) from the upper 24 bits: every value is exact.
-#[inline]
+#[inline(always)]
 fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-#[inline]
+#[inline(always)]
 fn normal_pair(a: u32, b: u32) -> [f32; 2] {
     // In (0, 1], so that the logarithm is finite.
     let radius = (-2.0 * ln(((a >> 8) + 1) as f32 * (1.0 / 16_777_216.0))).sqrt();

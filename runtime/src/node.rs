@@ -147,8 +147,8 @@ impl Observer for Metrics {
         let samples_per_second =
             if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };
         let record = StepRecord {
-            step: summary.step,
-            epoch: summary.epoch,
+            step: summary.step + 1,
+            epoch: summary.epoch + 1,
             loss: summary.loss,
             learning_rate: summary.learning_rate,
             samples_per_second,

@@ -347,11 +347,14 @@ impl Stream {
 
 fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
     match store.read(slice, version) {
-        Ok(bytes) => {
+        Ok((bytes, hash)) => {
             let body = SliceVersion { slice, version, codec: Codec::F32.id() };
-            let message = Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
-                .with_payload(bytes)
-                .with_traceparent(context());
+            let message = Outgoing {
+                payload_hash: Some(hash),
+                ..Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
+                    .with_payload(bytes)
+                    .with_traceparent(context())
+            };
             let held: Option<Box<dyn Send>> = reply.held.map(|p| Box::new(p) as Box<dyn Send>);
             reply.outbox.post_holding(message, held);
         }

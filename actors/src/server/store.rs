@@ -13,8 +13,8 @@ use crate::message::PullRefusal;
 use crate::numbers;
 use crate::placement::SliceId;
 
-/// A slice's values at one version.
-type Values = Arc<Vec<f32>>;
+/// A slice's values at one version, with the BLAKE3 hash of their bytes: hashed once, for every reader's MAC.
+type Values = (Arc<Vec<f32>>, [u8; 32]);
 
 #[derive(Debug)]
 struct Versions {
@@ -42,7 +42,8 @@ impl Store {
     /// Puts the next version of `slice` in place; the one before the current is dropped and returned for reuse, unless
     /// someone still reads it.
     pub fn put(&self, slice: SliceId, values: Vec<f32>) -> Option<Vec<f32>> {
-        let values = Arc::new(values);
+        let hash = *blake3::hash(bytemuck::cast_slice(&values)).as_bytes();
+        let values = (Arc::new(values), hash);
         match self.slices.entry(slice) {
             dashmap::Entry::Vacant(vacant) => {
                 vacant.insert(Versions { number: 0, current: values, previous: None });
@@ -52,7 +53,7 @@ impl Store {
                 let versions = occupied.get_mut();
                 let before = std::mem::replace(&mut versions.current, values);
                 versions.number += 1;
-                versions.previous.replace(before).and_then(|old| Arc::try_unwrap(old).ok())
+                versions.previous.replace(before).and_then(|(old, _)| Arc::try_unwrap(old).ok())
             }
         }
     }
@@ -60,26 +61,30 @@ impl Store {
     /// The current version of `slice` and its number.
     #[must_use]
     pub fn current(&self, slice: SliceId) -> Option<(u64, Arc<Vec<f32>>)> {
-        self.slices.get(&slice).map(|v| (v.number, Arc::clone(&v.current)))
+        self.slices.get(&slice).map(|v| (v.number, Arc::clone(&v.current.0)))
     }
 
-    /// That version's bytes, shared with the store.
+    /// That version's bytes, shared with the store, and their hash.
     ///
     /// # Errors
     /// [`StoreMiss`] when it is not there.
-    pub fn read(&self, slice: SliceId, version: u64) -> Result<Bytes, StoreMiss> {
+    pub fn read(&self, slice: SliceId, version: u64) -> Result<(Bytes, [u8; 32]), StoreMiss> {
         let Some(versions) = self.slices.get(&slice) else {
             return Err(StoreMiss::Refused(PullRefusal::UnknownSlice));
         };
         let number = versions.number;
         match &versions.previous {
-            _ if version == number => Ok(numbers::share(&versions.current)),
-            Some(previous) if version.checked_add(1) == Some(number) => Ok(numbers::share(previous)),
+            _ if version == number => Ok(shared(&versions.current)),
+            Some(previous) if version.checked_add(1) == Some(number) => Ok(shared(previous)),
             _ if version < number => Err(StoreMiss::Refused(PullRefusal::Gone { version: number })),
             _ if version == number + 1 => Err(StoreMiss::Next),
             _ => Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: number })),
         }
     }
+}
+
+fn shared((values, hash): &Values) -> (Bytes, [u8; 32]) {
+    (numbers::share(values), *hash)
 }
 
 #[cfg(test)]
@@ -94,13 +99,14 @@ mod tests {
         store.put(slice, vec![0.0]);
         assert_eq!(store.read(slice, 1), Err(StoreMiss::Next));
         assert_eq!(store.read(slice, 2), Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: 0 })));
-        let zero = store.read(slice, 0).unwrap();
+        let (zero, hash) = store.read(slice, 0).unwrap();
+        assert_eq!(hash, *blake3::hash(&[0; 4]).as_bytes());
         store.put(slice, vec![1.0]);
         store.put(slice, vec![2.0]);
         assert_eq!(zero[..], [0; 4], "a reader keeps its version");
         assert_eq!(store.read(slice, 0), Err(StoreMiss::Refused(PullRefusal::Gone { version: 2 })));
-        assert_eq!(store.read(slice, 1).unwrap()[..], 1f32.to_le_bytes());
-        assert_eq!(store.read(slice, 2).unwrap()[..], 2f32.to_le_bytes());
+        assert_eq!(store.read(slice, 1).unwrap().0[..], 1f32.to_le_bytes());
+        assert_eq!(store.read(slice, 2).unwrap().0[..], 2f32.to_le_bytes());
         assert_eq!(
             store.read(slice, u64::MAX),
             Err(StoreMiss::Refused(PullRefusal::NotYetPossible { version: 2 }))

@@ -15,7 +15,7 @@ use crate::checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor
 use crate::dataset::Dataset;
 use crate::job::JobSpec;
 use crate::message::{Evaluate, EvaluationResult, Export, Exported, NodeLoss};
-use crate::numbers;
+use crate::numbers::SlicePool;
 use crate::placement::{SliceId, SliceMap};
 use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
@@ -83,7 +83,9 @@ pub struct ShardCompute {
     order: Option<(u64, Vec<u32>)>,
     inputs: Vec<f32>,
     labels: Vec<u32>,
+    /// Buffers for sums under way, used again.
     spare: Vec<Vec<f32>>,
+    pool: SlicePool,
     pace: Option<Box<dyn Pace>>,
 }
 
@@ -142,6 +144,7 @@ impl ShardCompute {
             inputs: Vec::new(),
             labels: Vec::new(),
             spare: Vec::new(),
+            pool: SlicePool::default(),
             pace: None,
             model,
             job,
@@ -235,31 +238,38 @@ impl ShardCompute {
         sums: &mut [Partials<Vec<f32>>],
         emit: &mut impl FnMut(Event),
     ) -> Result<NodeLoss, ComputeError> {
-        let (tree, map, spare, pace) = (self.tree, &self.map, &mut self.spare, &mut self.pace);
+        let (tree, map, pool) = (self.tree, &self.map, &self.pool);
+        let (spare, pace) = (&mut self.spare, &mut self.pace);
         let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
         let batch = Batch { inputs: &self.inputs, labels: &self.labels };
         let completes = node.end() == u64::from(shard) + 1;
         let mut left = parameters.len();
         let mut ready = |parameter: usize, gradient: &[f32]| {
             let Some(sums) = sums.get_mut(parameter) else { return };
-            let mut mine = spare.pop().unwrap_or_default();
-            mine.clear();
-            mine.extend_from_slice(gradient);
-            let sum = sums.insert(tree, node, Node::leaf(shard), mine, |mut l, r| {
-                add(&mut l, &r);
-                spare.push(r);
-                l
-            });
-            left = left.saturating_sub(1);
-            if let Some(sum) = sum {
-                let whole = numbers::own(sum);
+            let mut hand_over = |sum: &[f32]| {
                 for slice in map.of_parameter(parameter) {
-                    let bytes = slice.first * 4..(slice.first + slice.elements) * 4;
-                    emit(Event::Gradient { step, node, slice: slice.id, values: whole.slice(bytes) });
+                    let Some(part) = sum.get(slice.first..slice.first + slice.elements) else { continue };
+                    emit(Event::Gradient { step, node, slice: slice.id, values: pool.copy(part) });
                 }
-                if let Some(pace) = pace {
-                    pace.handed_over(parameter, completes && left == 0);
-                }
+            };
+            left = left.saturating_sub(1);
+            if node.leaves == 1 {
+                hand_over(gradient);
+            } else {
+                let mut mine = spare.pop().unwrap_or_default();
+                mine.clear();
+                mine.extend_from_slice(gradient);
+                let sum = sums.insert(tree, node, Node::leaf(shard), mine, |mut l, r| {
+                    add(&mut l, &r);
+                    spare.push(r);
+                    l
+                });
+                let Some(sum) = sum else { return };
+                hand_over(&sum);
+                spare.push(sum);
+            }
+            if let Some(pace) = pace {
+                pace.handed_over(parameter, completes && left == 0);
             }
         };
         let loss = self.model.gradients(&parameters, batch, &mut ready)?;

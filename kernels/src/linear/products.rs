@@ -326,23 +326,23 @@ fn vectors_mut<S: Simd, const V: usize>(x: &mut [f32]) -> &mut [[S::f32s; V]] {
 macro_rules! tiles {
     ($simd:ident, $width:expr, $rows:expr, |$R:ident, $V:ident, $r:ident| $body:block) => {{
         macro_rules! run {
-                                ($height:literal, $vectors:literal) => {{
-                                    const $V: usize = $vectors;
-                                    let mut $r = 0;
-                                    {
-                                        const $R: usize = $height;
-                                        while $r + $R <= $rows {
-                                            $body
-                                            $r += $R;
+                                    ($height:literal, $vectors:literal) => {{
+                                        const $V: usize = $vectors;
+                                        let mut $r = 0;
+                                        {
+                                            const $R: usize = $height;
+                                            while $r + $R <= $rows {
+                                                $body
+                                                $r += $R;
+                                            }
                                         }
-                                    }
-                                    const $R: usize = 1;
-                                    while $r < $rows {
-                                        $body
-                                        $r += 1;
-                                    }
-                                }};
-                            }
+                                        const $R: usize = 1;
+                                        while $r < $rows {
+                                            $body
+                                            $r += 1;
+                                        }
+                                    }};
+                                }
         match $width / $simd::F32_LANES {
             4 => run!(6, 4),
             2 => run!(6, 2),

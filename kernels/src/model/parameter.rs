@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::random::{Philox, Purpose};
 use crate::shape::Shape;
+use crate::simd::vectorized;
 
 /// One parameter tensor.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -40,18 +41,9 @@ pub enum Initial {
 impl ParameterSpec {
     /// Writes elements `first .. first + out.len()` of the tensor's initial values.
     pub fn initialize(&self, seed: u64, first: usize, out: &mut [f32]) {
-        let draw: fn(&Philox, u32) -> [f32; 4] = match self.initial {
-            Initial::Zeros => return out.fill(0.0),
-            Initial::Uniform { .. } => {
-                |stream, counter| stream.uniform(counter).map(|u| u.mul_add(2.0, -1.0))
-            }
-            Initial::Normal { .. } => Philox::normal,
-        };
-        let scale = match self.initial {
-            Initial::Zeros => 0.0,
-            Initial::Uniform { bound } => bound,
-            Initial::Normal { std } => std,
-        };
+        if self.initial == Initial::Zeros {
+            return out.fill(0.0);
+        }
         let name = hash(&self.name);
         let mut first = first as u64;
         let mut out = out;
@@ -62,25 +54,37 @@ impl ParameterSpec {
             let in_stream = ((1u64 << 32) - (block & 0xffff_ffff)) * 4 - skip as u64;
             let count = usize::try_from(in_stream).unwrap_or(usize::MAX).min(out.len());
             let (head, rest) = std::mem::take(&mut out).split_at_mut(count);
-            let (partial, whole) = head.split_at_mut(if skip == 0 { 0 } else { (4 - skip).min(count) });
-            let mut counter = block as u32;
-            if skip > 0 {
-                copy(partial, draw(&stream, counter).get(skip..).unwrap_or_default(), scale);
-                counter = counter.wrapping_add(1);
-            }
-            for values in whole.chunks_mut(4) {
-                copy(values, &draw(&stream, counter), scale);
-                counter = counter.wrapping_add(1);
-            }
+            draw(self.initial, &stream, block as u32, skip, head);
             first += count as u64;
             out = rest;
         }
     }
 }
 
-fn copy(out: &mut [f32], values: &[f32], scale: f32) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = value * scale;
+vectorized! {
+    /// Elements `skip ..` of the stream's blocks from `block` on; `skip` is below 4.
+    fn draw<'a>(initial: Initial, stream: &'a Philox, block: u32, skip: usize, out: &'a mut [f32]) {
+        let (partial, whole) = out.split_at_mut(((4 - skip) % 4).min(out.len()));
+        for (out, value) in partial.iter_mut().zip(four(initial, stream, block).iter().skip(skip)) {
+            *out = *value;
+        }
+        let mut counter = block.wrapping_add(u32::from(skip > 0));
+        for out in whole.chunks_mut(4) {
+            for (out, value) in out.iter_mut().zip(four(initial, stream, counter)) {
+                *out = value;
+            }
+            counter = counter.wrapping_add(1);
+        }
+    }
+}
+
+#[inline(always)]
+fn four(initial: Initial, stream: &Philox, counter: u32) -> [f32; 4] {
+    match initial {
+        Initial::Zeros => [0.0; 4],
+        // Exact up to the last product.
+        Initial::Uniform { bound } => stream.uniform(counter).map(|u| (u * 2.0 - 1.0) * bound),
+        Initial::Normal { std } => stream.normal(counter).map(|n| n * std),
     }
 }
 
@@ -113,6 +117,17 @@ mod tests {
                     assert_eq!(part, whole[first..first + len], "{first} {len}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn width_does_not_matter() {
+        for initial in [Initial::Uniform { bound: 0.5 }, Initial::Normal { std: 2.0 }] {
+            crate::simd::forced::assert_same(|| {
+                let mut values = vec![0.0; 1001];
+                spec("w", initial).initialize(9, 2, &mut values);
+                values.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            });
         }
     }
 
