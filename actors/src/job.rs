@@ -91,7 +91,9 @@ pub struct JobSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// The bytes are no job of this format.
-    #[error("the signed job cannot be read ({0}): it was written by another version, or damaged; sign it anew")]
+    #[error(
+        "the signed job cannot be read ({0}): it was written by another version, or damaged; sign it anew"
+    )]
     Unreadable(String),
     /// Another layout.
     #[error("the job has format {0}, this build reads format {FORMAT}: use the same version on every node")]
@@ -153,12 +155,19 @@ impl JobSpec {
             return bad("the data set is empty".into());
         }
         if self.epochs == 0 || self.max_steps == Some(0) {
-            return bad("there is no step to train: training.epochs and training.max_steps must be at least 1".into());
+            return bad(
+                "there is no step to train: training.epochs and training.max_steps must be at least 1".into(),
+            );
         }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return bad(format!("optimizer.learning_rate is {}: a number above 0 is needed", self.learning_rate));
+            return bad(format!(
+                "optimizer.learning_rate is {}: a number above 0 is needed",
+                self.learning_rate
+            ));
         }
-        if !(4..=crate::policy::MAX_SLICE_BYTES).contains(&self.slice_bytes) || !self.slice_bytes.is_multiple_of(4) {
+        if !(4..=crate::policy::MAX_SLICE_BYTES).contains(&self.slice_bytes)
+            || !self.slice_bytes.is_multiple_of(4)
+        {
             return bad(format!(
                 "transport.slice_bytes is {}: a multiple of 4 up to {} is needed",
                 self.slice_bytes,
@@ -221,7 +230,12 @@ impl SignedJob {
     pub fn open(&self, node: &Identity) -> Result<JobSpec, JobError> {
         let signer = node
             .trust()
-            .verify_signature(&self.certificate, &Expected::Member, &signed_bytes(&self.spec), &self.signature)
+            .verify_signature(
+                &self.certificate,
+                &Expected::Member,
+                &signed_bytes(&self.spec),
+                &self.signature,
+            )
             .map_err(|e| JobError::Signature(e.to_string()))?;
         if signer.role() != Role::Operator {
             return Err(JobError::NotOperator(signer));

@@ -58,7 +58,8 @@ pub fn reassign(
     let (moving, mut kept): (Vec<Lease>, Vec<Lease>) = leases.iter().partition(|l| l.worker == dead);
     let mut nodes: Vec<Node> = moving.iter().map(|l| l.node).collect();
     while nodes.len() < survivors.len() {
-        let Some(at) = (0..nodes.len()).filter(|i| nodes[*i].leaves > 1).max_by_key(|i| nodes[*i].leaves) else {
+        let Some(at) = (0..nodes.len()).filter(|i| nodes[*i].leaves > 1).max_by_key(|i| nodes[*i].leaves)
+        else {
             break;
         };
         if let Some((left, right)) = nodes.swap_remove(at).children() {

@@ -29,6 +29,7 @@ pub mod message;
 pub mod node;
 pub mod numbers;
 pub mod operator;
+pub mod outbox;
 pub mod placement;
 pub mod plan;
 pub mod policy;

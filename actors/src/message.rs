@@ -350,7 +350,9 @@ pub enum PushRefusal {
         version: u64,
     },
     /// NaN or infinity.
-    #[error("element {element} of the slice is not finite: training has diverged (a lower learning rate may help)")]
+    #[error(
+        "element {element} of the slice is not finite: training has diverged (a lower learning rate may help)"
+    )]
     NotFinite {
         /// The first such element, counted within the slice.
         element: u64,

@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use crate::checkpoint::CheckpointSink;
 use crate::dataset::Dataset;
 use crate::job::{JobError, JobSpec, SignedJob};
-use crate::link::{Network, Outbox};
+use crate::link::Network;
 use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
+use crate::outbox::{Budget, Outbox};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
 use crate::scheduler::actor::SchedulerActor;
@@ -171,8 +172,7 @@ pub fn run_scheduler(
 pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError> {
     System::new().block_on(async move {
         let index = own_index(&options)?;
-        let advertise =
-            options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
+        let advertise = options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
         let (signed, scheduler, from_scheduler) = join(&options, Some(advertise)).await?;
         let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?)?;
         let store = Arc::new(Store::default());
@@ -209,14 +209,8 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let plan = Plan::new(&job);
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let shared = Arc::new(map.clone());
-        let compute = ShardCompute::new(
-            Arc::clone(&job),
-            shared,
-            setup.model(&job)?,
-            train,
-            test,
-            setup.sink(&job),
-        )?;
+        let compute =
+            ShardCompute::new(Arc::clone(&job), shared, setup.model(&job)?, train, test, setup.sink(&job))?;
         let parts = WorkerParts {
             compute: setup.adapt(compute),
             slices: map.slices().len(),
@@ -239,7 +233,8 @@ async fn finish(
     network: &Network,
     result: oneshot::Receiver<Result<(), NodeError>>,
 ) -> Result<(), NodeError> {
-    let result = result.await.unwrap_or_else(|_| Err(NodeError::Bug("the actor ended without a result".into())));
+    let result =
+        result.await.unwrap_or_else(|_| Err(NodeError::Bug("the actor ended without a result".into())));
     network.close("left").await;
     result
 }
@@ -265,10 +260,9 @@ async fn join(
     let (connection, sender, mut receiver) = dialled
         .map_err(|e| NodeError::Bug(e.to_string()))?
         .map_err(|reason| NodeError::Unreachable { address: at, reason })?;
-    let outbox = Outbox::new(connection, sender, MAX_REPORTS, usize::MAX, &options.runtime);
-    let join =
-        Join { release: RELEASE.to_owned(), fingerprint: testudo_kernels::fingerprint(), address };
-    outbox.post(Outgoing::new(Join::KIND, 1, join.encode()));
+    let outbox = Outbox::new(connection, sender, Budget::messages(MAX_REPORTS), &options.runtime);
+    let join = Join { release: RELEASE.to_owned(), fingerprint: testudo_kernels::fingerprint(), address };
+    tracing::info_span!("join").in_scope(|| outbox.post(Outgoing::new(Join::KIND, 1, join.encode())));
     let message = match receiver.recv().await {
         Ok(Some(message)) => message,
         Ok(None) => return Err(NodeError::SchedulerLost("it closed the stream".into())),

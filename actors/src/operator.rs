@@ -61,7 +61,8 @@ pub async fn follow(
 
 impl Commands {
     async fn say<B: Body>(&mut self, body: &B) -> Result<(), OperatorError> {
-        let message = Outgoing::new(B::KIND, 1, body.encode());
+        let trace = tracing::info_span!("operate").in_scope(testudo_observability::current_traceparent);
+        let message = Outgoing::new(B::KIND, 1, body.encode()).with_traceparent(trace);
         self.sender.send(message).await.map_err(|e| OperatorError::Lost(e.to_string()))
     }
 

@@ -130,7 +130,8 @@ fn score(id: SliceId, server: u32) -> u64 {
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^ (x >> 31)
     };
-    let slice = mix((u64::from(id.parameter) << 32 | u64::from(id.index)).wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let slice =
+        mix((u64::from(id.parameter) << 32 | u64::from(id.index)).wrapping_add(0x9e37_79b9_7f4a_7c15));
     mix(slice ^ u64::from(server).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
@@ -195,8 +196,7 @@ mod tests {
 
     #[test]
     fn the_mnist_network_is_balanced_over_two() {
-        let map =
-            SliceMap::new(&[784 * 512, 512, 512 * 512, 512, 5120, 10], 1 << 20, &servers(2)).unwrap();
+        let map = SliceMap::new(&[784 * 512, 512, 512 * 512, 512, 5120, 10], 1 << 20, &servers(2)).unwrap();
         let load = |server| map.of_server(server).map(|s| s.elements).sum::<usize>();
         assert!(load(0).abs_diff(load(1)) < 669_706 / 4, "{} and {}", load(0), load(1));
     }
@@ -206,8 +206,7 @@ mod tests {
         let elements = vec![1000; 3000];
         let before = SliceMap::new(&elements, 4000, &servers(4)).unwrap();
         let after = SliceMap::new(&elements, 4000, &servers(5)).unwrap();
-        let moved =
-            before.slices().iter().zip(after.slices()).filter(|(a, b)| a.server != b.server).count();
+        let moved = before.slices().iter().zip(after.slices()).filter(|(a, b)| a.server != b.server).count();
         assert!(moved < 3000 * 2 / 5, "{moved} of 3000 moved; a fifth is the least");
     }
 

@@ -38,7 +38,14 @@ impl Plan {
         let steps_per_epoch = examples.div_ceil(batch);
         let planned = steps_per_epoch.saturating_mul(job.epochs);
         let limit = job.max_steps.map_or(planned, |m| m.min(planned));
-        Plan { examples, batch, shards: u64::from(job.logical_shards).max(1), steps_per_epoch, planned, limit }
+        Plan {
+            examples,
+            batch,
+            shards: u64::from(job.logical_shards).max(1),
+            steps_per_epoch,
+            planned,
+            limit,
+        }
     }
 
     /// Steps that will be run: the planned ones, or `max_steps` if that is less.

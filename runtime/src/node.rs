@@ -1,6 +1,7 @@
 //! What the runtime gives a node: its network as the cluster file says, its data, and where results go.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
-use testudo_transport::{CreditConfig, KeyExchange, TransportConfig};
+use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
@@ -33,6 +34,24 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
         },
         ..TransportConfig::default()
     }
+}
+
+/// Finds out whether every address that `config` has the scheduler and the servers bind is free, so that a cluster that
+/// cannot start is not started at all.
+///
+/// # Errors
+/// [`BindError`] naming the first that is not.
+pub fn check_addresses(config: &Config) -> Result<(), BindError> {
+    let servers = (0..config.cluster.servers).map(|index| config.network.server_listen(index));
+    // All are held together: two nodes of one address are found as well.
+    let mut held = Vec::new();
+    for address in std::iter::once(config.network.scheduler_listen()).chain(servers) {
+        held.push(UdpSocket::bind(address).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => BindError::InUse(address),
+            _ => BindError::Address { address, what: error.to_string() },
+        })?);
+    }
+    Ok(())
 }
 
 /// The data that `config` names.
@@ -109,16 +128,10 @@ struct ModelFile(PathBuf);
 
 impl CheckpointSink for ModelFile {
     fn export(&mut self, model: &FinalModel<'_>) -> Result<u64, CheckpointError> {
-        let tensors: Vec<Tensor<'_>> = model
-            .tensors
-            .iter()
-            .map(|t| Tensor { name: t.name, shape: t.dims, values: t.values })
-            .collect();
-        let metadata = Metadata {
-            job: model.job.to_owned(),
-            step: model.version,
-            params_blake3: model.params_blake3,
-        };
+        let tensors: Vec<Tensor<'_>> =
+            model.tensors.iter().map(|t| Tensor { name: t.name, shape: t.dims, values: t.values }).collect();
+        let metadata =
+            Metadata { job: model.job.to_owned(), step: model.version, params_blake3: model.params_blake3 };
         if let Some(folder) = self.0.parent() {
             std::fs::create_dir_all(folder)
                 .map_err(|e| CheckpointError(format!("{} cannot be made: {e}", folder.display())))?;

@@ -185,7 +185,11 @@ struct Ending {
 }
 
 impl Running<'_> {
-    async fn follow(&mut self, mut reports: Reports, interrupts: &mut Interrupts) -> Result<Finished, Failure> {
+    async fn follow(
+        &mut self,
+        mut reports: Reports,
+        interrupts: &mut Interrupts,
+    ) -> Result<Finished, Failure> {
         loop {
             let happened = tokio::select! {
                 report = reports.next() => Happened::Report(report),
@@ -207,7 +211,8 @@ impl Running<'_> {
                 Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),
                 Happened::Interrupt => {
                     self.stopping = true;
-                    self.watcher.notice("stopping in order, with a last checkpoint; interrupt again to end at once");
+                    self.watcher
+                        .notice("stopping in order, with a last checkpoint; interrupt again to end at once");
                     self.commands.stop().await.map_err(Failure::failed)?;
                 }
             }

@@ -9,12 +9,13 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::job::SignedJob;
-use crate::link::{Network, Outbox};
+use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member, MemberRole, NodeDone,
-    Outcome, Ready, Status, Stop, Welcome,
+    Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member, MemberRole,
+    NodeDone, Outcome, Ready, Status, Stop, Welcome,
 };
+use crate::outbox::{Budget, Outbox};
 use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
@@ -141,7 +142,9 @@ impl SchedulerActor {
             Effect::Notice(text) => tracing::warn!("{text}"),
             Effect::Over(outcome) => {
                 match &outcome {
-                    Outcome::Finished(f) => tracing::info!(steps = f.steps, accuracy = f.test_accuracy, "finished"),
+                    Outcome::Finished(f) => {
+                        tracing::info!(steps = f.steps, accuracy = f.test_accuracy, "finished")
+                    }
                     Outcome::Failed(reason) => tracing::error!(reason, "failed"),
                 }
                 self.outcome = Some(outcome);
@@ -153,8 +156,7 @@ impl SchedulerActor {
 
     fn tell<B: Body>(&self, link: u64, body: &B) {
         if let Some(link) = self.links.get(&link) {
-            let traceparent = self.run.in_scope(testudo_observability::current_traceparent);
-            link.outbox.post(Outgoing::new(B::KIND, 0, body.encode()).with_traceparent(traceparent));
+            link.outbox.post(Outgoing::new(B::KIND, 0, body.encode()));
         }
     }
 
@@ -169,11 +171,7 @@ impl SchedulerActor {
         let report = self.core.report();
         for link in self.links.values() {
             if let Some(request) = link.follows {
-                link.outbox.post(Outgoing::new(
-                    crate::message::StatusReport::KIND,
-                    request,
-                    report.encode(),
-                ));
+                link.outbox.post(Outgoing::new(crate::message::StatusReport::KIND, request, report.encode()));
             }
         }
     }
@@ -199,9 +197,10 @@ impl SchedulerActor {
             Heartbeat::KIND => {
                 Input::Heartbeat { member, heartbeat: Heartbeat::decode(body).map_err(unreadable)? }
             }
-            EvaluationResult::KIND => {
-                Input::Evaluated { worker: index, result: EvaluationResult::decode(body).map_err(unreadable)? }
-            }
+            EvaluationResult::KIND => Input::Evaluated {
+                worker: index,
+                result: EvaluationResult::decode(body).map_err(unreadable)?,
+            },
             Exported::KIND => {
                 Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
             }
@@ -223,7 +222,9 @@ impl SchedulerActor {
                 if let Some(link) = self.links.get_mut(&link) {
                     let follows_already = link.follows.replace(message.envelope.request).is_some();
                     if !follows_already {
-                        context.run_interval(every, |actor, _| actor.report_to_followers());
+                        context.run_interval(every, |actor, _| {
+                            actor.run.clone().in_scope(|| actor.report_to_followers())
+                        });
                     }
                 }
                 self.report_to_followers();
@@ -266,7 +267,8 @@ fn tick(actor: &mut SchedulerActor, context: &mut Context<SchedulerActor>) {
     let now = actor.clock.now();
     let wait = actor.core.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now));
     context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
-        actor.drive(context, Input::Tick);
+        let run = actor.run.clone();
+        run.in_scope(|| actor.drive(context, Input::Tick));
         tick(actor, context);
     });
 }
@@ -275,6 +277,8 @@ impl Handler<Letter<Mail>> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        let run = self.run.clone();
+        let _inside = run.enter();
         match letter.mail {
             Mail::Opened { link, peer, connection, outbox } => {
                 self.links.insert(link, Link { peer, connection, outbox, follows: None });
@@ -284,7 +288,8 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                     && let Some(link) = self.links.get(&link)
                 {
                     tracing::warn!(peer = %link.peer, what, "malformed message");
-                    link.connection.close(testudo_transport::CloseCode::Framing.number(), "malformed message");
+                    link.connection
+                        .close(testudo_transport::CloseCode::Framing.number(), "malformed message");
                 }
             }
             Mail::Gone { link, reason } => {
@@ -312,7 +317,7 @@ async fn accept(network: Network, mailbox: Mailbox<SchedulerActor>, runtime: Han
 /// A peer of the scheduler has one stream, which it opens.
 async fn hear(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
     let Ok((sender, mut receiver)) = connection.accept().await else { return };
-    let outbox = Outbox::new(connection.clone(), sender, MAX_ORDERS, usize::MAX, &runtime);
+    let outbox = Outbox::new(connection.clone(), sender, Budget::messages(MAX_ORDERS), &runtime);
     let peer = connection.peer().clone();
     if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_err() {
         return;

@@ -339,8 +339,13 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let incarnation = self.incarnations.entry(member).or_default();
         *incarnation += 1;
         let incarnation = *incarnation;
-        let joined =
-            Joined { connection: connection.clone(), address: join.address, heard: now, said: None, ready: 0 };
+        let joined = Joined {
+            connection: connection.clone(),
+            address: join.address,
+            heard: now,
+            said: None,
+            ready: 0,
+        };
         self.members.insert(member, joined);
         self.effects.push_back(Effect::Welcome { connection, member, incarnation });
         self.last_progress = now;
@@ -377,7 +382,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if member.role == MemberRole::Server
             && !join.address.as_ref().is_some_and(|a| (1..=MAX_ADDRESS).contains(&a.len()))
         {
-            return Err(format!("a server must say where workers can dial it, in {MAX_ADDRESS} bytes at most"));
+            return Err(format!(
+                "a server must say where workers can dial it, in {MAX_ADDRESS} bytes at most"
+            ));
         }
         if self.job.determinism == Determinism::Strict
             && let Some((first, fingerprint)) = &self.fingerprint
@@ -419,7 +426,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             .iter()
             .filter(|(m, _)| m.role == MemberRole::Server)
             .all(|(_, j)| j.ready == self.epoch);
-        if installed && self.epoch > self.workers_told && matches!(self.phase, Phase::Forming | Phase::Training) {
+        if installed
+            && self.epoch > self.workers_told
+            && matches!(self.phase, Phase::Forming | Phase::Training)
+        {
             self.workers_told = self.epoch;
             if self.phase == Phase::Forming {
                 self.phase = Phase::Training;
@@ -618,7 +628,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if now.since(self.last_progress) > timeout && self.phase != Phase::Over {
             self.last_progress = now;
             let text = self.waits_for();
-            self.effects.push_back(Effect::Notice(format!("no progress for {} ms: {text}", timeout.as_millis())));
+            self.effects
+                .push_back(Effect::Notice(format!("no progress for {} ms: {text}", timeout.as_millis())));
             self.stalled = Some(text);
         }
     }
@@ -647,7 +658,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let at_server = said(MemberRole::Server).min_by_key(|(_, w)| w.step);
                 if let Some((server, waiting)) = at_server
                     && let Some(node) = waiting.missing
-                    && let Some(lease) = self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
+                    && let Some(lease) =
+                        self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
                 {
                     return format!(
                         "waiting for worker/{} to push {} of {} in step {} to {server}",
@@ -673,7 +685,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     }
                 }
             }
-            Phase::Finishing | Phase::Over => "waiting for the evaluation and the export of the final model".into(),
+            Phase::Finishing | Phase::Over => {
+                "waiting for the evaluation and the export of the final model".into()
+            }
         }
     }
 

@@ -34,7 +34,8 @@ pub(super) struct Ending {
 
 impl Ending {
     pub(super) fn new(version: u64, test_examples: u64, write: bool) -> Ending {
-        let mut tasks = vec![Task { order: Order::Export(Export { version, write }), holder: None, result: None }];
+        let mut tasks =
+            vec![Task { order: Order::Export(Export { version, write }), holder: None, result: None }];
         let mut first = 0;
         while first < test_examples {
             let examples = PART.min(test_examples - first);
@@ -48,9 +49,9 @@ impl Ending {
     /// The next task that nobody holds, given to the worker among `live` that holds the fewest.
     pub(super) fn hand_out(&mut self, live: &[u32]) -> Option<(u32, Order)> {
         let at = self.tasks.iter().position(|t| t.holder.is_none())?;
-        let worker = *live.iter().min_by_key(|w| {
-            (self.tasks.iter().filter(|t| t.holder == Some(**w)).count(), **w)
-        })?;
+        let worker = *live
+            .iter()
+            .min_by_key(|w| (self.tasks.iter().filter(|t| t.holder == Some(**w)).count(), **w))?;
         let task = self.tasks.get_mut(at)?;
         task.holder = Some(worker);
         Some((worker, task.order.clone()))
@@ -58,7 +59,9 @@ impl Ending {
 
     /// What `dead` held is anybody's again, unless it is done.
     pub(super) fn give_back(&mut self, dead: u32) {
-        for task in self.tasks.iter_mut().filter(|t| t.holder == Some(dead) && !t.is_done(self.exported.is_some())) {
+        for task in
+            self.tasks.iter_mut().filter(|t| t.holder == Some(dead) && !t.is_done(self.exported.is_some()))
+        {
             task.holder = None;
         }
     }

@@ -127,11 +127,8 @@ impl Progress {
     pub(super) fn report(&mut self, done: &NodeDone) {
         let open = self.open.entry(done.step).or_default();
         for loss in &done.nodes {
-            for owed in self
-                .owed
-                .get_mut(loss.node.first as usize..loss.node.end() as usize)
-                .into_iter()
-                .flatten()
+            for owed in
+                self.owed.get_mut(loss.node.first as usize..loss.node.end() as usize).into_iter().flatten()
             {
                 *owed = (*owed).max(done.step + 1);
             }

@@ -8,18 +8,20 @@ use testudo_transport::{Connection, Message, Outgoing, Payload, Receiver, Role, 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::link::{Network, Outbox};
+use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Failure, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
+    Body, Failure, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown,
+    SliceVersion,
 };
 use crate::node::NodeError;
+use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::server::compute::{self, Work};
 use crate::server::{Effect, Input, PushInput, ServerCore, SliceMath, Store};
 use crate::time::Clock;
 
-/// Answers that may wait for one stream beside one for each slice: refusals and acknowledgements of duplicates.
+/// Answers that may wait for one worker beside two for each slice: refusals and acknowledgements of duplicates.
 const SPARE_ANSWERS: usize = 1024;
 
 /// Where the answer to one request goes.
@@ -27,13 +29,15 @@ const SPARE_ANSWERS: usize = 1024;
 pub struct ReplyTo {
     outbox: Outbox,
     request: u64,
+    /// The trace that the request belongs to; its answer does too.
+    trace: Option<[u8; 25]>,
     /// Keeps the request charged to its sender until it is answered.
     held: Option<Payload>,
 }
 
 impl ReplyTo {
     fn answer<B: Body>(self, body: &B) {
-        self.outbox.post(Outgoing::new(B::KIND, self.request, body.encode()).with_traceparent(context()));
+        self.outbox.post(Outgoing::new(B::KIND, self.request, body.encode()).with_traceparent(self.trace));
     }
 }
 
@@ -64,6 +68,9 @@ pub struct ServerActor {
     from_scheduler: Option<Receiver>,
     max_answers: usize,
     max_bytes: usize,
+    /// What this server does, in the trace of the run.
+    serving: tracing::Span,
+    follows_run: bool,
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
 }
 
@@ -106,6 +113,8 @@ impl ServerActor {
             from_scheduler: Some(parts.from_scheduler),
             max_answers: parts.slices * 2 + SPARE_ANSWERS,
             max_bytes: parts.bytes,
+            serving: tracing::info_span!("serve"),
+            follows_run: false,
             over: Some(over),
         }
     }
@@ -157,6 +166,14 @@ impl ServerActor {
             Membership::KIND => {
                 let membership = Membership::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
+                if !self.follows_run
+                    && let Some(run) = message.envelope.traceparent
+                {
+                    self.follows_run = true;
+                    self.serving = tracing::info_span!(parent: None, "serve");
+                    // Without OpenTelemetry there is no parent to set; the span is then a root.
+                    let _ = testudo_observability::set_remote_parent(&self.serving, run);
+                }
                 self.drive(context, Input::Membership(membership));
             }
             Shutdown::KIND => {
@@ -180,7 +197,8 @@ impl Actor for ServerActor {
         if let Some(math) = self.math.take()
             && let Err(error) = compute::start(math, receiver, mailbox.clone(), self.runtime.clone())
         {
-            return self.end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
+            return self
+                .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
         if let Some(receiver) = self.from_scheduler.take() {
             self.runtime.spawn(hear_scheduler(receiver, mailbox.clone()));
@@ -202,7 +220,8 @@ fn tick(actor: &mut ServerActor, context: &mut Context<ServerActor>) {
     let now = actor.clock.now();
     let wait = actor.core.poll_timeout().map_or(std::time::Duration::from_secs(1), |at| at.since(now));
     context.run_later(wait.max(std::time::Duration::from_millis(1)), |actor, context| {
-        actor.drive(context, Input::Tick);
+        let serving = actor.serving.clone();
+        serving.in_scope(|| actor.drive(context, Input::Tick));
         tick(actor, context);
     });
 }
@@ -211,6 +230,8 @@ impl Handler<Letter<Mail>> for ServerActor {
     type Result = ();
 
     fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        let serving = self.serving.clone();
+        let _inside = serving.enter();
         match letter.mail {
             Mail::Input(input) => self.drive(context, input),
             Mail::Scheduler(message) => {
@@ -266,9 +287,9 @@ impl Serving {
             return;
         };
         tracing::info!(%peer, "connected");
+        let budget = Budget::new(self.max_answers, self.max_bytes);
         while let Ok((sender, receiver)) = connection.accept().await {
-            let outbox =
-                Outbox::new(connection.clone(), sender, self.max_answers, self.max_bytes, &self.runtime);
+            let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
             let stream = Stream { serving: self.clone(), connection: connection.clone(), worker, outbox };
             self.runtime.spawn(stream.run(receiver));
         }
@@ -307,7 +328,8 @@ impl Stream {
                 }
                 Err(error) => {
                     tracing::warn!(worker = self.worker, error, "malformed request");
-                    self.connection.close(testudo_transport::CloseCode::Framing.number(), "malformed request");
+                    self.connection
+                        .close(testudo_transport::CloseCode::Framing.number(), "malformed request");
                     return;
                 }
             }
@@ -317,10 +339,11 @@ impl Stream {
     /// Answers what the store can answer; the rest is for the core.
     fn request(&self, message: Message) -> Result<Option<Mail>, String> {
         let (request, worker, outbox) = (message.envelope.request, self.worker, self.outbox.clone());
+        let trace = message.envelope.traceparent;
         let input = match message.kind {
             Pull::KIND => {
                 let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
-                let reply = ReplyTo { outbox, request, held: Some(message.payload) };
+                let reply = ReplyTo { outbox, request, trace, held: Some(message.payload) };
                 if self.serving.store.read(pull.slice, pull.version).is_ok() {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
@@ -329,7 +352,7 @@ impl Stream {
             }
             Push::KIND => {
                 let push = Push::decode(&message.body).map_err(|e| e.to_string())?;
-                let reply = ReplyTo { outbox, request, held: None };
+                let reply = ReplyTo { outbox, request, trace, held: None };
                 Input::Push(PushInput {
                     worker,
                     reply,
@@ -353,7 +376,7 @@ fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
                 payload_hash: Some(hash),
                 ..Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
                     .with_payload(bytes)
-                    .with_traceparent(context())
+                    .with_traceparent(reply.trace)
             };
             let held: Option<Box<dyn Send>> = reply.held.map(|p| Box::new(p) as Box<dyn Send>);
             reply.outbox.post_holding(message, held);
@@ -364,8 +387,4 @@ fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
             reply.answer(&PullRefused { reason });
         }
     }
-}
-
-fn context() -> Option<[u8; 25]> {
-    testudo_observability::current_traceparent()
 }

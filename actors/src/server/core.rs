@@ -178,12 +178,7 @@ pub struct ServerCore<T, V> {
 impl<T, V> ServerCore<T, V> {
     /// Server `index` of a job with that tree and placement.
     #[must_use]
-    pub fn new(
-        index: u32,
-        tree: ReductionTree,
-        map: SliceMap,
-        heartbeat: Duration,
-    ) -> ServerCore<T, V> {
+    pub fn new(index: u32, tree: ReductionTree, map: SliceMap, heartbeat: Duration) -> ServerCore<T, V> {
         let slices = map
             .slices()
             .iter()
@@ -356,7 +351,9 @@ impl<T, V> ServerCore<T, V> {
         let refusal = match self.state(pull.slice) {
             _ if !initialised => PullRefusal::NotInitialised,
             None => PullRefusal::UnknownSlice,
-            Some(state) if pull.version == state.version || pull.version.saturating_add(1) == state.version => {
+            Some(state)
+                if pull.version == state.version || pull.version.saturating_add(1) == state.version =>
+            {
                 let (slice, version) = (pull.slice, pull.version);
                 return self.effects.push_back(Effect::Answer { reply, slice, version });
             }
@@ -420,11 +417,8 @@ impl<T, V> ServerCore<T, V> {
             .iter()
             .map(|l| l.node)
             .find(|node| !behind.accepted.iter().any(|a| a.node.covers(node) && a.stored));
-        let waiting = missing.is_some().then(|| Waiting {
-            slice: behind.slice.id,
-            step: behind.version,
-            missing,
-        });
+        let waiting =
+            missing.is_some().then(|| Waiting { slice: behind.slice.id, step: behind.version, missing });
         Heartbeat { step: behind.version, waiting }
     }
 }

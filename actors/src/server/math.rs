@@ -162,9 +162,8 @@ impl SliceMath {
     fn update(&mut self, id: SliceId, step: u64, mut sum: Vec<f32>) -> Result<u64, MathError> {
         let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         let (version, weights) = self.store.current(id).ok_or(MathError::Unknown(id))?;
-        let name = || {
-            self.parameters.get(id.parameter as usize).map_or_else(|| id.to_string(), |p| p.name.clone())
-        };
+        let name =
+            || self.parameters.get(id.parameter as usize).map_or_else(|| id.to_string(), |p| p.name.clone());
         let examples = self.plan.step(step).examples as f32;
         let rate = self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
         self.job

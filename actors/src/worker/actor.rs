@@ -12,13 +12,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::job::JobSpec;
-use crate::link::{Network, Outbox};
+use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, Evaluate, Export, Exported, Failure, LeaseExtended, Membership, NodeDone, Pull, PullRefused, Push,
     PushAccepted, PushRefused, ServerMember, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
+use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::time::Clock;
 use crate::tree::Node;
@@ -129,6 +130,7 @@ pub struct WorkerActor {
     asked: HashMap<u64, Asked>,
     next_request: u64,
     reported: (u64, u64),
+    /// The step under way, in the trace of the run.
     step: tracing::Span,
     parent: Option<[u8; 25]>,
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
@@ -156,7 +158,7 @@ impl WorkerActor {
             asked: HashMap::new(),
             next_request: 1,
             reported: (0, 0),
-            step: tracing::Span::none(),
+            step: tracing::info_span!("begin"),
             parent: None,
             over: Some(over),
         }
@@ -193,7 +195,7 @@ impl WorkerActor {
             }
             Effect::Adopt { .. } => self.work(context, Work::Adopt),
             Effect::Compute { step, nodes } => {
-                self.step = tracing::info_span!("step", step);
+                self.step = tracing::info_span!(parent: None, "step", step);
                 if let Some(parent) = self.parent {
                     // Without OpenTelemetry there is no parent to set; the span is then a root.
                     let _ = set_remote_parent(&self.step, parent);
@@ -238,9 +240,8 @@ impl WorkerActor {
 
     fn post(&self, server: u32, slice: SliceId, message: Outgoing, held: Option<Box<dyn Send>>) {
         let lane = self.lane(slice);
-        let traceparent = self.step.in_scope(testudo_observability::current_traceparent);
         if let Some(outbox) = self.servers.get(&server).and_then(|(_, lanes)| lanes.get(lane)) {
-            outbox.post_holding(message.with_traceparent(traceparent), held);
+            outbox.post_holding(message, held);
         }
     }
 
@@ -325,11 +326,18 @@ impl WorkerActor {
             Membership::KIND => {
                 let membership = Membership::decode(&message.body).map_err(unreadable)?;
                 tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
-                self.parent = message.envelope.traceparent.or(self.parent);
+                if self.parent.is_none()
+                    && let Some(run) = message.envelope.traceparent
+                {
+                    self.parent = Some(run);
+                    self.step = tracing::info_span!(parent: None, "begin");
+                    let _ = set_remote_parent(&self.step, run);
+                }
                 Input::Membership(membership)
             }
             LeaseExtended::KIND => {
-                let LeaseExtended { epoch, until } = LeaseExtended::decode(&message.body).map_err(unreadable)?;
+                let LeaseExtended { epoch, until } =
+                    LeaseExtended::decode(&message.body).map_err(unreadable)?;
                 Input::Extended { epoch, until }
             }
             Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
@@ -356,9 +364,11 @@ impl Actor for WorkerActor {
         self.work = Some(sender);
         let in_flight = Arc::new(Semaphore::new(SLICES_IN_FLIGHT));
         if let Some(compute) = self.compute.take()
-            && let Err(error) = thread::start(compute, receiver, mailbox.clone(), self.runtime.clone(), in_flight)
+            && let Err(error) =
+                thread::start(compute, receiver, mailbox.clone(), self.runtime.clone(), in_flight)
         {
-            return self.end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
+            return self
+                .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
         if let Some(receiver) = self.from_scheduler.take() {
             self.runtime.spawn(hear_scheduler(receiver, mailbox));
@@ -371,7 +381,8 @@ fn tick(actor: &mut WorkerActor, context: &mut Context<WorkerActor>) {
     let now = actor.clock.now();
     let wait = actor.core.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now));
     context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
-        actor.drive(context, Input::Tick);
+        let step = actor.step.clone();
+        step.in_scope(|| actor.drive(context, Input::Tick));
         tick(actor, context);
     });
 }
@@ -380,6 +391,8 @@ impl Handler<Letter<Mail>> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, letter: Letter<Mail>, context: &mut Context<Self>) {
+        let step = self.step.clone();
+        let _inside = step.enter();
         match letter.mail {
             Mail::Input(input) => self.drive(context, input),
             Mail::Connected { server, connection, lanes } => {
@@ -444,21 +457,17 @@ impl Dialling {
         let server = self.server.index;
         let connection = self.network.connect(&self.server.address, id).await?;
         let mut lanes = Vec::new();
+        // A pull of every slice, and the gradients under way, which have a bound of their own.
+        let budget = Budget::messages(self.slices * 2 + SLICES_IN_FLIGHT + 64);
         for lane in 0..self.lanes {
             let priority = i32::try_from(self.lanes - lane).unwrap_or(i32::MAX);
             let (sender, receiver) =
                 connection.open(Class::Data, priority).await.map_err(|e| e.to_string())?;
-            // A push and a pull of every slice for each leased node at the most; gradients under way are bounded by
-            // their own semaphore, so messages alone are counted here.
-            let outbox =
-                Outbox::new(connection.clone(), sender, self.slices * 4 + 64, usize::MAX, &self.runtime);
+            let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
             lanes.push(outbox);
             self.runtime.spawn(hear_server(receiver, server, self.mailbox.clone()));
         }
-        self.mailbox
-            .deliver(Mail::Connected { server, connection, lanes })
-            .await
-            .map_err(|e| e.to_string())
+        self.mailbox.deliver(Mail::Connected { server, connection, lanes }).await.map_err(|e| e.to_string())
     }
 }
 

@@ -129,8 +129,7 @@ impl ShardCompute {
                 )));
             }
         }
-        let zeros: Vec<Vec<f32>> =
-            model.parameters().iter().map(|p| vec![0.0; p.shape.elements()]).collect();
+        let zeros: Vec<Vec<f32>> = model.parameters().iter().map(|p| vec![0.0; p.shape.elements()]).collect();
         Ok(ShardCompute {
             plan,
             tree: job.tree(),
@@ -207,14 +206,15 @@ impl ShardCompute {
                 let range = self.plan.shard(&place, shard);
                 self.load_training(range);
                 let loss = self.shard(step, *node, shard, &mut sums, &mut emit)?;
-                total = losses.insert(self.tree, *node, Node::leaf(shard), loss, |l: NodeLoss, r: NodeLoss| {
-                    NodeLoss {
-                        node: l.node,
-                        loss_sum: l.loss_sum + r.loss_sum,
-                        correct: l.correct + r.correct,
-                        examples: l.examples + r.examples,
-                    }
-                });
+                total =
+                    losses.insert(self.tree, *node, Node::leaf(shard), loss, |l: NodeLoss, r: NodeLoss| {
+                        NodeLoss {
+                            node: l.node,
+                            loss_sum: l.loss_sum + r.loss_sum,
+                            correct: l.correct + r.correct,
+                            examples: l.examples + r.examples,
+                        }
+                    });
             }
             if let Some(loss) = total {
                 let compute_us = begun.elapsed().as_micros() as u64;

@@ -550,17 +550,11 @@ impl<V> WorkerCore<V> {
     fn status(&self) -> Heartbeat {
         let step = self.version.unwrap_or(0);
         let computing = self.batches.values().flatten().any(|b| b.losses.len() < b.nodes.len());
-        let missing = self
-            .map
-            .slices()
-            .iter()
-            .zip(self.asked.iter().zip(&self.arrived))
-            .find(|(_, (asked, arrived))| asked.is_some_and(|v| self.version.is_none_or(|c| v > c)) && !**arrived);
-        let waiting = missing.filter(|_| !computing).map(|(slice, _)| Waiting {
-            slice: slice.id,
-            step,
-            missing: None,
-        });
+        let missing = self.map.slices().iter().zip(self.asked.iter().zip(&self.arrived)).find(
+            |(_, (asked, arrived))| asked.is_some_and(|v| self.version.is_none_or(|c| v > c)) && !**arrived,
+        );
+        let waiting =
+            missing.filter(|_| !computing).map(|(slice, _)| Waiting { slice: slice.id, step, missing: None });
         Heartbeat { step, waiting }
     }
 }

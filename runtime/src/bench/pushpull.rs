@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
+use testudo_actors::message::StatusReport;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
-use testudo_actors::message::StatusReport;
 use testudo_kernels::{
     Batch, Initial, Loss, Model, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Schedule, Shape,
 };
@@ -51,7 +51,8 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
     let config = Config::parse::<&str>(&text, &dir.join("bench.toml"), &[]).map_err(Failure::failed)?;
     let job = job(workers, mib, rounds + WARM_UP, &config)?;
     let run_dir = RunDir::create(&dir.join("run")).map_err(Failure::failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prefix = &["bench", "node"];
     let completed = runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, &mut Silent))?;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;

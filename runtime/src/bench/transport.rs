@@ -145,7 +145,11 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
 /// # Errors
 /// When it cannot be made.
 pub fn scratch() -> Result<std::path::PathBuf, Failure> {
-    let name = format!("testudo-bench-{}-{}", std::process::id(), crate::rundir::timestamp(std::time::SystemTime::now()));
+    let name = format!(
+        "testudo-bench-{}-{}",
+        std::process::id(),
+        crate::rundir::timestamp(std::time::SystemTime::now())
+    );
     let dir = std::env::temp_dir().join(name);
     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
         .create(&dir)

@@ -8,7 +8,9 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
         BenchCommand::Transport { message_bytes, mib, repeat, json, receive } => {
             crate::bench::transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
         }
-        BenchCommand::Node(node) => crate::cli::node::node(node, Some(Box::new(crate::bench::pushpull::Setup))),
+        BenchCommand::Node(node) => {
+            crate::cli::node::node(node, Some(Box::new(crate::bench::pushpull::Setup)))
+        }
         BenchCommand::Pushpull { workers, servers, mib, rounds, json } => {
             crate::bench::pushpull::run(*workers, *servers, *mib, *rounds, *json)
         }

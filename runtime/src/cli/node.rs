@@ -53,8 +53,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         0 => environment.index.unwrap_or(0),
         index => index,
     };
-    let config =
-        Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
+    let config = Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
     let identity = Identity::load(&arguments.identity).map_err(Failure::misconfigured)?;
     check_identity(&identity, arguments.role, index, &arguments.identity)?;
     let role = arguments.role.role();
@@ -172,7 +171,9 @@ impl Node {
     fn options(&self) -> Result<NodeOptions, Failure> {
         let scheduler = self.scheduler.clone().or_else(|| self.config.cluster.scheduler.clone());
         let scheduler = scheduler.ok_or_else(|| {
-            Failure::misconfigured("where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler")
+            Failure::misconfigured(
+                "where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler",
+            )
         })?;
         Ok(NodeOptions {
             identity: Arc::clone(&self.identity),
@@ -194,10 +195,10 @@ impl Node {
         let signed = SignedJob::from_bytes(&bytes)
             .map_err(|e| Failure::misconfigured(format!("{}: {e}", job.display())))?;
         let metrics = self.run_dir.metrics();
-        let observer = Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
-        let outcome =
-            run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
-                .map_err(failure)?;
+        let observer =
+            Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+        let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
+            .map_err(failure)?;
         match outcome {
             Outcome::Finished(_) => Ok(()),
             Outcome::Failed(reason) => Err(Failure::failed(reason)),
@@ -209,7 +210,8 @@ impl Node {
     }
 
     fn worker(self, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
-        let from_file = || Box::new(Setup::new(self.config.clone(), self.run_dir.model())) as Box<dyn WorkerSetup>;
+        let from_file =
+            || Box::new(Setup::new(self.config.clone(), self.run_dir.model())) as Box<dyn WorkerSetup>;
         let mut setup = setup.unwrap_or_else(from_file);
         run_worker(self.options()?, setup.as_mut()).map_err(failure)
     }

@@ -15,7 +15,10 @@ pub(super) fn pki(arguments: &PkiArguments) -> Result<(), Failure> {
             let ca = JobCa::create(trust_domain, job, validity).map_err(Failure::misconfigured)?;
             ca.save(dir).map_err(Failure::failed)?;
             println!("certificate authority of job {job} in {}", dir.display());
-            println!("keep its key offline; issue identities with: testudo pki issue --ca {} ...", dir.display());
+            println!(
+                "keep its key offline; issue identities with: testudo pki issue --ca {} ...",
+                dir.display()
+            );
             Ok(())
         }
         PkiCommand::Issue { ca, role, name, out, hours } => {

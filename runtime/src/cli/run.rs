@@ -17,13 +17,15 @@ use crate::rundir::RunDir;
 use crate::{job, node, run as training};
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
-    let style = Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
+    let style =
+        Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
     let mut display = Display { progress: Progress::new(std::io::stderr(), style), training: None };
     let config = Config::load(&arguments.file, &overrides(arguments)).map_err(Failure::misconfigured)?;
     let data = node::data(&config).map_err(Failure::misconfigured)?;
     let spec = job::spec(&config, node::data_spec(&data));
     drop(data);
     spec.validate().map_err(Failure::misconfigured)?;
+    node::check_addresses(&config).map_err(Failure::misconfigured)?;
     let run_dir = match &arguments.run_dir {
         Some(dir) => RunDir::create(dir),
         None => RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now()),
@@ -76,8 +78,7 @@ fn leave_results(
     let Finished { test_accuracy, final_loss, .. } = completed.finished;
     let finished = &completed.finished;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
-    let heading =
-        Heading { job: &config.job.name, test_accuracy: Some(test_accuracy), workers, servers };
+    let heading = Heading { job: &config.job.name, test_accuracy: Some(test_accuracy), workers, servers };
     let plot = run_dir.loss_plot();
     std::fs::write(&plot, loss_svg(&records, &heading))
         .map_err(|e| Failure::file(&plot, "cannot be written", e))?;

@@ -99,11 +99,12 @@ impl LocalNodes {
         if let Some(scheduler) = scheduler {
             command.args(["--scheduler", &scheduler.to_string()]);
         }
-        for variable in ["DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT"] {
+        for variable in
+            ["DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT"]
+        {
             command.env_remove(variable);
         }
-        let mut child =
-            command.spawn().map_err(|e| Failure::file(&self.program, "cannot be started", e))?;
+        let mut child = command.spawn().map_err(|e| Failure::file(&self.program, "cannot be started", e))?;
         let stdout = child.stdout.take();
         self.nodes.push(NodeProcess { role, index, log, child, exit: None });
         let bound = tokio::time::timeout(START_DEADLINE, first_line(stdout)).await;
