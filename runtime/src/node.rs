@@ -43,13 +43,11 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
 /// [`BindError`] naming the first that is not.
 pub fn check_addresses(config: &Config) -> Result<(), BindError> {
     let servers = (0..config.cluster.servers).map(|index| config.network.server_listen(index));
-    // All are held together: two nodes of one address are found as well.
-    let mut held = Vec::new();
     for address in std::iter::once(config.network.scheduler_listen()).chain(servers) {
-        held.push(UdpSocket::bind(address).map_err(|error| match error.kind() {
+        UdpSocket::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => BindError::InUse(address),
             _ => BindError::Address { address, what: error.to_string() },
-        })?);
+        })?;
     }
     Ok(())
 }
@@ -59,9 +57,14 @@ pub fn check_addresses(config: &Config) -> Result<(), BindError> {
 /// # Errors
 /// [`DataError`] saying which file is wrong, and how.
 pub fn data(config: &Config) -> Result<Mnist, DataError> {
-    let config::Model::Mlp { classes, .. } = config.model;
+    let config::Model::Mlp { inputs, classes, .. } = config.model;
     let config::Data::Mnist { path, mean, std } = &config.data;
-    Mnist::load(path, classes, Normalisation { mean: *mean, std: *std })
+    let data = Mnist::load(path, classes, Normalisation { mean: *mean, std: *std })?;
+    let found = data.train.input_elements();
+    if found != inputs {
+        return Err(DataError::Inputs { folder: path.clone(), found, expected: inputs });
+    }
+    Ok(data)
 }
 
 /// What the signed job says of that data.

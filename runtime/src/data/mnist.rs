@@ -158,6 +158,16 @@ pub enum DataError {
         /// How many classes there are.
         classes: usize,
     },
+    /// The model takes another number of pixels than the images have.
+    #[error("{}: its images have {found} pixels, but model.inputs is {expected}: set model.inputs = {found}, or point data.path at other images", folder.display())]
+    Inputs {
+        /// The folder of the four files.
+        folder: PathBuf,
+        /// Pixels of an image.
+        found: usize,
+        /// What the model takes.
+        expected: usize,
+    },
     /// Training and test images differ in size.
     #[error("{}: test images have {test} pixels (rows x columns), training images {train}", path.display())]
     Dimensions {

@@ -35,7 +35,7 @@ pub struct StepRecord {
     /// Milliseconds of forward and backward passes, mean over the workers.
     #[serde(with = "number")]
     pub compute_ms: f64,
-    /// Milliseconds spent handing slices to the network, mean over the workers.
+    /// Milliseconds from the end of the backward pass until every push was acknowledged, mean over the workers.
     #[serde(with = "number")]
     pub send_ms: f64,
     /// Milliseconds spent waiting for parameters, mean over the workers.
