@@ -323,26 +323,27 @@ fn vectors_mut<S: Simd, const V: usize>(x: &mut [f32]) -> &mut [[S::f32s; V]] {
 
 /// Runs a body for every tile of `rows` rows in panels of `width`: `R` and `V` are constants of the body, `r` the
 /// tile's first row. Rows that fill no tile go one by one.
+#[rustfmt::skip] // rustfmt indents the inner macro further at every run
 macro_rules! tiles {
     ($simd:ident, $width:expr, $rows:expr, |$R:ident, $V:ident, $r:ident| $body:block) => {{
         macro_rules! run {
-                                    ($height:literal, $vectors:literal) => {{
-                                        const $V: usize = $vectors;
-                                        let mut $r = 0;
-                                        {
-                                            const $R: usize = $height;
-                                            while $r + $R <= $rows {
-                                                $body
-                                                $r += $R;
-                                            }
-                                        }
-                                        const $R: usize = 1;
-                                        while $r < $rows {
-                                            $body
-                                            $r += 1;
-                                        }
-                                    }};
-                                }
+            ($height:literal, $vectors:literal) => {{
+                const $V: usize = $vectors;
+                let mut $r = 0;
+                {
+                    const $R: usize = $height;
+                    while $r + $R <= $rows {
+                        $body
+                        $r += $R;
+                    }
+                }
+                const $R: usize = 1;
+                while $r < $rows {
+                    $body
+                    $r += 1;
+                }
+            }};
+        }
         match $width / $simd::F32_LANES {
             4 => run!(6, 4),
             2 => run!(6, 2),
