@@ -1,5 +1,10 @@
 //! The examples that a worker trains and evaluates on.
 
+use std::sync::Arc;
+
+/// The training set and the test set of a job.
+pub type TrainAndTest = (Arc<dyn Dataset>, Arc<dyn Dataset>);
+
 /// Labelled examples of one shape. Implementations are shared between threads and never change.
 pub trait Dataset: Send + Sync {
     /// How many examples there are.

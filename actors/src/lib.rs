@@ -40,7 +40,7 @@ pub mod tree;
 pub mod worker;
 
 pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor};
-pub use dataset::Dataset;
+pub use dataset::{Dataset, TrainAndTest};
 pub use job::{DataSpec, Determinism, JobError, JobSpec, SignedJob};
 pub use node::{NodeError, NodeOptions};
 pub use time::Time;

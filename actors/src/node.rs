@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::checkpoint::CheckpointSink;
-use crate::dataset::Dataset;
+use crate::dataset::TrainAndTest;
 use crate::job::{JobError, JobSpec, SignedJob};
 use crate::link::Network;
 use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
@@ -105,7 +105,7 @@ pub trait WorkerSetup: Send {
     ///
     /// # Errors
     /// The text is for the operator.
-    fn data(&mut self, job: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String>;
+    fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String>;
 
     /// The model; the job's own, unless the job names one that only this program has.
     ///
@@ -183,6 +183,7 @@ pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError
             core: ServerCore::new(index, job.tree(), map, heartbeat),
             math: SliceMath::new(Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
             store,
+            workers: job.workers,
             slices,
             bytes,
             network: options.network.clone(),

@@ -59,7 +59,8 @@ impl Site {
         }
         let ca = JobCa::create(&job.trust_domain, &job.name, VALIDITY).unwrap();
         let policy = Arc::new(policy::policy(job.slice_bytes).unwrap());
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         Site { job, ca, links, policy, runtime, hub: MemoryHub::default() }
     }
 
@@ -131,6 +132,31 @@ impl WorkerSetup for ToySetup {
     }
 }
 
+/// What is unusual about a cluster.
+pub struct Wiring {
+    /// The order in which servers sum.
+    pub order: SumOrder,
+    /// May wrap a worker's arithmetic, by index.
+    pub adapt: Box<dyn FnMut(u32) -> Option<Adapt>>,
+    /// May put something between the scheduler or a server and whoever dials it, given its role, its index and where it is
+    /// bound: they dial the answer.
+    pub advertise: Box<dyn FnMut(Role, u32, SocketAddr) -> SocketAddr>,
+    /// Workers that are not started: the test plays them itself.
+    pub absent: Vec<u32>,
+}
+
+impl Default for Wiring {
+    /// Nothing unusual.
+    fn default() -> Wiring {
+        Wiring {
+            order: SumOrder::Canonical,
+            adapt: Box::new(|_| None),
+            advertise: Box::new(|_, _, address| address),
+            absent: Vec::new(),
+        }
+    }
+}
+
 /// A cluster under way.
 pub struct Cluster {
     /// The site it runs on.
@@ -149,22 +175,17 @@ impl Cluster {
     /// Starts every node of `job`, each on a thread of its own.
     #[must_use]
     pub fn start(job: JobSpec, links: Links) -> Cluster {
-        Cluster::start_with(Site::new(job, links), SumOrder::Canonical, |_| None, |_, address| address)
+        Cluster::start_with(Site::new(job, links), Wiring::default())
     }
 
-    /// Starts every node on `site`. `adapt` may wrap a worker's arithmetic, by index; `advertise` may put something
-    /// between a server and its workers, given its index and where it is bound.
+    /// Starts the nodes on `site`, but for those that the test plays itself.
     #[must_use]
-    pub fn start_with(
-        site: Site,
-        order: SumOrder,
-        mut adapt: impl FnMut(u32) -> Option<Adapt>,
-        mut advertise: impl FnMut(u32, SocketAddr) -> SocketAddr,
-    ) -> Cluster {
+    pub fn start_with(site: Site, mut wiring: Wiring) -> Cluster {
         let signed = site.signed();
         let identity = site.identity(Role::Scheduler, "0");
         let network = site.network(&identity);
         let scheduler = network.local_addr();
+        let dialled = (wiring.advertise)(Role::Scheduler, 0, scheduler).to_string();
         let steps = Steps::default();
         let (runtime, observer) = (site.runtime.handle().clone(), Box::new(steps.clone()));
         let outcome =
@@ -175,17 +196,25 @@ impl Cluster {
             let identity = site.identity(Role::Server, &index.to_string());
             let network = site.network(&identity);
             servers.push(network.local_addr());
-            let advertise = Some(advertise(index, network.local_addr()).to_string());
+            let advertise = Some((wiring.advertise)(Role::Server, index, network.local_addr()).to_string());
             let runtime = site.runtime.handle().clone();
-            let options = NodeOptions { identity, network, scheduler: scheduler.to_string(), advertise, lanes: 3, runtime };
-            nodes.push(std::thread::spawn(move || run_server(options, order)));
+            let options =
+                NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
+            nodes.push(std::thread::spawn(move || run_server(options, wiring.order)));
         }
-        for index in 0..site.job.workers {
+        for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());
             let network = site.network(&identity);
-            let mut setup = ToySetup { adapt: adapt(index) };
+            let mut setup = ToySetup { adapt: (wiring.adapt)(index) };
             let runtime = site.runtime.handle().clone();
-            let options = NodeOptions { identity, network, scheduler: scheduler.to_string(), advertise: None, lanes: 3, runtime };
+            let options = NodeOptions {
+                identity,
+                network,
+                scheduler: dialled.clone(),
+                advertise: None,
+                lanes: 3,
+                runtime,
+            };
             nodes.push(std::thread::spawn(move || run_worker(options, &mut setup)));
         }
         Cluster { site, scheduler, servers, steps, outcome, nodes }

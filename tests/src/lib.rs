@@ -1,6 +1,17 @@
 //! What the whole-cluster tests share: a toy job, a simulator of pure cores, clusters in one process or many.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support: a failure is a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test support: a failure is a panic"
+)]
 
 pub mod cluster;
+pub mod files;
+pub mod member;
+pub mod pace;
+pub mod process;
+pub mod proxy;
+pub mod raw;
 pub mod sim;
 pub mod toy;

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::message::{
-    Finished, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome, Pull, PullRefusal, Push, PushRefusal,
+    Body, Finished, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome, Pull, PullRefusal, Push,
+    PushRefusal, SliceVersion,
 };
 use testudo_actors::placement::{SliceId, SliceMap};
 use testudo_actors::plan::Plan;
-use testudo_actors::scheduler::{Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember};
+use testudo_actors::scheduler::{
+    Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
+};
 use testudo_actors::server::{
-    Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath, Store,
-    SumOrder,
+    Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath,
+    Store, SumOrder,
 };
 use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
 use testudo_actors::{JobSpec, Time};
@@ -23,7 +26,7 @@ use testudo_actors::{JobSpec, Time};
 use crate::toy;
 
 /// A worker's values in the simulator: little-endian bytes.
-type Values = bytes::Bytes;
+pub type Values = bytes::Bytes;
 
 /// The scheduler's handle of a member: who, and which incarnation of the simulator.
 type Connection = Member;
@@ -43,6 +46,7 @@ enum About {
 
 /// A message under way.
 #[derive(Debug)]
+#[allow(clippy::enum_variant_names, reason = "the names say where a message goes")]
 enum Wire {
     ToScheduler(SchedulerInput<Connection>),
     ToServer(u32, ServerInput<Reply, Values>),
@@ -108,6 +112,8 @@ pub struct Simulation {
     pub notices: Vec<String>,
     /// Pushes refused, with the reason.
     pub refused: Vec<(u32, PushRefusal)>,
+    /// Every message with values that was sent, gradients and parameters: its kind, its body, its payload.
+    pub carried: Vec<(u8, Vec<u8>, Values)>,
     outcome: Option<Outcome>,
 }
 
@@ -130,7 +136,13 @@ impl Simulation {
                 let mine: Vec<_> = map.of_server(*index).copied().collect();
                 Server {
                     core: ServerCore::new(*index, job.tree(), map.clone(), heartbeat),
-                    math: SliceMath::new(Arc::clone(&job), parameters.clone(), mine, Arc::clone(&store), order),
+                    math: SliceMath::new(
+                        Arc::clone(&job),
+                        parameters.clone(),
+                        mine,
+                        Arc::clone(&store),
+                        order,
+                    ),
                     store,
                     work: VecDeque::new(),
                     initialise: false,
@@ -167,6 +179,7 @@ impl Simulation {
             steps: Vec::new(),
             notices: Vec::new(),
             refused: Vec::new(),
+            carried: Vec::new(),
             outcome: None,
         };
         for index in 0..job.servers {
@@ -179,8 +192,8 @@ impl Simulation {
     }
 
     fn join(&mut self, member: Member) {
-        let address = (member.role == MemberRole::Server)
-            .then(|| format!("127.0.0.1:{}", 1000 + member.index));
+        let address =
+            (member.role == MemberRole::Server).then(|| format!("127.0.0.1:{}", 1000 + member.index));
         let join = Join { release: "1".into(), fingerprint: "sim".into(), address };
         let wire = Wire::ToScheduler(SchedulerInput::Join { member, connection: member, join });
         self.post(format!("{member}>scheduler"), wire);
@@ -358,8 +371,7 @@ impl Simulation {
                     ToMember::Shutdown(_) => {
                         let member = Member { role: MemberRole::Worker, index: i };
                         self.workers[i as usize].alive = false;
-                        let gone =
-                            SchedulerInput::Gone { member, connection: member, reason: "left".into() };
+                        let gone = SchedulerInput::Gone { member, connection: member, reason: "left".into() };
                         self.post(format!("{member}>scheduler"), Wire::ToScheduler(gone));
                         return;
                     }
@@ -401,7 +413,9 @@ impl Simulation {
                     self.reply(i, reply, Err(reason));
                 }
                 ServerEffect::Answer { reply, slice, version } => {
-                    let bytes = self.servers[i].store.read(slice, version).unwrap();
+                    let (bytes, _) = self.servers[i].store.read(slice, version).unwrap();
+                    let body = SliceVersion { slice, version, codec: 0 }.encode();
+                    self.carried.push((SliceVersion::KIND, body, bytes.clone()));
                     self.reply(i, reply, Ok(Some(bytes)));
                 }
                 ServerEffect::RefusePull { reply, reason } => self.refuse_pull(i, reply, reason),
@@ -461,6 +475,7 @@ impl Simulation {
             match effect {
                 WorkerEffect::Connect(_) => self.workers[i].events.push_back(WorkerInput::Connected),
                 WorkerEffect::Push { server, push, values } => {
+                    self.carried.push((Push::KIND, push.encode(), values.clone()));
                     let lane = push.slice.parameter % 3;
                     let input = ServerInput::Push(PushInput {
                         worker,

@@ -9,7 +9,8 @@ const STEPS: u64 = 6;
 const SHARDS: u32 = 6;
 
 fn train(workers: u32, servers: u32, seed: u64) -> (Finished, Vec<f64>) {
-    let mut simulation = Simulation::new(toy::job(workers, servers, SHARDS, STEPS), seed, SumOrder::Canonical);
+    let mut simulation =
+        Simulation::new(toy::job(workers, servers, SHARDS, STEPS), seed, SumOrder::Canonical);
     let finished = simulation.finish();
     let losses = simulation.steps.iter().map(|s| s.loss).collect();
     (finished, losses)

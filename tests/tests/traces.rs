@@ -1,5 +1,7 @@
 //! W3C trace context in every message: a run is one trace, whoever sends.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a test is a panic")]
+
 use std::sync::Arc;
 
 use testudo_actors::link::Network;

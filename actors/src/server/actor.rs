@@ -66,6 +66,7 @@ pub struct ServerActor {
     network: Network,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
+    workers: u32,
     max_answers: usize,
     max_bytes: usize,
     /// What this server does, in the trace of the run.
@@ -83,6 +84,8 @@ pub struct ServerParts {
     pub math: SliceMath,
     /// The versions, shared with the arithmetic.
     pub store: Arc<Store>,
+    /// How many workers the job has.
+    pub workers: u32,
     /// Slices that this server keeps.
     pub slices: usize,
     /// Their bytes in all.
@@ -111,6 +114,7 @@ impl ServerActor {
             network: parts.network,
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
+            workers: parts.workers,
             max_answers: parts.slices * 2 + SPARE_ANSWERS,
             max_bytes: parts.bytes,
             serving: tracing::info_span!("serve"),
@@ -208,6 +212,7 @@ impl Actor for ServerActor {
             store: Arc::clone(&self.store),
             mailbox: mailbox.clone(),
             runtime: self.runtime.clone(),
+            workers: self.workers,
             max_answers: self.max_answers,
             max_bytes: self.max_bytes,
         };
@@ -269,6 +274,7 @@ struct Serving {
     store: Arc<Store>,
     mailbox: Mailbox<ServerActor>,
     runtime: Handle,
+    workers: u32,
     max_answers: usize,
     max_bytes: usize,
 }
@@ -282,8 +288,9 @@ impl Serving {
 
     async fn connection(self, connection: Connection) {
         let peer = connection.peer().clone();
-        let Some(worker) = worker_index(&peer) else {
-            connection.close(testudo_transport::CloseCode::Policy.number(), "servers serve workers");
+        let Some(worker) = worker_index(&peer).filter(|index| *index < self.workers) else {
+            connection
+                .close(testudo_transport::CloseCode::Policy.number(), "servers serve the job's workers");
             return;
         };
         tracing::info!(%peer, "connected");

@@ -418,7 +418,7 @@ impl<T, V> ServerCore<T, V> {
             .map(|l| l.node)
             .find(|node| !behind.accepted.iter().any(|a| a.node.covers(node) && a.stored));
         let waiting =
-            missing.is_some().then(|| Waiting { slice: behind.slice.id, step: behind.version, missing });
+            missing.map(|node| Waiting { slice: behind.slice.id, step: behind.version, missing: Some(node) });
         Heartbeat { step: behind.version, waiting }
     }
 }

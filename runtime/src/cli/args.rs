@@ -83,9 +83,9 @@ pub(crate) struct NodeArguments {
     /// The cluster file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// The folder with this node's ca.pem, cert.pem and key.pem
+    /// The folder with this node's ca.pem, cert.pem and key.pem [default: security.ca, .cert and .key]
     #[arg(long, value_name = "DIR")]
-    pub(crate) identity: PathBuf,
+    pub(crate) identity: Option<PathBuf>,
     /// Where the scheduler is, instead of cluster.scheduler
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) scheduler: Option<String>,

@@ -54,8 +54,8 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         index => index,
     };
     let config = Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
-    let identity = Identity::load(&arguments.identity).map_err(Failure::misconfigured)?;
-    check_identity(&identity, arguments.role, index, &arguments.identity)?;
+    let identity = load_identity(arguments.identity.as_deref(), &config)?;
+    check_identity(&identity, arguments.role, index)?;
     let role = arguments.role.role();
     let mut options = observability::Options::new(format!("{role}/{index}"));
     if let Some(log) = &arguments.log {
@@ -117,14 +117,27 @@ impl NodeRole {
     }
 }
 
-fn check_identity(identity: &Identity, role: NodeRole, index: u32, dir: &Path) -> Result<(), Failure> {
+/// The identity in `dir`, or the one whose three files the cluster file names.
+fn load_identity(dir: Option<&Path>, config: &Config) -> Result<Identity, Failure> {
+    match (dir, &config.security.files) {
+        (Some(dir), _) => Identity::load(dir),
+        (None, Some(files)) => Identity::load_files(&files.ca, &files.cert, &files.key),
+        (None, None) => {
+            return Err(Failure::misconfigured(
+                "who is this node? give its folder with --identity, or set security.ca, security.cert and security.key",
+            ));
+        }
+    }
+    .map_err(Failure::misconfigured)
+}
+
+fn check_identity(identity: &Identity, role: NodeRole, index: u32) -> Result<(), Failure> {
     let id = identity.id();
     if id.role() == role.role() && id.index() == Some(index) {
         return Ok(());
     }
     Err(Failure::misconfigured(format!(
-        "{}: this is the identity of {}, not of {}/{index}: give that node's folder with --identity",
-        dir.display(),
+        "the identity given is that of {}, not of {}/{index}: give that node's own with --identity",
         id.short(),
         role.role()
     )))
@@ -169,7 +182,9 @@ struct Node {
 
 impl Node {
     fn options(&self) -> Result<NodeOptions, Failure> {
-        let scheduler = self.scheduler.clone().or_else(|| self.config.cluster.scheduler.clone());
+        let told =
+            self.config.cluster.scheduler.as_ref().or(self.config.network.scheduler.advertise.as_ref());
+        let scheduler = self.scheduler.clone().or_else(|| told.cloned());
         let scheduler = scheduler.ok_or_else(|| {
             Failure::misconfigured(
                 "where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler",

@@ -1,0 +1,293 @@
+//! Real processes: `testudo run` from its start to its end, however it ends.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use testudo_tests::files;
+use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, steps};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+const MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mnist.toml");
+
+/// A cluster file and a place for its runs, gone when the test is over.
+struct Place {
+    folder: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Place {
+    /// With the small job.
+    fn small() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let file = files::write_job(folder.path());
+        Place { folder, file }
+    }
+
+    /// With the example that the README runs.
+    fn mnist() -> Place {
+        Place { folder: tempfile::tempdir().unwrap(), file: MNIST.into() }
+    }
+
+    fn run_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn start(&self, name: &str, options: &[&str]) -> Started {
+        let dir = self.run_dir(name);
+        let (file, dir_text) = (self.file.to_str().unwrap(), dir.to_str().unwrap());
+        let arguments = [&["run", file, "--run-dir", dir_text, "--json"], options].concat();
+        process::start(PROGRAM, &arguments, &dir)
+    }
+
+    fn run(&self, name: &str, options: &[&str]) -> Ended {
+        self.start(name, options).wait()
+    }
+}
+
+fn hash(result: &Value) -> String {
+    let hash = result["params_blake3"].as_str().expect("a hash");
+    assert_eq!(hash.len(), 64, "{result}");
+    hash.to_owned()
+}
+
+fn wait_for_steps(run: &mut Started, count: usize) {
+    run.until(&format!("{count} steps"), |dir| (steps(dir) >= count).then_some(()));
+}
+
+fn log(dir: &Path, node: &str) -> String {
+    std::fs::read_to_string(dir.join("logs").join(format!("{node}.log"))).unwrap_or_default()
+}
+
+/// The files under `dir` that hold `text`, relative to it.
+fn files_with(dir: &Path, text: &str) -> Vec<String> {
+    let (mut found, mut folders) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains(text) {
+                found.push(path.strip_prefix(dir).unwrap().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// Bit-identical training over real processes: for any number of workers and servers, on a repeat, and through the
+/// SIGKILL of a worker.
+#[test]
+fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
+    let place = Place::mnist();
+    let options = |workers, servers| {
+        ["--set", "training.max_steps=60", "--quiet", "--workers", workers, "--servers", servers]
+    };
+    let mut hashes = Vec::new();
+    for (nth, (workers, servers)) in [("1", "1"), ("2", "2"), ("4", "3"), ("2", "2")].into_iter().enumerate()
+    {
+        let name = format!("run-{nth}");
+        let ended = place.run(&name, &options(workers, servers)).succeeded();
+        let result = ended.json();
+        assert_eq!(result["steps"], 60, "{result}");
+        assert_eq!(result["stopped_early"], false, "{result}");
+        assert!(result["test_accuracy"].as_f64().unwrap() > 0.8, "it learns: {result}");
+        assert!(ended.stderr.is_empty(), "--quiet prints nothing: {}", ended.stderr);
+        hashes.push(hash(&result));
+        assert_nothing_left(&place.run_dir(&name));
+    }
+    assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
+
+    let mut run = place.start("killed", &options("4", "2"));
+    wait_for_steps(&mut run, 8);
+    process::send(run.node("worker", 2).pid, Signal::KILL);
+    let result = run.wait().succeeded().json();
+    assert_eq!(hash(&result), hashes[0], "a killed worker changed bits");
+    let log = log(&place.run_dir("killed"), "scheduler-0");
+    assert!(log.contains("worker/2 was lost") && log.contains("SIGKILL"), "it was killed in mid-run: {log}");
+}
+
+/// semantics.md, line 10, on real processes: second and third failures are like the first.
+#[test]
+fn all_workers_but_one_may_be_killed() {
+    let place = Place::small();
+    let options = ["--set", "training.max_steps=1500", "--quiet"];
+    let reference = hash(&place.run("whole", &options).succeeded().json());
+    let mut run = place.start("killed", &[&options[..], &["--workers", "3"]].concat());
+    for (after, worker) in [(5, 0), (40, 2)] {
+        wait_for_steps(&mut run, after);
+        process::send(run.node("worker", worker).pid, Signal::KILL);
+        run.until("the scheduler to notice", |dir| {
+            log(dir, "scheduler-0").contains(&format!("worker/{worker} was lost")).then_some(())
+        });
+    }
+    let result = run.wait().succeeded().json();
+    assert_eq!(result["steps"], 1500);
+    assert_eq!(hash(&result), reference);
+    assert_nothing_left(&place.run_dir("killed"));
+}
+
+/// Everything that a run leaves behind is there, and is what it should be.
+#[test]
+fn the_run_directory_holds_everything() {
+    let place = Place::small();
+    let ended = place.run("run", &["--set", "training.max_steps=30"]).succeeded();
+    let (dir, result) = (place.run_dir("run"), ended.json());
+    for key in [
+        "test_accuracy",
+        "final_loss",
+        "steps",
+        "samples_per_second",
+        "params_blake3",
+        "wall_seconds",
+        "bytes_sent",
+        "workers",
+        "servers",
+    ] {
+        assert!(!result[key].is_null(), "{key} is missing: {result}");
+    }
+    assert!(result["bytes_sent"].as_u64().unwrap() > 0 && result["wall_seconds"].as_f64().unwrap() > 0.0);
+    assert!(
+        ended.stderr.contains(result["params_blake3"].as_str().unwrap().get(..8).unwrap()),
+        "a table: {}",
+        ended.stderr
+    );
+
+    let summary: Value = serde_json::from_slice(&std::fs::read(dir.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary, result);
+
+    let metrics = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let numbers: Vec<u64> = lines.iter().map(|l| l["step"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=30).collect::<Vec<_>>(), "one line a step, from 1");
+    for line in &lines {
+        for key in [
+            "epoch",
+            "loss",
+            "learning_rate",
+            "samples_per_second",
+            "bytes_sent",
+            "bytes_received",
+            "compute_ms",
+            "send_ms",
+            "wait_ms",
+            "elapsed_seconds",
+        ] {
+            assert!(line[key].is_number(), "{key} is missing: {line}");
+        }
+        assert!(line["loss"].as_f64().unwrap() > 0.0 && line["epoch"].as_u64().unwrap() >= 1, "{line}");
+        assert!(
+            line["compute_ms"].as_f64().unwrap() > 0.0 && line["samples_per_second"].as_f64().unwrap() > 0.0,
+            "{line}"
+        );
+    }
+    assert_eq!(lines[29]["loss"], result["final_loss"]);
+    let steps_per_epoch = files::TRAIN as u64 / 64;
+    assert_eq!(lines[29]["epoch"].as_u64().unwrap(), 29 / steps_per_epoch + 1, "epochs count from 1");
+
+    let plot = std::fs::read_to_string(dir.join("loss.svg")).unwrap();
+    assert!(plot.starts_with("<svg") || plot.starts_with("<?xml"), "{}", &plot[..50.min(plot.len())]);
+    assert!(plot.contains("small") && plot.contains("</svg>"));
+
+    let model = std::fs::read(dir.join("checkpoint/final/model.safetensors")).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(model[..8].try_into().unwrap())).unwrap();
+    let header: Value = serde_json::from_slice(&model[8..8 + header]).unwrap();
+    let tensors: Vec<_> =
+        header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__").collect();
+    assert_eq!(tensors.len(), 6, "three layers' weights and biases: {header}");
+    assert!(tensors.iter().all(|(_, t)| t["dtype"] == "F32"));
+
+    for node in ["scheduler-0", "server-0", "server-1", "worker-0", "worker-1"] {
+        assert!(log(&dir, node).contains("is up"), "the log of {node}: {:?}", log(&dir, node));
+    }
+    let mut keys: Vec<String> = files_with(&dir, "PRIVATE KEY");
+    keys.sort();
+    let nodes = ["scheduler-0", "server-0", "server-1", "worker-0", "worker-1"];
+    let expected = nodes.map(|node| format!("identities/{node}/key.pem"));
+    assert_eq!(keys, expected, "each node's key and no other, the certificate authority's least of all");
+    assert_nothing_left(&dir);
+}
+
+/// The death of a server or of the scheduler ends the run with its name, its exit and the last lines of its log.
+#[test]
+fn a_killed_server_or_scheduler_ends_the_run_by_name() {
+    for (role, index) in [("server", 1), ("server", 0), ("scheduler", 0)] {
+        let place = Place::small();
+        let mut run = place.start("run", &["--quiet"]);
+        wait_for_steps(&mut run, 5);
+        process::send(run.node(role, index).pid, Signal::KILL);
+        let ended = run.wait();
+        assert_eq!(ended.code(), Some(1), "{ended:#?}");
+        for part in [
+            &format!("{role}/{index}"),
+            "killed by signal 9 (SIGKILL)",
+            &format!(
+                "the last lines of {}",
+                place.run_dir("run").join(format!("logs/{role}-{index}.log")).display()
+            ),
+            &format!("{role}/{index} is up"),
+        ] {
+            assert!(ended.stderr.contains(part), "{part:?} is missing in {}", ended.stderr);
+        }
+        assert!(ended.stdout.is_empty(), "no result of a run that failed: {}", ended.stdout);
+        assert_nothing_left(&place.run_dir("run"));
+    }
+}
+
+/// No process outlives its launcher, even one that had no chance to say goodbye.
+#[test]
+fn a_killed_launcher_leaves_no_process_behind() {
+    let place = Place::small();
+    let mut run = place.start("run", &["--quiet"]);
+    wait_for_steps(&mut run, 5);
+    let dir = place.run_dir("run");
+    let started = nodes(&dir);
+    let names: Vec<String> = started.iter().map(|n| format!("{}/{}", n.role, n.index)).collect();
+    assert_eq!(names, ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"]);
+    assert!(started.iter().all(|n| n.parent == run.pid()), "{started:?}");
+    run.signal(Signal::KILL);
+    assert_eq!(run.wait().killed_by(), Some(9));
+    assert_nothing_left(&dir);
+}
+
+/// Ctrl-C once: the run ends in order, with a model of the steps that were taken.
+#[test]
+fn an_interrupt_ends_in_order_with_a_model() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let place = Place::small();
+        let mut run = place.start("run", &[]);
+        wait_for_steps(&mut run, 5);
+        run.signal(signal);
+        let ended = run.wait().succeeded();
+        let result = ended.json();
+        assert_eq!(result["stopped_early"], true, "{result}");
+        let taken = result["steps"].as_u64().unwrap();
+        assert!(taken >= 5 && taken as usize == steps(&place.run_dir("run")), "{result}");
+        assert!(ended.stderr.contains("interrupt again to end at once"), "{}", ended.stderr);
+        assert!(place.run_dir("run").join("checkpoint/final/model.safetensors").exists());
+        assert_nothing_left(&place.run_dir("run"));
+        // What was stopped has the bits of a run that was never to go further.
+        let set = format!("training.max_steps={taken}");
+        let again = place.run("again", &["--quiet", "--set", &set]).succeeded().json();
+        assert_eq!(hash(&again), hash(&result));
+    }
+}
+
+/// Ctrl-C twice: the run ends at once, and nothing is left.
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let place = Place::small();
+    let mut run = place.start("run", &["--set", "cluster.heartbeat_timeout_ms=600000"]);
+    wait_for_steps(&mut run, 5);
+    // A worker that stands still keeps the run from ending in order before the second interrupt.
+    process::send(run.node("worker", 0).pid, Signal::STOP);
+    run.signal(Signal::INT);
+    run.until("the first interrupt to be heard", |dir| {
+        log(dir, "scheduler-0").contains("an operator stops the run").then_some(())
+    });
+    run.signal(Signal::INT);
+    let ended = run.wait();
+    assert_eq!(ended.code(), Some(130), "{ended:#?}");
+    assert!(ended.stderr.contains("ended at once"), "{}", ended.stderr);
+    assert!(ended.stdout.is_empty(), "{}", ended.stdout);
+    assert_nothing_left(&place.run_dir("run"));
+}
