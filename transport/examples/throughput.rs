@@ -49,11 +49,15 @@ fn measure(settings: &[String]) -> Result<()> {
 
     let cpu = sent.cpu_nanoseconds_per_byte + received.cpu_nanoseconds_per_byte;
     println!(
-        "best {:.2} GB/s, mean {:.2} GB/s, {cpu:.2} ns CPU a byte (sender {:.2}, receiver {:.2})",
+        "best {:.2} GB/s, mean {:.2} GB/s, {cpu:.2} ns CPU a byte (sender {:.2}, receiver {:.2}), mtu {}, \
+         {} of {} packets lost",
         received.best_gigabytes_per_second,
         received.gigabytes_per_second,
         sent.cpu_nanoseconds_per_byte,
-        received.cpu_nanoseconds_per_byte
+        received.cpu_nanoseconds_per_byte,
+        sent.mtu,
+        sent.packets_lost,
+        sent.packets_sent
     );
     println!("{}", serde_json::json!({ "sender": sent, "receiver": received }));
     Ok(())

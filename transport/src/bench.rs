@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, PathStats};
 use crate::endpoint::{ConnectError, Endpoint};
 use crate::error::Error;
 use crate::identity::{Role, RoleSet, SpiffeId};
@@ -59,6 +59,12 @@ pub struct Figures {
     pub gigabytes_per_second: f64,
     /// CPU time of the whole process a byte, in nanoseconds.
     pub cpu_nanoseconds_per_byte: f64,
+    /// The path's largest UDP payload at the end, in bytes.
+    pub mtu: u16,
+    /// Packets of this side that were lost, of those sent.
+    pub packets_lost: u64,
+    /// Packets of this side.
+    pub packets_sent: u64,
 }
 
 /// Why a measurement failed.
@@ -131,8 +137,9 @@ pub async fn receive(endpoint: &Endpoint, plan: &Plan) -> Result<Figures, BenchE
         meter.stop();
         marks_out.send(Outgoing::new(MARK, 0, Vec::new())).await?;
     }
+    let path = connection.stats().path;
     connection.closed().await;
-    Ok(meter.figures())
+    Ok(meter.figures(&path))
 }
 
 /// Dials `expect` and sends it blocks as the plan says.
@@ -170,9 +177,10 @@ pub async fn send(
         marks_in.recv().await?.ok_or(BenchError::Ended)?;
         meter.stop();
     }
+    let path = connection.stats().path;
     connection.close(0, "measured");
     endpoint.wait_idle().await;
-    Ok(meter.figures())
+    Ok(meter.figures(&path))
 }
 
 async fn open_streams(
@@ -234,7 +242,7 @@ impl Meter {
         }
     }
 
-    fn figures(&self) -> Figures {
+    fn figures(&self, path: &PathStats) -> Figures {
         let (bytes, seconds) = (self.bytes as f64, self.wall.as_secs_f64());
         Figures {
             bytes: self.bytes,
@@ -242,6 +250,9 @@ impl Meter {
             best_gigabytes_per_second: self.best,
             gigabytes_per_second: bytes / seconds / 1e9,
             cpu_nanoseconds_per_byte: self.cpu.as_secs_f64() * 1e9 / bytes,
+            mtu: path.mtu,
+            packets_lost: path.packets_lost,
+            packets_sent: path.packets_sent,
         }
     }
 }

@@ -99,7 +99,8 @@ impl Connection {
 
     /// What went over this connection so far.
     pub fn stats(&self) -> ConnectionStats {
-        self.inner().counters.snapshot()
+        let inner = self.inner();
+        ConnectionStats { path: inner.link.path(), ..inner.counters.snapshot() }
     }
 
     /// Waits for the peer's first grant, which it sends when it has admitted us.
@@ -150,6 +151,23 @@ pub struct ConnectionStats {
     pub messages_received: u64,
     /// Faults of the peer.
     pub refused: u64,
+    /// The path, on a network; zeroes in memory.
+    pub path: PathStats,
+}
+
+/// What the network layer found out about the path to the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PathStats {
+    /// Largest UDP payload that the path carries, in bytes, as far as discovery got.
+    pub mtu: u16,
+    /// Round-trip time, smoothed.
+    pub round_trip: Duration,
+    /// Packets of ours that were lost.
+    pub packets_lost: u64,
+    /// Packets of ours in all.
+    pub packets_sent: u64,
+    /// Bytes that congestion control allows in flight.
+    pub congestion_window: u64,
 }
 
 // Closes the connection when the application holds nothing of it any more.
@@ -276,6 +294,7 @@ impl Counters {
             messages_sent: read(&self.messages_sent),
             messages_received: read(&self.messages_received),
             refused: read(&self.refused),
+            path: PathStats::default(),
         }
     }
 }

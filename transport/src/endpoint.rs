@@ -11,6 +11,7 @@
 //!    are ignored; beyond `max_connections` they are refused.
 
 mod admit;
+mod congestion;
 mod socket;
 mod transport;
 
@@ -137,31 +138,29 @@ impl Endpoint {
     ) -> Result<Endpoint, BindError> {
         check(config, &policy)?;
         tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
-        let transport = Arc::new(transport::quic(config)?);
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::quic_server(tls::server_config(
-            &identity,
-            config.key_exchange,
-        )?)?));
+        let address = config.listen;
+        let unbound = |why: std::io::Error| match why.kind() {
+            ErrorKind::AddrInUse => BindError::InUse(address),
+            _ => BindError::Address { address, what: why.to_string() },
+        };
+        let opened = socket::open(address, config.socket_buffer, config.mtu).map_err(unbound)?;
+        // On loopback the receiver's kernel buffer, which is like ours, holds all that is in flight.
+        let is_loopback = address.ip().is_loopback();
+        let in_flight = if is_loopback { opened.burst } else { config.socket_buffer };
+        let transport = Arc::new(transport::quic(config, in_flight.min(config.socket_buffer))?);
+
+        let crypto = tls::quic_server(tls::server_config(&identity, config.key_exchange)?)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server
             .transport_config(Arc::clone(&transport))
             .migration(false)
             .max_incoming(config.max_handshakes)
             .incoming_buffer_size(transport::PENDING_BUFFER)
             .incoming_buffer_size_total(transport::PENDING_BUFFER * config.max_handshakes as u64);
-
-        let socket =
-            socket::open(config.listen, config.socket_buffer, config.mtu).map_err(|why| {
-                match why.kind() {
-                    ErrorKind::AddrInUse => BindError::InUse(config.listen),
-                    _ => BindError::Address { address: config.listen, what: why.to_string() },
-                }
-            })?;
-        let unbound =
-            |why: std::io::Error| BindError::Address { address: config.listen, what: why.to_string() };
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint_config = transport::endpoint(config)?;
-        let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
-            .map_err(unbound)?;
+        let (endpoint_config, runtime) = (transport::endpoint(config)?, Arc::new(quinn::TokioRuntime));
+        let quic =
+            quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), opened.socket, runtime)
+                .map_err(unbound)?;
         let address = quic.local_addr().map_err(unbound)?;
 
         let (accepted_tx, accepted) = mpsc::channel(ACCEPT_QUEUE);

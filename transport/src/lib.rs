@@ -37,7 +37,7 @@ mod tls;
 
 pub use codec::{WireError, decode_canonical, encode};
 pub use config::{CreditConfig, KeyExchange, TransportConfig};
-pub use connection::{Connection, ConnectionStats, Receiver, Sender};
+pub use connection::{Connection, ConnectionStats, PathStats, Receiver, Sender};
 pub use endpoint::{BindError, ConnectError, Endpoint, EndpointStats};
 pub use error::{CloseCode, Error, Fault, Misuse};
 pub use identity::{Address, IdentityError, Role, RoleSet, SpiffeId};
@@ -46,3 +46,4 @@ pub use message::{Envelope, Message, Outgoing};
 pub use payload::Payload;
 pub use pki::{CertificateInfo, Expected, Identity, JobCa, PkiError, Trust};
 pub use policy::{Class, Policy, PolicyError, Rule, Violation};
+pub use session::Grants;

@@ -22,9 +22,6 @@ mod stream;
 
 pub(crate) use stream::{Rx, Tx};
 
-/// Chunks or messages that a stream holds before its sender waits: the place of a stream's receive window.
-const QUEUE: usize = 16;
-
 /// How a pair of connections behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryOptions {

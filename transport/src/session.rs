@@ -17,7 +17,7 @@
 //!    stream, and the next sequence number: nothing replayed, reordered, dropped, reflected or moved to
 //!    another stream or connection is ever yielded.
 //! 2. Nothing is allocated for a message before version, flags, kind, roles, lengths and credit are checked;
-//!    after that, buffers grow with the bytes that arrive (at most by doubling).
+//!    after that, buffers grow with the bytes that arrive (at most to four times as much).
 //! 3. After the first refusal an [`Opener`] refuses everything, and says the same.
 //! 4. A class's outstanding bytes and messages never exceed what was granted: the sender waits, and the
 //!    receiver takes an overrun for a fault.

@@ -104,3 +104,95 @@ fn certified(identity: &Identity) -> SingleCertAndKey {
     let chain = vec![identity.certificate().clone()];
     SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(identity.key().clone())))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustls::{ClientConnection, ServerConnection, SupportedProtocolVersion};
+
+    use super::*;
+    use crate::identity::Role;
+    use crate::pki::JobCa;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn node(ca: &JobCa, role: Role) -> Identity {
+        ca.issue(&SpiffeId::new("t", "j", role, "0").unwrap(), HOUR).unwrap()
+    }
+
+    /// Runs a handshake over buffers; gives the server's error.
+    fn handshake(client: ClientConfig, server: ServerConfig) -> Result<(), rustls::Error> {
+        let name = SERVER_NAME.try_into().unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = &wire[..];
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets()?;
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = &wire[..];
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn client_of(
+        version: &'static SupportedProtocolVersion,
+        identity: &Identity,
+        peer: &Identity,
+    ) -> ClientConfig {
+        let (verifier, _) = PinnedVerifier::new(identity.trust().clone(), peer.id().clone());
+        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(certified(identity)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config
+    }
+
+    #[test]
+    fn only_tls_1_3_is_spoken() {
+        let ca = JobCa::create("t", "j", HOUR).unwrap();
+        let (worker, server) = (node(&ca, Role::Worker), node(&ca, Role::Server));
+        let config = || server_config(&server, KeyExchange::PqFirst).unwrap();
+        assert_eq!(handshake(client_of(&TLS13, &worker, &server), config()), Ok(()));
+        let old = handshake(client_of(&rustls::version::TLS12, &worker, &server), config());
+        assert!(matches!(old, Err(rustls::Error::PeerIncompatible(_))), "{old:?}");
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn the_first_and_by_default_the_only_key_exchange_is_post_quantum() {
+        let names =
+            |exchange| provider(exchange).kx_groups.iter().map(|group| group.name()).collect::<Vec<_>>();
+        assert_eq!(names(KeyExchange::default()), [rustls::NamedGroup::X25519MLKEM768]);
+        assert_eq!(names(KeyExchange::PqFirst).first(), Some(&rustls::NamedGroup::X25519MLKEM768));
+    }
+
+    /// Invariant 1.
+    #[test]
+    fn nothing_is_resumed_and_nothing_is_early() {
+        let ca = JobCa::create("t", "j", HOUR).unwrap();
+        let (worker, server) = (node(&ca, Role::Worker), node(&ca, Role::Server));
+        let accepting = server_config(&server, KeyExchange::PqOnly).unwrap();
+        assert_eq!((accepting.send_tls13_tickets, accepting.max_early_data_size), (0, 0));
+        assert!(!accepting.session_storage.can_cache() && !accepting.ticketer.enabled());
+        let (dialling, _) = client_config(&worker, KeyExchange::PqOnly, server.id()).unwrap();
+        assert!(!dialling.enable_early_data && !dialling.enable_sni);
+    }
+}

@@ -1,6 +1,6 @@
 //! Keys and certificates: what is issued, saved, loaded, signed and refused. Invariants are those of
 //! `testudo_transport::pki`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

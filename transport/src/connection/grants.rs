@@ -1,7 +1,6 @@
 //! The task beside every connection: it sends our grants and takes in the peer's.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -56,24 +55,20 @@ async fn write(
     let prelude = Prelude { kind: CREDIT_KIND, header_len, payload_len: 0 };
     let Some(sealer) = sealer else {
         let payload = Bytes::new();
-        let mut frame = Some(Frame { prelude, envelope, body, payload, payload_hash: EMPTY_PAYLOAD_HASH });
+        let frame = Frame { prelude, envelope, body, payload, payload_hash: EMPTY_PAYLOAD_HASH };
         let Tx::Memory(stream) = tx else { return Ok(()) };
-        return stream.send_frame(&mut frame).await.map_err(|why| inner.broken(why));
+        return stream.send_frame(frame).map_err(|why| inner.broken(why));
     };
     let prelude: [u8; PRELUDE_LEN] = prelude.encode();
     let header = [header, body].concat();
     let mac = sealer.seal(&prelude, &header, &EMPTY_PAYLOAD_HASH);
     let mut chunks = [Bytes::from([&prelude[..], &header, &mac].concat())];
     while !chunks.iter().all(Bytes::is_empty) {
-        let written = tokio::time::timeout(stall(inner), tx.write(&mut chunks)).await;
+        let written = tokio::time::timeout(inner.stall_timeout, tx.write(&mut chunks)).await;
         let written = written.map_err(|_| inner.stalled("took in no credit"))?;
         written.map_err(|why| inner.broken(why))?;
     }
     Ok(())
-}
-
-fn stall(inner: &Inner) -> Duration {
-    inner.stall_timeout
 }
 
 async fn take(inner: &Arc<Inner>) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quinn::VarInt;
 
+use super::PathStats;
 use crate::memory;
 
 /// A connection's carrier.
@@ -87,6 +88,22 @@ impl Link {
         }
     }
 
+    pub(crate) fn path(&self) -> PathStats {
+        match self {
+            Link::Quic(connection) => {
+                let path = connection.stats().path;
+                PathStats {
+                    mtu: path.current_mtu,
+                    round_trip: path.rtt,
+                    packets_lost: path.lost_packets,
+                    packets_sent: path.sent_packets,
+                    congestion_window: path.cwnd,
+                }
+            }
+            Link::Memory(_) => PathStats::default(),
+        }
+    }
+
     pub(crate) async fn closed(&self) -> Ended {
         match self {
             Link::Quic(connection) => connection.closed().await.into(),
@@ -117,7 +134,7 @@ impl Tx {
     pub(crate) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<usize, Broken> {
         match self {
             Tx::Quic(stream) => Ok(stream.write_chunks(chunks).await?.chunks),
-            Tx::Memory(stream) => stream.write(chunks).await,
+            Tx::Memory(stream) => stream.write(chunks),
         }
     }
 

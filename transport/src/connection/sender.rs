@@ -162,7 +162,10 @@ impl Outlet {
             }
             None => {
                 let hash = payload_hash.unwrap_or_else(|| blake3::hash(&payload).into());
-                self.flight.frame = Some(Frame { prelude, envelope, body, payload, payload_hash: hash });
+                let frame = Frame { prelude, envelope, body, payload, payload_hash: hash };
+                if let Tx::Memory(stream) = &mut self.tx {
+                    stream.send_frame(frame).map_err(|why| self.inner.broken(why))?;
+                }
             }
         }
         self.flush().await
@@ -214,11 +217,6 @@ impl Outlet {
     // Writes what is in flight; can be dropped and called again at any await.
     async fn flush(&mut self) -> Result<(), Error> {
         let inner = &self.inner;
-        if let (Some(_), Tx::Memory(stream)) = (&self.flight.frame, &mut self.tx) {
-            let sent = timeout(inner.stall_timeout, stream.send_frame(&mut self.flight.frame)).await;
-            let sent = sent.map_err(|_| inner.stalled("took nothing in"))?;
-            return sent.map_err(|why| inner.broken(why));
-        }
         while let Some(sealer) = &mut self.sealer {
             let chunks = self.flight.next(sealer);
             if chunks.is_empty() {
@@ -243,8 +241,6 @@ struct Flight {
     hasher: Option<Box<blake3::Hasher>>,
     // What the MAC covers, until it is made: prelude and header.
     head: Option<Bytes>,
-    // On a link without MACs, the message itself.
-    frame: Option<Frame>,
 }
 
 impl Flight {
@@ -286,7 +282,7 @@ impl Flight {
     }
 
     fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.head.is_none() && self.frame.is_none()
+        self.chunks.is_empty() && self.head.is_none()
     }
 }
 

@@ -15,8 +15,15 @@ const MAX_BATCH: usize = 65_000;
 /// Most bytes that the kernel hands over as one coalesced datagram.
 const MAX_COALESCED: usize = 1 << 16;
 
+/// A bound socket.
+pub(super) struct Opened {
+    pub(super) socket: Arc<dyn AsyncUdpSocket>,
+    /// Bytes of datagrams that a burst may have without being dropped, by the kernel's own account.
+    pub(super) burst: usize,
+}
+
 /// Binds `address` with kernel buffers of `buffer` bytes each way, for UDP payloads of up to `mtu` bytes.
-pub(super) fn open(address: SocketAddr, buffer: usize, mtu: u16) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+pub(super) fn open(address: SocketAddr, buffer: usize, mtu: u16) -> io::Result<Opened> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_recv_buffer_size(buffer)?;
     socket.set_send_buffer_size(buffer)?;
@@ -33,11 +40,13 @@ pub(super) fn open(address: SocketAddr, buffer: usize, mtu: u16) -> io::Result<A
     socket.bind(&address.into())?;
     let inner = TokioRuntime.wrap_udp_socket(UdpSocket::from(socket))?;
     let mtu = usize::from(mtu);
-    Ok(Arc::new(CappedSocket {
+    let socket = Arc::new(CappedSocket {
         transmit: (MAX_BATCH / mtu).max(1).min(inner.max_transmit_segments()),
         receive: MAX_COALESCED.div_ceil(mtu).min(inner.max_receive_segments()),
         inner,
-    }))
+    });
+    // Linux doubles what is asked, to pay for its own bookkeeping.
+    Ok(Opened { socket, burst: receive / 2 })
 }
 
 /// A socket whose offload batches fit 64 KiB. quinn batches ten datagrams of whatever size; with jumbo

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use quinn::congestion::CubicConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig as QuicConfig, VarInt};
 
 use super::BindError;
+use super::congestion::CappedCubic;
 use crate::config::TransportConfig;
 
 /// Most bytes of messages that a connection may hold before it is admitted.
@@ -23,16 +23,17 @@ const INITIAL_WINDOW: u64 = 10;
 /// One unidirectional stream a side: it carries credit.
 const CREDIT_STREAMS: u32 = 1;
 
-/// Settings of a connection before it is admitted; [`admit`] opens the windows.
-pub(super) fn quic(config: &TransportConfig) -> Result<QuicConfig, BindError> {
+/// Settings of a connection before it is admitted, with at most `in_flight` bytes sent and not acknowledged;
+/// [`admit`] opens the windows.
+pub(super) fn quic(config: &TransportConfig, in_flight: usize) -> Result<QuicConfig, BindError> {
     let idle = IdleTimeout::try_from(config.idle_timeout)
         .map_err(|_| BindError::Config(format!("idle_timeout of {:?} is too long", config.idle_timeout)))?;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(config.mtu);
     let guess = if config.listen.ip().is_loopback() { LOOPBACK_INITIAL_MTU } else { SAFE_INITIAL_MTU };
     let initial_mtu = guess.min(config.mtu);
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW * u64::from(initial_mtu));
+    let initial_window = INITIAL_WINDOW * u64::from(initial_mtu);
+    let congestion = CappedCubic::new(initial_window, in_flight as u64);
     let window = window(config);
     let mut quic = QuicConfig::default();
     quic.max_concurrent_bidi_streams(VarInt::from_u32(0))

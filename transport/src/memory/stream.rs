@@ -1,4 +1,5 @@
-//! Streams of a link in memory, and the link's own operations.
+//! Streams of a link in memory, and the link's own operations. A stream's queue has no bound of its own: all
+//! that is ever in it was charged to credit first, which is the bound.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{Closing, End, Frame, PoisonError, QUEUE, Side};
+use super::{Closing, End, Frame, PoisonError, Side};
 use crate::connection::{Broken, Ended};
 
 /// What a queue carries: bytes on a secured link, messages on an unsecured one.
@@ -21,7 +22,7 @@ enum Item {
 pub(crate) struct Tx {
     id: u64,
     side: Side,
-    queue: Option<mpsc::Sender<Item>>,
+    queue: Option<mpsc::UnboundedSender<Item>>,
     ended: Arc<AtomicBool>,
     closing: Arc<watch::Sender<Option<Closing>>>,
 }
@@ -31,7 +32,7 @@ pub(crate) struct Tx {
 pub(crate) struct Rx {
     id: u64,
     side: Side,
-    queue: mpsc::Receiver<Item>,
+    queue: mpsc::UnboundedReceiver<Item>,
     // Whether the sender ended the stream in good order, rather than with the connection.
     ended: Arc<AtomicBool>,
     closing: Arc<watch::Sender<Option<Closing>>>,
@@ -39,7 +40,7 @@ pub(crate) struct Rx {
 
 /// A direction of a stream, sent into by `side`.
 pub(super) fn channel(id: u64, closing: &Arc<watch::Sender<Option<Closing>>>, side: Side) -> (Tx, Rx) {
-    let (sender, queue) = mpsc::channel(QUEUE);
+    let (sender, queue) = mpsc::unbounded_channel();
     let ended = Arc::new(AtomicBool::new(false));
     let tx = Tx { id, side, queue: Some(sender), ended: Arc::clone(&ended), closing: Arc::clone(closing) };
     (tx, Rx { id, side: side.other(), queue, ended, closing: Arc::clone(closing) })
@@ -121,32 +122,25 @@ impl Tx {
         self.queue = None;
     }
 
-    /// As [`crate::connection::Tx::write`].
-    pub(crate) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<usize, Broken> {
-        let Some(first) = chunks.iter().position(|chunk| !chunk.is_empty()) else { return Ok(chunks.len()) };
-        let place = self.reserve().await?;
-        if let Some(chunk) = chunks.get_mut(first) {
-            place.send(Item::Bytes(std::mem::take(chunk)));
+    /// As [`crate::connection::Tx::write`], but never waits.
+    pub(crate) fn write(&mut self, chunks: &mut [Bytes]) -> Result<usize, Broken> {
+        for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_empty()) {
+            self.queue(Item::Bytes(std::mem::take(chunk)))?;
         }
-        Ok(first + 1)
+        Ok(chunks.len())
     }
 
-    /// Sends a whole message; takes it only once there is room.
-    pub(crate) async fn send_frame(&mut self, frame: &mut Option<Frame>) -> Result<(), Broken> {
-        let place = self.reserve().await?;
-        if let Some(frame) = frame.take() {
-            place.send(Item::Frame(Box::new(frame)));
-        }
-        Ok(())
+    /// Sends a whole message.
+    pub(crate) fn send_frame(&mut self, frame: Frame) -> Result<(), Broken> {
+        self.queue(Item::Frame(Box::new(frame)))
     }
 
-    async fn reserve(&self) -> Result<mpsc::Permit<'_, Item>, Broken> {
+    fn queue(&self, item: Item) -> Result<(), Broken> {
+        if let Some(closing) = &*self.closing.borrow() {
+            return Err(Broken::Connection(closing.seen_by(self.side)));
+        }
         let queue = self.queue.as_ref().ok_or_else(|| Broken::Connection(gone()))?;
-        tokio::select! {
-            biased;
-            ended = closed(&self.closing, self.side) => Err(Broken::Connection(ended)),
-            place = queue.reserve() => place.map_err(|_| Broken::Abandoned(0)),
-        }
+        queue.send(item).map_err(|_| Broken::Abandoned(0))
     }
 }
 
@@ -198,10 +192,18 @@ impl Rx {
 async fn closed(closing: &watch::Sender<Option<Closing>>, side: Side) -> Ended {
     let mut watched = closing.subscribe();
     let found = watched.wait_for(Option::is_some).await;
-    match found.ok().and_then(|closing| closing.clone()) {
-        Some(closing) if closing.by == side => Ended::ByUs,
-        Some(closing) => Ended::ByPeer { code: closing.code, reason: closing.reason },
-        None => gone(),
+    match found.ok().as_deref() {
+        Some(Some(closing)) => closing.seen_by(side),
+        _ => gone(),
+    }
+}
+
+impl Closing {
+    fn seen_by(&self, side: Side) -> Ended {
+        if self.by == side {
+            return Ended::ByUs;
+        }
+        Ended::ByPeer { code: self.code, reason: Arc::clone(&self.reason) }
     }
 }
 

@@ -12,13 +12,17 @@
 //!    usable; a message larger than that could wait for ever and is refused at once instead.
 //! 4. Within a class, senders get credit in the order in which they asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod inbound;
+mod outbound;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 
-use crate::config::CreditConfig;
 use crate::policy::Class;
+
+pub use inbound::{Charge, Inbound};
+pub use outbound::{Outbound, Take, Turn};
 
 /// A quarter: see invariant 3.
 const BATCH_DIVISOR: u64 = 4;
@@ -72,253 +76,6 @@ pub struct Overrun {
     pub messages_left: u64,
 }
 
-#[derive(Debug, Default)]
-struct InLane {
-    window: Grant,
-    granted: Grant,
-    received: Grant,
-    released: Grant,
-}
-
-impl InLane {
-    /// Whether a grant is worth sending: the first one, or a quarter of the window has come free.
-    fn is_due(&self) -> bool {
-        let next = self.released.plus(self.window);
-        let free_bytes = next.bytes.saturating_sub(self.granted.bytes);
-        let free_messages = next.messages.saturating_sub(self.granted.messages);
-        free_bytes > 0 && free_bytes >= self.window.bytes / BATCH_DIVISOR
-            || free_messages > 0 && free_messages >= self.window.messages / BATCH_DIVISOR
-    }
-}
-
-/// The receiving side of a connection's credit.
-#[derive(Debug)]
-pub struct Inbound {
-    lanes: [Mutex<InLane>; 2],
-    due: Notify,
-}
-
-impl Inbound {
-    /// Windows as configured; nothing is granted yet.
-    pub fn new(control: CreditConfig, data: CreditConfig) -> Arc<Self> {
-        let lane = |credit: CreditConfig| {
-            let window = Grant { bytes: credit.bytes, messages: credit.messages };
-            Mutex::new(InLane { window, ..InLane::default() })
-        };
-        Arc::new(Inbound { lanes: [lane(control), lane(data)], due: Notify::new() })
-    }
-
-    /// Charges an announced message to its class.
-    ///
-    /// # Errors
-    /// [`Overrun`] when it was not granted: the peer is at fault.
-    pub fn charge(self: &Arc<Self>, class: Class, bytes: u64) -> Result<Charge, Overrun> {
-        let mut lane = self.lane(class);
-        let received = lane.received.plus(Grant::one(bytes));
-        if !received.within(lane.granted) {
-            let bytes_left = lane.granted.bytes.saturating_sub(lane.received.bytes);
-            let messages_left = lane.granted.messages.saturating_sub(lane.received.messages);
-            return Err(Overrun { class, bytes, bytes_left, messages_left });
-        }
-        lane.received = received;
-        Ok(Charge { ledger: Arc::clone(self), class, bytes })
-    }
-
-    /// The grants to announce now; `None` when nothing is due.
-    pub fn take_due(&self) -> Option<Grants> {
-        if !Class::ALL.into_iter().any(|class| self.lane(class).is_due()) {
-            return None;
-        }
-        let [control, data] = Class::ALL.map(|class| {
-            let mut lane = self.lane(class);
-            lane.granted = lane.released.plus(lane.window);
-            lane.granted
-        });
-        Some(Grants { control, data })
-    }
-
-    /// Waits until [`Inbound::take_due`] may have something; may wake for nothing.
-    pub async fn due(&self) {
-        self.due.notified().await;
-    }
-
-    /// Bytes and messages of a class received and not yet released.
-    pub fn outstanding(&self, class: Class) -> Grant {
-        let lane = self.lane(class);
-        Grant {
-            bytes: lane.received.bytes.saturating_sub(lane.released.bytes),
-            messages: lane.received.messages.saturating_sub(lane.released.messages),
-        }
-    }
-
-    fn release(&self, class: Class, bytes: u64) {
-        let mut lane = self.lane(class);
-        lane.released = lane.released.plus(Grant::one(bytes));
-        let is_due = lane.is_due();
-        drop(lane);
-        if is_due {
-            self.due.notify_one();
-        }
-    }
-
-    fn lane(&self, class: Class) -> MutexGuard<'_, InLane> {
-        let [control, data] = &self.lanes;
-        lock(match class {
-            Class::Control => control,
-            Class::Data => data,
-        })
-    }
-}
-
-/// One message's credit, given back when dropped.
-#[derive(Debug)]
-pub struct Charge {
-    ledger: Arc<Inbound>,
-    class: Class,
-    bytes: u64,
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.ledger.release(self.class, self.bytes);
-    }
-}
-
-#[derive(Debug, Default)]
-struct OutLane {
-    window: Option<Grant>,
-    granted: Grant,
-    sent: Grant,
-}
-
-impl OutClass {
-    fn try_take(&self, bytes: u64) -> Take {
-        let mut lane = lock(&self.lane);
-        if let Some(window) = lane.window {
-            let limit = largest_message(window.bytes);
-            if bytes > limit {
-                return Take::TooLarge { limit };
-            }
-        }
-        let sent = lane.sent.plus(Grant::one(bytes));
-        if !sent.within(lane.granted) {
-            return Take::Wait;
-        }
-        lane.sent = sent;
-        Take::Taken
-    }
-}
-
-/// The turn of one sender of a class to wait for credit.
-#[derive(Debug)]
-pub struct Turn<'a> {
-    class: &'a OutClass,
-    _guard: tokio::sync::MutexGuard<'a, ()>,
-}
-
-impl Turn<'_> {
-    /// Takes credit for a message of `bytes`, waiting for grants. Dropping the future takes nothing.
-    ///
-    /// # Errors
-    /// The largest cost that this peer grants, when `bytes` is more.
-    pub async fn take(&self, bytes: u64) -> Result<(), u64> {
-        loop {
-            let changed = self.class.changed.notified();
-            match self.class.try_take(bytes) {
-                Take::Taken => return Ok(()),
-                Take::TooLarge { limit } => return Err(limit),
-                Take::Wait => changed.await,
-            }
-        }
-    }
-}
-
-/// What came of asking for credit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Take {
-    /// The credit is taken; the message may be sent.
-    Taken,
-    /// Not enough is granted yet.
-    Wait,
-    /// The message is larger than this peer will ever grant at once.
-    TooLarge {
-        /// The most that a message may cost, in bytes.
-        limit: u64,
-    },
-}
-
-/// The sending side of a connection's credit.
-#[derive(Debug, Default)]
-pub struct Outbound {
-    control: OutClass,
-    data: OutClass,
-    opened: Notify,
-}
-
-#[derive(Debug, Default)]
-struct OutClass {
-    lane: Mutex<OutLane>,
-    changed: Notify,
-    // Held by the sender whose turn it is to wait: tokio's mutex is first come, first served (invariant 4).
-    turn: tokio::sync::Mutex<()>,
-}
-
-impl Outbound {
-    /// Waits for the turn to ask for credit in a class: first come, first served.
-    pub async fn turn(&self, class: Class) -> Turn<'_> {
-        let class = self.class(class);
-        Turn { class, _guard: class.turn.lock().await }
-    }
-
-    /// Waits for the peer's first grant.
-    pub async fn opened(&self) {
-        loop {
-            let opened = self.opened.notified();
-            if lock(&self.control.lane).window.is_some() {
-                return;
-            }
-            opened.await;
-        }
-    }
-
-    /// Takes credit for a message of `bytes` if that needs no waiting: neither for grants nor for a turn.
-    pub fn take_now(&self, class: Class, bytes: u64) -> Take {
-        let class = self.class(class);
-        match class.turn.try_lock() {
-            Ok(_turn) => class.try_take(bytes),
-            Err(_) => Take::Wait,
-        }
-    }
-
-    /// Takes note of a grant. Returns false when it takes back what was granted before, which no honest peer
-    /// does.
-    #[must_use]
-    pub fn apply(&self, grants: Grants) -> bool {
-        let both = [(Class::Control, grants.control), (Class::Data, grants.data)];
-        let is_good = both.into_iter().all(|(class, grant)| {
-            let class = self.class(class);
-            let mut lane = lock(&class.lane);
-            if !lane.granted.within(grant) {
-                return false;
-            }
-            lane.window.get_or_insert(grant);
-            lane.granted = grant;
-            drop(lane);
-            class.changed.notify_one();
-            true
-        });
-        self.opened.notify_waiters();
-        is_good
-    }
-
-    fn class(&self, class: Class) -> &OutClass {
-        match class {
-            Class::Control => &self.control,
-            Class::Data => &self.data,
-        }
-    }
-}
-
 /// The most that one message may cost under a window: see invariant 3.
 pub(crate) fn largest_message(window: u64) -> u64 {
     window - window / BATCH_DIVISOR
@@ -331,9 +88,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::CreditConfig;
 
     fn credit(bytes: u64, messages: u64) -> CreditConfig {
         CreditConfig { bytes, messages }

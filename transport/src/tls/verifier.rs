@@ -46,7 +46,7 @@ impl ClientCertVerifier for NodeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        refuse_intermediates(intermediates)?;
+        refuse_intermediates(intermediates).map_err(refused)?;
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
         self.trust.verify_at(leaf, &Expected::Member, now).map_err(refused)?;
         Ok(verified)
@@ -120,8 +120,9 @@ impl ServerCertVerifier for PinnedVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        refuse_intermediates(intermediates)?;
-        match self.trust.verify_at(leaf, &self.expected, now) {
+        let checked = refuse_intermediates(intermediates)
+            .and_then(|()| self.trust.verify_at(leaf, &self.expected, now));
+        match checked {
             Ok(_) => Ok(ServerCertVerified::assertion()),
             Err(why) => {
                 self.failure.set(why.clone());
@@ -153,12 +154,12 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 }
 
-fn refuse_intermediates(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+fn refuse_intermediates(intermediates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
     if intermediates.is_empty() {
         return Ok(());
     }
     let why = "certificates follow the leaf; the job's CA signs leaves itself".to_owned();
-    Err(refused(PkiError::Certificate(why)))
+    Err(PkiError::Certificate(why))
 }
 
 fn refused(why: PkiError) -> Error {

@@ -1,12 +1,13 @@
 //! What the integration tests share: a job, a policy, and connected pairs over every kind of link.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use testudo_transport::{
-    Class, Connection, CreditConfig, Endpoint, Identity, JobCa, MemoryOptions, Policy, Role, RoleSet, Rule,
-    SpiffeId, TransportConfig, memory,
+    Class, Connection, CreditConfig, Endpoint, Identity, JobCa, MemoryOptions, Outgoing, Policy, Role,
+    RoleSet, Rule, SpiffeId, TransportConfig, memory,
 };
 
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -126,4 +127,15 @@ pub async fn pair(kind: Kind, settings: &Settings) -> Pair {
     };
     let (worker, server) = memory::pair(&worker, &server, policy(), options);
     Pair { worker, server, endpoints: Vec::new() }
+}
+
+pub fn push(request: u64, payload: impl Into<Bytes>) -> Outgoing {
+    Outgoing::new(PUSH, request, Vec::new()).with_payload(payload)
+}
+
+pub async fn on_every_link(settings: Settings, test: impl AsyncFn(Kind, Pair)) {
+    for kind in Kind::ALL {
+        let pair = pair(kind, &settings).await;
+        test(kind, pair).await;
+    }
 }
