@@ -20,6 +20,7 @@
 compile_error!("payloads are little-endian numbers in place; big-endian hosts are not supported yet");
 
 pub mod checkpoint;
+mod compute_thread;
 pub mod dataset;
 pub mod job;
 pub mod lease;

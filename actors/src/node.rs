@@ -101,6 +101,15 @@ pub enum NodeError {
 
 /// Gives a worker its data and its sink once the job is known and checked.
 pub trait WorkerSetup: Send {
+    /// Called before the worker joins: what takes long, reading the data above all, belongs here, because from its join on a
+    /// worker must be heard.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    fn prepare(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The training set and the test set of `job`; their content is the implementation's to check.
     ///
     /// # Errors
@@ -183,7 +192,6 @@ pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError
             core: ServerCore::new(index, job.tree(), map, heartbeat),
             math: SliceMath::new(Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
             store,
-            workers: job.workers,
             slices,
             bytes,
             network: options.network.clone(),
@@ -204,6 +212,7 @@ pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError
 pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(), NodeError> {
     System::new().block_on(async {
         let index = own_index(&options)?;
+        setup.prepare().map_err(NodeError::Environment)?;
         let (signed, scheduler, from_scheduler) = join(&options, None).await?;
         let Derived { job, map, names, parameters } = derive(signed.open(&options.identity)?)?;
         let (train, test) = setup.data(&job).map_err(NodeError::Environment)?;

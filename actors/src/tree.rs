@@ -52,7 +52,7 @@ impl std::fmt::Display for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.leaves {
             1 => write!(f, "shard {}", self.first),
-            _ => write!(f, "shards {} to {}", self.first, self.end() - 1),
+            _ => write!(f, "shards {} to {}", self.first, self.end().saturating_sub(1)),
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::config::{self, Config};
 use crate::data::mnist::{DataError, Examples, Mnist, Normalisation};
 use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
 
+/// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
+const SPARE_STREAMS: u32 = 4;
+
 /// The transport's settings for a node of `config` that binds `listen`.
 #[must_use]
 pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
@@ -27,6 +30,9 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
         listen,
         mtu: config.network.mtu,
         idle_timeout: Duration::from_millis(config.transport.idle_timeout_ms),
+        // Three chances before an idle connection counts as dead.
+        keep_alive: Duration::from_millis(config.transport.idle_timeout_ms / 4),
+        max_streams: u32::from(config.transport.lanes) + SPARE_STREAMS,
         data_credit: credit,
         key_exchange: match config.transport.key_exchange {
             config::KeyExchange::PqOnly => KeyExchange::PqOnly,
@@ -98,19 +104,28 @@ impl Dataset for Set {
 pub struct Setup {
     config: Config,
     model: PathBuf,
+    data: Option<Mnist>,
 }
 
 impl Setup {
     /// For a node of `config` that writes the final model to the file `model`.
     #[must_use]
     pub fn new(config: Config, model: PathBuf) -> Setup {
-        Setup { config, model }
+        Setup { config, model, data: None }
     }
 }
 
 impl WorkerSetup for Setup {
+    fn prepare(&mut self) -> Result<(), String> {
+        self.data = Some(data(&self.config).map_err(|e| e.to_string())?);
+        Ok(())
+    }
+
     fn data(&mut self, job: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String> {
-        let data = data(&self.config).map_err(|e| e.to_string())?;
+        let data = match self.data.take() {
+            Some(data) => data,
+            None => data(&self.config).map_err(|e| e.to_string())?,
+        };
         if data_spec(&data) != job.data {
             let config::Data::Mnist { path, .. } = &self.config.data;
             return Err(format!(

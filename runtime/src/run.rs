@@ -28,6 +28,9 @@ const REPORT_EVERY_MS: u32 = 100;
 /// How long nodes may take to leave in order once the run is over.
 const LEAVE_GRACE: Duration = Duration::from_secs(15);
 
+/// How long a dead node is looked for when a run has failed: its process ends within this if it does.
+const EXPLANATION: Duration = Duration::from_millis(500);
+
 /// A run's outcome.
 #[derive(Debug)]
 pub struct Completed {
@@ -109,8 +112,13 @@ pub async fn run_as(
     };
     match result {
         Ok(finished) => {
-            if !nodes.wait_all(LEAVE_GRACE).await {
-                watcher.notice("some nodes did not leave in time and are ended");
+            tokio::select! {
+                all = nodes.wait_all(LEAVE_GRACE) => {
+                    if !all {
+                        watcher.notice("some nodes did not leave in time and are ended");
+                    }
+                }
+                () = interrupts.next() => watcher.notice("nodes that have not left are ended"),
             }
             nodes.kill_all().await;
             Ok(Completed { finished, wall_seconds: begun.elapsed().as_secs_f64() })
@@ -149,7 +157,8 @@ async fn train(
     let address = scheduler.to_string();
     let line = operator::follow(&network, &address, &id, REPORT_EVERY_MS);
     let (commands, reports) = line.await.map_err(Failure::failed)?;
-    let mut run = Running { nodes, watcher, commands, phase: Phase::Forming, stopping: false };
+    let mut run =
+        Running { nodes, watcher, commands, phase: Phase::Forming, stopping: false, deaths: Vec::new() };
     let outcome = run.follow(reports, interrupts).await;
     run.commands.close();
     network.close("done").await;
@@ -169,6 +178,8 @@ struct Running<'a> {
     commands: Commands,
     phase: Phase,
     stopping: bool,
+    /// Workers that have died, and how.
+    deaths: Vec<(Member, Failure)>,
 }
 
 enum Happened {
@@ -202,18 +213,20 @@ impl Running<'_> {
                     self.watcher.report(&report);
                     match report.outcome {
                         Some(Outcome::Finished(finished)) => return Ok(finished),
-                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason).await),
+                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason, false).await),
                         None => {}
                     }
                 }
-                Happened::Report(Err(error)) => return Err(self.explain(error.to_string()).await),
+                Happened::Report(Err(error)) => return Err(self.explain(error.to_string(), true).await),
                 Happened::Ended(ending) => self.ended(ending).await?,
                 Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),
                 Happened::Interrupt => {
                     self.stopping = true;
                     self.watcher
                         .notice("stopping in order, with a last checkpoint; interrupt again to end at once");
-                    self.commands.stop().await.map_err(Failure::failed)?;
+                    if let Err(error) = self.commands.stop().await {
+                        return Err(self.explain(error.to_string(), true).await);
+                    }
                 }
             }
         }
@@ -225,20 +238,28 @@ impl Running<'_> {
             return Ok(());
         }
         match ending.member {
-            Some(member) if member.role == MemberRole::Worker && self.phase == Phase::Training => {
-                self.watcher.notice(&format!("{member} {}; its shards move to the others", ending.how));
-                self.commands.ended(member, ending.how).await.map_err(Failure::failed)
-            }
-            Some(member) if member.role == MemberRole::Worker && self.phase == Phase::Finishing => {
-                self.commands.ended(member, ending.how).await.map_err(Failure::failed)
+            // The scheduler decides: what this process knows of the phase may be a report old.
+            Some(member) if member.role == MemberRole::Worker => {
+                self.watcher.notice(&format!("{member} ended: {}", ending.how));
+                let said = self.commands.ended(member, ending.how).await;
+                self.deaths.push((member, ending.failure));
+                match said {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(self.explain(error.to_string(), true).await),
+                }
             }
             _ => Err(ending.failure),
         }
     }
 
-    /// A failure as the scheduler tells it, or the dead node behind it, if one turns up at once.
-    async fn explain(&mut self, reason: String) -> Failure {
-        let dead = tokio::time::timeout(Duration::from_millis(500), async {
+    /// A failure as the scheduler tells it (or, with `line_broke`, does not), or the dead node behind it: a worker that it
+    /// names, or one that turns up at once.
+    async fn explain(&mut self, reason: String, line_broke: bool) -> Failure {
+        if let Some(at) = self.deaths.iter().position(|(member, _)| reason.contains(&member.to_string())) {
+            let Failure { message, status } = self.deaths.swap_remove(at).1;
+            return Failure { message: format!("{reason}\n{message}"), status };
+        }
+        let dead = tokio::time::timeout(EXPLANATION, async {
             loop {
                 let ending = Ending::of(self.nodes.ended().await);
                 let a_worker = ending.member.is_some_and(|m| m.role == MemberRole::Worker);
@@ -249,9 +270,8 @@ impl Running<'_> {
         })
         .await;
         match dead {
-            // The scheduler ends with the reason itself; another node's end is the cause.
-            Ok(ending) if ending.member.is_some() => ending.failure,
-            Ok(ending) if reason.is_empty() => ending.failure,
+            // A scheduler that could still speak ends with the reason it gave.
+            Ok(ending) if ending.member.is_some() || line_broke => ending.failure,
             _ => Failure::failed(reason),
         }
     }

@@ -14,4 +14,5 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod sim;
+pub mod stage;
 pub mod toy;

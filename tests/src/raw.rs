@@ -36,6 +36,8 @@ pub struct RawEndpoint {
 pub struct RawPeer {
     connection: quinn::Connection,
     secret: ConnectionSecret,
+    /// Where the other end grants credit; nobody reads it further.
+    _credit: Option<RecvStream>,
 }
 
 impl RawEndpoint {
@@ -46,7 +48,8 @@ impl RawEndpoint {
         RawEndpoint { endpoint, configs: Mutex::default() }
     }
 
-    /// Connects to `expect` at `address` as `identity`. Whoever answers is believed to be `expect`.
+    /// Connects to `expect` at `address` as `identity`, and waits until that node has admitted it and granted credit, or has
+    /// closed the connection. Whoever answers is believed to be `expect`.
     pub async fn connect(&self, identity: &Identity, address: SocketAddr, expect: &SpiffeId) -> RawPeer {
         let fresh = || quinn::ClientConfig::new(Arc::new(client(identity)));
         let config = self.configs.lock().unwrap().entry(identity.id().clone()).or_insert_with(fresh).clone();
@@ -55,7 +58,13 @@ impl RawEndpoint {
         let mut secret = [0; 32];
         let context = exporter_context(identity.id(), expect);
         connection.export_keying_material(&mut secret, EXPORTER_LABEL, &context).unwrap();
-        RawPeer { connection, secret: ConnectionSecret::new(secret) }
+        let admission = async {
+            let mut credit = connection.accept_uni().await.ok()?;
+            credit.read_chunk(1, true).await.ok()?;
+            Some(credit)
+        };
+        let _credit = tokio::time::timeout(PATIENCE, admission).await.unwrap();
+        RawPeer { connection, secret: ConnectionSecret::new(secret), _credit }
     }
 }
 

@@ -80,6 +80,22 @@ fn all_workers_but_one_may_die() {
     }
 }
 
+/// Two workers may die before any server has heard of the first death: the epoch between is never told to anybody.
+#[test]
+fn two_deaths_at_once_are_survived() {
+    let (reference, _) = train(1, 1, 0);
+    for seed in 40..52 {
+        let mut simulation = Simulation::new(toy::job(4, 2, SHARDS, STEPS), seed, SumOrder::Canonical);
+        let step = seed as usize % 4;
+        assert!(simulation.run_until(|s| s.steps.len() >= step && s.pushes_under_way(3) > 0));
+        simulation.kill(3);
+        simulation.kill(1);
+        let finished = simulation.finish();
+        assert_eq!(finished.params_blake3, reference.params_blake3, "seed {seed}");
+        assert_eq!(finished.workers_lost, 2);
+    }
+}
+
 /// A worker may die while the last version is evaluated and exported.
 #[test]
 fn a_death_during_the_evaluation_leaves_its_parts_to_others() {

@@ -48,6 +48,8 @@ pub struct TransportConfig {
     pub data_credit: CreditConfig,
     /// Most connections, in both directions together.
     pub max_connections: usize,
+    /// Most connections that one peer may have opened to us: what it can hold of our memory is this times its credit.
+    pub max_connections_per_peer: usize,
     /// Most streams that a peer may have open at once.
     pub max_streams: u32,
     /// Handshakes in progress from which on a newcomer must first prove its address (a Retry).
@@ -75,6 +77,8 @@ impl TransportConfig {
     pub const DEFAULT_CONTROL_CREDIT: CreditConfig = CreditConfig { bytes: 4 << 20, messages: 1024 };
     /// Thirty slices of 1 MiB: enough to keep both ends busy, a bound on what a slow server holds per worker.
     pub const DEFAULT_DATA_CREDIT: CreditConfig = CreditConfig { bytes: 32 << 20, messages: 4096 };
+    /// One that lives, one that a restarted peer opens before the former has timed out, and as many again to spare.
+    pub const DEFAULT_MAX_CONNECTIONS_PER_PEER: usize = 4;
     /// Twice the largest job that one scheduler is meant for.
     pub const DEFAULT_MAX_CONNECTIONS: usize = 1024;
     /// A few lanes per class with room for requests of their own.
@@ -98,6 +102,7 @@ impl Default for TransportConfig {
             control_credit: Self::DEFAULT_CONTROL_CREDIT,
             data_credit: Self::DEFAULT_DATA_CREDIT,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
+            max_connections_per_peer: Self::DEFAULT_MAX_CONNECTIONS_PER_PEER,
             max_streams: Self::DEFAULT_MAX_STREAMS,
             retry_after: Self::DEFAULT_RETRY_AFTER,
             max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,

@@ -291,8 +291,15 @@ fn check(config: &TransportConfig, policy: &Policy) -> Result<(), BindError> {
             config.keep_alive, config.idle_timeout
         ));
     }
-    if config.max_connections == 0 || config.max_streams == 0 || config.max_handshakes == 0 {
-        return refuse("max_connections, max_streams and max_handshakes must not be 0".to_owned());
+    let limits = [
+        config.max_connections,
+        config.max_connections_per_peer,
+        config.max_streams as usize,
+        config.max_handshakes,
+    ];
+    if limits.contains(&0) {
+        let names = "max_connections, max_connections_per_peer, max_streams and max_handshakes";
+        return refuse(format!("{names} must not be 0"));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member, MemberRole,
-    NodeDone, Outcome, Ready, Status, Stop, Welcome,
+    NodeDone, Outcome, Ready, Status, StatusReport, Stop, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
@@ -63,8 +63,8 @@ struct Link {
     peer: SpiffeId,
     connection: Connection,
     outbox: Outbox,
-    /// The request on which this peer follows the run.
-    follows: Option<u64>,
+    /// The request on which this peer follows the run, and the timer of its reports.
+    follows: Option<(u64, actix::SpawnHandle)>,
 }
 
 /// The actix shell of a [`SchedulerCore`].
@@ -168,11 +168,15 @@ impl SchedulerActor {
     }
 
     fn report_to_followers(&self) {
-        let report = self.core.report();
-        for link in self.links.values() {
-            if let Some(request) = link.follows {
-                link.outbox.post(Outgoing::new(crate::message::StatusReport::KIND, request, report.encode()));
-            }
+        self.links.keys().for_each(|link| self.report_to(*link));
+    }
+
+    fn report_to(&self, link: u64) {
+        if let Some(link) = self.links.get(&link)
+            && let Some((request, _)) = link.follows
+        {
+            let report = self.core.report().encode();
+            link.outbox.post(Outgoing::new(StatusReport::KIND, request, report));
         }
     }
 
@@ -182,6 +186,9 @@ impl SchedulerActor {
             return self.commanded(context, link, message);
         }
         let member = member_of(&peer).ok_or("neither server nor worker")?;
+        if message.kind != Join::KIND && !self.core.speaks_for(&link, member) {
+            return Err(format!("{member} has not joined on this connection"));
+        }
         let (index, body) = (member.index, message.body.as_slice());
         let unreadable = |e: testudo_transport::WireError| e.to_string();
         let input = match message.kind {
@@ -219,15 +226,16 @@ impl SchedulerActor {
             Status::KIND => {
                 let status = Status::decode(&message.body).map_err(unreadable)?;
                 let every = Duration::from_millis(u64::from(status.every_ms)).max(SHORTEST_REPORT);
-                if let Some(link) = self.links.get_mut(&link) {
-                    let follows_already = link.follows.replace(message.envelope.request).is_some();
-                    if !follows_already {
-                        context.run_interval(every, |actor, _| {
-                            actor.run.clone().in_scope(|| actor.report_to_followers())
-                        });
-                    }
-                }
-                self.report_to_followers();
+                let timer = context.run_interval(every, move |actor, _| {
+                    actor.run.clone().in_scope(|| actor.report_to(link));
+                });
+                let follows = Some((message.envelope.request, timer));
+                match self.links.get_mut(&link).map(|l| std::mem::replace(&mut l.follows, follows)) {
+                    Some(Some((_, former))) => context.cancel_future(former),
+                    Some(None) => false,
+                    None => context.cancel_future(timer),
+                };
+                self.report_to(link);
             }
             Stop::KIND => {
                 Stop::decode(&message.body).map_err(unreadable)?;
@@ -295,6 +303,9 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             Mail::Gone { link, reason } => {
                 let Some(gone) = self.links.remove(&link) else { return };
                 tracing::info!(peer = %gone.peer, reason, "disconnected");
+                if let Some((_, timer)) = gone.follows {
+                    context.cancel_future(timer);
+                }
                 if let Some(member) = member_of(&gone.peer) {
                     self.drive(context, Input::Gone { member, connection: link, reason });
                 }

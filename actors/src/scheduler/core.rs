@@ -6,16 +6,22 @@
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left.
 
+mod admission;
+mod io;
+mod stall;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Determinism, JobSpec};
+pub use io::{Effect, Input, ToMember};
+
+use crate::job::JobSpec;
 use crate::lease::{Lease, assign, reassign};
 use crate::message::*;
 use crate::plan::Plan;
 use crate::scheduler::ending::{Ending, Order};
-use crate::scheduler::progress::{Progress, StepSummary};
+use crate::scheduler::progress::Progress;
 use crate::time::Time;
 use crate::tree::{Node, ReductionTree};
 
@@ -23,142 +29,11 @@ use crate::tree::{Node, ReductionTree};
 /// few enough that a stop takes effect soon.
 const LEASED_AHEAD: u64 = 4;
 
-/// Bytes of a server's address at most: a DNS name and a port.
-const MAX_ADDRESS: usize = 300;
+/// Characters that are quoted of what a peer says.
+const MAX_QUOTED: usize = 300;
 
-/// What happened. `C` is the shell's handle of a connection.
-#[derive(Debug)]
-pub enum Input<C> {
-    /// A node asks to take part, on a connection that was authenticated as `member`.
-    Join {
-        /// Who.
-        member: Member,
-        /// Over which connection.
-        connection: C,
-        /// What it says of itself.
-        join: Join,
-    },
-    /// A member's connection is gone.
-    Gone {
-        /// Who.
-        member: Member,
-        /// The connection.
-        connection: C,
-        /// Why, for the log.
-        reason: String,
-    },
-    /// A server has installed an epoch.
-    Ready {
-        /// The server's index.
-        server: u32,
-        /// The epoch.
-        epoch: u64,
-    },
-    /// A worker's nodes are done.
-    NodeDone {
-        /// The worker's index.
-        worker: u32,
-        /// What it reports.
-        done: NodeDone,
-    },
-    /// A member lives.
-    Heartbeat {
-        /// Who.
-        member: Member,
-        /// What it says.
-        heartbeat: Heartbeat,
-    },
-    /// A worker has evaluated part of the test set.
-    Evaluated {
-        /// The worker's index.
-        worker: u32,
-        /// The result.
-        result: EvaluationResult,
-    },
-    /// A worker has exported the final model.
-    Exported {
-        /// The worker's index.
-        worker: u32,
-        /// What it reports.
-        exported: Exported,
-    },
-    /// A member cannot go on.
-    Failure {
-        /// Who.
-        member: Member,
-        /// Why.
-        reason: String,
-    },
-    /// An operator ends the run in order.
-    Stop,
-    /// An operator knows that a member's process has ended.
-    Ended {
-        /// Who.
-        member: Member,
-        /// How.
-        exit: String,
-    },
-    /// A timeout that [`SchedulerCore::poll_timeout`] asked for may have passed.
-    Tick,
-}
-
-/// A message to a member.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToMember {
-    /// The leases and the members.
-    Membership(Membership),
-    /// The leases hold for more steps.
-    Extended(LeaseExtended),
-    /// Evaluate part of the test set.
-    Evaluate(Evaluate),
-    /// Export the final model.
-    Export(Export),
-    /// Leave.
-    Shutdown(Shutdown),
-}
-
-/// What must be done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect<C> {
-    /// Admit a node: send it the signed job.
-    Welcome {
-        /// Over this connection.
-        connection: C,
-        /// Who.
-        member: Member,
-        /// How many times it has joined.
-        incarnation: u64,
-    },
-    /// Turn a node away.
-    Refuse {
-        /// Over this connection.
-        connection: C,
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// Send a message to a member.
-    Send {
-        /// Over this connection.
-        connection: C,
-        /// Who.
-        member: Member,
-        /// What.
-        message: ToMember,
-    },
-    /// Close the connection of a member that is no longer one.
-    Disconnect {
-        /// The connection.
-        connection: C,
-        /// Why.
-        reason: String,
-    },
-    /// A step is complete.
-    Step(StepSummary),
-    /// Something an operator should read.
-    Notice(String),
-    /// The run is over.
-    Over(Outcome),
-}
+/// Characters of a reason for people: it travels in a header, whose limit is in bytes.
+const MAX_REASON: usize = 1500;
 
 #[derive(Debug)]
 struct Joined<C> {
@@ -237,7 +112,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     self.lose(now, member, &reason);
                 }
             }
-            Input::Ended { member, exit } => self.lose(now, member, &exit),
+            Input::Ended { member, exit } => {
+                if self.phase == Phase::Forming && self.epoch == 0 {
+                    self.fail(format!("{member} ended before training began ({exit})"));
+                }
+                self.lose(now, member, &exit);
+            }
             Input::Ready { server, epoch } => self.ready(now, server, epoch),
             Input::NodeDone { worker, done } => self.node_done(now, worker, done),
             Input::Heartbeat { member, heartbeat } => {
@@ -246,11 +126,16 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 }
             }
             Input::Evaluated { worker, result } => {
-                self.hear(now, Member { role: MemberRole::Worker, index: worker });
+                let member = Member { role: MemberRole::Worker, index: worker };
+                self.hear(now, member);
+                if !result.loss_sum.is_finite() {
+                    self.fail(format!("{member} reports a test loss that is not finite"));
+                }
                 if let Some(ending) = &mut self.ending {
                     ending.evaluated(worker, &result);
                 }
                 self.last_progress = now;
+                self.hand_out();
                 self.finish();
             }
             Input::Exported { worker, exported } => {
@@ -259,9 +144,14 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     ending.exported(worker, exported);
                 }
                 self.last_progress = now;
+                self.hand_out();
                 self.finish();
             }
-            Input::Failure { member, reason } => self.fail(format!("{member}: {reason}")),
+            Input::Failure { member, reason } => {
+                if self.members.contains_key(&member) {
+                    self.fail(format!("{member}: {reason}"));
+                }
+            }
             Input::Stop => self.stop(),
             Input::Tick => {}
         }
@@ -277,6 +167,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         (self.phase != Phase::Over).then_some(self.next_look)
+    }
+
+    /// Whether `connection` is the one that `member` joined on: a former incarnation does not speak for the present one.
+    #[must_use]
+    pub fn speaks_for(&self, connection: &C, member: Member) -> bool {
+        self.members.get(&member).is_some_and(|joined| joined.connection == *connection)
     }
 
     /// How the run is doing.
@@ -358,47 +254,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    fn judge(&self, member: Member, join: &Join) -> Result<(), String> {
-        let count = match member.role {
-            MemberRole::Server => self.job.servers,
-            MemberRole::Worker => self.job.workers,
-        };
-        if self.phase != Phase::Forming {
-            return Err("the job is under way and takes no new members".into());
-        }
-        if member.index >= count {
-            return Err(format!("the job admits {count} of that role, numbered from 0"));
-        }
-        if self.members.contains_key(&member) {
-            return Err(format!("{member} takes part already: one identity, one node"));
-        }
-        if join.release != self.release {
-            return Err(format!(
-                "it runs release {}, the scheduler runs {}: install the same release on every node",
-                printable(&join.release),
-                self.release
-            ));
-        }
-        if member.role == MemberRole::Server
-            && !join.address.as_ref().is_some_and(|a| (1..=MAX_ADDRESS).contains(&a.len()))
-        {
-            return Err(format!(
-                "a server must say where workers can dial it, in {MAX_ADDRESS} bytes at most"
-            ));
-        }
-        if self.job.determinism == Determinism::Strict
-            && let Some((first, fingerprint)) = &self.fingerprint
-            && *fingerprint != join.fingerprint
-        {
-            return Err(format!(
-                "its arithmetic ({}) differs from that of {first} ({fingerprint}), so bits would differ: use equal \
-                 machines, or set training.determinism = \"relaxed\"",
-                printable(&join.fingerprint)
-            ));
-        }
-        Ok(())
-    }
-
     /// Names the members and leases anew: to servers first (invariant 2).
     fn new_epoch(&mut self) {
         self.epoch += 1;
@@ -433,6 +288,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.workers_told = self.epoch;
             if self.phase == Phase::Forming {
                 self.phase = Phase::Training;
+                self.stalled = None;
                 self.progress.begin(now);
             }
             self.last_progress = now;
@@ -451,8 +307,19 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return;
         }
         // A report counts for nodes that the worker holds; others moved on while it was under way.
+        // Each node counts once a step; a report of more nodes than there are leases is not looked through.
         let held = |node: Node| self.leases.iter().any(|l| l.worker == worker && l.node == node);
-        let nodes: Vec<NodeLoss> = done.nodes.iter().filter(|l| held(l.node)).copied().collect();
+        let owed = |node: Node| self.progress.owed(node) <= done.step;
+        let mut nodes: Vec<NodeLoss> = Vec::new();
+        for loss in done.nodes.iter().take(self.leases.len()) {
+            if held(loss.node) && owed(loss.node) && !nodes.iter().any(|seen| seen.node == loss.node) {
+                nodes.push(*loss);
+            }
+        }
+        let examples = self.plan.step(done.step).examples;
+        if nodes.iter().any(|l| l.examples > examples || l.correct > l.examples) {
+            return self.fail(format!("{member} reports more examples than step {} has", done.step));
+        }
         if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
             return self.refuse_report(member, &done, nodes.is_empty());
         }
@@ -496,6 +363,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// The last step is complete: evaluate and export.
     fn end(&mut self) {
         self.phase = Phase::Finishing;
+        self.stalled = None;
         let version = self.progress.completed();
         self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
         self.hand_out();
@@ -571,7 +439,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     fn lose(&mut self, now: Time, member: Member, reason: &str) {
         let Some(lost) = self.members.remove(&member) else { return };
-        let reason = printable(reason);
+        let reason = printable(reason, MAX_QUOTED);
         self.effects.push_back(Effect::Disconnect { connection: lost.connection, reason: reason.clone() });
         if self.outcome.is_some() {
             return self.leave_if_empty();
@@ -608,6 +476,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.outcome.is_some() {
             return;
         }
+        let reason = printable(&reason, MAX_REASON);
         self.outcome = Some(Outcome::Failed(reason.clone()));
         self.dismiss(MemberRole::Worker, &reason);
         self.leave_if_empty();
@@ -627,79 +496,18 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
         if now.since(self.last_progress) > timeout && self.phase != Phase::Over {
             self.last_progress = now;
-            let text = self.waits_for();
+            let text = printable(&self.waits_for(), MAX_REASON);
             self.effects
                 .push_back(Effect::Notice(format!("no progress for {} ms: {text}", timeout.as_millis())));
             self.stalled = Some(text);
         }
     }
-
-    /// Whom the run waits for: node, slice and step.
-    fn waits_for(&self) -> String {
-        match self.phase {
-            Phase::Forming => {
-                let all = (0..self.job.servers)
-                    .map(|index| Member { role: MemberRole::Server, index })
-                    .chain((0..self.job.workers).map(|index| Member { role: MemberRole::Worker, index }));
-                let missing: Vec<String> =
-                    all.filter(|m| !self.members.contains_key(m)).map(|m| m.to_string()).collect();
-                match missing.is_empty() {
-                    false => format!("waiting for {} to join", missing.join(", ")),
-                    true => "waiting for servers to initialise their parameters".into(),
-                }
-            }
-            Phase::Training => {
-                let said = |role| {
-                    self.members
-                        .iter()
-                        .filter(move |(m, _)| m.role == role)
-                        .filter_map(|(m, j)| Some((m, j.said.as_ref()?.waiting.as_ref()?)))
-                };
-                let at_server = said(MemberRole::Server).min_by_key(|(_, w)| w.step);
-                if let Some((server, waiting)) = at_server
-                    && let Some(node) = waiting.missing
-                    && let Some(lease) =
-                        self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
-                {
-                    return format!(
-                        "waiting for worker/{} to push {} of {} in step {} to {server}",
-                        lease.worker,
-                        node,
-                        self.describe(waiting),
-                        waiting.step
-                    );
-                }
-                match said(MemberRole::Worker).min_by_key(|(_, w)| w.step) {
-                    Some((worker, waiting)) => {
-                        format!("{worker} waits for {} after step {}", self.describe(waiting), waiting.step)
-                    }
-                    None => {
-                        let step = self.progress.completed();
-                        let owing: Vec<String> = self
-                            .leases
-                            .iter()
-                            .filter(|l| self.progress.owed(l.node) <= step)
-                            .map(|l| format!("worker/{} ({})", l.worker, l.node))
-                            .collect();
-                        format!("waiting for {} in step {step}", owing.join(", "))
-                    }
-                }
-            }
-            Phase::Finishing | Phase::Over => {
-                "waiting for the evaluation and the export of the final model".into()
-            }
-        }
-    }
-
-    fn describe(&self, waiting: &Waiting) -> String {
-        match self.names.get(waiting.slice.parameter as usize) {
-            Some(name) => format!("{name} (slice {})", waiting.slice.index),
-            None => waiting.slice.to_string(),
-        }
-    }
 }
 
-/// A peer's text for a person's eyes: no control characters, and short.
-fn printable(text: &str) -> String {
-    text.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// A peer's text for a person's eyes: no control characters, and at most so many characters.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
+
+#[cfg(test)]
+mod tests;

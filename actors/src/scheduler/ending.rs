@@ -4,11 +4,16 @@
 //!    bits for any number of workers.
 //! 2. A worker that dies leaves its parts, and the export, to the others.
 
+use std::collections::BTreeSet;
+
 use crate::message::{Evaluate, EvaluationResult, Export, Exported};
 
 /// Test examples in one part: fixed, so that the sum of losses has the same bits for any number of workers, and a
 /// whole number of a worker's evaluation blocks.
 const PART: u64 = 1024;
+
+/// Tasks that a worker holds at a time: one to work at and one to go on with.
+const AT_A_TIME: usize = 2;
 
 /// An order to one worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,12 +51,17 @@ impl Ending {
         Ending { version, tasks, exported: None }
     }
 
-    /// The next task that nobody holds, given to the worker among `live` that holds the fewest.
+    /// The next task that nobody holds, given to the worker among `live` that has the fewest to do; `None` when each has
+    /// enough to go on with.
     pub(super) fn hand_out(&mut self, live: &[u32]) -> Option<(u32, Order)> {
         let at = self.tasks.iter().position(|t| t.holder.is_none())?;
-        let worker = *live
-            .iter()
-            .min_by_key(|w| (self.tasks.iter().filter(|t| t.holder == Some(**w)).count(), **w))?;
+        let exported = self.exported.is_some();
+        let to_do =
+            |w: u32| self.tasks.iter().filter(|t| t.holder == Some(w) && !t.is_done(exported)).count();
+        let (busy, worker) = live.iter().map(|w| (to_do(*w), *w)).min()?;
+        if busy >= AT_A_TIME {
+            return None;
+        }
         let task = self.tasks.get_mut(at)?;
         task.holder = Some(worker);
         Some((worker, task.order.clone()))
@@ -64,6 +74,12 @@ impl Ending {
         {
             task.holder = None;
         }
+    }
+
+    /// The workers that have something to do.
+    pub(super) fn holders(&self) -> BTreeSet<u32> {
+        let exported = self.exported.is_some();
+        self.tasks.iter().filter(|t| !t.is_done(exported)).filter_map(|t| t.holder).collect()
     }
 
     pub(super) fn evaluated(&mut self, worker: u32, result: &EvaluationResult) {

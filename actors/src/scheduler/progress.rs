@@ -145,11 +145,15 @@ impl Progress {
         if done.times.compute_us > 0 {
             open.reports += 1;
         }
-        open.compute_us += done.times.compute_us;
-        open.send_us += done.times.send_us;
-        open.wait_us += done.times.wait_us;
-        open.bytes_sent += done.bytes_sent;
-        open.bytes_received += done.bytes_received;
+        for (total, part) in [
+            (&mut open.compute_us, done.times.compute_us),
+            (&mut open.send_us, done.times.send_us),
+            (&mut open.wait_us, done.times.wait_us),
+            (&mut open.bytes_sent, done.bytes_sent),
+            (&mut open.bytes_received, done.bytes_received),
+        ] {
+            *total = total.saturating_add(part);
+        }
     }
 
     /// The next step that has become complete, if any. `learning_rate` and `epoch` are of that step.
@@ -182,8 +186,8 @@ impl Progress {
         let (epoch, learning_rate) = describe(step);
         let instant = if seconds > 0.0 { whole.examples as f64 / seconds } else { self.rate };
         self.rate = if step == 0 { instant } else { self.rate + RATE_SHARE * (instant - self.rate) };
-        self.bytes_sent += open.bytes_sent;
-        self.bytes_received += open.bytes_received;
+        self.bytes_sent = self.bytes_sent.saturating_add(open.bytes_sent);
+        self.bytes_received = self.bytes_received.saturating_add(open.bytes_received);
         self.samples += whole.examples;
         let loss = whole.loss_sum / examples;
         if whole.examples > 0 {

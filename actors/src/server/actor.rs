@@ -1,10 +1,11 @@
 //! The server's shell: connections in, replies out, arithmetic on its own thread.
 
-use std::sync::{Arc, mpsc};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
 use actix::{Actor, AsyncContext, Context, Handler};
 use testudo_kernels::Codec;
-use testudo_transport::{Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId};
+use testudo_transport::{CloseCode, Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -41,6 +42,20 @@ impl ReplyTo {
     }
 }
 
+/// The workers that hold a lease in the present epoch: whoever holds none is not served.
+#[derive(Clone, Debug, Default)]
+struct LiveWorkers(Arc<RwLock<BTreeSet<u32>>>);
+
+impl LiveWorkers {
+    fn set(&self, workers: BTreeSet<u32>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = workers;
+    }
+
+    fn contains(&self, worker: u32) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&worker)
+    }
+}
+
 /// What comes to the actor.
 #[derive(Debug)]
 pub enum Mail {
@@ -66,7 +81,7 @@ pub struct ServerActor {
     network: Network,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
-    workers: u32,
+    live: LiveWorkers,
     max_answers: usize,
     max_bytes: usize,
     /// What this server does, in the trace of the run.
@@ -84,8 +99,6 @@ pub struct ServerParts {
     pub math: SliceMath,
     /// The versions, shared with the arithmetic.
     pub store: Arc<Store>,
-    /// How many workers the job has.
-    pub workers: u32,
     /// Slices that this server keeps.
     pub slices: usize,
     /// Their bytes in all.
@@ -114,7 +127,7 @@ impl ServerActor {
             network: parts.network,
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
-            workers: parts.workers,
+            live: LiveWorkers::default(),
             max_answers: parts.slices * 2 + SPARE_ANSWERS,
             max_bytes: parts.bytes,
             serving: tracing::info_span!("serve"),
@@ -178,6 +191,7 @@ impl ServerActor {
                     // Without OpenTelemetry there is no parent to set; the span is then a root.
                     let _ = testudo_observability::set_remote_parent(&self.serving, run);
                 }
+                self.live.set(membership.leases.iter().map(|lease| lease.worker).collect());
                 self.drive(context, Input::Membership(membership));
             }
             Shutdown::KIND => {
@@ -212,7 +226,7 @@ impl Actor for ServerActor {
             store: Arc::clone(&self.store),
             mailbox: mailbox.clone(),
             runtime: self.runtime.clone(),
-            workers: self.workers,
+            live: self.live.clone(),
             max_answers: self.max_answers,
             max_bytes: self.max_bytes,
         };
@@ -274,7 +288,7 @@ struct Serving {
     store: Arc<Store>,
     mailbox: Mailbox<ServerActor>,
     runtime: Handle,
-    workers: u32,
+    live: LiveWorkers,
     max_answers: usize,
     max_bytes: usize,
 }
@@ -288,9 +302,8 @@ impl Serving {
 
     async fn connection(self, connection: Connection) {
         let peer = connection.peer().clone();
-        let Some(worker) = worker_index(&peer).filter(|index| *index < self.workers) else {
-            connection
-                .close(testudo_transport::CloseCode::Policy.number(), "servers serve the job's workers");
+        let Some(worker) = worker_index(&peer).filter(|index| self.live.contains(*index)) else {
+            connection.close(CloseCode::Policy.number(), "servers serve workers that hold a lease");
             return;
         };
         tracing::info!(%peer, "connected");
@@ -319,6 +332,10 @@ impl Stream {
     async fn run(self, mut receiver: Receiver) {
         loop {
             let message = match receiver.recv().await {
+                Ok(Some(_)) if !self.serving.live.contains(self.worker) => {
+                    self.connection.close(CloseCode::Policy.number(), "its leases have moved to others");
+                    return;
+                }
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(error) => {
@@ -335,8 +352,7 @@ impl Stream {
                 }
                 Err(error) => {
                     tracing::warn!(worker = self.worker, error, "malformed request");
-                    self.connection
-                        .close(testudo_transport::CloseCode::Framing.number(), "malformed request");
+                    self.connection.close(CloseCode::Framing.number(), "malformed request");
                     return;
                 }
             }
@@ -355,6 +371,9 @@ impl Stream {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
                 }
+                // What waits is bounded by the core, for each slice and worker; were it to hold credit as well, waiting
+                // pulls could take the credit of the very pushes that they wait for.
+                let reply = ReplyTo { held: None, ..reply };
                 Input::Pull { worker, reply, pull }
             }
             Push::KIND => {

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use testudo_transport::Payload;
 use tokio::runtime::Handle;
 
+use crate::compute_thread::{PANICKED, PanicGuard};
 use crate::mailbox::Mailbox;
 use crate::numbers;
 use crate::placement::SliceId;
@@ -30,6 +31,8 @@ pub(super) fn start(
     runtime: Handle,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("compute".into()).spawn(move || {
+        let fatal = Mail::Fatal(PANICKED.into());
+        let _guard = PanicGuard::new(mailbox.clone(), runtime.clone(), fatal);
         while let Ok(work) = work.recv() {
             let mail = match work {
                 Work::Initialise => {

@@ -428,3 +428,6 @@ enum Verdict {
     Duplicate,
     BeingStored(usize),
 }
+
+#[cfg(test)]
+mod tests;

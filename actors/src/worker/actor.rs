@@ -77,11 +77,18 @@ pub enum Mail {
     Fatal(String),
 }
 
-/// What was asked of a server, by request number.
+/// What was asked of a server.
 #[derive(Debug)]
 enum Asked {
     Push { step: u64, node: Node, slice: SliceId },
     Pull { slice: SliceId, version: u64 },
+}
+
+/// A request that has no answer yet.
+#[derive(Debug)]
+struct Request {
+    server: u32,
+    asked: Asked,
 }
 
 /// What a worker's shell is made of.
@@ -127,7 +134,8 @@ pub struct WorkerActor {
     runtime: Handle,
     expected: usize,
     servers: BTreeMap<u32, (Connection, Vec<Outbox>)>,
-    asked: HashMap<u64, Asked>,
+    /// By request number.
+    asked: HashMap<u64, Request>,
     next_request: u64,
     reported: (u64, u64),
     /// The step under way, in the trace of the run.
@@ -179,13 +187,13 @@ impl WorkerActor {
             Effect::Push { server, push, values } => {
                 let Push { step, node, slice, .. } = push;
                 let Values::Gradient(bytes, permit) = values else { return };
-                let request = self.ask(Asked::Push { step, node, slice });
+                let request = self.ask(server, Asked::Push { step, node, slice });
                 let message = Outgoing::new(Push::KIND, request, push.encode()).with_payload(bytes);
                 self.post(server, slice, message, Some(Box::new(permit)));
             }
             Effect::Pull { server, pull } => {
                 let Pull { slice, version } = pull;
-                let request = self.ask(Asked::Pull { slice, version });
+                let request = self.ask(server, Asked::Pull { slice, version });
                 self.post(server, slice, Outgoing::new(Pull::KIND, request, pull.encode()), None);
             }
             Effect::Install { slice, values } => {
@@ -226,10 +234,10 @@ impl WorkerActor {
         })
     }
 
-    fn ask(&mut self, asked: Asked) -> u64 {
+    fn ask(&mut self, server: u32, asked: Asked) -> u64 {
         let request = self.next_request;
         self.next_request += 1;
-        self.asked.insert(request, asked);
+        self.asked.insert(request, Request { server, asked });
         request
     }
 
@@ -288,9 +296,13 @@ impl WorkerActor {
         }
     }
 
-    fn answer(&mut self, context: &mut Context<Self>, message: Message) -> Result<(), String> {
+    fn answer(&mut self, context: &mut Context<Self>, server: u32, message: Message) -> Result<(), String> {
         let request = message.envelope.request;
-        let asked = self.asked.remove(&request).ok_or("an answer to a request that was never made")?;
+        // Only the server that was asked may answer: each is trusted with its own slices alone.
+        let asked = match self.asked.remove(&request) {
+            Some(Request { server: of, asked }) if of == server => asked,
+            _ => return Err("an answer to a request that was never made of it".into()),
+        };
         let unreadable = |e: testudo_transport::WireError| e.to_string();
         let input = match (message.kind, asked) {
             (PushAccepted::KIND, Asked::Push { step, node, slice }) => {
@@ -402,7 +414,7 @@ impl Handler<Letter<Mail>> for WorkerActor {
                 }
             }
             Mail::Answer { server, message } => {
-                if let Err(what) = self.answer(context, message) {
+                if let Err(what) = self.answer(context, server, message) {
                     self.fatal(format!("server/{server} misbehaved: {what}"));
                 }
             }

@@ -10,6 +10,7 @@ use testudo_transport::Payload;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::compute_thread::{PANICKED, PanicGuard};
 use crate::mailbox::Mailbox;
 use crate::message::{Evaluate, Export};
 use crate::numbers;
@@ -37,6 +38,8 @@ pub(super) fn start(
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     let mut thread = Thread { compute, mailbox, runtime, in_flight, gone: false };
     std::thread::Builder::new().name("compute".into()).spawn(move || {
+        let fatal = Mail::Fatal(PANICKED.into());
+        let _guard = PanicGuard::new(thread.mailbox.clone(), thread.runtime.clone(), fatal);
         while let Ok(work) = work.recv() {
             if let Err(reason) = thread.carry_out(work) {
                 thread.deliver(Mail::Fatal(reason));

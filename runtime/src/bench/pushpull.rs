@@ -14,7 +14,7 @@ use testudo_kernels::{
     Batch, Initial, Loss, Model, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Schedule, Shape,
 };
 
-use crate::bench::transport::{median, scratch};
+use crate::bench::transport::{Scratch, median};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::report::metrics;
@@ -47,7 +47,8 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
          [optimizer]\nkind = \"sgd\"\nlearning_rate = 0.001\n[data]\nkind = \"mnist\"\npath = \".\"\n\
          [checkpoint]\nexport = false\n"
     );
-    let dir = scratch()?;
+    let scratch = Scratch::new()?;
+    let dir = scratch.path();
     let config = Config::parse::<&str>(&text, &dir.join("bench.toml"), &[]).map_err(Failure::failed)?;
     let job = job(workers, mib, rounds + WARM_UP, &config)?;
     let run_dir = RunDir::create(&dir.join("run")).map_err(Failure::failed)?;
@@ -62,7 +63,6 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
         _ => 0.0,
     });
     let median_ms = median(spans);
-    let _ = std::fs::remove_dir_all(&dir);
     println!(
         "pushpull, {workers} workers, {servers} servers, {mib} MiB of f32 each way a worker: median {median_ms:.1} ms a \
          round over {rounds} rounds ({:.1} s in all)",

@@ -1,8 +1,8 @@
 //! One way over loopback between two processes; TLS 1.3, and a MAC on every message.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use testudo_transport::bench::{Figures, Plan, policy, receive, send};
 use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId, TransportConfig};
@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::error::Failure;
+use crate::rundir::timestamp;
 
 /// Long enough for any measurement.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
@@ -98,6 +99,7 @@ fn endpoint(identity: Identity) -> Result<Endpoint, Failure> {
 }
 
 async fn receiver(identity: &Path, plan: &Plan) -> Result<(), Failure> {
+    crate::launch::local::end_with_parent();
     let endpoint = endpoint(Identity::load(identity).map_err(Failure::failed)?)?;
     println!("listening {}", endpoint.local_addr());
     let figures = receive(&endpoint, plan).await.map_err(Failure::failed)?;
@@ -109,8 +111,8 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
     let ca = JobCa::create("bench.local", "bench", VALIDITY).map_err(Failure::failed)?;
     let id = |role| SpiffeId::new("bench.local", "bench", role, "0").map_err(Failure::failed);
     let (server, worker) = (id(Role::Server)?, id(Role::Worker)?);
-    let dir = scratch()?;
-    let folder = dir.join("server");
+    let scratch = Scratch::new()?;
+    let folder = scratch.path().join("server");
     ca.issue(&server, VALIDITY).and_then(|i| i.save(&folder)).map_err(Failure::failed)?;
     let program = std::env::current_exe().map_err(Failure::failed)?;
     let mib = (plan.messages as u64 * plan.message_bytes as u64) >> 20;
@@ -118,6 +120,7 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
         .args(["bench", "transport", "--message-bytes", &plan.message_bytes.to_string()])
         .args(["--mib", &mib.to_string(), "--receive"])
         .arg(&folder)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -132,7 +135,6 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
     let line = lines.next_line().await.map_err(Failure::failed)?.ok_or_else(ended)?;
     let received: Figures = serde_json::from_str(&line).map_err(Failure::failed)?;
     let _ = child.wait().await;
-    let _ = std::fs::remove_dir_all(&dir);
     Ok(Measured {
         gb_per_second: received.gigabytes_per_second,
         sender: sent.cpu_nanoseconds_per_byte,
@@ -140,19 +142,32 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
     })
 }
 
-/// A folder of its own, for identities that live as long as a measurement.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn scratch() -> Result<std::path::PathBuf, Failure> {
-    let name = format!(
-        "testudo-bench-{}-{}",
-        std::process::id(),
-        crate::rundir::timestamp(std::time::SystemTime::now())
-    );
-    let dir = std::env::temp_dir().join(name);
-    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-        .create(&dir)
-        .map_err(|e| Failure::file(&dir, "cannot be made", e))?;
-    Ok(dir)
+/// A folder of its own for the identities of a measurement, gone with everything in it when this is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it, for this user alone.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Scratch, Failure> {
+        let name = format!("testudo-bench-{}-{}", std::process::id(), timestamp(SystemTime::now()));
+        let dir = std::env::temp_dir().join(name);
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(&dir)
+            .map_err(|e| Failure::file(&dir, "cannot be made", e))?;
+        Ok(Scratch(dir))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

@@ -77,9 +77,9 @@ pub(crate) struct NodeArguments {
     /// What this node is
     #[arg(long, env = "DMLC_ROLE")]
     pub(crate) role: NodeRole,
-    /// Which one of its role, from 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) index: u32,
+    /// Which one of its role, from 0 [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) index: Option<u32>,
     /// The cluster file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,

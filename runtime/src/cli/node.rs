@@ -1,6 +1,5 @@
 //! `testudo node`: one node of a cluster.
 
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +11,12 @@ use testudo_actors::server::SumOrder;
 use testudo_actors::{NodeError, SignedJob};
 use testudo_observability as observability;
 use testudo_transport::{Endpoint, Identity, Role};
+use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{NodeArguments, NodeRole};
 use crate::config::Config;
 use crate::error::Failure;
+use crate::launch::local::end_with_parent;
 use crate::node::{Metrics, Setup, transport};
 use crate::rundir::RunDir;
 
@@ -49,18 +50,16 @@ fn environment(role: NodeRole) -> Environment {
 /// Runs the node; a worker gets its data from `setup`, or from the cluster file.
 pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
     let environment = environment(arguments.role);
-    let index = match arguments.index {
-        0 => environment.index.unwrap_or(0),
-        index => index,
-    };
+    let index = arguments.index.or(environment.index).unwrap_or(0);
     let config = Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
     let identity = load_identity(arguments.identity.as_deref(), &config)?;
     check_identity(&identity, arguments.role, index)?;
     let role = arguments.role.role();
-    let mut options = observability::Options::new(format!("{role}/{index}"));
-    if let Some(log) = &arguments.log {
-        options = options.with_log_file(log);
-    }
+    let options = observability::Options::new(format!("{role}/{index}"));
+    let options = match &arguments.log {
+        Some(log) => options.with_log_file(log).with_stderr(LevelFilter::OFF),
+        None => options.with_log_writer(std::io::stderr()).with_stderr(LevelFilter::OFF),
+    };
     let _guard = observability::init(options).map_err(Failure::misconfigured)?;
     if arguments.with_parent {
         end_with_parent();
@@ -79,6 +78,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let network = bind(&config, &identity, listen, runtime.handle())?;
     println!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
+    tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");
     let run_dir = match &arguments.run_dir {
         Some(dir) => dir.clone(),
         None => folder_of(&arguments.config),
@@ -158,16 +158,6 @@ fn bind(
     let endpoint = Endpoint::bind(&transport(config, listen), identity.clone(), Arc::new(policy))
         .map_err(Failure::misconfigured)?;
     Ok(Network::Quic(endpoint))
-}
-
-/// No node outlives its launcher: the launcher holds the other end of standard input.
-fn end_with_parent() {
-    std::thread::spawn(|| {
-        let mut byte = [0];
-        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
-        tracing::error!("the launcher is gone; ending");
-        std::process::exit(1);
-    });
 }
 
 struct Node {

@@ -19,8 +19,15 @@ use crate::{job, node, run as training};
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let style =
         Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
-    let mut display = Display { progress: Progress::new(std::io::stderr(), style), training: None };
+    let mut display =
+        Display { progress: Progress::new(std::io::stderr(), style), training: None, stalled: None };
     let config = Config::load(&arguments.file, &overrides(arguments)).map_err(Failure::misconfigured)?;
+    if config.security.files.is_some() {
+        return Err(Failure::misconfigured(
+            "security.ca, security.cert and security.key are for `testudo node`: `testudo run` makes identities of its own, \
+             for this run alone; remove them from the cluster file",
+        ));
+    }
     let data = node::data(&config).map_err(Failure::misconfigured)?;
     let spec = job::spec(&config, node::data_spec(&data));
     drop(data);
@@ -112,10 +119,18 @@ struct Display {
     progress: Progress<Stderr>,
     /// When training began, as far as this process saw.
     training: Option<Instant>,
+    /// What it waits for, as it was last shown.
+    stalled: Option<String>,
 }
 
 impl Watcher for Display {
     fn report(&mut self, report: &StatusReport) {
+        if report.stalled != self.stalled {
+            if let Some(stalled) = &report.stalled {
+                self.progress.note(&format!("no progress: {stalled}"));
+            }
+            self.stalled.clone_from(&report.stalled);
+        }
         if report.phase != Phase::Training {
             return;
         }
@@ -130,9 +145,6 @@ impl Watcher for Display {
             samples_per_second: report.samples_per_second,
             elapsed_seconds: begun.elapsed().as_secs_f64(),
         });
-        if let Some(stalled) = &report.stalled {
-            self.progress.note(&format!("no progress: {stalled}"));
-        }
     }
 
     fn notice(&mut self, text: &str) {

@@ -15,6 +15,12 @@ const HEARTBEATS_PER_TIMEOUT: u64 = 2;
 /// Bytes that travel with a slice at most: prelude, header and MAC.
 const FRAME_OVERHEAD: u64 = 4 << 10;
 
+/// The least credit in bytes with which slices can travel: the transport lets one message take three quarters of it, so
+/// that a large one does not wait for every byte to be given back.
+fn least_credit(slice_bytes: u32) -> u64 {
+    (u64::from(slice_bytes) + FRAME_OVERHEAD).div_ceil(3) * 4
+}
+
 /// Reports everything that does not fit together.
 pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem>) {
     let mut report = |paths: &[&str], broken: bool, message: &dyn Fn() -> String| {
@@ -56,14 +62,14 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     });
     report(
         &["transport.max_in_flight_bytes", "transport.slice_bytes"],
-        transport.max_in_flight_bytes < u64::from(transport.slice_bytes) + FRAME_OVERHEAD,
+        transport.max_in_flight_bytes < least_credit(transport.slice_bytes),
         &|| {
             format!(
-                "`transport.max_in_flight_bytes` is {}, less than one slice and its frame (`transport.slice_bytes` \
-                 is {}): no slice could ever be sent; use at least {}",
+                "`transport.max_in_flight_bytes` is {}, too little for one slice and its frame \
+                 (`transport.slice_bytes` is {}), which may take three quarters of it; use at least {}",
                 transport.max_in_flight_bytes,
                 transport.slice_bytes,
-                u64::from(transport.slice_bytes) + FRAME_OVERHEAD
+                least_credit(transport.slice_bytes)
             )
         },
     );

@@ -216,7 +216,7 @@ fn rules_between_keys() {
         (&["cluster.workers=5"][..], "the workers beyond that would idle"),
         (&["training.batch_size=2"], "use for instance 4"),
         (&["transport.slice_bytes=1022"], "use for instance 1020"),
-        (&["transport.slice_bytes=131072", "transport.max_in_flight_bytes=65536"], "use at least 135168"),
+        (&["transport.slice_bytes=131072", "transport.max_in_flight_bytes=65536"], "use at least 180224"),
         (&["cluster.heartbeat_timeout_ms=900"], "use at least 1000"),
         (&["transport.idle_timeout_ms=999"], "use at least 1000"),
         (&["security.ca=x"], "`security.cert` and `security.key` is missing"),

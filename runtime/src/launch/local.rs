@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,6 +20,17 @@ use tokio::process::{Child, Command};
 
 use crate::error::Failure;
 use crate::rundir::RunDir;
+
+/// What `testudo node` takes from the environment when another launcher starts it; here everything is said by options.
+const LAUNCHER_VARIABLES: [&str; 7] = [
+    "DMLC_ROLE",
+    "DMLC_NUM_WORKER",
+    "DMLC_NUM_SERVER",
+    "DMLC_PS_ROOT_URI",
+    "DMLC_PS_ROOT_PORT",
+    "DMLC_WORKER_ID",
+    "DMLC_SERVER_ID",
+];
 
 /// How long a node may take from its start until it is bound: loading the program from a cold disk, mostly.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -76,6 +88,7 @@ impl LocalNodes {
         let output = File::options()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(&log)
             .map_err(|e| Failure::file(&log, "cannot be written", e))?;
         let mut command = Command::new(&self.program);
@@ -99,9 +112,7 @@ impl LocalNodes {
         if let Some(scheduler) = scheduler {
             command.args(["--scheduler", &scheduler.to_string()]);
         }
-        for variable in
-            ["DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT"]
-        {
+        for variable in LAUNCHER_VARIABLES {
             command.env_remove(variable);
         }
         let mut child = command.spawn().map_err(|e| Failure::file(&self.program, "cannot be started", e))?;
@@ -190,6 +201,16 @@ impl NodeProcess {
         }
         Failure::failed(message)
     }
+}
+
+/// Ends this process when its standard input does: its launcher holds the other end, so no node outlives it.
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
+        tracing::error!("the launcher is gone; ending");
+        std::process::exit(1);
+    });
 }
 
 async fn first_line(stdout: Option<tokio::process::ChildStdout>) -> Option<SocketAddr> {

@@ -1,7 +1,8 @@
 //! Who is let in: handshakes in their own tasks, budgets, and the start of the session.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
@@ -59,13 +60,14 @@ pub(super) struct Admission {
     policy: Arc<Policy>,
     open: Arc<AtomicUsize>,
     handshakes: Arc<AtomicUsize>,
+    peers: Peers,
     counters: Counters,
 }
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
-        let (open, handshakes) = Default::default();
-        Admission { config, identity, policy, open, handshakes, counters: Counters::default() }
+        let (open, handshakes, peers, counters) = Default::default();
+        Admission { config, identity, policy, open, handshakes, peers, counters }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -202,24 +204,58 @@ impl Admission {
             why
         };
         let peer = self.peer(&quic).map_err(refuse)?;
+        let most = self.config.max_connections_per_peer;
+        let Some(slot) = slot.of_peer(&self.peers, &peer, most) else {
+            let why = format!("{peer} has {most} connections already");
+            quic.close(VarInt::from_u32(CloseCode::Busy.number()), why.as_bytes());
+            return Err(why);
+        };
         self.start(quic.clone(), peer, Direction::FromAcceptor, slot).map_err(refuse)
     }
 }
 
-/// A place in a bounded count, given back when dropped.
-pub(super) struct Slot(Arc<AtomicUsize>);
+/// Connections that each peer has opened to us and that live.
+type Peers = Arc<Mutex<HashMap<SpiffeId, usize>>>;
+
+/// A place among a limited number, free again when this is dropped.
+pub(super) struct Slot {
+    count: Arc<AtomicUsize>,
+    peer: Option<(Peers, SpiffeId)>,
+}
 
 impl Slot {
     fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Slot> {
         let next = |held: usize| (held < limit).then_some(held + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        Some(Slot(Arc::clone(count)))
+        Some(Slot { count: Arc::clone(count), peer: None })
+    }
+
+    /// The same place, if it is within what one peer may have.
+    fn of_peer(mut self, peers: &Peers, peer: &SpiffeId, most: usize) -> Option<Slot> {
+        let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(peer.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        drop(held);
+        self.peer = Some((Arc::clone(peers), peer.clone()));
+        Some(self)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some((peers, peer)) = &self.peer {
+            let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(count) = held.get_mut(peer) {
+                *count -= 1;
+                if *count == 0 {
+                    held.remove(peer);
+                }
+            }
+        }
     }
 }
 

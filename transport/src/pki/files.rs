@@ -19,6 +19,8 @@ const SECRET_MODE: u32 = 0o600;
 const PUBLIC_MODE: u32 = 0o644;
 /// Everything for the owner, nothing for anyone else.
 const DIRECTORY_MODE: u32 = 0o700;
+/// Permission to write, of group or others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Any permission of group or others.
 const OTHERS: u32 = 0o077;
 
@@ -31,6 +33,9 @@ pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
     let found = std::fs::symlink_metadata(path).map_err(|why| failed(path, &why))?;
     if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
         return Err(not_private(path, "the directory is a link or another user's"));
+    }
+    if found.mode() & WRITABLE_BY_OTHERS != 0 {
+        return Err(not_private(path, "others than its owner can write in the directory"));
     }
     Ok(())
 }
@@ -60,9 +65,19 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     read(path, file)
 }
 
-/// Reads a file that is no secret; refuses links all the same.
+/// Reads a file that is no secret, but that decides whom this node trusts: refuses links, and what others than its owner
+/// (this user or root) could have written.
 pub(super) fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
-    Ok(read(path, open(path)?)?.to_vec())
+    let file = open(path)?;
+    let found = file.metadata().map_err(|why| failed(path, &why))?;
+    if ![rustix::process::geteuid().as_raw(), 0].contains(&found.uid()) {
+        return Err(not_private(path, "it belongs to another user"));
+    }
+    if found.mode() & WRITABLE_BY_OTHERS != 0 {
+        let what = format!("its mode is {:o}, so others than its owner can change it", found.mode() & 0o7777);
+        return Err(not_private(path, &what));
+    }
+    Ok(read(path, file)?.to_vec())
 }
 
 fn open(path: &Path) -> Result<File, PkiError> {

@@ -1,0 +1,53 @@
+//! Who may join.
+
+use super::{MAX_QUOTED, SchedulerCore, printable};
+use crate::job::Determinism;
+use crate::message::{Join, Member, MemberRole, Phase};
+
+/// Bytes of a server's address at most: a DNS name and a port.
+const MAX_ADDRESS: usize = 300;
+
+impl<C: Clone + PartialEq> SchedulerCore<C> {
+    /// Why `member` may not join, if it may not: the text is for its operator.
+    pub(super) fn judge(&self, member: Member, join: &Join) -> Result<(), String> {
+        let count = match member.role {
+            MemberRole::Server => self.job.servers,
+            MemberRole::Worker => self.job.workers,
+        };
+        if self.phase != Phase::Forming {
+            return Err("the job is under way and takes no new members".into());
+        }
+        if member.index >= count {
+            return Err(format!("the job admits {count} of that role, numbered from 0"));
+        }
+        if self.members.contains_key(&member) {
+            return Err(format!("{member} takes part already: one identity, one node"));
+        }
+        if join.release != self.release {
+            return Err(format!(
+                "it runs release {}, the scheduler runs {}: install the same release on every node",
+                printable(&join.release, MAX_QUOTED),
+                self.release
+            ));
+        }
+        if member.role == MemberRole::Server
+            && !join.address.as_ref().is_some_and(|a| (1..=MAX_ADDRESS).contains(&a.len()))
+        {
+            return Err(format!(
+                "a server must say where workers can dial it, in {MAX_ADDRESS} bytes at most"
+            ));
+        }
+        if self.job.determinism == Determinism::Strict
+            && let Some((first, fingerprint)) = &self.fingerprint
+            && *fingerprint != join.fingerprint
+        {
+            return Err(format!(
+                "its arithmetic ({}) differs from that of {first} ({}), so bits would differ: use equal machines, or \
+                 set training.determinism = \"relaxed\"",
+                printable(&join.fingerprint, MAX_QUOTED),
+                printable(fingerprint, MAX_QUOTED)
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! What the scheduler's core is told, and what it wants done.
+
+use crate::message::{
+    Evaluate, EvaluationResult, Export, Exported, Heartbeat, Join, LeaseExtended, Member, Membership,
+    NodeDone, Outcome, Shutdown,
+};
+use crate::scheduler::progress::StepSummary;
+
+/// What happened. `C` is the shell's handle of a connection.
+#[derive(Debug)]
+pub enum Input<C> {
+    /// A node asks to take part, on a connection that was authenticated as `member`.
+    Join {
+        /// Who.
+        member: Member,
+        /// Over which connection.
+        connection: C,
+        /// What it says of itself.
+        join: Join,
+    },
+    /// A member's connection is gone.
+    Gone {
+        /// Who.
+        member: Member,
+        /// The connection.
+        connection: C,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// A server has installed an epoch.
+    Ready {
+        /// The server's index.
+        server: u32,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// A worker's nodes are done.
+    NodeDone {
+        /// The worker's index.
+        worker: u32,
+        /// What it reports.
+        done: NodeDone,
+    },
+    /// A member lives.
+    Heartbeat {
+        /// Who.
+        member: Member,
+        /// What it says.
+        heartbeat: Heartbeat,
+    },
+    /// A worker has evaluated part of the test set.
+    Evaluated {
+        /// The worker's index.
+        worker: u32,
+        /// The result.
+        result: EvaluationResult,
+    },
+    /// A worker has exported the final model.
+    Exported {
+        /// The worker's index.
+        worker: u32,
+        /// What it reports.
+        exported: Exported,
+    },
+    /// A member cannot go on.
+    Failure {
+        /// Who.
+        member: Member,
+        /// Why.
+        reason: String,
+    },
+    /// An operator ends the run in order.
+    Stop,
+    /// An operator knows that a member's process has ended.
+    Ended {
+        /// Who.
+        member: Member,
+        /// How.
+        exit: String,
+    },
+    /// A timeout that [`SchedulerCore::poll_timeout`] asked for may have passed.
+    Tick,
+}
+
+/// A message to a member.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToMember {
+    /// The leases and the members.
+    Membership(Membership),
+    /// The leases hold for more steps.
+    Extended(LeaseExtended),
+    /// Evaluate part of the test set.
+    Evaluate(Evaluate),
+    /// Export the final model.
+    Export(Export),
+    /// Leave.
+    Shutdown(Shutdown),
+}
+
+/// What must be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect<C> {
+    /// Admit a node: send it the signed job.
+    Welcome {
+        /// Over this connection.
+        connection: C,
+        /// Who.
+        member: Member,
+        /// How many times it has joined.
+        incarnation: u64,
+    },
+    /// Turn a node away.
+    Refuse {
+        /// Over this connection.
+        connection: C,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Send a message to a member.
+    Send {
+        /// Over this connection.
+        connection: C,
+        /// Who.
+        member: Member,
+        /// What.
+        message: ToMember,
+    },
+    /// Close the connection of a member that is no longer one.
+    Disconnect {
+        /// The connection.
+        connection: C,
+        /// Why.
+        reason: String,
+    },
+    /// A step is complete.
+    Step(StepSummary),
+    /// Something an operator should read.
+    Notice(String),
+    /// The run is over.
+    Over(Outcome),
+}

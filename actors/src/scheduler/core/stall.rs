@@ -1,0 +1,75 @@
+//! Whom a run waits for: a stall has a name (invariant 4 of the core).
+
+use super::SchedulerCore;
+use crate::message::{Member, MemberRole, Phase, Waiting};
+use crate::scheduler::ending::Ending;
+
+impl<C: Clone + PartialEq> SchedulerCore<C> {
+    /// Whom the run waits for: node, slice and step.
+    pub(super) fn waits_for(&self) -> String {
+        match self.phase {
+            Phase::Forming => {
+                let all = (0..self.job.servers)
+                    .map(|index| Member { role: MemberRole::Server, index })
+                    .chain((0..self.job.workers).map(|index| Member { role: MemberRole::Worker, index }));
+                let missing: Vec<String> =
+                    all.filter(|m| !self.members.contains_key(m)).map(|m| m.to_string()).collect();
+                match missing.is_empty() {
+                    false => format!("waiting for {} to join", missing.join(", ")),
+                    true => "waiting for servers to initialise their parameters".into(),
+                }
+            }
+            Phase::Training => {
+                let said = |role| {
+                    self.members
+                        .iter()
+                        .filter(move |(m, _)| m.role == role)
+                        .filter_map(|(m, j)| Some((m, j.said.as_ref()?.waiting.as_ref()?)))
+                };
+                let at_server = said(MemberRole::Server).min_by_key(|(_, w)| w.step);
+                if let Some((server, waiting)) = at_server
+                    && let Some(node) = waiting.missing.filter(|node| self.tree.contains(*node))
+                    && let Some(lease) =
+                        self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
+                {
+                    return format!(
+                        "waiting for worker/{} to push {} of {} in step {} to {server}",
+                        lease.worker,
+                        node,
+                        self.describe(waiting),
+                        waiting.step
+                    );
+                }
+                match said(MemberRole::Worker).min_by_key(|(_, w)| w.step) {
+                    Some((worker, waiting)) => {
+                        format!("{worker} waits for {} after step {}", self.describe(waiting), waiting.step)
+                    }
+                    None => {
+                        let step = self.progress.completed();
+                        let owing: Vec<String> = self
+                            .leases
+                            .iter()
+                            .filter(|l| self.progress.owed(l.node) <= step)
+                            .map(|l| format!("worker/{} ({})", l.worker, l.node))
+                            .collect();
+                        format!("waiting for {} in step {step}", owing.join(", "))
+                    }
+                }
+            }
+            Phase::Finishing | Phase::Over => match self.ending.as_ref().map(Ending::holders) {
+                Some(holders) if !holders.is_empty() => format!(
+                    "waiting for the evaluation and the export of the final model by {}",
+                    holders.iter().map(|w| format!("worker/{w}")).collect::<Vec<_>>().join(", ")
+                ),
+                _ => "waiting for workers and servers to leave".into(),
+            },
+        }
+    }
+
+    fn describe(&self, waiting: &Waiting) -> String {
+        match self.names.get(waiting.slice.parameter as usize) {
+            Some(name) => format!("{name} (slice {})", waiting.slice.index),
+            None => waiting.slice.to_string(),
+        }
+    }
+}

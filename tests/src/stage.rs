@@ -1,0 +1,149 @@
+//! A stage on which a test plays every worker of a job by hand, at a real scheduler and real servers over QUIC.
+
+use testudo_actors::JobSpec;
+use testudo_actors::link::Network;
+use testudo_actors::message::{Failure, MemberRole, Membership, Outcome, Pull, Push, Shutdown};
+use testudo_actors::placement::{SliceId, SliceMap};
+use testudo_actors::tree::Node;
+use testudo_kernels::OptimizerSpec;
+use testudo_transport::Role;
+
+use crate::cluster::{Cluster, Links, Site, Wiring};
+use crate::member::{Answer, Lane, Member, in_time, placement};
+use crate::toy;
+
+/// Examples of a step of [`job`].
+pub const BATCH: u32 = 8;
+
+/// Every worker of a job, in the test's hands, at a real scheduler and real servers.
+pub struct Stage {
+    /// The job.
+    pub job: JobSpec,
+    /// An operator's network, and where the scheduler is.
+    pub operator: (Network, String),
+    /// By worker: what it dials with.
+    pub networks: Vec<Network>,
+    /// By worker: its line to the scheduler.
+    pub members: Vec<Member>,
+    /// By worker: one lane to each server.
+    pub lanes: Vec<Vec<Lane>>,
+    /// The membership epoch that they were told of.
+    pub epoch: u64,
+    /// By worker: its first node.
+    pub nodes: Vec<Node>,
+    /// Where slices lie.
+    pub map: SliceMap,
+}
+
+/// A job whose steps change parameters by known amounts: with plain descent at a rate of 1 and a batch of [`BATCH`]
+/// examples, a sum of gradients moves a value by sum / [`BATCH`].
+#[must_use]
+pub fn job(workers: u32, servers: u32, shards: u32) -> JobSpec {
+    JobSpec {
+        optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
+        learning_rate: 1.0,
+        batch_size: BATCH,
+        heartbeat_timeout_ms: 600_000,
+        ..toy::job(workers, servers, shards, 3)
+    }
+}
+
+impl Stage {
+    /// All members of the job have joined, and workers are connected.
+    async fn set(site: &Site, scheduler: String) -> Stage {
+        let job = site.job.clone();
+        let operator = (site.network(&site.identity(Role::Operator, "0")), scheduler.clone());
+        let of = |index: u32| site.network(&site.identity(Role::Worker, &index.to_string()));
+        let networks: Vec<Network> = (0..job.workers).map(of).collect();
+        let mut members = Vec::new();
+        for network in &networks {
+            members.push(Member::join(network, &scheduler, MemberRole::Worker).await.unwrap());
+        }
+        let map = placement(&job);
+        let (lanes, nodes) = (Vec::new(), Vec::new());
+        let mut stage = Stage { job, operator, networks, members, lanes, epoch: 0, nodes, map };
+        for index in 0..stage.members.len() {
+            let Membership { epoch, leases, servers, .. } = stage.members[index].membership().await;
+            stage.epoch = epoch;
+            stage.nodes.push(leases.iter().find(|l| l.worker as usize == index).unwrap().node);
+            let mut lanes = Vec::new();
+            for server in servers {
+                let id = stage.job.member(Role::Server, server.index).unwrap();
+                lanes.push(Lane::dial(&stage.networks[index], &server.address, &id).await);
+            }
+            stage.lanes.push(lanes);
+        }
+        stage
+    }
+
+    /// Worker `worker`'s lane to the server of `slice`.
+    pub fn lane(&mut self, worker: usize, slice: SliceId) -> &mut Lane {
+        let server = self.map.slice(slice).map_or(0, |s| s.server);
+        &mut self.lanes[worker][server as usize]
+    }
+
+    /// The push that worker `worker` owes for `slice` in `step`.
+    #[must_use]
+    pub fn push_of(&self, worker: usize, step: u64, slice: SliceId) -> Push {
+        Push { epoch: self.epoch, step, slice, node: self.nodes[worker], codec: 0 }
+    }
+
+    /// Worker `worker` pushes `value` for every element of `slice`.
+    pub async fn push(&mut self, worker: usize, step: u64, slice: SliceId, value: f32) -> Answer {
+        let push = self.push_of(worker, step, slice);
+        let values = vec![value; self.map.slice(slice).map_or(1, |s| s.elements)];
+        self.lane(worker, slice).pushed(&push, &values).await
+    }
+
+    /// Worker `worker` pulls a version.
+    pub async fn pull(&mut self, worker: usize, slice: SliceId, version: u64) -> Answer {
+        self.lane(worker, slice).pulled(&Pull { slice, version }).await
+    }
+
+    /// The values that worker `worker` gets for a version.
+    ///
+    /// # Panics
+    /// When it gets none.
+    pub async fn values(&mut self, worker: usize, slice: SliceId, version: u64) -> Vec<f32> {
+        match self.pull(worker, slice, version).await {
+            Answer::Values(values) => values,
+            other => panic!("version {version} of {slice}: {other:?}"),
+        }
+    }
+
+    /// Every worker contributes `value` to `slice`, so that it goes to the next version.
+    pub async fn complete(&mut self, step: u64, slice: SliceId, value: f32) {
+        for worker in 0..self.lanes.len() {
+            assert_eq!(self.push(worker, step, slice, value).await, Answer::Accepted(false));
+        }
+    }
+
+    /// Ends the run: worker 0 gives up.
+    async fn end(&mut self) {
+        self.members[0].tell(&Failure { reason: "seen enough".into() }).await;
+        for member in &mut self.members {
+            member.hear_of::<Shutdown>().await;
+        }
+    }
+}
+
+/// Plays `act` on a stage of `job`, and then ends the run.
+pub fn play(job: JobSpec, act: impl AsyncFnOnce(&mut Stage)) {
+    let cluster = play_to_its_end(job, async |stage| {
+        act(stage).await;
+        stage.end().await;
+    });
+    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+}
+
+/// Plays `act`, which ends the run itself.
+#[must_use]
+pub fn play_to_its_end(job: JobSpec, act: impl AsyncFnOnce(&mut Stage)) -> Cluster {
+    let absent = (0..job.workers).collect();
+    let cluster = Cluster::start_with(Site::new(job, Links::Quic), Wiring { absent, ..Wiring::default() });
+    cluster.site.runtime.block_on(in_time("the act", async {
+        let mut stage = Stage::set(&cluster.site, cluster.scheduler.to_string()).await;
+        act(&mut stage).await;
+    }));
+    cluster
+}

@@ -1,0 +1,148 @@
+//! Lines 9 and 13 of the list of semantics, end to end over QUIC: who counts as a member, in which order members leave, and
+//! who is named when nothing moves. The same on pure cores is in the actors' own tests.
+
+use testudo_actors::JobSpec;
+use testudo_actors::message::{
+    Body, Evaluate, EvaluationResult, Export, Exported, Failure, Finished, Heartbeat, MemberRole, NodeDone,
+    NodeLoss, Outcome, Ready, Shutdown, StepTimes,
+};
+use testudo_actors::node::run_scheduler;
+use testudo_actors::operator::follow;
+use testudo_actors::placement::SliceId;
+use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
+use testudo_tests::member::{Answer, Member};
+use testudo_tests::stage::{job, play, play_to_its_end};
+use testudo_transport::Role;
+
+const FIRST: SliceId = SliceId { parameter: 0, index: 0 };
+
+/// Line 9: an identity that takes part cannot join again, from wherever it calls, and does not count twice.
+#[test]
+fn line_9_a_second_join_of_a_live_identity_is_refused() {
+    let cluster = Cluster::start_with(
+        Site::new(job(2, 1, 2), Links::Quic),
+        Wiring { absent: vec![0, 1], ..Wiring::default() },
+    );
+    let (site, scheduler) = (&cluster.site, cluster.scheduler.to_string());
+    let network = || site.network(&site.identity(Role::Worker, "0"));
+    site.runtime.block_on(async {
+        let (first, second) = (network(), network());
+        let mut member = Member::join(&first, &scheduler, MemberRole::Worker).await.unwrap();
+        for again in [&first, &second, &second] {
+            let reason = Member::join(again, &scheduler, MemberRole::Worker).await.unwrap_err();
+            assert!(reason.contains("worker/0 takes part already"), "{reason}");
+        }
+        // The real second worker makes the job form, and nobody did before it.
+        let other = site.network(&site.identity(Role::Worker, "1"));
+        let mut other = Member::join(&other, &scheduler, MemberRole::Worker).await.unwrap();
+        assert_eq!(other.membership().await.epoch, 1);
+        assert_eq!(member.membership().await.epoch, 1);
+        let reason = Member::join(&second, &scheduler, MemberRole::Worker).await.unwrap_err();
+        assert!(reason.contains("under way"), "{reason}");
+        member.tell(&Failure { reason: "seen enough".into() }).await;
+        member.hear_of::<Shutdown>().await;
+        other.hear_of::<Shutdown>().await;
+    });
+    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+}
+
+/// Line 9: a dead server ends everybody's wait with an error that names it. The test plays the server, and dies.
+#[test]
+fn line_9_a_dead_server_ends_the_wait_by_name() {
+    let site = Site::new(job(1, 1, 1), Links::Quic);
+    let identity = site.identity(Role::Scheduler, "0");
+    let network = site.network(&identity);
+    let scheduler = network.local_addr().to_string();
+    let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
+    let observer = Box::new(Steps::default());
+    let running = std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime));
+    site.runtime.block_on(async {
+        let of = |role| site.network(&site.identity(role, "0"));
+        let (server, worker) = (of(Role::Server), of(Role::Worker));
+        let mut server = Member::join(&server, &scheduler, MemberRole::Server).await.unwrap();
+        let mut worker = Member::join(&worker, &scheduler, MemberRole::Worker).await.unwrap();
+        let epoch = server.membership().await.epoch;
+        server.tell(&Ready { epoch }).await;
+        worker.membership().await;
+        server.connection().close(0, "dies");
+        let told = worker.hear_of::<Shutdown>().await.reason;
+        assert!(told.contains("server/0 was lost"), "{told}");
+    });
+    match running.join().unwrap().unwrap() {
+        Outcome::Failed(reason) => assert!(reason.contains("server/0 was lost"), "{reason}"),
+        finished => panic!("{finished:?}"),
+    }
+}
+
+/// Line 9: servers leave after the workers and after the last checkpoint: while a worker is still there, parameters are
+/// served.
+#[test]
+fn line_9_servers_leave_last() {
+    let job = JobSpec { max_steps: Some(1), ..job(2, 1, 2) };
+    let cluster = play_to_its_end(job, async |stage| {
+        for slice in stage.map.clone().slices() {
+            stage.complete(0, slice.id, 1.0).await;
+        }
+        for worker in 0..2 {
+            let loss = NodeLoss { node: stage.nodes[worker], loss_sum: 1.0, correct: 1, examples: 4 };
+            let times = StepTimes::default();
+            let done = NodeDone { step: 0, nodes: vec![loss], times, bytes_sent: 1, bytes_received: 1 };
+            stage.members[worker].tell(&done).await;
+        }
+        let (first, second) = stage.members.split_at_mut(1);
+        tokio::join!(obey(&mut first[0]), obey(&mut second[0]));
+        stage.members[0].connection().close(0, "left");
+        assert!(matches!(stage.pull(1, FIRST, 1).await, Answer::Values(_)), "worker 1 has not left");
+        stage.members[1].connection().close(0, "left");
+    });
+    let (finished, _) = cluster.finish();
+    let Finished { steps, params_blake3, stopped_early, workers_lost, .. } = finished;
+    assert_eq!((steps, params_blake3, stopped_early, workers_lost), (1, [3; 32], false, 0));
+}
+
+/// Evaluates and exports as it is told, until it is dismissed.
+async fn obey(member: &mut Member) {
+    loop {
+        let message = member.hear().await;
+        match message.kind {
+            Evaluate::KIND => {
+                let Evaluate { version, first, examples } = Evaluate::decode(&message.body).unwrap();
+                member.tell(&EvaluationResult { version, first, examples, loss_sum: 1.0, correct: 1 }).await;
+            }
+            Export::KIND => {
+                let Export { version, .. } = Export::decode(&message.body).unwrap();
+                member.tell(&Exported { version, params_blake3: [3; 32], bytes: 1 }).await;
+            }
+            Shutdown::KIND => return,
+            _ => {}
+        }
+    }
+}
+
+/// Line 13: a worker that stands still is named, with the slice and the step that wait for it, to whoever follows the run.
+#[test]
+fn line_13_a_stall_has_a_name() {
+    let job = JobSpec { heartbeat_ms: 20, heartbeat_timeout_ms: 400, ..job(2, 1, 2) };
+    play(job, async |stage| {
+        let ((operator, address), scheduler) =
+            (&stage.operator, stage.job.member(Role::Scheduler, 0).unwrap());
+        let (_line, mut reports) = follow(operator, address, &scheduler, 20).await.unwrap();
+        for slice in stage.map.clone().slices().iter().skip(1) {
+            stage.complete(0, slice.id, 1.0).await;
+        }
+        stage.push(0, 0, FIRST, 1.0).await;
+        // Worker 1 lives and does nothing.
+        let idle = Heartbeat { step: 0, waiting: None };
+        let stalled = loop {
+            for member in &mut stage.members {
+                member.tell(&idle).await;
+            }
+            if let Some(stalled) = reports.next().await.unwrap().stalled {
+                break stalled;
+            }
+        };
+        for part in ["worker/1", "shard 1", "fc1.weight", "slice 0", "step 0", "server/0"] {
+            assert!(stalled.contains(part), "{part:?} is missing in {stalled:?}");
+        }
+    });
+}
