@@ -176,11 +176,6 @@ impl<V> Partials<V> {
         self.waiting.push((node, value));
         None
     }
-
-    /// Forgets whatever waits.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
-    }
 }
 
 #[cfg(test)]

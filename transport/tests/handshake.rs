@@ -337,6 +337,30 @@ async fn a_full_node_turns_newcomers_away_and_takes_them_again_later() {
     drop(held);
 }
 
+/// One identity holds so many connections of ours and no more, whoever uses its key; others come in, and so does it again
+/// when it has closed one.
+#[tokio::test]
+async fn one_peer_has_a_bounded_number_of_connections() {
+    let job = Job::new();
+    let endpoint =
+        job.endpoint(Role::Server, 0, &TransportConfig { max_connections_per_peer: 2, ..patient() });
+    let (greedy, other) =
+        (job.endpoint(Role::Worker, 0, &patient()), job.endpoint(Role::Worker, 1, &patient()));
+    let (address, expect) = (endpoint.local_addr(), id(Role::Server, 0));
+    let (first, theirs) = tokio::join!(greedy.connect(address, &expect), endpoint.accept());
+    let (second, _theirs) = tokio::join!(greedy.connect(address, &expect), endpoint.accept());
+    assert!(first.is_ok() && second.is_ok());
+    let error = greedy.connect(address, &expect).await.unwrap_err();
+    assert!(error.to_string().contains("has 2 connections already"), "{error}");
+    let (neighbour, _theirs_too) = tokio::join!(other.connect(address, &expect), endpoint.accept());
+    assert!(neighbour.is_ok());
+    drop((first, theirs));
+    while endpoint.stats().open > 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(greedy.connect(address, &expect).await.is_ok());
+}
+
 #[tokio::test]
 async fn a_node_that_is_not_there_is_reported_by_name() {
     let job = Job::new();

@@ -63,6 +63,34 @@ fn key_files_that_others_can_read_are_refused() {
     assert!(Identity::load(&home).is_ok());
 }
 
+/// Whoever can replace the CA's certificate decides whom this node trusts.
+#[test]
+fn trust_that_others_can_change_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("worker-0");
+    Job::new().identity(Role::Worker, 0).save(&home).unwrap();
+    for name in ["ca.pem", "cert.pem"] {
+        let file = home.join(name);
+        for bad in [0o664, 0o646, 0o622] {
+            fs::set_permissions(&file, Permissions::from_mode(bad)).unwrap();
+            let refused = Identity::load(&home).unwrap_err();
+            assert!(
+                matches!(&refused, PkiError::NotPrivate { path, .. } if *path == file),
+                "{bad:o}: {refused}"
+            );
+        }
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        assert!(Identity::load(&home).is_ok());
+    }
+    let open = directory.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+    assert!(
+        Job::new().identity(Role::Worker, 1).save(&open).is_err(),
+        "keys in a folder that others can write in"
+    );
+}
+
 /// Invariant 3.
 #[test]
 fn links_pipes_and_directories_in_place_of_a_key_are_refused() {

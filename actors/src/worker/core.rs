@@ -17,8 +17,7 @@ pub use io::{Effect, Input, WorkerError};
 
 use crate::lease::Lease;
 use crate::message::{
-    Evaluate, Export, Heartbeat, Membership, NodeDone, NodeLoss, Pull, PullRefusal, Push, PushRefusal,
-    ServerMember, StepTimes, Waiting,
+    Evaluate, Export, Heartbeat, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes, Waiting,
 };
 use crate::placement::{SliceId, SliceMap};
 use crate::time::Time;

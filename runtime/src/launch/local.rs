@@ -131,11 +131,6 @@ impl LocalNodes {
         Err(node.failure(&how))
     }
 
-    /// The nodes, in the order of their start.
-    pub fn nodes(&self) -> &[NodeProcess] {
-        &self.nodes
-    }
-
     /// Waits until a node that lived has ended, and returns it; never returns once all have.
     pub async fn ended(&mut self) -> &NodeProcess {
         loop {

@@ -1,6 +1,7 @@
 //! semantics.md, lines 4, 5 and 10, and the core's invariants, on the core alone.
 
 use super::*;
+use crate::message::{PullRefusal, ServerMember};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const LEFT: Node = Node { first: 0, leaves: 2 };
