@@ -78,7 +78,7 @@ pub enum Input<C> {
         /// How.
         exit: String,
     },
-    /// A timeout that [`SchedulerCore::poll_timeout`] asked for may have passed.
+    /// A timeout that [`SchedulerCore::poll_timeout`](super::SchedulerCore::poll_timeout) asked for may have passed.
     Tick,
 }
 

@@ -89,7 +89,7 @@ pub enum Input<V> {
     Evaluated(EvaluationResult),
     /// The scheduler wants the final model.
     Export(Export),
-    /// A timeout that [`WorkerCore::poll_timeout`] asked for may have passed.
+    /// A timeout that [`WorkerCore::poll_timeout`](super::WorkerCore::poll_timeout) asked for may have passed.
     Tick,
 }
 
