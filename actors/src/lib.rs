@@ -22,6 +22,7 @@ compile_error!("payloads are little-endian numbers in place; big-endian hosts ar
 pub mod checkpoint;
 mod compute_thread;
 pub mod dataset;
+mod hear;
 pub mod job;
 pub mod lease;
 pub mod link;

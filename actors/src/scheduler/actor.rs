@@ -8,6 +8,7 @@ use testudo_transport::{Connection, Message, Outgoing, Role, SpiffeId};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::hear::hear;
 use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
@@ -321,27 +322,20 @@ async fn accept(network: Network, mailbox: Mailbox<SchedulerActor>, runtime: Han
     let mut link = 0;
     while let Some(connection) = network.accept().await {
         link += 1;
-        runtime.spawn(hear(connection, link, mailbox.clone(), runtime.clone()));
+        runtime.spawn(serve(connection, link, mailbox.clone(), runtime.clone()));
     }
 }
 
 /// A peer of the scheduler has one stream, which it opens.
-async fn hear(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
-    let Ok((sender, mut receiver)) = connection.accept().await else { return };
+async fn serve(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
+    let Ok((sender, receiver)) = connection.accept().await else { return };
     let outbox = Outbox::new(connection.clone(), sender, Budget::messages(MAX_ORDERS), &runtime);
     let peer = connection.peer().clone();
-    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_err() {
-        return;
-    }
-    loop {
-        let mail = match receiver.recv().await {
-            Ok(Some(message)) => Mail::Said { link, message },
-            Ok(None) => Mail::Gone { link, reason: "it closed its stream".into() },
-            Err(error) => Mail::Gone { link, reason: error.to_string() },
-        };
-        let last = matches!(mail, Mail::Gone { .. });
-        if mailbox.deliver(mail).await.is_err() || last {
-            return;
-        }
+    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_ok() {
+        hear(receiver, mailbox, |heard| match heard {
+            Ok(message) => Mail::Said { link, message },
+            Err(reason) => Mail::Gone { link, reason },
+        })
+        .await;
     }
 }

@@ -9,6 +9,7 @@ use testudo_transport::{CloseCode, Connection, Message, Outgoing, Payload, Recei
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::hear::{Heard, hear};
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
@@ -219,7 +220,7 @@ impl Actor for ServerActor {
                 .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
         if let Some(receiver) = self.from_scheduler.take() {
-            self.runtime.spawn(hear_scheduler(receiver, mailbox.clone()));
+            self.runtime.spawn(hear(receiver, mailbox.clone(), from_scheduler));
         }
         let serving = Serving {
             network: self.network.clone(),
@@ -267,17 +268,10 @@ impl Handler<Letter<Mail>> for ServerActor {
     }
 }
 
-async fn hear_scheduler(mut receiver: Receiver, mailbox: Mailbox<ServerActor>) {
-    loop {
-        let mail = match receiver.recv().await {
-            Ok(Some(message)) => Mail::Scheduler(message),
-            Ok(None) => Mail::SchedulerGone("it closed the stream".into()),
-            Err(error) => Mail::SchedulerGone(error.to_string()),
-        };
-        let last = matches!(mail, Mail::SchedulerGone(_));
-        if mailbox.deliver(mail).await.is_err() || last {
-            return;
-        }
+fn from_scheduler(heard: Heard) -> Mail {
+    match heard {
+        Ok(message) => Mail::Scheduler(message),
+        Err(why) => Mail::SchedulerGone(why),
     }
 }
 

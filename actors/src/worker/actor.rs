@@ -11,6 +11,7 @@ use testudo_transport::{Class, Connection, Message, Outgoing, Payload, Receiver,
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::hear::{Heard, hear};
 use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
@@ -383,7 +384,7 @@ impl Actor for WorkerActor {
                 .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
         if let Some(receiver) = self.from_scheduler.take() {
-            self.runtime.spawn(hear_scheduler(receiver, mailbox));
+            self.runtime.spawn(hear(receiver, mailbox, from_scheduler));
         }
         tick(self, context);
     }
@@ -433,17 +434,10 @@ impl Handler<Letter<Mail>> for WorkerActor {
     }
 }
 
-async fn hear_scheduler(mut receiver: Receiver, mailbox: Mailbox<WorkerActor>) {
-    loop {
-        let mail = match receiver.recv().await {
-            Ok(Some(message)) => Mail::Scheduler(message),
-            Ok(None) => Mail::SchedulerGone("it closed the stream".into()),
-            Err(error) => Mail::SchedulerGone(error.to_string()),
-        };
-        let last = matches!(mail, Mail::SchedulerGone(_));
-        if mailbox.deliver(mail).await.is_err() || last {
-            return;
-        }
+fn from_scheduler(heard: Heard) -> Mail {
+    match heard {
+        Ok(message) => Mail::Scheduler(message),
+        Err(why) => Mail::SchedulerGone(why),
     }
 }
 
@@ -477,22 +471,11 @@ impl Dialling {
                 connection.open(Class::Data, priority).await.map_err(|e| e.to_string())?;
             let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
             lanes.push(outbox);
-            self.runtime.spawn(hear_server(receiver, server, self.mailbox.clone()));
+            self.runtime.spawn(hear(receiver, self.mailbox.clone(), move |heard| match heard {
+                Ok(message) => Mail::Answer { server, message },
+                Err(why) => Mail::ServerGone { server, why },
+            }));
         }
         self.mailbox.deliver(Mail::Connected { server, connection, lanes }).await.map_err(|e| e.to_string())
-    }
-}
-
-async fn hear_server(mut receiver: Receiver, server: u32, mailbox: Mailbox<WorkerActor>) {
-    loop {
-        let mail = match receiver.recv().await {
-            Ok(Some(message)) => Mail::Answer { server, message },
-            Ok(None) => Mail::ServerGone { server, why: "it closed a stream".into() },
-            Err(error) => Mail::ServerGone { server, why: error.to_string() },
-        };
-        let last = matches!(mail, Mail::ServerGone { .. });
-        if mailbox.deliver(mail).await.is_err() || last {
-            return;
-        }
     }
 }
