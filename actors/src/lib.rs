@@ -23,6 +23,7 @@ pub mod checkpoint;
 mod compute_thread;
 pub mod dataset;
 mod hear;
+pub mod incarnation;
 pub mod job;
 pub mod lease;
 pub mod link;

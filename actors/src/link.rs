@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use testudo_transport::{Connection, Endpoint, MemoryOptions, Policy, SpiffeId, memory};
 use tokio::sync::mpsc;
 
+use crate::message::{Load, Refused};
+
 /// Connections that may wait to be accepted on a memory network.
 const MEMORY_BACKLOG: usize = 64;
 
@@ -67,6 +69,23 @@ impl Network {
         match self {
             Network::Quic(endpoint) => endpoint.local_addr(),
             Network::Memory(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }
+    }
+
+    /// What this node holds for its peers, and what it turned away; nothing on a memory network.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let Network::Quic(endpoint) = self else { return Load::default() };
+        let stats = endpoint.stats();
+        Load {
+            connections: u32::try_from(stats.open).unwrap_or(u32::MAX),
+            refused: Refused {
+                handshakes: stats.ignored,
+                strangers: stats.refused + stats.timed_out,
+                full: stats.turned_away,
+                ..Refused::default()
+            },
+            ..Load::default()
         }
     }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use testudo_transport::{Role, WireError};
 
+use crate::incarnation::Secret;
 use crate::job::SignedJob;
 use crate::lease::Lease;
 use crate::placement::SliceId;
@@ -48,6 +49,8 @@ bodies! {
         fingerprint: String,
         /// Where a server can be dialled, `host:port`; `None` from a worker.
         address: Option<String>,
+        /// What only this process can show the secret of: see [`crate::incarnation`].
+        commitment: [u8; 32],
     }
     /// The scheduler admits a node.
     2 Welcome {
@@ -67,6 +70,8 @@ bodies! {
         epoch: u64,
         /// The servers.
         servers: Vec<ServerMember>,
+        /// The workers, each with the one incarnation that counts.
+        workers: Vec<WorkerMember>,
         /// The live leases.
         leases: Vec<Lease>,
         /// Steps below this one may be begun.
@@ -103,6 +108,8 @@ bodies! {
         step: u64,
         /// What keeps it from going on, if anything does.
         waiting: Option<Waiting>,
+        /// What it holds for its peers, and what it turned away.
+        load: Load,
     }
     /// The scheduler asks a worker to evaluate part of the test set.
     9 Evaluate {
@@ -200,6 +207,8 @@ bodies! {
     30 Status {
         /// Milliseconds between reports.
         every_ms: u32,
+        /// Whether reports list every node.
+        nodes: bool,
     }
     /// How the run is doing.
     31 StatusReport {
@@ -219,12 +228,30 @@ bodies! {
         samples_per_second: f64,
         /// What the run waits for, if it has stalled.
         stalled: Option<String>,
+        /// Whether no step is begun until an operator resumes.
+        paused: bool,
+        /// Whether an operator has stopped the run.
+        stopping: bool,
+        /// The membership epoch.
+        membership_epoch: u64,
+        /// Steps below this one may be begun.
+        until: u64,
+        /// Workers that were lost on the way.
+        workers_lost: u32,
+        /// Nodes that were turned away when they asked to join.
+        joins_refused: u64,
+        /// Operators that are connected.
+        operators: u32,
+        /// The scheduler's own load.
+        load: Load,
+        /// Every node that has joined and lives, if that was asked for.
+        nodes: Vec<NodeStatus>,
         /// The outcome, once there is one.
         outcome: Option<Outcome>,
     }
-    /// An operator ends the run in order, with a final model.
+    /// An operator ends the run in order, with a final model. Answered.
     32 Stop {}
-    /// An operator knows that a node's process has ended.
+    /// An operator knows that a node's process has ended. Answered.
     33 Ended {
         /// `server` or `worker`.
         role: MemberRole,
@@ -232,6 +259,30 @@ bodies! {
         index: u32,
         /// How it ended.
         exit: String,
+    }
+    /// An operator wants no step to be begun until it resumes; those under way end. Answered.
+    34 Pause {}
+    /// An operator lets steps begin again. Answered.
+    35 Resume {}
+    /// An operator hands in the certificate authority's list of revoked certificates. Answered.
+    36 Revoke {
+        /// The list, in DER.
+        crl: Vec<u8>,
+    }
+    /// The scheduler passes that list on; a node takes it only because the certificate authority signed it.
+    37 Revocations {
+        /// The list, in DER.
+        crl: Vec<u8>,
+    }
+    /// What became of an operator's command, under its request number.
+    38 Answer {
+        /// What was done, or why nothing was; for the operator.
+        result: Result<String, String>,
+    }
+    /// A worker shows a server that it is the process that the scheduler admitted: the first word on a connection.
+    39 Hello {
+        /// What its commitment was made of.
+        secret: Secret,
     }
 }
 
@@ -242,6 +293,17 @@ pub struct ServerMember {
     pub index: u32,
     /// Where workers dial it, `host:port`.
     pub address: String,
+}
+
+/// A worker and its live incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerMember {
+    /// Its index.
+    pub index: u32,
+    /// Counts the times that this identity has joined, from 1.
+    pub incarnation: u64,
+    /// What that incarnation committed itself to when it joined.
+    pub commitment: [u8; 32],
 }
 
 /// The roles that take part in training beside the scheduler.
@@ -312,6 +374,76 @@ pub struct Waiting {
     pub step: u64,
     /// At a server: a tree node that has not contributed.
     pub missing: Option<Node>,
+}
+
+/// What a node holds for its peers, and what its door has seen since it is up. The reasons are a fixed set: no peer can
+/// add one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Bytes of messages that arrived and are not done with.
+    pub held_bytes: u64,
+    /// Bytes that peers may occupy, by the credit they were granted.
+    pub promised_bytes: u64,
+    /// Bytes that may be promised.
+    pub budget_bytes: u64,
+    /// Connections open.
+    pub connections: u32,
+    /// What was refused.
+    pub refused: Refused,
+}
+
+/// What a node refused, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Datagrams that no node of the job can have sent: other networks', other protocols'.
+    pub datagrams: u64,
+    /// First packets beyond what one address, or all, may send.
+    pub knocks: u64,
+    /// Handshakes beyond what one address, or all, may begin.
+    pub handshakes: u64,
+    /// Handshakes that failed: certificate, identity, protocol, deadline.
+    pub strangers: u64,
+    /// Connections beyond a limit in number or in memory.
+    pub full: u64,
+    /// Connections that were closed because their peer broke the protocol.
+    pub faults: u64,
+    /// Newcomers whose identity was shut out for what it did before.
+    pub shut_out: u64,
+}
+
+impl Refused {
+    /// Every reason with its count, in a fixed order.
+    #[must_use]
+    pub fn reasons(&self) -> [(&'static str, u64); 7] {
+        [
+            ("datagrams", self.datagrams),
+            ("knocks", self.knocks),
+            ("handshakes", self.handshakes),
+            ("strangers", self.strangers),
+            ("full", self.full),
+            ("faults", self.faults),
+            ("shut out", self.shut_out),
+        ]
+    }
+}
+
+/// One node, as the scheduler knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which.
+    pub member: Member,
+    /// Counts the times that this identity has joined, from 1.
+    pub incarnation: u64,
+    /// Milliseconds since it was last heard.
+    pub heard_ms: u64,
+    /// The step a worker is in, or the lowest version among a server's slices.
+    pub step: u64,
+    /// Logical shards that it holds leases on.
+    pub shards: u32,
+    /// What it waits for.
+    pub waiting: Option<String>,
+    /// What it says of its load.
+    pub load: Load,
 }
 
 /// Why a push is not taken.

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::checkpoint::CheckpointSink;
 use crate::dataset::TrainAndTest;
+use crate::incarnation::Secret;
 use crate::job::{JobError, JobSpec, SignedJob};
 use crate::link::Network;
 use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
@@ -182,7 +183,8 @@ pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError
     System::new().block_on(async move {
         let index = own_index(&options)?;
         let advertise = options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
-        let (signed, scheduler, from_scheduler) = join(&options, Some(advertise)).await?;
+        let joined = join(&options, Some(advertise)).await?;
+        let Joined { signed, scheduler, from_scheduler, .. } = joined;
         let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?)?;
         let store = Arc::new(Store::default());
         let mine: Vec<_> = map.of_server(index).copied().collect();
@@ -213,7 +215,7 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
     System::new().block_on(async {
         let index = own_index(&options)?;
         setup.prepare().map_err(NodeError::Environment)?;
-        let (signed, scheduler, from_scheduler) = join(&options, None).await?;
+        let Joined { signed, scheduler, from_scheduler, secret } = join(&options, None).await?;
         let Derived { job, map, names, parameters } = derive(signed.open(&options.identity)?)?;
         let (train, test) = setup.data(&job).map_err(NodeError::Environment)?;
         let plan = Plan::new(&job);
@@ -229,6 +231,7 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
             parameters: parameters.len(),
             lanes: options.lanes.max(1),
             network: options.network.clone(),
+            secret,
             scheduler,
             from_scheduler,
             runtime: options.runtime.clone(),
@@ -256,11 +259,17 @@ fn own_index(options: &NodeOptions) -> Result<u32, NodeError> {
     })
 }
 
+/// A node's place in the job.
+struct Joined {
+    signed: SignedJob,
+    scheduler: Outbox,
+    from_scheduler: Receiver,
+    secret: Secret,
+}
+
 /// Joins the job: says who this node is and gets the signed job.
-async fn join(
-    options: &NodeOptions,
-    address: Option<String>,
-) -> Result<(SignedJob, Outbox, Receiver), NodeError> {
+async fn join(options: &NodeOptions, address: Option<String>) -> Result<Joined, NodeError> {
+    let secret = Secret::new().map_err(NodeError::Environment)?;
     let id = options.identity.id();
     let at = options.scheduler.clone();
     let scheduler = SpiffeId::new(id.trust_domain(), id.job(), Role::Scheduler, "0")
@@ -271,7 +280,12 @@ async fn join(
         .map_err(|e| NodeError::Bug(e.to_string()))?
         .map_err(|reason| NodeError::Unreachable { address: at, reason })?;
     let outbox = Outbox::new(connection, sender, Budget::messages(MAX_REPORTS), &options.runtime);
-    let join = Join { release: RELEASE.to_owned(), fingerprint: testudo_kernels::fingerprint(), address };
+    let join = Join {
+        release: RELEASE.to_owned(),
+        fingerprint: testudo_kernels::fingerprint(),
+        address,
+        commitment: secret.commitment(),
+    };
     tracing::info_span!("join").in_scope(|| outbox.post(Outgoing::new(Join::KIND, 1, join.encode())));
     let message = match receiver.recv().await {
         Ok(Some(message)) => message,
@@ -283,7 +297,7 @@ async fn join(
         Welcome::KIND => {
             let welcome = Welcome::decode(&message.body).map_err(misbehaved)?;
             tracing::info!(incarnation = welcome.incarnation, "joined");
-            Ok((welcome.job, outbox, receiver))
+            Ok(Joined { signed: welcome.job, scheduler: outbox, from_scheduler: receiver, secret })
         }
         JoinRefused::KIND => {
             Err(NodeError::TurnedAway(JoinRefused::decode(&message.body).map_err(misbehaved)?.reason))

@@ -1,9 +1,12 @@
-//! An operator's line to the scheduler: follow the run, stop it, report a node's end.
+//! An operator's line to the scheduler: follow the run, pause, resume and stop it, report a node's end.
+//!
+//! Every command is answered, under its request number, with what was done or why nothing was. [`Line::ask`] waits for that
+//! answer; [`Commands`] do not, and [`Reports`] pass answers over: who follows a run sees in its reports what became of it.
 
-use testudo_transport::{Class, Connection, Outgoing, Receiver, Sender, SpiffeId};
+use testudo_transport::{Class, Connection, Message, Outgoing, Receiver, Sender, SpiffeId};
 
 use crate::link::Network;
-use crate::message::{Body, Ended, Member, Status, StatusReport, Stop};
+use crate::message::{Answer, Body, Ended, Member, Pause, Resume, Status, StatusReport, Stop};
 
 /// Streams of an operator are few and small; any priority does.
 const PRIORITY: i32 = 0;
@@ -27,11 +30,103 @@ pub enum OperatorError {
     Scheduler(String),
 }
 
-/// Sends an operator's commands.
+/// A line on which each command waits for its answer.
+#[derive(Debug)]
+pub struct Line {
+    sender: Sender,
+    receiver: Receiver,
+    connection: Connection,
+    requests: u64,
+}
+
+/// What became of a command: what was done, or why nothing was.
+pub type Answered = Result<String, String>;
+
+impl Line {
+    /// Connects to `scheduler` at `address`.
+    ///
+    /// # Errors
+    /// [`OperatorError`] when it cannot be reached or authenticated.
+    pub async fn dial(network: &Network, address: &str, scheduler: &SpiffeId) -> Result<Line, OperatorError> {
+        let unreachable = |reason| OperatorError::Unreachable { address: address.to_owned(), reason };
+        let connection = network.connect(address, scheduler).await.map_err(unreachable)?;
+        let (sender, receiver) =
+            connection.open(Class::Control, PRIORITY).await.map_err(|e| unreachable(e.to_string()))?;
+        Ok(Line { sender, receiver, connection, requests: 0 })
+    }
+
+    /// Follows the run, with a report every `every_ms` milliseconds, which lists every node if `nodes` says so.
+    ///
+    /// # Errors
+    /// [`OperatorError::Lost`] when the line broke.
+    pub async fn follow(self, every_ms: u32, nodes: bool) -> Result<(Commands, Reports), OperatorError> {
+        let Line { sender, receiver, connection, requests } = self;
+        let mut commands = Commands { sender, connection, requests };
+        commands.say(&Status { every_ms, nodes }).await?;
+        Ok((commands, Reports { receiver }))
+    }
+
+    /// Lets no step begin until [`resume`](Line::resume).
+    ///
+    /// # Errors
+    /// [`OperatorError`] when the line broke or the scheduler misbehaved.
+    pub async fn pause(&mut self) -> Result<Answered, OperatorError> {
+        self.ask(&Pause {}).await
+    }
+
+    /// Lets steps begin again.
+    ///
+    /// # Errors
+    /// As [`pause`](Line::pause).
+    pub async fn resume(&mut self) -> Result<Answered, OperatorError> {
+        self.ask(&Resume {}).await
+    }
+
+    /// Ends the run in order, with a final model.
+    ///
+    /// # Errors
+    /// As [`pause`](Line::pause).
+    pub async fn stop(&mut self) -> Result<Answered, OperatorError> {
+        self.ask(&Stop {}).await
+    }
+
+    async fn ask<B: Body>(&mut self, body: &B) -> Result<Answered, OperatorError> {
+        self.requests += 1;
+        say(&mut self.sender, self.requests, body).await?;
+        let message = heard(&mut self.receiver).await?;
+        if (message.kind, message.envelope.request) != (Answer::KIND, self.requests) {
+            return Err(OperatorError::Scheduler(format!("kind {} is no answer", message.kind)));
+        }
+        let answer = Answer::decode(&message.body).map_err(|e| OperatorError::Scheduler(e.to_string()))?;
+        Ok(answer.result)
+    }
+
+    /// Hangs up.
+    pub fn close(&self) {
+        self.connection.close(testudo_transport::CloseCode::Done.number(), "done");
+    }
+}
+
+async fn say<B: Body>(sender: &mut Sender, request: u64, body: &B) -> Result<(), OperatorError> {
+    let trace = tracing::info_span!("operate").in_scope(testudo_observability::current_traceparent);
+    let message = Outgoing::new(B::KIND, request, body.encode()).with_traceparent(trace);
+    sender.send(message).await.map_err(|e| OperatorError::Lost(e.to_string()))
+}
+
+async fn heard(receiver: &mut Receiver) -> Result<Message, OperatorError> {
+    match receiver.recv().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(OperatorError::Lost("it closed the stream".into())),
+        Err(error) => Err(OperatorError::Lost(error.to_string())),
+    }
+}
+
+/// Sends commands beside [`Reports`].
 #[derive(Debug)]
 pub struct Commands {
     sender: Sender,
     connection: Connection,
+    requests: u64,
 }
 
 /// Yields the scheduler's reports.
@@ -50,20 +145,13 @@ pub async fn follow(
     scheduler: &SpiffeId,
     every_ms: u32,
 ) -> Result<(Commands, Reports), OperatorError> {
-    let unreachable = |reason| OperatorError::Unreachable { address: address.to_owned(), reason };
-    let connection = network.connect(address, scheduler).await.map_err(unreachable)?;
-    let (sender, receiver) =
-        connection.open(Class::Control, PRIORITY).await.map_err(|e| unreachable(e.to_string()))?;
-    let mut commands = Commands { sender, connection };
-    commands.say(&Status { every_ms }).await?;
-    Ok((commands, Reports { receiver }))
+    Line::dial(network, address, scheduler).await?.follow(every_ms, false).await
 }
 
 impl Commands {
     async fn say<B: Body>(&mut self, body: &B) -> Result<(), OperatorError> {
-        let trace = tracing::info_span!("operate").in_scope(testudo_observability::current_traceparent);
-        let message = Outgoing::new(B::KIND, 1, body.encode()).with_traceparent(trace);
-        self.sender.send(message).await.map_err(|e| OperatorError::Lost(e.to_string()))
+        self.requests += 1;
+        say(&mut self.sender, self.requests, body).await
     }
 
     /// Ends the run in order, with a final model.
@@ -94,13 +182,17 @@ impl Reports {
     /// # Errors
     /// [`OperatorError`] when the line broke or the scheduler misbehaved.
     pub async fn next(&mut self) -> Result<StatusReport, OperatorError> {
-        match self.receiver.recv().await {
-            Ok(Some(message)) if message.kind == StatusReport::KIND => {
-                StatusReport::decode(&message.body).map_err(|e| OperatorError::Scheduler(e.to_string()))
+        loop {
+            let message = heard(&mut self.receiver).await?;
+            let misbehaved = |e: testudo_transport::WireError| OperatorError::Scheduler(e.to_string());
+            match message.kind {
+                StatusReport::KIND => return StatusReport::decode(&message.body).map_err(misbehaved),
+                Answer::KIND => {
+                    let answer = Answer::decode(&message.body).map_err(misbehaved)?;
+                    tracing::info!(?answer.result, "the scheduler answered");
+                }
+                other => return Err(OperatorError::Scheduler(format!("kind {other} is no report"))),
             }
-            Ok(Some(message)) => Err(OperatorError::Scheduler(format!("kind {} is no report", message.kind))),
-            Ok(None) => Err(OperatorError::Lost("it closed the stream".into())),
-            Err(error) => Err(OperatorError::Lost(error.to_string())),
         }
     }
 }

@@ -17,6 +17,9 @@ const TEXT: u32 = 8 << 10;
 /// Header bytes of a message that lists members or leases: room for 65,536 leases.
 const LISTS: u32 = 2 << 20;
 
+/// Header bytes of a list of revoked certificates: room for some 6,000 of them.
+const REVOCATIONS: u32 = 256 << 10;
+
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
 const WORKER: RoleSet = RoleSet::of(&[Role::Worker]);
@@ -61,6 +64,7 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(Exported::KIND, "exported", WORKER, SCHEDULER, SMALL),
         control(Shutdown::KIND, "shutdown", SCHEDULER, MEMBERS, TEXT),
         control(Failure::KIND, "failure", MEMBERS, SCHEDULER, TEXT),
+        data(Hello::KIND, "hello", WORKER, SERVER, 0),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
         data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),
@@ -68,9 +72,14 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         data(SliceVersion::KIND, "slice version", SERVER, WORKER, values),
         data(PullRefused::KIND, "pull refused", SERVER, WORKER, 0),
         control(Status::KIND, "status", OPERATOR, SCHEDULER, SMALL),
-        control(StatusReport::KIND, "status report", SCHEDULER, OPERATOR, TEXT),
+        control(StatusReport::KIND, "status report", SCHEDULER, OPERATOR, LISTS),
+        control(Pause::KIND, "pause", OPERATOR, SCHEDULER, SMALL),
+        control(Resume::KIND, "resume", OPERATOR, SCHEDULER, SMALL),
         control(Stop::KIND, "stop", OPERATOR, SCHEDULER, SMALL),
+        control(Revoke::KIND, "revoke", OPERATOR, SCHEDULER, REVOCATIONS),
+        control(Revocations::KIND, "revocations", SCHEDULER, MEMBERS, REVOCATIONS),
         control(Ended::KIND, "ended", OPERATOR, SCHEDULER, TEXT),
+        control(Answer::KIND, "answer", SCHEDULER, OPERATOR, TEXT),
     ]
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod job;
 mod node;
+mod operate;
 mod pki;
 mod run;
 
@@ -13,6 +14,7 @@ use clap::Parser;
 
 use crate::error::Failure;
 use args::{Arguments, Command};
+use operate::Operation;
 
 /// Parses the process's arguments, carries the command out, and returns its exit status.
 #[must_use]
@@ -23,6 +25,10 @@ pub fn main() -> ExitCode {
         Command::Node(node) => node::node(&node, None),
         Command::Pki(pki) => pki::pki(&pki),
         Command::Job(job) => job::job(&job),
+        Command::Status(status) => operate::status(&status),
+        Command::Pause(pause) => operate::operate(&pause, Operation::Pause),
+        Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
+        Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
         Command::Bench(bench) => bench::bench(&bench),
     };
     match result {

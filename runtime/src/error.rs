@@ -19,6 +19,10 @@ pub enum Status {
     Failed,
     /// The command line, the cluster file or the data is wrong; nothing was started.
     Misconfigured,
+    /// The scheduler refused what an operator commanded.
+    Refused,
+    /// No scheduler answers where it should be.
+    Unreachable,
     /// Ended at once by a second interrupt.
     Interrupted,
 }
@@ -30,6 +34,8 @@ impl Status {
         match self {
             Status::Failed => ExitCode::from(1),
             Status::Misconfigured => ExitCode::from(2),
+            Status::Refused => ExitCode::from(3),
+            Status::Unreachable => ExitCode::from(4),
             Status::Interrupted => ExitCode::from(130),
         }
     }

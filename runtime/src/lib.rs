@@ -1,13 +1,14 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
-//! data sets ([`data`]), checkpoints ([`checkpoint`]), what a run shows and leaves behind ([`report`], [`rundir`]), and
+//! data sets ([`data`]), checkpoints ([`checkpoint`]), how operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), and
 //! the command line ([`main`]).
 
 pub mod bench;
 pub mod checkpoint;
 mod cli;
 pub mod config;
+pub mod control;
 pub mod data;
 pub mod error;
 pub mod job;

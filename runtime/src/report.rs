@@ -2,6 +2,7 @@
 //!
 //! - [`metrics`]: one JSON line a step.
 //! - [`progress`]: one line on a terminal, redrawn; plain lines elsewhere.
+//! - [`status`]: a run as its scheduler sees it, as a table and as JSON.
 //! - [`summary`]: the result, as a table and as JSON.
 //! - [`plot`]: the loss as an SVG.
 //! - [`human`]: counts, bytes and times as people write them.
@@ -12,4 +13,5 @@ pub mod human;
 pub mod metrics;
 pub mod plot;
 pub mod progress;
+pub mod status;
 pub mod summary;

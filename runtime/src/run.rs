@@ -17,6 +17,7 @@ use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
+use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::launch::local::LocalNodes;
 use crate::node::transport;
@@ -107,9 +108,10 @@ pub async fn run_as(
     write(&run_dir.cluster_file(), toml.as_bytes())?;
     let mut nodes = LocalNodes::new(command, run_dir.clone())?;
     let result = {
-        let running = train(config, job, &operator, &mut nodes, watcher, &mut interrupts);
+        let running = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts);
         running.await
     };
+    Control::remove(run_dir);
     match result {
         Ok(finished) => {
             tokio::select! {
@@ -133,13 +135,16 @@ pub async fn run_as(
 async fn train(
     config: &Config,
     job: &JobSpec,
+    run_dir: &RunDir,
     operator: &Identity,
     nodes: &mut LocalNodes,
     watcher: &mut dyn Watcher,
     interrupts: &mut Interrupts,
 ) -> Result<Finished, Failure> {
+    let id: SpiffeId = job.member(Role::Scheduler, 0).map_err(Failure::misconfigured)?;
     let start = async {
         let scheduler = nodes.start(Role::Scheduler, 0, None).await?;
+        Control::write(run_dir, &scheduler.to_string(), &id)?;
         for index in 0..job.servers {
             nodes.start(Role::Server, index, Some(scheduler)).await?;
         }
@@ -153,7 +158,6 @@ async fn train(
         () = interrupts.next() => return Err(interrupted("stopped before training began")),
     };
     let network = operator_network(config, operator)?;
-    let id: SpiffeId = job.member(Role::Scheduler, 0).map_err(Failure::misconfigured)?;
     let address = scheduler.to_string();
     let line = operator::follow(&network, &address, &id, REPORT_EVERY_MS);
     let (commands, reports) = line.await.map_err(Failure::failed)?;
@@ -183,7 +187,7 @@ struct Running<'a> {
 }
 
 enum Happened {
-    Report(Result<StatusReport, operator::OperatorError>),
+    Report(Result<Box<StatusReport>, operator::OperatorError>),
     Ended(Ending),
     Interrupt,
 }
@@ -203,7 +207,7 @@ impl Running<'_> {
     ) -> Result<Finished, Failure> {
         loop {
             let happened = tokio::select! {
-                report = reports.next() => Happened::Report(report),
+                report = reports.next() => Happened::Report(report.map(Box::new)),
                 node = self.nodes.ended() => Happened::Ended(Ending::of(node)),
                 () = interrupts.next() => Happened::Interrupt,
             };

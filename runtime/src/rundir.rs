@@ -4,6 +4,7 @@
 //! runs/mnist-20261123T081613Z/
 //!   cluster.toml                          the effective cluster file
 //!   job.signed                            the job as the operator signed it
+//!   control.json                          where the scheduler is, while the run goes on
 //!   metrics.jsonl                         one line a step
 //!   summary.json                          the result
 //!   loss.svg                              the plot
@@ -120,6 +121,11 @@ impl RunDir {
     /// The job as the operator signed it.
     pub fn signed_job(&self) -> PathBuf {
         self.path.join("job.signed")
+    }
+
+    /// Where the scheduler is, while the run goes on.
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control.json")
     }
 
     /// One JSON line a step.
@@ -305,6 +311,7 @@ mod tests {
         let names = [
             (run.cluster_file(), "cluster.toml"),
             (run.signed_job(), "job.signed"),
+            (run.control(), "control.json"),
             (run.metrics(), "metrics.jsonl"),
             (run.summary(), "summary.json"),
             (run.loss_plot(), "loss.svg"),

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use testudo_actors::JobSpec;
+use testudo_actors::incarnation::Secret;
 use testudo_actors::link::Network;
 use testudo_actors::message::{
-    Body, Join, JoinRefused, MemberRole, Membership, Pull, PullRefusal, PullRefused, Push, PushAccepted,
-    PushRefusal, PushRefused, SliceVersion, Welcome,
+    Body, Hello, Join, JoinRefused, MemberRole, Membership, Pull, PullRefusal, PullRefused, Push,
+    PushAccepted, PushRefusal, PushRefused, SliceVersion, Welcome,
 };
 use testudo_actors::node::RELEASE;
 use testudo_actors::placement::SliceMap;
@@ -38,6 +39,12 @@ pub fn placement(job: &JobSpec) -> SliceMap {
     SliceMap::new(&elements, job.slice_bytes, &(0..job.servers).collect::<Vec<_>>()).unwrap()
 }
 
+/// What the node of `network` shows servers: the same whenever a test plays it.
+#[must_use]
+pub fn secret(network: &Network) -> Secret {
+    Secret::known(*blake3::hash(network.id().as_str().as_bytes()).as_bytes())
+}
+
 /// A node's line to the scheduler.
 #[derive(Debug)]
 pub struct Member {
@@ -53,7 +60,9 @@ impl Member {
     /// Why the scheduler refuses.
     pub async fn join(network: &Network, scheduler: &str, role: MemberRole) -> Result<Member, String> {
         let address = (role == MemberRole::Server).then(|| network.local_addr().to_string());
-        let join = Join { release: RELEASE.into(), fingerprint: testudo_kernels::fingerprint(), address };
+        let commitment = secret(network).commitment();
+        let fingerprint = testudo_kernels::fingerprint();
+        let join = Join { release: RELEASE.into(), fingerprint, address, commitment };
         Member::join_as(network, scheduler, &join).await
     }
 
@@ -136,8 +145,16 @@ pub struct Lane {
 impl Lane {
     /// Dials `server` at `address`.
     pub async fn dial(network: &Network, address: &str, server: &SpiffeId) -> Lane {
+        Lane::dial_as(network, address, server, &secret(network)).await
+    }
+
+    /// As [`dial`](Lane::dial), showing that secret.
+    pub async fn dial_as(network: &Network, address: &str, server: &SpiffeId, secret: &Secret) -> Lane {
         let connection = in_time("a server", network.connect(address, server)).await.unwrap();
-        Lane::open(&connection).await
+        let mut lane = Lane::open(&connection).await;
+        let hello = Outgoing::new(Hello::KIND, 0, secret.hello().encode());
+        in_time("room for a hello", lane.say.send(hello)).await.unwrap();
+        lane
     }
 
     /// Opens a stream on that connection.

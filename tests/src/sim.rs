@@ -14,7 +14,7 @@ use testudo_actors::message::{
 use testudo_actors::placement::{SliceId, SliceMap};
 use testudo_actors::plan::Plan;
 use testudo_actors::scheduler::{
-    Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
+    Command, Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
 };
 use testudo_actors::server::{
     Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath,
@@ -114,6 +114,7 @@ pub struct Simulation {
     pub refused: Vec<(u32, PushRefusal)>,
     /// Every message with values that was sent, gradients and parameters: its kind, its body, its payload.
     pub carried: Vec<(u8, Vec<u8>, Values)>,
+    answers: Vec<Result<String, String>>,
     outcome: Option<Outcome>,
 }
 
@@ -180,6 +181,7 @@ impl Simulation {
             notices: Vec::new(),
             refused: Vec::new(),
             carried: Vec::new(),
+            answers: Vec::new(),
             outcome: None,
         };
         for index in 0..job.servers {
@@ -194,7 +196,7 @@ impl Simulation {
     fn join(&mut self, member: Member) {
         let address =
             (member.role == MemberRole::Server).then(|| format!("127.0.0.1:{}", 1000 + member.index));
-        let join = Join { release: "1".into(), fingerprint: "sim".into(), address };
+        let join = Join { release: "1".into(), fingerprint: "sim".into(), address, commitment: [0; 32] };
         let wire = Wire::ToScheduler(SchedulerInput::Join { member, connection: member, join });
         self.post(format!("{member}>scheduler"), wire);
     }
@@ -271,8 +273,19 @@ impl Simulation {
 
     /// Stops the run as an operator would.
     pub fn stop(&mut self) {
-        self.scheduler.handle(self.clock, SchedulerInput::Stop);
+        let _ = self.command(Command::Stop);
+    }
+
+    /// Commands something as an operator would; the answer.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn command(&mut self, command: Command) -> Result<String, String> {
+        let connection = Member { role: MemberRole::Worker, index: u32::MAX };
+        let input = SchedulerInput::Command { connection, request: 0, command };
+        self.scheduler.handle(self.clock, input);
         self.drain_scheduler();
+        self.answers.pop().expect("every command is answered")
     }
 
     /// Moves one thing; false when nothing can move.
@@ -391,6 +404,7 @@ impl Simulation {
                     };
                     self.post(format!("scheduler>{member}"), wire);
                 }
+                SchedulerEffect::Answer { result, .. } => self.answers.push(result),
                 SchedulerEffect::Step(summary) => self.steps.push(summary),
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),

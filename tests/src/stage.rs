@@ -23,6 +23,8 @@ pub struct Stage {
     pub operator: (Network, String),
     /// By worker: what it dials with.
     pub networks: Vec<Network>,
+    /// By server: where it is.
+    pub servers: Vec<String>,
     /// By worker: its line to the scheduler.
     pub members: Vec<Member>,
     /// By worker: one lane to each server.
@@ -60,13 +62,14 @@ impl Stage {
             members.push(Member::join(network, &scheduler, MemberRole::Worker).await.unwrap());
         }
         let map = placement(&job);
-        let (lanes, nodes) = (Vec::new(), Vec::new());
-        let mut stage = Stage { job, operator, networks, members, lanes, epoch: 0, nodes, map };
+        let (lanes, nodes, at) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stage = Stage { job, operator, networks, servers: at, members, lanes, epoch: 0, nodes, map };
         for index in 0..stage.members.len() {
             let Membership { epoch, leases, servers, .. } = stage.members[index].membership().await;
             stage.epoch = epoch;
             stage.nodes.push(leases.iter().find(|l| l.worker as usize == index).unwrap().node);
             let mut lanes = Vec::new();
+            stage.servers = servers.iter().map(|s| s.address.clone()).collect();
             for server in servers {
                 let id = stage.job.member(Role::Server, server.index).unwrap();
                 lanes.push(Lane::dial(&stage.networks[index], &server.address, &id).await);

@@ -292,8 +292,8 @@ fn a_peer_of_another_release() {
         let connection = worker.connect(&address, &scheduler).await.unwrap();
         let (mut say, mut hear) = connection.open(Class::Control, 0).await.unwrap();
         let release = "0.0.7-other".to_owned();
-        let join =
-            Join { release: release.clone(), fingerprint: testudo_kernels::fingerprint(), address: None };
+        let fingerprint = testudo_kernels::fingerprint();
+        let join = Join { release: release.clone(), fingerprint, address: None, commitment: [0; 32] };
         say.send(Outgoing::new(Join::KIND, 1, join.encode())).await.unwrap();
         let answer = hear.recv().await.unwrap().unwrap();
         assert_eq!(answer.kind, JoinRefused::KIND);

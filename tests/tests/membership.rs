@@ -3,8 +3,8 @@
 
 use testudo_actors::JobSpec;
 use testudo_actors::message::{
-    Body, Evaluate, EvaluationResult, Export, Exported, Failure, Finished, Heartbeat, MemberRole, NodeDone,
-    NodeLoss, Outcome, Ready, Shutdown, StepTimes,
+    Body, Evaluate, EvaluationResult, Export, Exported, Failure, Finished, Heartbeat, Load, MemberRole,
+    NodeDone, NodeLoss, Outcome, Ready, Shutdown, StepTimes,
 };
 use testudo_actors::node::run_scheduler;
 use testudo_actors::operator::follow;
@@ -132,7 +132,7 @@ fn line_13_a_stall_has_a_name() {
         }
         stage.push(0, 0, FIRST, 1.0).await;
         // Worker 1 lives and does nothing.
-        let idle = Heartbeat { step: 0, waiting: None };
+        let idle = Heartbeat { step: 0, waiting: None, load: Load::default() };
         let stalled = loop {
             for member in &mut stage.members {
                 member.tell(&idle).await;

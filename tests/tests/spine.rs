@@ -10,12 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use testudo_actors::JobSpec;
 use testudo_actors::link::Network;
-use testudo_actors::message::{Body, Failure, MemberRole, Membership, Outcome, Pull, Push, Shutdown};
+use testudo_actors::message::{Body, Failure, Hello, MemberRole, Membership, Outcome, Pull, Push, Shutdown};
 use testudo_actors::node::run_scheduler;
 use testudo_actors::server::SumOrder;
 use testudo_kernels::ModelSpec;
 use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
-use testudo_tests::member::{Answer, Lane, Member, in_time, placement};
+use testudo_tests::member::{Answer, Lane, Member, in_time, placement, secret};
 use testudo_tests::pace::hold;
 use testudo_tests::process;
 use testudo_tests::proxy::{Proxy, Record};
@@ -253,7 +253,10 @@ struct Silent {
 impl Silent {
     async fn dial(network: &Network, address: &str, server: &SpiffeId) -> Silent {
         let connection = in_time("a connection", network.connect(address, server)).await.unwrap();
-        Silent { connection, kept: VecDeque::new() }
+        let mut stream = connection.open(Class::Data, 0).await.unwrap();
+        let hello = Outgoing::new(Hello::KIND, 0, secret(network).hello().encode());
+        stream.0.send(hello).await.unwrap();
+        Silent { connection, kept: VecDeque::from([stream]) }
     }
 
     /// Sends these pulls on a stream of their own, or on one of the streams that it has when the server allows no more, as

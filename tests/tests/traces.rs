@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use testudo_actors::link::Network;
-use testudo_actors::message::{Body, Join, Membership, Pull, Ready, Welcome};
+use testudo_actors::message::{Body, Hello, Join, Membership, Pull, Ready, Welcome};
 use testudo_actors::node::{RELEASE, run_scheduler, run_worker};
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeOptions, node::WorkerSetup};
 use testudo_observability::{Options, init};
@@ -67,6 +67,7 @@ fn scheduler_and_worker_send_in_one_trace() {
             release: RELEASE.into(),
             fingerprint: testudo_kernels::fingerprint(),
             address: Some(network.local_addr().to_string()),
+            commitment: [0; 32],
         };
         sender.send(Outgoing::new(Join::KIND, 1, join.encode())).await.unwrap();
         let (_, run) = trace_of::<Welcome>(&mut receiver).await;
@@ -75,6 +76,7 @@ fn scheduler_and_worker_send_in_one_trace() {
         sender.send(Outgoing::new(Ready::KIND, 2, Ready { epoch: membership.epoch }.encode())).await.unwrap();
         let from_worker = network.accept().await.unwrap();
         let (_answers, mut requests) = from_worker.accept().await.unwrap();
+        let (_, _) = trace_of::<Hello>(&mut requests).await;
         let (_, from) = trace_of::<Pull>(&mut requests).await;
         assert_eq!(from, run, "the worker's requests are in the run's trace");
     };

@@ -13,11 +13,11 @@ use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member, MemberRole,
-    NodeDone, Outcome, Ready, Status, StatusReport, Stop, Welcome,
+    Answer, Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member,
+    MemberRole, NodeDone, Outcome, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
-use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
+use crate::scheduler::{Command, Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
 /// Orders that may wait for one member: it reads them as they come, and a member that does not is cut off.
@@ -28,6 +28,10 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// Reports to an operator come at most this often.
 const SHORTEST_REPORT: Duration = Duration::from_millis(20);
+
+/// Operators that may be connected at a time: a launcher, a few people, a few programs that watch. Each report to each costs
+/// the scheduler time that members wait for.
+const MAX_OPERATORS: usize = 16;
 
 /// What comes to the actor.
 #[derive(Debug)]
@@ -64,8 +68,15 @@ struct Link {
     peer: SpiffeId,
     connection: Connection,
     outbox: Outbox,
-    /// The request on which this peer follows the run, and the timer of its reports.
-    follows: Option<(u64, actix::SpawnHandle)>,
+    follows: Option<Follows>,
+}
+
+/// How a peer follows the run.
+#[derive(Clone, Copy, Debug)]
+struct Follows {
+    request: u64,
+    nodes: bool,
+    timer: actix::SpawnHandle,
 }
 
 /// The actix shell of a [`SchedulerCore`].
@@ -139,6 +150,7 @@ impl SchedulerActor {
                     link.connection.close(testudo_transport::CloseCode::Admission.number(), &reason);
                 }
             }
+            Effect::Answer { connection, request, result } => self.answer(connection, request, result),
             Effect::Step(summary) => self.observer.step(&summary),
             Effect::Notice(text) => tracing::warn!("{text}"),
             Effect::Over(outcome) => {
@@ -156,9 +168,20 @@ impl SchedulerActor {
     }
 
     fn tell<B: Body>(&self, link: u64, body: &B) {
+        self.reply(link, 0, body);
+    }
+
+    fn reply<B: Body>(&self, link: u64, request: u64, body: &B) {
         if let Some(link) = self.links.get(&link) {
-            link.outbox.post(Outgoing::new(B::KIND, 0, body.encode()));
+            link.outbox.post(Outgoing::new(B::KIND, request, body.encode()));
         }
+    }
+
+    fn answer(&self, link: u64, request: u64, result: Result<String, String>) {
+        if let Some(link) = self.links.get(&link) {
+            tracing::info!(operator = %link.peer.short(), ?result, "commanded");
+        }
+        self.reply(link, request, &Answer { result });
     }
 
     fn end(&mut self, context: &mut Context<Self>) {
@@ -174,11 +197,20 @@ impl SchedulerActor {
 
     fn report_to(&self, link: u64) {
         if let Some(link) = self.links.get(&link)
-            && let Some((request, _)) = link.follows
+            && let Some(Follows { request, nodes, .. }) = link.follows
         {
-            let report = self.core.report().encode();
-            link.outbox.post(Outgoing::new(StatusReport::KIND, request, report));
+            let report = StatusReport {
+                operators: self.operators() as u32,
+                load: self.network.load(),
+                nodes: if nodes { self.core.nodes(self.clock.now()) } else { Vec::new() },
+                ..self.core.report()
+            };
+            link.outbox.post(Outgoing::new(StatusReport::KIND, request, report.encode()));
         }
+    }
+
+    fn operators(&self) -> usize {
+        self.links.values().filter(|link| link.peer.role() == Role::Operator).count()
     }
 
     fn said(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
@@ -223,32 +255,37 @@ impl SchedulerActor {
 
     fn commanded(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
         let unreadable = |e: testudo_transport::WireError| e.to_string();
-        match message.kind {
+        let request = message.envelope.request;
+        let command = match message.kind {
             Status::KIND => {
                 let status = Status::decode(&message.body).map_err(unreadable)?;
                 let every = Duration::from_millis(u64::from(status.every_ms)).max(SHORTEST_REPORT);
                 let timer = context.run_interval(every, move |actor, _| {
                     actor.run.clone().in_scope(|| actor.report_to(link));
                 });
-                let follows = Some((message.envelope.request, timer));
+                let follows = Some(Follows { request, nodes: status.nodes, timer });
                 match self.links.get_mut(&link).map(|l| std::mem::replace(&mut l.follows, follows)) {
-                    Some(Some((_, former))) => context.cancel_future(former),
+                    Some(Some(former)) => context.cancel_future(former.timer),
                     Some(None) => false,
                     None => context.cancel_future(timer),
                 };
                 self.report_to(link);
+                return Ok(());
             }
+            Pause::KIND => Pause::decode(&message.body).map(|_| Command::Pause).map_err(unreadable)?,
+            Resume::KIND => Resume::decode(&message.body).map(|_| Command::Resume).map_err(unreadable)?,
             Stop::KIND => {
                 Stop::decode(&message.body).map_err(unreadable)?;
                 tracing::info!("an operator stops the run");
-                self.drive(context, Input::Stop);
+                Command::Stop
             }
             Ended::KIND => {
                 let Ended { role, index, exit } = Ended::decode(&message.body).map_err(unreadable)?;
-                self.drive(context, Input::Ended { member: Member { role, index }, exit });
+                Command::Ended { member: Member { role, index }, exit }
             }
             other => return Err(format!("kind {other} makes no sense to a scheduler")),
-        }
+        };
+        self.drive(context, Input::Command { connection: link, request, command });
         Ok(())
     }
 }
@@ -289,6 +326,15 @@ impl Handler<Letter<Mail>> for SchedulerActor {
         let run = self.run.clone();
         let _inside = run.enter();
         match letter.mail {
+            Mail::Opened { connection, peer, .. }
+                if peer.role() == Role::Operator && self.operators() >= MAX_OPERATORS =>
+            {
+                tracing::warn!(%peer, "turned away: {MAX_OPERATORS} operators are connected");
+                connection.close(
+                    testudo_transport::CloseCode::Busy.number(),
+                    &format!("{MAX_OPERATORS} operators are connected, as many as may be; try again when one has left"),
+                );
+            }
             Mail::Opened { link, peer, connection, outbox } => {
                 self.links.insert(link, Link { peer, connection, outbox, follows: None });
             }
@@ -304,8 +350,8 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             Mail::Gone { link, reason } => {
                 let Some(gone) = self.links.remove(&link) else { return };
                 tracing::info!(peer = %gone.peer, reason, "disconnected");
-                if let Some((_, timer)) = gone.follows {
-                    context.cancel_future(timer);
+                if let Some(follows) = gone.follows {
+                    context.cancel_future(follows.timer);
                 }
                 if let Some(member) = member_of(&gone.peer) {
                     self.drive(context, Input::Gone { member, connection: link, reason });

@@ -8,13 +8,14 @@
 
 mod admission;
 mod io;
+mod operate;
 mod stall;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use io::{Effect, Input, ToMember};
+pub use io::{Command, Effect, Input, ToMember};
 
 use crate::job::JobSpec;
 use crate::lease::{Lease, assign, reassign};
@@ -38,6 +39,8 @@ const MAX_REASON: usize = 1500;
 #[derive(Debug)]
 struct Joined<C> {
     connection: C,
+    incarnation: u64,
+    commitment: [u8; 32],
     address: Option<String>,
     heard: Time,
     said: Option<Heartbeat>,
@@ -61,10 +64,12 @@ pub struct SchedulerCore<C> {
     workers_told: u64,
     until: u64,
     stop_at: Option<u64>,
+    paused: bool,
     progress: Progress,
     ending: Option<Ending>,
     outcome: Option<Outcome>,
     workers_lost: u32,
+    joins_refused: u64,
     last_progress: Time,
     stalled: Option<String>,
     next_look: Time,
@@ -93,9 +98,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             workers_told: 0,
             until: 0,
             stop_at: None,
+            paused: false,
             ending: None,
             outcome: None,
             workers_lost: 0,
+            joins_refused: 0,
             last_progress: Time::default(),
             stalled: None,
             next_look: Time::default(),
@@ -111,12 +118,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 if self.members.get(&member).is_some_and(|m| m.connection == connection) {
                     self.lose(now, member, &reason);
                 }
-            }
-            Input::Ended { member, exit } => {
-                if self.phase == Phase::Forming && self.epoch == 0 {
-                    self.fail(format!("{member} ended before training began ({exit})"));
-                }
-                self.lose(now, member, &exit);
             }
             Input::Ready { server, epoch } => self.ready(now, server, epoch),
             Input::NodeDone { worker, done } => self.node_done(now, worker, done),
@@ -152,7 +153,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     self.fail(format!("{member}: {reason}"));
                 }
             }
-            Input::Stop => self.stop(),
+            Input::Command { connection, request, command } => {
+                self.command(now, connection, request, command);
+            }
             Input::Tick => {}
         }
         self.look(now);
@@ -173,23 +176,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     #[must_use]
     pub fn speaks_for(&self, connection: &C, member: Member) -> bool {
         self.members.get(&member).is_some_and(|joined| joined.connection == *connection)
-    }
-
-    /// How the run is doing.
-    #[must_use]
-    pub fn report(&self) -> StatusReport {
-        let done = self.progress.completed();
-        StatusReport {
-            phase: self.phase,
-            steps_done: done,
-            steps: self.steps(),
-            epoch: self.plan.step(done.saturating_sub(1)).epoch,
-            epochs: self.job.epochs,
-            loss: self.progress.last_loss,
-            samples_per_second: self.progress.rate,
-            stalled: self.stalled.clone(),
-            outcome: self.outcome.clone(),
-        }
     }
 
     fn steps(&self) -> u64 {
@@ -225,6 +211,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     fn join(&mut self, now: Time, member: Member, connection: C, join: Join) {
         if let Err(reason) = self.judge(member, &join) {
+            self.joins_refused += 1;
             self.effects.push_back(Effect::Notice(format!("turned {member} away: {reason}")));
             self.effects.push_back(Effect::Refuse { connection, reason });
             return;
@@ -237,6 +224,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let incarnation = *incarnation;
         let joined = Joined {
             connection: connection.clone(),
+            incarnation,
+            commitment: join.commitment,
             address: join.address,
             heard: now,
             said: None,
@@ -268,7 +257,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             .filter(|(m, _)| m.role == MemberRole::Server)
             .filter_map(|(m, j)| Some(ServerMember { index: m.index, address: j.address.clone()? }))
             .collect();
-        Membership { epoch: self.epoch, servers, leases: self.leases.clone(), until: self.until }
+        let workers = self
+            .members
+            .iter()
+            .filter(|(m, _)| m.role == MemberRole::Worker)
+            .map(|(m, j)| WorkerMember {
+                index: m.index,
+                incarnation: j.incarnation,
+                commitment: j.commitment,
+            })
+            .collect();
+        Membership { epoch: self.epoch, servers, workers, leases: self.leases.clone(), until: self.until }
     }
 
     fn ready(&mut self, now: Time, server: u32, epoch: u64) {
@@ -297,7 +296,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
+    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`).
     fn horizon(&self) -> u64 {
+        if self.paused {
+            return self.until;
+        }
         (self.progress.completed() + LEASED_AHEAD).min(self.steps())
     }
 
@@ -338,11 +341,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.progress.completed() >= self.steps() {
             return self.end();
         }
-        if self.horizon() > self.until {
-            self.until = self.horizon();
-            let extended = LeaseExtended { epoch: self.workers_told, until: self.until };
-            self.send_all(MemberRole::Worker, &ToMember::Extended(extended));
-        }
+        self.extend();
     }
 
     fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {
@@ -364,6 +363,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     fn end(&mut self) {
         self.phase = Phase::Finishing;
         self.stalled = None;
+        self.paused = false;
         let version = self.progress.completed();
         self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
         self.hand_out();
@@ -423,20 +423,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.effects.push_back(Effect::Over(outcome));
     }
 
-    fn stop(&mut self) {
-        if self.stop_at.is_some() || self.outcome.is_some() {
-            return;
-        }
-        match self.phase {
-            Phase::Forming => self.fail("stopped before training began".into()),
-            Phase::Training => {
-                self.stop_at = Some(self.until);
-                self.effects.push_back(Effect::Notice(format!("stopping after step {}", self.until)));
-            }
-            Phase::Finishing | Phase::Over => {}
-        }
-    }
-
     fn lose(&mut self, now: Time, member: Member, reason: &str) {
         let Some(lost) = self.members.remove(&member) else { return };
         let reason = printable(reason, MAX_QUOTED);
@@ -493,6 +479,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.members.iter().filter(|(_, j)| now.since(j.heard) > timeout).map(|(m, _)| *m).collect();
         for member in silent {
             self.lose(now, member, &format!("no heartbeat for {} ms", timeout.as_millis()));
+        }
+        // A paused run with nothing under way waits for its operator alone.
+        if self.paused && self.phase == Phase::Training && self.progress.completed() >= self.until {
+            self.last_progress = now;
+            self.stalled = None;
         }
         if now.since(self.last_progress) > timeout && self.phase != Phase::Over {
             self.last_progress = now;

@@ -7,5 +7,5 @@ mod core;
 mod ending;
 mod progress;
 
-pub use core::{Effect, Input, SchedulerCore, ToMember};
+pub use core::{Command, Effect, Input, SchedulerCore, ToMember};
 pub use progress::{Observer, StepSummary};

@@ -107,6 +107,14 @@ impl Progress {
         }
     }
 
+    /// The run was paused until now: the pause is no step's time.
+    pub(super) fn rest(&mut self, now: Time) {
+        if let Some(begun) = &mut self.begun {
+            *begun = begun.after(now.since(self.last));
+            self.last = now;
+        }
+    }
+
     /// How many steps are complete.
     pub(super) fn completed(&self) -> u64 {
         self.completed

@@ -1,7 +1,8 @@
 //! The server's shell: connections in, replies out, arithmetic on its own thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
 use testudo_kernels::Codec;
@@ -10,11 +11,12 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::hear::{Heard, hear};
+use crate::incarnation;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Failure, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown,
-    SliceVersion,
+    Body, Failure, Heartbeat, Hello, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready,
+    Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
@@ -25,6 +27,9 @@ use crate::time::Clock;
 
 /// Answers that may wait for one worker beside two for each slice: refusals and acknowledgements of duplicates.
 const SPARE_ANSWERS: usize = 1024;
+
+/// How long a worker that has connected may take to say who it is: it says so at once.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the answer to one request goes.
 #[derive(Debug)]
@@ -43,17 +48,25 @@ impl ReplyTo {
     }
 }
 
-/// The workers that hold a lease in the present epoch: whoever holds none is not served.
+/// The workers that hold a lease in the present epoch, with their live incarnations: nobody else is served.
 #[derive(Clone, Debug, Default)]
-struct LiveWorkers(Arc<RwLock<BTreeSet<u32>>>);
+struct LiveWorkers(Arc<RwLock<BTreeMap<u32, [u8; 32]>>>);
 
 impl LiveWorkers {
-    fn set(&self, workers: BTreeSet<u32>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = workers;
+    fn set(&self, membership: &Membership) {
+        let leased: BTreeSet<u32> = membership.leases.iter().map(|lease| lease.worker).collect();
+        let live = membership.workers.iter().filter(|w| leased.contains(&w.index));
+        let live = live.map(|w| (w.index, w.commitment)).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = live;
     }
 
     fn contains(&self, worker: u32) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&worker)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&worker)
+    }
+
+    fn is(&self, worker: u32, commitment: &[u8; 32]) -> bool {
+        let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        live.get(&worker).is_some_and(|expected| incarnation::same(expected, commitment))
     }
 }
 
@@ -158,7 +171,9 @@ impl ServerActor {
             Effect::Answer { reply, slice, version } => answer_pull(&self.store, reply, slice, version),
             Effect::RefusePull { reply, reason } => reply.answer(&PullRefused { reason }),
             Effect::Ready { epoch } => self.tell(&Ready { epoch }),
-            Effect::Heartbeat(heartbeat) => self.tell(&heartbeat),
+            Effect::Heartbeat(heartbeat) => {
+                self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
+            }
         }
     }
 
@@ -192,7 +207,7 @@ impl ServerActor {
                     // Without OpenTelemetry there is no parent to set; the span is then a root.
                     let _ = testudo_observability::set_remote_parent(&self.serving, run);
                 }
-                self.live.set(membership.leases.iter().map(|lease| lease.worker).collect());
+                self.live.set(&membership);
                 self.drive(context, Input::Membership(membership));
             }
             Shutdown::KIND => {
@@ -300,14 +315,47 @@ impl Serving {
             connection.close(CloseCode::Policy.number(), "servers serve workers that hold a lease");
             return;
         };
+        // The first word says which process this is; until then, no other stream is heard.
+        let Some((first, shown)) = greeted(&connection).await else { return };
+        if !self.live.is(worker, &shown) {
+            tracing::warn!(%peer, "another incarnation of it takes part; this one is not served");
+            connection
+                .close(CloseCode::Admission.number(), "another incarnation of this identity takes part");
+            return;
+        }
         tracing::info!(%peer, "connected");
         let budget = Budget::new(self.max_answers, self.max_bytes);
-        while let Ok((sender, receiver)) = connection.accept().await {
+        let mut next = Some(first);
+        while let Some((sender, receiver)) = next {
             let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
-            let stream = Stream { serving: self.clone(), connection: connection.clone(), worker, outbox };
+            let (serving, connection) = (self.clone(), connection.clone());
+            let stream = Stream { serving, connection: connection.clone(), worker, shown, outbox };
             self.runtime.spawn(stream.run(receiver));
+            next = connection.accept().await.ok();
         }
         tracing::info!(%peer, "disconnected");
+    }
+}
+
+/// Hears the first word on the first stream of a worker's connection; the commitment to what it shows. A peer that says
+/// something else, or nothing for too long, is cut off.
+async fn greeted(connection: &Connection) -> Option<((testudo_transport::Sender, Receiver), [u8; 32])> {
+    let word = async {
+        let (sender, mut receiver) = connection.accept().await.ok()?;
+        let message = receiver.recv().await.ok()??;
+        let hello = (message.kind == Hello::KIND).then(|| Hello::decode(&message.body).ok()).flatten()?;
+        Some(((sender, receiver), hello.secret.commitment()))
+    };
+    match tokio::time::timeout(HELLO_PATIENCE, word).await {
+        Ok(Some(greeted)) => Some(greeted),
+        Ok(None) => {
+            connection.close(CloseCode::Policy.number(), "the first word to a server is a hello");
+            None
+        }
+        Err(_) => {
+            connection.close(CloseCode::Stalled.number(), "no hello came");
+            None
+        }
     }
 }
 
@@ -319,6 +367,8 @@ struct Stream {
     serving: Serving,
     connection: Connection,
     worker: u32,
+    /// The commitment of the process at the other end.
+    shown: [u8; 32],
     outbox: Outbox,
 }
 
@@ -326,7 +376,7 @@ impl Stream {
     async fn run(self, mut receiver: Receiver) {
         loop {
             let message = match receiver.recv().await {
-                Ok(Some(_)) if !self.serving.live.contains(self.worker) => {
+                Ok(Some(_)) if !self.serving.live.is(self.worker, &self.shown) => {
                     self.connection.close(CloseCode::Policy.number(), "its leases have moved to others");
                     return;
                 }

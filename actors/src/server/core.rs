@@ -12,7 +12,7 @@ use std::time::Duration;
 use testudo_kernels::Codec;
 
 use crate::lease::Lease;
-use crate::message::{Heartbeat, Membership, Pull, PullRefusal, Push, PushRefusal, Waiting};
+use crate::message::{Heartbeat, Load, Membership, Pull, PullRefusal, Push, PushRefusal, Waiting};
 use crate::placement::{Slice, SliceId, SliceMap};
 use crate::time::Time;
 use crate::tree::{Node, ReductionTree};
@@ -410,7 +410,7 @@ impl<T, V> ServerCore<T, V> {
     /// The slice that is furthest behind, and the first shards that it lacks.
     fn status(&self) -> Heartbeat {
         let Some(behind) = self.slices.iter().flatten().min_by_key(|s| (s.version, s.slice.id)) else {
-            return Heartbeat { step: 0, waiting: None };
+            return Heartbeat { step: 0, waiting: None, load: Load::default() };
         };
         let missing = self
             .leases
@@ -419,7 +419,7 @@ impl<T, V> ServerCore<T, V> {
             .find(|node| !behind.accepted.iter().any(|a| a.node.covers(node) && a.stored));
         let waiting =
             missing.map(|node| Waiting { slice: behind.slice.id, step: behind.version, missing: Some(node) });
-        Heartbeat { step: behind.version, waiting }
+        Heartbeat { step: behind.version, waiting, load: Load::default() }
     }
 }
 

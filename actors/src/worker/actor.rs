@@ -12,12 +12,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::hear::{Heard, hear};
+use crate::incarnation::Secret;
 use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Evaluate, Export, Exported, Failure, LeaseExtended, Membership, NodeDone, Pull, PullRefused, Push,
-    PushAccepted, PushRefused, ServerMember, Shutdown, SliceVersion,
+    Body, Evaluate, Export, Exported, Failure, Heartbeat, Hello, LeaseExtended, Membership, NodeDone, Pull,
+    PullRefused, Push, PushAccepted, PushRefused, ServerMember, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
@@ -110,6 +111,8 @@ pub struct WorkerParts {
     pub slices: usize,
     /// What it dials with.
     pub network: Network,
+    /// What shows servers that it is the process that joined.
+    pub secret: Secret,
     /// To the scheduler.
     pub scheduler: Outbox,
     /// From the scheduler.
@@ -130,6 +133,7 @@ pub struct WorkerActor {
     lanes: u32,
     slices: usize,
     network: Network,
+    secret: Secret,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
     runtime: Handle,
@@ -159,6 +163,7 @@ impl WorkerActor {
             lanes: parts.lanes,
             slices: parts.slices,
             network: parts.network,
+            secret: parts.secret,
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
             runtime: parts.runtime,
@@ -225,7 +230,9 @@ impl WorkerActor {
                 self.tell(&done);
             }
             Effect::Result(result) => self.tell(&result),
-            Effect::Heartbeat(heartbeat) => self.tell(&heartbeat),
+            Effect::Heartbeat(heartbeat) => {
+                self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
+            }
         }
     }
 
@@ -287,6 +294,7 @@ impl WorkerActor {
             };
             let dialling = Dialling {
                 network: self.network.clone(),
+                secret: self.secret.clone(),
                 mailbox: mailbox.clone(),
                 runtime: self.runtime.clone(),
                 server,
@@ -444,6 +452,7 @@ fn from_scheduler(heard: Heard) -> Mail {
 /// Connects one server and hears it.
 struct Dialling {
     network: Network,
+    secret: Secret,
     mailbox: Mailbox<WorkerActor>,
     runtime: Handle,
     server: ServerMember,
@@ -467,8 +476,12 @@ impl Dialling {
         let budget = Budget::messages(self.slices * 2 + SLICES_IN_FLIGHT + 64);
         for lane in 0..self.lanes {
             let priority = i32::try_from(self.lanes - lane).unwrap_or(i32::MAX);
-            let (sender, receiver) =
+            let (mut sender, receiver) =
                 connection.open(Class::Data, priority).await.map_err(|e| e.to_string())?;
+            if lane == 0 {
+                let hello = Outgoing::new(Hello::KIND, 0, self.secret.hello().encode());
+                sender.send(hello).await.map_err(|e| e.to_string())?;
+            }
             let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
             lanes.push(outbox);
             self.runtime.spawn(hear(receiver, self.mailbox.clone(), move |heard| match heard {

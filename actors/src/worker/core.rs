@@ -17,7 +17,8 @@ pub use io::{Effect, Input, WorkerError};
 
 use crate::lease::Lease;
 use crate::message::{
-    Evaluate, Export, Heartbeat, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes, Waiting,
+    Evaluate, Export, Heartbeat, Load, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes,
+    Waiting,
 };
 use crate::placement::{SliceId, SliceMap};
 use crate::time::Time;
@@ -379,7 +380,7 @@ impl<V> WorkerCore<V> {
         );
         let waiting =
             missing.filter(|_| !computing).map(|(slice, _)| Waiting { slice: slice.id, step, missing: None });
-        Heartbeat { step, waiting }
+        Heartbeat { step, waiting, load: Load::default() }
     }
 }
 

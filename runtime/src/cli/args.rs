@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::operate::{CommandArguments, StatusArguments};
+
 /// Distributed training where the network is not trusted.
 #[derive(Debug, Parser)]
 #[command(
     name = "testudo",
     version,
     about = "Distributed training where the network is not trusted",
-    after_help = "Exit status: 0 done; 1 failed while running; 2 misconfigured, nothing was started; 130 interrupted \
-                  twice.\n\nExamples:\n  testudo run examples/mnist.toml\n  testudo run examples/mnist.toml --workers 4 \
-                  --set training.epochs=1 --json\n  testudo pki show runs/mnist-.../identities/worker-0"
+    after_help = "Exit status: 0 done; 1 failed while running; 2 misconfigured, nothing was started; 3 the scheduler \
+                  refused the command; 4 no scheduler answers; 130 interrupted twice.\n\nExamples:\n  testudo run examples/mnist.toml\n  testudo run examples/mnist.toml --workers 4 \
+                  --set training.epochs=1 --json\n  testudo pki show runs/mnist-.../identities/worker-0\n  testudo status runs/mnist-... --watch\n  testudo \
+                  stop --scheduler 10.0.0.1:4433 --identity ops/alice"
 )]
 pub(crate) struct Arguments {
     /// What to do.
@@ -31,6 +34,14 @@ pub(crate) enum Command {
     Pki(PkiArguments),
     /// Sign a cluster file as an operator, for a cluster that is started node by node
     Job(JobArguments),
+    /// Show how a run is doing, node by node
+    Status(StatusArguments),
+    /// Let the steps under way end and begin no other until `testudo resume`
+    Pause(CommandArguments),
+    /// Let steps begin again
+    Resume(CommandArguments),
+    /// End a run in order, with a model of the steps that were taken
+    Stop(CommandArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
 }

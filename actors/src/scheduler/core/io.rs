@@ -69,17 +69,35 @@ pub enum Input<C> {
         /// Why.
         reason: String,
     },
-    /// An operator ends the run in order.
+    /// An operator commands something, and gets an answer.
+    Command {
+        /// Over which connection.
+        connection: C,
+        /// The request that the answer goes to.
+        request: u64,
+        /// What.
+        command: Command,
+    },
+    /// A timeout that [`SchedulerCore::poll_timeout`](super::SchedulerCore::poll_timeout) asked for may have passed.
+    Tick,
+}
+
+/// What an operator commands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Begin no step until [`Command::Resume`]; those under way end.
+    Pause,
+    /// Begin steps again.
+    Resume,
+    /// End the run in order.
     Stop,
-    /// An operator knows that a member's process has ended.
+    /// A member's process has ended.
     Ended {
         /// Who.
         member: Member,
         /// How.
         exit: String,
     },
-    /// A timeout that [`SchedulerCore::poll_timeout`](super::SchedulerCore::poll_timeout) asked for may have passed.
-    Tick,
 }
 
 /// A message to a member.
@@ -131,6 +149,15 @@ pub enum Effect<C> {
         connection: C,
         /// Why.
         reason: String,
+    },
+    /// Tell an operator what became of its command.
+    Answer {
+        /// Over this connection.
+        connection: C,
+        /// The request.
+        request: u64,
+        /// What was done, or why nothing was.
+        result: Result<String, String>,
     },
     /// A step is complete.
     Step(StepSummary),

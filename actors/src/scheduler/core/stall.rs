@@ -66,7 +66,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    fn describe(&self, waiting: &Waiting) -> String {
+    pub(super) fn describe(&self, waiting: &Waiting) -> String {
         match self.names.get(waiting.slice.parameter as usize) {
             Some(name) => format!("{name} (slice {})", waiting.slice.index),
             None => waiting.slice.to_string(),

@@ -5,6 +5,9 @@ use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 use super::*;
 use crate::job::DataSpec;
 
+/// The connection of an operator.
+const OPERATOR: u32 = 1_000;
+
 const TIMEOUT: Duration = Duration::from_millis(1_000);
 
 fn job(workers: u32, servers: u32) -> JobSpec {
@@ -42,7 +45,12 @@ fn worker(index: u32) -> Member {
 
 fn join_of(member: Member) -> Join {
     let address = (member.role == MemberRole::Server).then(|| "here:1".into());
-    Join { release: "1.2.3".into(), fingerprint: "avx2".into(), address }
+    Join {
+        release: "1.2.3".into(),
+        fingerprint: "avx2".into(),
+        address,
+        commitment: [member.index as u8; 32],
+    }
 }
 
 /// A scheduler whose connections are numbers.
@@ -85,6 +93,16 @@ impl Bench {
         self.connections += 1;
         let connection = self.connections;
         self.handle(Input::Join { member, connection, join })
+    }
+
+    /// An operator commands, and is answered at the end of all that comes of it.
+    fn command(&mut self, command: Command) -> (Vec<Effect<u32>>, Result<String, String>) {
+        let mut effects = self.handle(Input::Command { connection: OPERATOR, request: 7, command });
+        let at = effects.iter().position(|e| matches!(e, Effect::Answer { .. }));
+        match effects.remove(at.expect("every command is answered")) {
+            Effect::Answer { connection: OPERATOR, request: 7, result } => (effects, result),
+            other => panic!("answered elsewhere: {other:?}"),
+        }
     }
 
     /// Members join in order, so server `i` is on connection `i + 1`, and workers follow.
@@ -180,7 +198,7 @@ fn notices(effects: &[Effect<u32>]) -> String {
 }
 
 fn idle() -> Heartbeat {
-    Heartbeat { step: 0, waiting: None }
+    Heartbeat { step: 0, waiting: None, load: Load::default() }
 }
 
 const LEFT: Node = Node { first: 0, leaves: 2 };
@@ -253,7 +271,8 @@ fn a_dead_server_ends_the_wait_by_name() {
     assert!(failure(&forming.gone(server(1), 2)).contains("server/1 was lost (reset)"));
 
     let mut training = Bench::training(job(1, 2));
-    let effects = training.handle(Input::Ended { member: server(0), exit: "killed by signal 9".into() });
+    let ended = Command::Ended { member: server(0), exit: "killed by signal 9".into() };
+    let (effects, _) = training.command(ended);
     assert_eq!(dismissed(&effects), [worker(0)], "workers leave first");
     let effects = training.gone(worker(0), 3);
     assert!(failure(&effects).contains("server/0 was lost (killed by signal 9)"), "{effects:?}");
@@ -277,7 +296,8 @@ fn servers_leave_last() {
     assert_eq!(bench.core.report().phase, Phase::Finishing);
     assert_eq!(bench.gone(worker(1), 4).len(), 1, "one connection is closed and nobody dismissed");
     // The same worker's end, told again by another, is not the other's.
-    assert_eq!(bench.handle(Input::Ended { member: worker(1), exit: "0".into() }), []);
+    let ended = Command::Ended { member: worker(1), exit: "0".into() };
+    assert_eq!(bench.command(ended), (vec![], Ok("worker/1 counts as lost".into())));
     let effects = bench.gone(worker(0), 3);
     assert_eq!(dismissed(&effects), [server(0), server(1)]);
     assert!(
@@ -339,7 +359,8 @@ fn a_job_that_does_not_form_says_who_is_missing() {
 fn a_stalled_step_says_what_it_waits_for() {
     let mut bench = Bench::training(job(2, 1));
     let slice = crate::placement::SliceId { parameter: 1, index: 3 };
-    let waiting = Heartbeat { step: 0, waiting: Some(Waiting { slice, step: 0, missing: Some(RIGHT) }) };
+    let waiting = Some(Waiting { slice, step: 0, missing: Some(RIGHT) });
+    let waiting = Heartbeat { step: 0, waiting, load: Load::default() };
     let members = [(server(0), waiting), (worker(0), idle()), (worker(1), idle())];
     let text = notices(&bench.pass(TIMEOUT * 2, &members));
     for part in ["no progress", "worker/1", "shards 2 to 3", "b (slice 3)", "step 0", "server/0"] {
@@ -394,4 +415,123 @@ fn a_report_that_cannot_be_ends_the_run_by_name() {
         let reason = failure(&effects);
         assert!(reason.contains("worker/0") && reason.contains(part), "{reason}");
     }
+}
+
+/// A run of `steps` steps under way.
+fn long(steps: u64) -> JobSpec {
+    JobSpec { max_steps: Some(steps), ..job(2, 1) }
+}
+
+impl Bench {
+    /// Both workers are done with `step`.
+    fn step(&mut self, step: u64) -> Vec<Effect<u32>> {
+        let mut effects = Vec::new();
+        for (worker, node) in [(0, LEFT), (1, RIGHT)] {
+            let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 1, examples: 2 }];
+            let done =
+                NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+            effects.extend(self.handle(Input::NodeDone { worker, done }));
+        }
+        effects
+    }
+}
+
+fn extended(effects: &[Effect<u32>]) -> Option<u64> {
+    effects.iter().find_map(|e| match e {
+        Effect::Send { message: ToMember::Extended(e), .. } => Some(e.until),
+        _ => None,
+    })
+}
+
+/// Invariants 1 to 3 of `operate.rs`.
+#[test]
+fn a_paused_run_ends_what_is_under_way_and_begins_nothing() {
+    let mut bench = Bench::training(long(10));
+    assert_eq!(extended(&bench.step(0)), Some(5));
+    let (_, answer) = bench.command(Command::Pause);
+    assert!(answer.unwrap().contains("ends with step 5"));
+    assert_eq!(bench.command(Command::Pause).1, Ok("the run is paused already".into()));
+    assert_eq!(extended(&bench.step(1)), None, "a paused run leases no step");
+    // What was leased is still owed, and its absence is still a stall.
+    let everyone = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
+    assert!(notices(&bench.pass(TIMEOUT * 2, &everyone)).contains("no progress"));
+    for step in 2..5 {
+        assert_eq!(extended(&bench.step(step)), None);
+    }
+    let effects = bench.pass(TIMEOUT * 5, &everyone);
+    assert_eq!(notices(&effects), "", "a paused run is no stalled one");
+    let report = bench.core.report();
+    assert!(report.paused && report.stalled.is_none() && report.steps_done == 5 && report.until == 5);
+    let (effects, answer) = bench.command(Command::Resume);
+    assert_eq!((answer, extended(&effects)), (Ok("resumed after step 5".into()), Some(9)));
+    assert_eq!(bench.command(Command::Resume).1, Ok("the run was not paused".into()));
+    assert_eq!(extended(&bench.step(5)), Some(10));
+}
+
+/// A worker that dies in a pause is replaced in it.
+#[test]
+fn leases_move_while_a_run_is_paused() {
+    let mut bench = Bench::training(long(10));
+    bench.command(Command::Pause).1.unwrap();
+    assert_eq!(told_of_members(&bench.gone(worker(0), 2)), [server(0)]);
+    let effects = bench.handle(Input::Ready { server: 0, epoch: 2 });
+    assert_eq!(told_of_members(&effects), [worker(1)]);
+    let membership = effects.iter().find_map(|e| match e {
+        Effect::Send { message: ToMember::Membership(m), .. } => Some(m.clone()),
+        _ => None,
+    });
+    let membership = membership.unwrap();
+    assert_eq!(membership.until, 4, "no step is added by a change of membership");
+    assert_eq!(membership.workers, [WorkerMember { index: 1, incarnation: 1, commitment: [1; 32] }]);
+}
+
+/// A run that was paused while it formed begins when it is resumed.
+#[test]
+fn a_job_may_be_paused_before_it_begins() {
+    let mut bench = Bench::new(long(10));
+    assert!(bench.command(Command::Pause).1.unwrap().contains("no step is begun"));
+    for member in [server(0), worker(0), worker(1)] {
+        bench.join(member);
+    }
+    bench.handle(Input::Ready { server: 0, epoch: 1 });
+    assert_eq!((bench.core.report().phase, bench.core.report().until), (Phase::Training, 0));
+    let (effects, answer) = bench.command(Command::Resume);
+    assert_eq!((answer, extended(&effects)), (Ok("resumed after step 0".into()), Some(4)));
+}
+
+/// A paused run can be stopped: at once if nothing is under way, and in order.
+#[test]
+fn a_paused_run_can_be_stopped() {
+    let mut bench = Bench::training(long(10));
+    bench.command(Command::Pause).1.unwrap();
+    for step in 0..4 {
+        bench.step(step);
+    }
+    let (effects, answer) = bench.command(Command::Stop);
+    assert_eq!(answer, Ok("stopping after step 4".into()));
+    assert!(!sent(&effects, |m| matches!(m, ToMember::Export(_))).is_empty(), "{effects:?}");
+    assert_eq!(bench.core.report().phase, Phase::Finishing);
+    assert!(bench.command(Command::Pause).1.unwrap_err().contains("stopping after step 4"));
+    assert_eq!(bench.command(Command::Stop).1, Ok("the run is stopping after step 4 already".into()));
+    assert!(bench.command(Command::Resume).1.unwrap().contains("not paused"));
+}
+
+/// What an operator reads of each node.
+#[test]
+fn every_node_is_listed_with_what_it_last_said() {
+    let mut bench = Bench::training(long(10));
+    bench.now = bench.now.after(Duration::from_millis(300));
+    let slice = crate::placement::SliceId { parameter: 1, index: 3 };
+    let waiting = Some(Waiting { slice, step: 2, missing: None });
+    let load = Load { held_bytes: 9, ..Load::default() };
+    bench.handle(Input::Heartbeat { member: worker(1), heartbeat: Heartbeat { step: 3, waiting, load } });
+    bench.now = bench.now.after(Duration::from_millis(50));
+    let nodes = bench.core.nodes(bench.now);
+    assert_eq!(nodes.iter().map(|n| n.member).collect::<Vec<_>>(), [server(0), worker(0), worker(1)]);
+    let [_, quiet, loud] = &nodes[..] else { panic!("{nodes:?}") };
+    assert_eq!((quiet.heard_ms, quiet.incarnation, quiet.shards, quiet.step), (350, 1, 2, 0));
+    assert_eq!((loud.heard_ms, loud.step, loud.load), (50, 3, load));
+    assert_eq!(loud.waiting.as_deref(), Some("b (slice 3) after step 2"));
+    assert_eq!(bench.join(worker(9)).len(), 2);
+    assert_eq!(bench.core.report().joins_refused, 1);
 }

@@ -23,7 +23,7 @@ fn lease(node: Node, worker: u32, since: u64) -> Lease {
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {
     let servers = vec![ServerMember { index: 0, address: "here:1".into() }];
-    Membership { epoch, servers, leases, until: 100 }
+    Membership { epoch, servers, workers: Vec::new(), leases, until: 100 }
 }
 
 fn push(node: Node, step: u64) -> Push {
@@ -350,9 +350,15 @@ fn a_heartbeat_names_what_is_missing() {
         }
     };
     let waiting = |slice, step, node| Some(Waiting { slice, step, missing: Some(node) });
-    assert_eq!(beat(&mut bench), Heartbeat { step: 0, waiting: waiting(FIRST, 0, RIGHT) });
+    assert_eq!(
+        beat(&mut bench),
+        Heartbeat { step: 0, waiting: waiting(FIRST, 0, RIGHT), load: Load::default() }
+    );
     bench.push(1, 2, push(RIGHT, 0), B);
     bench.stored(RIGHT, 0, Some(1));
-    assert_eq!(beat(&mut bench), Heartbeat { step: 0, waiting: waiting(SHORT, 0, LEFT) });
+    assert_eq!(
+        beat(&mut bench),
+        Heartbeat { step: 0, waiting: waiting(SHORT, 0, LEFT), load: Load::default() }
+    );
     assert_eq!(bench.core.poll_timeout(), Some(bench.now.after(HEARTBEAT)));
 }

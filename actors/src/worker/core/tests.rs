@@ -17,7 +17,7 @@ fn lease(node: Node, worker: u32, since: u64, from_step: u64) -> Lease {
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {
     let servers = vec![ServerMember { index: 0, address: "here:1".into() }];
-    Membership { epoch, servers, leases, until: 2 }
+    Membership { epoch, servers, workers: Vec::new(), leases, until: 2 }
 }
 
 /// Worker 0 of a job of two one-slice parameters (`w` with two elements, `b` with one) and four steps.

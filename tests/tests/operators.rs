@@ -1,0 +1,274 @@
+//! Operators over the transport that nodes use: what they may do, what they are told, and who may not.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use testudo_actors::incarnation::Secret;
+use testudo_actors::message::{Failure, Join, MemberRole, Outcome, Pull, Push, Shutdown};
+use testudo_actors::node::RELEASE;
+use testudo_actors::operator::Line;
+use testudo_actors::placement::SliceId;
+use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
+use testudo_tests::files;
+use testudo_tests::member::{Answer, Lane, Member, in_time, secret};
+use testudo_tests::process::{self, Ended, Started, assert_nothing_left, steps};
+use testudo_tests::stage::{job, play};
+use testudo_transport::{CloseCode, Error, Role};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+
+const SLICE: SliceId = SliceId { parameter: 0, index: 0 };
+
+/// Far longer than any test looks at it.
+const STEPS: &str = "training.max_steps=100000";
+
+struct Place {
+    folder: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let file = files::write_job(folder.path());
+        Place { folder, file }
+    }
+
+    fn start(&self, name: &str, options: &[&str]) -> (Started, PathBuf) {
+        let dir = self.folder.path().join(name);
+        let (file, dir_text) = (self.file.to_str().unwrap(), dir.to_str().unwrap());
+        let arguments = [&["run", file, "--run-dir", dir_text, "--json", "--quiet"], options].concat();
+        (process::start(PROGRAM, &arguments, &dir), dir)
+    }
+}
+
+/// Runs an operator's command on the run in `dir`.
+fn operate(command: &str, dir: &Path, options: &[&str]) -> Ended {
+    process::run(PROGRAM, &[&[command, dir.to_str().unwrap()], options].concat(), Path::new("/no/mark"))
+}
+
+fn status(dir: &Path) -> Value {
+    operate("status", dir, &["--json"]).succeeded().json()
+}
+
+/// The next status that `wanted` likes.
+fn status_when(run: &mut Started, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    run.until(what, |dir| Some(status(dir)).filter(|s| wanted(s)))
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+/// Status, pause, status, resume, pause, stop: every command is answered, a paused run stands still without counting as
+/// stalled, and what was stopped has the bits of a run that was never to go further.
+#[test]
+fn a_run_is_watched_paused_resumed_and_stopped() {
+    let place = Place::new();
+    let timeout = ["--set", "cluster.heartbeat_timeout_ms=1500", "--set", STEPS];
+    let (mut run, dir) = place.start("run", &timeout);
+    run.until("steps", |dir| (steps(dir) >= 5).then_some(()));
+    let seen = status(&dir);
+    assert_eq!((&seen["job"], &seen["state"]), (&"small".into(), &"training".into()), "{seen}");
+    let nodes: Vec<&str> =
+        seen["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
+    assert_eq!(nodes, ["server/0", "server/1", "worker/0", "worker/1"], "{seen}");
+    assert!(seen["nodes"].as_array().unwrap().iter().all(|n| n["incarnation"] == 1), "{seen}");
+    assert_eq!(seen["operators"], 2, "the launcher and this one: {seen}");
+    let shown = operate("status", &dir, &[]).succeeded().stdout;
+    assert!(shown.contains("small: training") && shown.contains("worker/1"), "{shown}");
+
+    let answer = operate("pause", &dir, &[]).succeeded().stdout;
+    assert!(answer.starts_with("paused: what is under way ends with step "), "{answer}");
+    let paused = status_when(&mut run, "a paused run", |s| s["step"] == s["until"]);
+    assert_eq!((&paused["state"], &paused["paused"]), (&"paused".into(), &true.into()), "{paused}");
+    let begun = std::time::Instant::now();
+    // Well beyond the timeout after which a run that stands still is stalled.
+    let later = status_when(&mut run, "time", |_| begun.elapsed() > Duration::from_secs(4));
+    assert_eq!(later["step"], paused["step"], "no step is begun: {later}");
+    assert!(later["stalled"].is_null() && later["nodes"].as_array().unwrap().len() == 4, "{later}");
+    assert_eq!(operate("pause", &dir, &[]).succeeded().stdout, "the run is paused already\n");
+
+    let answer = operate("resume", &dir, &[]).succeeded().stdout;
+    assert_eq!(answer, format!("resumed after step {}\n", paused["step"]));
+    assert_eq!(operate("resume", &dir, &[]).succeeded().stdout, "the run was not paused\n");
+    let on = status_when(&mut run, "more steps", |s| number(&s["step"]) > number(&paused["step"]) + 3);
+    assert_eq!(on["state"], "training", "{on}");
+
+    let watch = dir.to_str().unwrap();
+    let mut watched = process::start(
+        PROGRAM,
+        &["status", watch, "--watch", "--json", "--every", "0.1"],
+        Path::new("/no/mark"),
+    );
+    operate("pause", &dir, &[]).succeeded().stdout.clear();
+    status_when(&mut run, "a paused run", |s| s["step"] == s["until"]);
+    watched.until("the watcher to follow", |_| Some(()));
+    let answer = operate("stop", &dir, &[]).succeeded().stdout;
+    assert!(answer.starts_with("stopping after step "), "{answer}");
+    let result = run.wait().succeeded().json();
+    assert_eq!(result["stopped_early"], true, "{result}");
+    let followed = watched.wait().succeeded();
+    let lines: Vec<Value> = followed.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.len() > 1 && lines.last().unwrap()["state"] == "finished", "{followed:#?}");
+
+    assert_eq!(status(&dir)["state"], "finished", "what is over is told from its summary");
+    assert!(!dir.join("control.json").exists());
+    for command in ["pause", "resume", "stop"] {
+        let late = operate(command, &dir, &[]);
+        assert_eq!(late.code(), Some(4), "{late:#?}");
+        assert!(late.stderr.contains("is over"), "{late:#?}");
+    }
+    assert_nothing_left(&dir);
+
+    let taken = format!("training.max_steps={}", result["steps"]);
+    let again = place.start("again", &["--set", &taken]).0.wait().succeeded().json();
+    assert_eq!(again["params_blake3"], result["params_blake3"], "pauses changed bits");
+}
+
+/// A command that cannot be carried out is refused with why, and exits 3; whoever is no operator never commands.
+#[test]
+fn what_cannot_be_done_is_refused_with_the_reason() {
+    let place = Place::new();
+    let (mut run, dir) = place.start("run", &["--set", STEPS]);
+    run.until("steps", |dir| (steps(dir) >= 3).then_some(()));
+    let worker = dir.join("identities/worker-0");
+    let not = operate("stop", &dir, &["--identity", worker.to_str().unwrap()]);
+    assert_eq!(not.code(), Some(2), "{not:#?}");
+    assert!(not.stderr.contains("worker/0: only an operator commands"), "{not:#?}");
+    let nobody = operate("status", &dir, &["--scheduler", "127.0.0.1:9"]);
+    assert_eq!(nobody.code(), Some(4), "{nobody:#?}");
+    assert_eq!(process::run(PROGRAM, &["stop"], Path::new("/no/mark")).code(), Some(2));
+
+    // A worker that stands still keeps the run from ending before it is asked again.
+    process::send(run.node("worker", 0).pid, process::Signal::STOP);
+    operate("stop", &dir, &[]).succeeded().stdout.clear();
+    let refused = operate("pause", &dir, &[]);
+    assert_eq!(refused.code(), Some(3), "{refused:#?}");
+    assert!(refused.stderr.contains("the run is stopping after step"), "{refused:#?}");
+    let again = operate("stop", &dir, &[]).succeeded();
+    assert!(again.stdout.contains("already"), "{again:#?}");
+    process::send(run.node("worker", 0).pid, process::Signal::CONT);
+    assert_eq!(run.wait().succeeded().json()["stopped_early"], true);
+}
+
+/// Several operators at a time, and no more than there may be; who is turned away reads why, and the others are none the worse.
+#[test]
+fn operators_are_many_and_counted() {
+    let wiring = Wiring { absent: vec![0], ..Wiring::default() };
+    let cluster = Cluster::start_with(Site::new(job(1, 1, 1), Links::Quic), wiring);
+    let (site, address) = (&cluster.site, cluster.scheduler.to_string());
+    let scheduler = site.job.member(Role::Scheduler, 0).unwrap();
+    site.runtime.block_on(async {
+        let mut lines = Vec::new();
+        let refused = loop {
+            let network = site.network(&site.identity(Role::Operator, &format!("person-{}", lines.len())));
+            let mut line = in_time("a line", Line::dial(&network, &address, &scheduler)).await.unwrap();
+            match in_time("an answer", line.resume()).await {
+                Ok(answer) => assert_eq!(answer, Ok("the run was not paused".into())),
+                Err(error) => break error.to_string(),
+            }
+            lines.push((line, network));
+            assert!(lines.len() <= 16, "there is no end of operators");
+        };
+        assert!(refused.contains("16 operators are connected"), "{refused}");
+        for (line, _) in &mut lines {
+            assert!(in_time("an answer", line.resume()).await.is_ok(), "the others go on");
+        }
+        lines.pop().unwrap().0.close();
+        // There is room again as soon as the scheduler has seen it leave.
+        let network = site.network(&site.identity(Role::Operator, "late"));
+        loop {
+            let mut line = in_time("a line", Line::dial(&network, &address, &scheduler)).await.unwrap();
+            if line.resume().await.is_ok() {
+                break;
+            }
+        }
+        let answer = in_time("an answer", lines[0].0.stop()).await.unwrap();
+        assert_eq!(answer, Ok("stopped before training began".into()));
+    });
+    cluster.outcome();
+}
+
+/// What becomes of a connection.
+async fn ended(lane: &Lane) -> (u32, String) {
+    match in_time("the end", lane.connection().closed()).await {
+        Error::Closed { by_peer: true, code, reason, .. } => (code, reason.to_string()),
+        other => panic!("{other}"),
+    }
+}
+
+/// semantics.md, line 10: a server serves the process that the scheduler admitted. Another holder of the same key, a former
+/// incarnation above all, is refused there too, and the live one is none the worse.
+#[test]
+fn another_incarnation_of_a_live_identity_is_refused_by_servers() {
+    play(job(2, 1, 2), async |stage| {
+        let server = stage.job.member(Role::Server, 0).unwrap();
+        let (address, network) = (stage.servers[0].clone(), stage.networks[0].clone());
+        let stranger = Secret::new().unwrap();
+        let another = Secret::known(secret(&stage.networks[1]).commitment());
+        for wrong in [stranger, another, secret(&stage.networks[1])] {
+            let mut lane = Lane::dial_as(&network, &address, &server, &wrong).await;
+            let push = Push { epoch: stage.epoch, ..stage.push_of(0, 0, SLICE) };
+            lane.push(&push, &[1.0; 4]).await;
+            let (code, reason) = ended(&lane).await;
+            assert_eq!(code, CloseCode::Admission.number(), "{reason}");
+            assert!(reason.contains("another incarnation"), "{reason}");
+        }
+        // Who says something else first is not heard at all.
+        let connection = network.connect(&address, &server).await.unwrap();
+        let mut silent = Lane::open(&connection).await;
+        silent.push(&stage.push_of(0, 0, SLICE), &[1.0; 4]).await;
+        let (code, reason) = ended(&silent).await;
+        assert_eq!(
+            (code, reason.as_str()),
+            (CloseCode::Policy.number(), "the first word to a server is a hello")
+        );
+        // The live ones go on.
+        stage.complete(0, SLICE, 1.0).await;
+    });
+}
+
+/// A worker that was lost while the job formed comes back as its next incarnation; the former one is refused by servers.
+#[test]
+fn a_former_incarnation_is_refused_by_servers() {
+    let wiring = Wiring { absent: vec![0, 1], ..Wiring::default() };
+    let cluster = Cluster::start_with(Site::new(job(2, 1, 2), Links::Quic), wiring);
+    let (site, scheduler) = (&cluster.site, cluster.scheduler.to_string());
+    let server = site.job.member(Role::Server, 0).unwrap();
+    let of = |index: &str| site.network(&site.identity(Role::Worker, index));
+    site.runtime.block_on(async {
+        let join = |secret: &Secret| Join {
+            release: RELEASE.into(),
+            fingerprint: testudo_kernels::fingerprint(),
+            address: None,
+            commitment: secret.commitment(),
+        };
+        let (network, other) = (of("0"), of("1"));
+        let (former, live) = (Secret::new().unwrap(), Secret::new().unwrap());
+        let first = Member::join_as(&network, &scheduler, &join(&former)).await.unwrap();
+        first.connection().close(0, "dies");
+        // Refused until the scheduler has seen the former one's end.
+        let mut member = loop {
+            match Member::join_as(&network, &scheduler, &join(&live)).await {
+                Ok(member) => break member,
+                Err(reason) => assert!(reason.contains("takes part already"), "{reason}"),
+            }
+        };
+        let mut other = Member::join(&other, &scheduler, MemberRole::Worker).await.unwrap();
+        let membership = member.membership().await;
+        let entry = membership.workers.iter().find(|w| w.index == 0).unwrap();
+        assert_eq!((entry.incarnation, entry.commitment), (2, live.commitment()));
+        let address = membership.servers[0].address.clone();
+        let ghost = Lane::dial_as(&network, &address, &server, &former).await;
+        assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
+        let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
+        let pulled = lane.pulled(&Pull { slice: SLICE, version: 0 }).await;
+        assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
+        member.tell(&Failure { reason: "seen enough".into() }).await;
+        member.hear_of::<Shutdown>().await;
+        other.hear_of::<Shutdown>().await;
+    });
+    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+}
