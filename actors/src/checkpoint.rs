@@ -1,4 +1,16 @@
-//! Where the final model goes: a trait, because files and formats are the runtime's business.
+//! Where models and training state go, and where they come back from: traits, because files and formats are the runtime's
+//! business.
+//!
+//! A **checkpoint** is everything that training needs to go on from one step: the parameters and the optimizer's state at
+//! one version, in as many parts as there are servers, and a manifest that names the parts. Servers write parts
+//! ([`PartWriter`]), the scheduler writes the manifest once every part is there ([`Ledger`]), and servers of a resumed run
+//! read what they keep from whichever parts hold it ([`PartSource`]). The **final model** is an export for others to use
+//! ([`CheckpointSink`]).
+
+use std::sync::Arc;
+
+use crate::job::{JobSpec, Resume};
+use crate::placement::{Slice, SliceId};
 
 /// One parameter tensor, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +36,7 @@ pub struct FinalModel<'a> {
     pub tensors: Vec<NamedTensor<'a>>,
 }
 
-/// Why a model could not be stored; the text is for the operator.
+/// Why a model or a checkpoint could not be stored or read; the text is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CheckpointError(pub String);
@@ -36,6 +48,150 @@ pub trait CheckpointSink: Send {
     /// # Errors
     /// When it could not be stored; nothing half-written may be left in its place.
     fn export(&mut self, model: &FinalModel<'_>) -> Result<u64, CheckpointError>;
+}
+
+/// One slice at one version, with everything that its next update needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceSnapshot {
+    /// The slice.
+    pub slice: Slice,
+    /// The parameters, shared with whoever reads that version.
+    pub weights: Arc<Vec<f32>>,
+    /// The optimizer's state, a tensor for each name that the optimizer states, each as long as `weights`.
+    pub state: Vec<Vec<f32>>,
+}
+
+/// Every slice of one server at one version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Updates applied since initialisation: the steps taken.
+    pub version: u64,
+    /// The server's index.
+    pub server: u32,
+    /// Its slices, in the model's order.
+    pub slices: Vec<SliceSnapshot>,
+}
+
+/// What a stored part is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartReceipt {
+    /// Its size as stored.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes as stored.
+    pub blake3: [u8; 32],
+}
+
+/// Stores one server's parts. Called on a thread of its own, so it may take its time.
+pub trait PartWriter: Send {
+    /// Stores `snapshot`; when this returns, the part outlasts a crash.
+    ///
+    /// # Errors
+    /// When it could not be stored. Training goes on.
+    fn write(&mut self, snapshot: &Snapshot) -> Result<PartReceipt, CheckpointError>;
+}
+
+/// One slice as a checkpoint holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RestoredSlice {
+    /// Its name.
+    pub id: SliceId,
+    /// The parameters.
+    pub weights: Vec<f32>,
+    /// The optimizer's state, in the order of its names.
+    pub state: Vec<Vec<f32>>,
+}
+
+/// Reads slices out of the checkpoint that a job resumes from. Called on the server's compute thread.
+pub trait PartSource: Send {
+    /// The values of every slice in `wanted`, whichever part holds them.
+    ///
+    /// # Errors
+    /// When the checkpoint is not the job's, or is damaged; nothing of it may be used then.
+    fn load(&mut self, job: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError>;
+}
+
+/// Gives a server the places of its checkpoints, once the job is known and checked.
+pub trait ServerSetup: Send {
+    /// Where server `server` of `job` writes its parts. Asked for only if the job wants checkpoints.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    fn writer(&mut self, job: &JobSpec, server: u32) -> Result<Box<dyn PartWriter>, String>;
+
+    /// The checkpoint that `job` resumes from.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String>;
+}
+
+/// A server without a place for checkpoints: it serves jobs that want none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCheckpoints;
+
+impl ServerSetup for NoCheckpoints {
+    fn writer(&mut self, _: &JobSpec, _: u32) -> Result<Box<dyn PartWriter>, String> {
+        Err("this server has no place for checkpoints, and the job wants them".into())
+    }
+
+    fn source(&mut self, _: &JobSpec, _: &Resume) -> Result<Box<dyn PartSource>, String> {
+        Err("this server has no checkpoints to resume from".into())
+    }
+}
+
+/// A part that a server has stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPart {
+    /// The server's index.
+    pub server: u32,
+    /// How many slices it holds.
+    pub slices: u32,
+    /// Size and hash.
+    pub receipt: PartReceipt,
+}
+
+/// Every part of a checkpoint is stored: what the manifest is to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// Steps taken.
+    pub step: u64,
+    /// The parts, by server.
+    pub parts: Vec<StoredPart>,
+    /// Training examples seen, those before a resumption included.
+    pub samples: u64,
+    /// Mean loss of the last step.
+    pub last_loss: Option<f64>,
+}
+
+/// A checkpoint that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// Its step.
+    pub step: u64,
+    /// BLAKE3 of its manifest.
+    pub manifest_blake3: [u8; 32],
+    /// Why.
+    pub why: String,
+}
+
+/// A checkpoint that is whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its step.
+    pub step: u64,
+    /// BLAKE3 of its manifest.
+    pub manifest_blake3: [u8; 32],
+    /// What was deleted on that occasion.
+    pub deleted: Vec<Deletion>,
+}
+
+/// Turns parts into a checkpoint. Called on a thread of its own.
+pub trait Ledger: Send {
+    /// Makes the checkpoint whole: when this returns, it outlasts a crash.
+    ///
+    /// # Errors
+    /// When it could not be; the checkpoint before is still the latest then.
+    fn commit(&mut self, commit: &Commit) -> Result<Committed, CheckpointError>;
 }
 
 /// BLAKE3 over the parameters' f32 values, little-endian, tensors in order of their names: the same for any slicing,

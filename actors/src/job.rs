@@ -10,13 +10,13 @@ use testudo_transport::{Expected, Identity, Role, SpiffeId};
 use crate::tree::ReductionTree;
 
 /// The layout of [`JobSpec`] that this build reads and writes.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
 
 /// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 1\0";
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 2\0";
 
 /// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
 pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
@@ -39,6 +39,36 @@ pub struct DataSpec {
     pub test_examples: u64,
     /// BLAKE3 over the content of the training set, then of the test set, as the data set defines it.
     pub blake3: [u8; 32],
+}
+
+/// When training state is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// A checkpoint every so many steps; 0 for none.
+    pub every_steps: u64,
+    /// A last one when the run is stopped or has taken its last step.
+    pub at_end: bool,
+}
+
+impl Checkpoints {
+    /// Whether there are any.
+    #[must_use]
+    pub fn wanted(&self) -> bool {
+        self.every_steps > 0 || self.at_end
+    }
+}
+
+/// The checkpoint that a run goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Its step: that many were taken.
+    pub step: u64,
+    /// BLAKE3 of its manifest, which names every file by its hash: this checkpoint and no other.
+    pub manifest_blake3: [u8; 32],
+    /// Training examples seen by then.
+    pub samples: u64,
+    /// Mean loss of the last step by then.
+    pub last_loss: Option<f64>,
 }
 
 /// Everything that decides what is computed, and who may take part.
@@ -85,6 +115,10 @@ pub struct JobSpec {
     pub heartbeat_timeout_ms: u64,
     /// Whether the final model is written in the open.
     pub export: bool,
+    /// When training state is kept.
+    pub checkpoints: Checkpoints,
+    /// Where the run goes on from; `None` if it begins at the seed.
+    pub resume: Option<Resume>,
 }
 
 /// What is wrong with a job, or with its signature.
@@ -180,9 +214,27 @@ impl JobSpec {
                 self.heartbeat_timeout_ms, self.heartbeat_ms
             ));
         }
+        if let Some(resume) = &self.resume {
+            let planned = crate::plan::Plan::new(self).planned_steps();
+            if resume.step == 0 || resume.step > planned {
+                return bad(format!(
+                    "the checkpoint to resume from is at step {}, of {planned}",
+                    resume.step
+                ));
+            }
+            if resume.last_loss.is_some_and(|loss| !loss.is_finite()) {
+                return bad("the checkpoint to resume from states a loss that is not finite".into());
+            }
+        }
         self.optimizer.validate().map_err(|e| JobError::Invalid(e.to_string()))?;
         self.model.parameters().map_err(|e| JobError::Invalid(e.to_string()))?;
         Ok(())
+    }
+
+    /// The version that every slice begins at: 0, or the step that the run resumes from.
+    #[must_use]
+    pub fn first_step(&self) -> u64 {
+        self.resume.as_ref().map_or(0, |resume| resume.step)
     }
 
     /// The job's reduction tree.

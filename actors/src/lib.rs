@@ -42,8 +42,8 @@ pub mod time;
 pub mod tree;
 pub mod worker;
 
-pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor};
+pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, ServerSetup};
 pub use dataset::{Dataset, TrainAndTest};
-pub use job::{DataSpec, Determinism, JobError, JobSpec, SignedJob};
+pub use job::{Checkpoints, DataSpec, Determinism, JobError, JobSpec, Resume, SignedJob};
 pub use node::{NodeError, NodeOptions};
 pub use time::Time;

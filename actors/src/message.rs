@@ -159,6 +159,18 @@ bodies! {
         /// What, where, and what to do.
         reason: String,
     }
+    /// The scheduler wants a checkpoint of the version that every slice is at.
+    15 CheckpointOrder {
+        /// The version.
+        version: u64,
+    }
+    /// What has become of a server's part of a checkpoint.
+    16 CheckpointPart {
+        /// The checkpoint's version.
+        version: u64,
+        /// Whether it is stored.
+        outcome: PartOutcome,
+    }
     /// A worker's gradient sum for one slice of one tree node; the values are the payload.
     20 Push {
         /// The epoch of the worker's leases.
@@ -284,6 +296,24 @@ bodies! {
         /// What its commitment was made of.
         secret: Secret,
     }
+}
+
+/// What has become of a server's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PartOutcome {
+    /// It is stored. Where follows from the step and the server's index.
+    Written {
+        /// Its size as stored.
+        bytes: u64,
+        /// BLAKE3 of its bytes as stored.
+        blake3: [u8; 32],
+        /// Slices in it.
+        slices: u32,
+    },
+    /// The one before was still being written when it fell due.
+    Skipped,
+    /// It could not be stored; why, for the operator.
+    Failed(String),
 }
 
 /// A server and where it is.
@@ -570,6 +600,8 @@ pub struct Finished {
     pub bytes_received: u64,
     /// Workers that died on the way.
     pub workers_lost: u32,
+    /// The step of the newest whole checkpoint, if there is one.
+    pub checkpoint: Option<u64>,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use testudo_transport::{Class, Connection, Identity, Outgoing, Receiver, Role, S
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::checkpoint::CheckpointSink;
+use crate::checkpoint::{CheckpointSink, ServerSetup};
 use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{JobError, JobSpec, SignedJob};
@@ -179,20 +179,31 @@ pub fn run_scheduler(
 ///
 /// # Errors
 /// [`NodeError`] when it ended other than in order.
-pub fn run_server(options: NodeOptions, order: SumOrder) -> Result<(), NodeError> {
-    System::new().block_on(async move {
+pub fn run_server(
+    options: NodeOptions,
+    order: SumOrder,
+    setup: &mut dyn ServerSetup,
+) -> Result<(), NodeError> {
+    System::new().block_on(async {
         let index = own_index(&options)?;
         let advertise = options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
         let joined = join(&options, Some(advertise)).await?;
         let Joined { signed, scheduler, from_scheduler, .. } = joined;
         let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?)?;
+        let writer = job.checkpoints.wanted().then(|| setup.writer(&job, index)).transpose();
+        let source = job.resume.as_ref().map(|resume| setup.source(&job, resume)).transpose();
+        let (writer, source) =
+            (writer.map_err(NodeError::Environment)?, source.map_err(NodeError::Environment)?);
         let store = Arc::new(Store::default());
         let mine: Vec<_> = map.of_server(index).copied().collect();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
         let parts = ServerParts {
-            core: ServerCore::new(index, job.tree(), map, heartbeat),
-            math: SliceMath::new(Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
+            core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat),
+            math: SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
+            job,
+            source,
+            writer,
             store,
             slices,
             bytes,
@@ -226,7 +237,7 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let parts = WorkerParts {
             compute: setup.adapt(compute),
             slices: map.slices().len(),
-            core: WorkerCore::new(index, map, names, plan.steps(), heartbeat),
+            core: WorkerCore::new(index, map, names, (job.first_step(), plan.steps()), heartbeat),
             job,
             parameters: parameters.len(),
             lanes: options.lanes.max(1),

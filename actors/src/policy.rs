@@ -65,6 +65,8 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(Shutdown::KIND, "shutdown", SCHEDULER, MEMBERS, TEXT),
         control(Failure::KIND, "failure", MEMBERS, SCHEDULER, TEXT),
         data(Hello::KIND, "hello", WORKER, SERVER, 0),
+        control(CheckpointOrder::KIND, "checkpoint order", SCHEDULER, SERVER, SMALL),
+        control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
         data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),

@@ -2,10 +2,12 @@
 
 mod args;
 mod bench;
+mod checkpoint;
 mod job;
 mod node;
 mod operate;
 mod pki;
+mod resume;
 mod run;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ pub fn main() -> ExitCode {
         Command::Pause(pause) => operate::operate(&pause, Operation::Pause),
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
+        Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Bench(bench) => bench::bench(&bench),
     };
     match result {

@@ -330,6 +330,16 @@ pub struct SecurityFiles {
 pub struct Checkpoint {
     /// Whether the final model is written in the clear.
     pub export: bool,
+    /// Steps between checkpoints; 0 for none on the way.
+    pub every_steps: u64,
+    /// Whether a run ends with a checkpoint.
+    pub at_end: bool,
+    /// How many are kept.
+    pub keep_last: u32,
+    /// Hours after which one is deleted, but for the last; 0 for never.
+    pub max_age_hours: u32,
+    /// age recipients; none for a key of the run's own.
+    pub recipients: Vec<String>,
 }
 
 /// `[output]`

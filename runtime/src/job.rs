@@ -1,6 +1,6 @@
 //! From the cluster file to the signed job.
 
-use testudo_actors::{DataSpec, Determinism, JobSpec};
+use testudo_actors::{Checkpoints, DataSpec, Determinism, JobSpec};
 use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 
 use crate::config::{self, Config};
@@ -32,6 +32,11 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         heartbeat_ms: config.cluster.heartbeat_ms,
         heartbeat_timeout_ms: config.cluster.heartbeat_timeout_ms,
         export: config.checkpoint.export,
+        checkpoints: Checkpoints {
+            every_steps: config.checkpoint.every_steps,
+            at_end: config.checkpoint.at_end,
+        },
+        resume: None,
     }
 }
 

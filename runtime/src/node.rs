@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use testudo_actors::checkpoint::Ledger;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
@@ -158,9 +159,10 @@ impl CheckpointSink for ModelFile {
     }
 }
 
-/// Writes one line of metrics.jsonl a step.
+/// Writes one line of metrics.jsonl a step, and has the run's ledger.
 pub struct Metrics {
     writer: MetricsWriter,
+    ledger: Option<Box<dyn Ledger>>,
 }
 
 impl Metrics {
@@ -169,11 +171,22 @@ impl Metrics {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
-        Ok(Metrics { writer: MetricsWriter::open(path)? })
+        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None })
+    }
+
+    /// With what makes checkpoints whole.
+    #[must_use]
+    pub fn with_ledger(mut self, ledger: Box<dyn Ledger>) -> Metrics {
+        self.ledger = Some(ledger);
+        self
     }
 }
 
 impl Observer for Metrics {
+    fn ledger(&mut self) -> Option<Box<dyn Ledger>> {
+        self.ledger.take()
+    }
+
     fn step(&mut self, summary: &StepSummary) {
         let samples_per_second =
             if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };

@@ -16,6 +16,8 @@ use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::checkpoint::storage::{Disk, replace};
+use crate::checkpoint::{Layout, keys};
 use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Failure, Status};
@@ -71,11 +73,13 @@ fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<I
     issue(Role::Operator, 0)
 }
 
+/// Whole or not at all: a run that is resumed has the files of the run before until it has its own.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    std::fs::write(path, bytes).map_err(|e| Failure::file(path, "cannot be written", e))
+    replace(&Disk, path, bytes).map_err(|e| Failure::file(path, "cannot be written", e))
 }
 
-/// Runs `job` to its end in `run_dir`.
+/// Runs `job` to its end in `run_dir`, from the checkpoint that it resumes from if it does; the age identity in
+/// `identity_file`, or else the run's own, opens that.
 ///
 /// # Errors
 /// [`Failure`] naming the node, its exit and the last lines of its log where one died.
@@ -83,9 +87,10 @@ pub async fn run(
     config: &Config,
     job: &JobSpec,
     run_dir: &RunDir,
+    identity_file: Option<&Path>,
     watcher: &mut dyn Watcher,
 ) -> Result<Completed, Failure> {
-    run_as(&["node"], config, job, run_dir, watcher).await
+    run_as(&["node"], config, job, run_dir, identity_file, watcher).await
 }
 
 /// As [`run`], with nodes that are started by another command of this program than `node`; it takes the same options.
@@ -97,16 +102,24 @@ pub async fn run_as(
     config: &Config,
     job: &JobSpec,
     run_dir: &RunDir,
+    identity_file: Option<&Path>,
     watcher: &mut dyn Watcher,
 ) -> Result<Completed, Failure> {
     let begun = Instant::now();
     let mut interrupts = Interrupts::new()?;
+    if job.resume.is_some() {
+        run_dir.begin_again().map_err(|e| Failure::file(run_dir.path(), "cannot be made ready", e))?;
+    }
+    if job.checkpoints.wanted() {
+        let layout = Layout::new(&run_dir.checkpoints());
+        keys::recipients(&config.checkpoint.recipients, &layout, &Disk).map_err(Failure::misconfigured)?;
+    }
     let operator = make_identities(config, job, run_dir)?;
     let signed = SignedJob::sign(job, &operator).map_err(Failure::misconfigured)?;
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;
     write(&run_dir.cluster_file(), toml.as_bytes())?;
-    let mut nodes = LocalNodes::new(command, run_dir.clone())?;
+    let mut nodes = LocalNodes::new(command, run_dir.clone())?.with_identity_file(identity_file);
     let result = {
         let running = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts);
         running.await

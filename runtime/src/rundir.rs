@@ -9,12 +9,15 @@
 //!   summary.json                          the result
 //!   loss.svg                              the plot
 //!   checkpoint/final/model.safetensors    the exported model
+//!   checkpoint/...                        training checkpoints: see `checkpoint/layout.rs`
+//!   job-1.signed, cluster-1.toml          of the run before it was resumed for the first time
+//!   lock                                  held while the run is under way
 //!   logs/worker-1.log                     each node's log
 //!   identities/worker-1/                  each node's key and certificate
 //! ```
 //!
 //! Invariants:
-//! 1. The directory is new: one that exists is refused, so no run ever mixes with another.
+//! 1. The directory is new, or a run's that is resumed and not under way: no run ever mixes with another.
 //! 2. It and all inside it have mode 0700.
 //! 3. These names stand here and nowhere else.
 
@@ -46,6 +49,12 @@ pub enum RunDirError {
     /// It is not there, or is no directory.
     #[error("{} is no run directory", path.display())]
     Missing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The run is under way.
+    #[error("{} is in use: the run in it is under way; stop it first", path.display())]
+    Busy {
         /// The directory.
         path: PathBuf,
     },
@@ -143,9 +152,14 @@ impl RunDir {
         self.path.join("loss.svg")
     }
 
+    /// The folder of checkpoints, the exported model among them.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoint")
+    }
+
     /// The folder of the exported model.
     pub fn checkpoint_final(&self) -> PathBuf {
-        self.path.join("checkpoint").join("final")
+        self.checkpoints().join("final")
     }
 
     /// The exported model.
@@ -173,6 +187,54 @@ impl RunDir {
         self.identities().join(format!("{role}-{index}"))
     }
 
+    /// Takes the directory for a run: while the answer lives, nobody else's command takes it.
+    ///
+    /// # Errors
+    /// [`RunDirError::Busy`], or it cannot be written.
+    pub fn lock(&self) -> Result<RunLock, RunDirError> {
+        let path = self.path.join("lock");
+        let failed = |source| RunDirError::Create { path: path.clone(), source };
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).map_err(failed)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(RunLock { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Makes ready for the run to be resumed: its signed job and cluster file are kept under a number, and its identities,
+    /// whose CA is gone, are removed.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn begin_again(&self) -> io::Result<()> {
+        let taken = |n: &u32| {
+            ["job-{n}.signed", "cluster-{n}.toml"]
+                .iter()
+                .any(|name| self.path.join(name.replace("{n}", &n.to_string())).exists())
+        };
+        let number = (1..).find(|n| !taken(n)).unwrap_or(u32::MAX);
+        for (from, to) in [
+            (self.signed_job(), format!("job-{number}.signed")),
+            (self.cluster_file(), format!("cluster-{number}.toml")),
+        ] {
+            match std::fs::copy(from, self.path.join(to)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        match std::fs::remove_dir_all(self.identities()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        make_private(&self.identities(), true)?;
+        make_private(&self.checkpoint_final(), true)
+    }
+
     /// Makes the folder of one node's identity and answers its path.
     ///
     /// # Errors
@@ -182,6 +244,12 @@ impl RunDir {
         make_private(&path, false).map_err(|source| RunDirError::Create { path: path.clone(), source })?;
         Ok(path)
     }
+}
+
+/// Holds a run directory for one command; let go when it is dropped, or when the process ends.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: std::fs::File,
 }
 
 fn make_private(path: &Path, recursive: bool) -> io::Result<()> {

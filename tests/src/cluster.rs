@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use testudo_actors::checkpoint::NoCheckpoints;
 use testudo_actors::link::{MemoryHub, Network};
 use testudo_actors::message::{Finished, Outcome};
 use testudo_actors::node::{WorkerSetup, run_scheduler, run_server, run_worker};
@@ -200,7 +201,7 @@ impl Cluster {
             let runtime = site.runtime.handle().clone();
             let options =
                 NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
-            nodes.push(std::thread::spawn(move || run_server(options, wiring.order)));
+            nodes.push(std::thread::spawn(move || run_server(options, wiring.order, &mut NoCheckpoints)));
         }
         for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());

@@ -7,18 +7,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use testudo_actors::checkpoint::{Commit, Committed, RestoredSlice, Snapshot};
 use testudo_actors::message::{
-    Body, Finished, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome, Pull, PullRefusal, Push,
-    PushRefusal, SliceVersion,
+    Body, CheckpointPart, Finished, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome, PartOutcome,
+    Pull, PullRefusal, Push, PushRefusal, SliceVersion,
 };
-use testudo_actors::placement::{SliceId, SliceMap};
+use testudo_actors::placement::{Slice, SliceId, SliceMap};
 use testudo_actors::plan::Plan;
 use testudo_actors::scheduler::{
     Command, Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
 };
 use testudo_actors::server::{
     Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath,
-    Store, SumOrder,
+    SnapshotEvent, Store, SumOrder,
 };
 use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
 use testudo_actors::{JobSpec, Time};
@@ -61,6 +62,9 @@ struct Server {
     store: Arc<Store>,
     work: VecDeque<(SliceId, u64, testudo_actors::tree::Node, Values)>,
     initialise: bool,
+    /// Checkpoints that the scheduler ordered, and the snapshot that is being written.
+    orders: VecDeque<u64>,
+    writing: Option<Snapshot>,
 }
 
 struct Worker {
@@ -115,6 +119,12 @@ pub struct Simulation {
     /// Every message with values that was sent, gradients and parameters: its kind, its body, its payload.
     pub carried: Vec<(u8, Vec<u8>, Values)>,
     answers: Vec<Result<String, String>>,
+    /// Checkpoints: by version, what each server wrote.
+    pub parts: BTreeMap<u64, BTreeMap<u32, Snapshot>>,
+    /// Those that were committed, in order.
+    pub commits: Vec<Commit>,
+    /// What a resumed cluster begins with.
+    restored: Vec<Snapshot>,
     outcome: Option<Outcome>,
 }
 
@@ -122,6 +132,12 @@ impl Simulation {
     /// A cluster for `job` on the toy data, all of whose nodes are about to join.
     #[must_use]
     pub fn new(job: JobSpec, seed: u64, order: SumOrder) -> Simulation {
+        Simulation::resumed(job, seed, order, Vec::new())
+    }
+
+    /// A cluster for `job`, which resumes, and whose servers begin with what `restored` holds.
+    #[must_use]
+    pub fn resumed(job: JobSpec, seed: u64, order: SumOrder, restored: Vec<Snapshot>) -> Simulation {
         job.validate().unwrap();
         let job = Arc::new(job);
         let parameters = job.model.parameters().unwrap();
@@ -136,8 +152,9 @@ impl Simulation {
                 let store = Arc::new(Store::default());
                 let mine: Vec<_> = map.of_server(*index).copied().collect();
                 Server {
-                    core: ServerCore::new(*index, job.tree(), map.clone(), heartbeat),
+                    core: ServerCore::new(*index, job.tree(), map.clone(), job.first_step(), heartbeat),
                     math: SliceMath::new(
+                        *index,
                         Arc::clone(&job),
                         parameters.clone(),
                         mine,
@@ -147,13 +164,21 @@ impl Simulation {
                     store,
                     work: VecDeque::new(),
                     initialise: false,
+                    orders: VecDeque::new(),
+                    writing: None,
                 }
             })
             .collect();
         let (train, test) = toy::data();
         let workers = (0..job.workers)
             .map(|index| Worker {
-                core: WorkerCore::new(index, map.clone(), names.clone(), Plan::new(&job).steps(), heartbeat),
+                core: WorkerCore::new(
+                    index,
+                    map.clone(),
+                    names.clone(),
+                    (job.first_step(), Plan::new(&job).steps()),
+                    heartbeat,
+                ),
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
@@ -182,6 +207,9 @@ impl Simulation {
             refused: Vec::new(),
             carried: Vec::new(),
             answers: Vec::new(),
+            parts: BTreeMap::new(),
+            commits: Vec::new(),
+            restored,
             outcome: None,
         };
         for index in 0..job.servers {
@@ -297,8 +325,11 @@ impl Simulation {
             .map(|(name, _)| Move::Deliver(name.clone()))
             .collect();
         for (i, server) in self.servers.iter().enumerate() {
-            if server.initialise || !server.work.is_empty() {
+            if server.initialise || !server.work.is_empty() || !server.orders.is_empty() {
                 options.push(Move::ServerWork(i));
+            }
+            if server.writing.is_some() {
+                options.push(Move::ServerWritten(i));
             }
         }
         for (i, worker) in self.workers.iter().enumerate().filter(|(_, w)| w.alive) {
@@ -321,6 +352,7 @@ impl Simulation {
                 }
             }
             Move::ServerWork(i) => self.server_work(i),
+            Move::ServerWritten(i) => self.server_written(i),
             Move::WorkerWork(i) => self.worker_work(i),
             Move::WorkerEvent(i) => {
                 let event = self.workers[i].events.pop_front().unwrap();
@@ -368,12 +400,14 @@ impl Simulation {
                 }
                 self.drain_server(i as usize);
             }
-            Wire::ToServerMember(i, message) => {
-                if let ToMember::Membership(membership) = message {
+            Wire::ToServerMember(i, message) => match message {
+                ToMember::Membership(membership) => {
                     self.servers[i as usize].core.handle(self.clock, ServerInput::Membership(membership));
                     self.drain_server(i as usize);
                 }
-            }
+                ToMember::Checkpoint(order) => self.servers[i as usize].orders.push_back(order.version),
+                _ => {}
+            },
             Wire::ToWorker(i, input) => self.worker_input(i as usize, input),
             Wire::ToWorkerMember(i, message) => {
                 let input = match message {
@@ -381,6 +415,7 @@ impl Simulation {
                     ToMember::Extended(e) => WorkerInput::Extended { epoch: e.epoch, until: e.until },
                     ToMember::Evaluate(e) => WorkerInput::Evaluate(e),
                     ToMember::Export(e) => WorkerInput::Export(e),
+                    ToMember::Checkpoint(order) => panic!("a worker is ordered to write {order:?}"),
                     ToMember::Shutdown(_) => {
                         let member = Member { role: MemberRole::Worker, index: i };
                         self.workers[i as usize].alive = false;
@@ -406,6 +441,14 @@ impl Simulation {
                 }
                 SchedulerEffect::Answer { result, .. } => self.answers.push(result),
                 SchedulerEffect::Step(summary) => self.steps.push(summary),
+                SchedulerEffect::Commit(commit) => {
+                    let step = commit.step;
+                    self.commits.push(commit);
+                    let result = Ok(Committed { step, manifest_blake3: [0; 32], deleted: Vec::new() });
+                    let input = SchedulerInput::Committed { step, result };
+                    self.post("ledger>scheduler".into(), Wire::ToScheduler(input));
+                }
+                SchedulerEffect::Checkpoint(_) => {}
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),
                 SchedulerEffect::Refuse { reason, .. } => panic!("a member was refused: {reason}"),
@@ -568,8 +611,18 @@ impl Simulation {
 
     fn server_work(&mut self, i: usize) {
         let server = &mut self.servers[i];
+        if server.work.is_empty()
+            && let Some(version) = server.orders.pop_front()
+        {
+            server.math.order_snapshot(version).unwrap();
+            return self.snapshots(i);
+        }
         let input = if std::mem::take(&mut server.initialise) {
-            server.math.initialise();
+            if self.restored.is_empty() {
+                server.math.initialise();
+            } else {
+                server.math.restore(restored(&self.restored, &server.math.slices())).unwrap();
+            }
             ServerInput::Initialised
         } else {
             // Any contribution may be summed next: their order is the seed's choice.
@@ -584,12 +637,70 @@ impl Simulation {
         };
         server.core.handle(self.clock, input);
         self.drain_server(i);
+        self.snapshots(i);
     }
+
+    /// Snapshots that have become whole go to the writer; what was skipped is said.
+    fn snapshots(&mut self, i: usize) {
+        while let Some(event) = self.servers[i].math.poll_snapshot() {
+            match event {
+                SnapshotEvent::Ready(snapshot) => {
+                    assert!(self.servers[i].writing.replace(snapshot).is_none(), "two snapshots at once");
+                }
+                SnapshotEvent::Skipped(version) => self.say_part(i, version, PartOutcome::Skipped),
+            }
+        }
+    }
+
+    fn server_written(&mut self, i: usize) {
+        let Some(snapshot) = self.servers[i].writing.take() else { return };
+        self.servers[i].math.snapshot_written();
+        let (version, slices) = (snapshot.version, snapshot.slices.len() as u32);
+        self.parts.entry(version).or_default().insert(i as u32, snapshot);
+        self.say_part(i, version, PartOutcome::Written { bytes: 0, blake3: [0; 32], slices });
+        self.snapshots(i);
+    }
+
+    fn say_part(&mut self, i: usize, version: u64, outcome: PartOutcome) {
+        let part = CheckpointPart { version, outcome };
+        let input = SchedulerInput::CheckpointPart { server: i as u32, part };
+        self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
+    }
+}
+
+/// The slices in `wanted` out of snapshots whose slices may be cut and placed in any other way.
+fn restored(snapshots: &[Snapshot], wanted: &[Slice]) -> Vec<RestoredSlice> {
+    let cut = |slice: &Slice| {
+        let state_tensors = snapshots.iter().flat_map(|s| &s.slices).next().map_or(0, |s| s.state.len());
+        let mut restored = RestoredSlice {
+            id: slice.id,
+            weights: vec![f32::NAN; slice.elements],
+            state: vec![vec![f32::NAN; slice.elements]; state_tensors],
+        };
+        for kept in snapshots.iter().flat_map(|s| &s.slices) {
+            if kept.slice.id.parameter != slice.id.parameter {
+                continue;
+            }
+            for at in slice.first..slice.first + slice.elements {
+                if let Some(from) =
+                    at.checked_sub(kept.slice.first).filter(|from| *from < kept.slice.elements)
+                {
+                    restored.weights[at - slice.first] = kept.weights[from];
+                    for (state, kept) in restored.state.iter_mut().zip(&kept.state) {
+                        state[at - slice.first] = kept[from];
+                    }
+                }
+            }
+        }
+        restored
+    };
+    wanted.iter().map(cut).collect()
 }
 
 enum Move {
     Deliver(String),
     ServerWork(usize),
+    ServerWritten(usize),
     WorkerWork(usize),
     WorkerEvent(usize),
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, Determinism, FinalModel, JobSpec};
+use testudo_actors::{
+    CheckpointError, CheckpointSink, Checkpoints, DataSpec, Dataset, Determinism, FinalModel, JobSpec,
+};
 use testudo_kernels::{ModelSpec, OptimizerSpec, Philox, Purpose, Schedule};
 
 /// Numbers in an example.
@@ -70,6 +72,8 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         heartbeat_ms: 200,
         heartbeat_timeout_ms: 5_000,
         export: true,
+        checkpoints: Checkpoints::default(),
+        resume: None,
     }
 }
 

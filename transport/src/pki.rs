@@ -18,7 +18,7 @@ mod identity;
 mod key;
 mod trust;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use ca::JobCa;
@@ -39,6 +39,15 @@ pub const CERT_FILE: &str = "cert.pem";
 pub const KEY_FILE: &str = "key.pem";
 /// Name of the CA's private key in a directory.
 pub const CA_KEY_FILE: &str = "ca-key.pem";
+
+/// Reads a secret file as keys are read: a regular file (no link) of this user that nobody else can read, of 64 KiB at
+/// most.
+///
+/// # Errors
+/// [`PkiError::File`] or [`PkiError::NotPrivate`].
+pub fn read_secret_file(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, PkiError> {
+    files::read_secret(path)
+}
 
 /// What can be wrong with keys and certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

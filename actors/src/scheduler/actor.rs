@@ -8,15 +8,17 @@ use testudo_transport::{Connection, Message, Outgoing, Role, SpiffeId};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::checkpoint::{Commit, Committed};
 use crate::hear::hear;
 use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused, Member,
-    MemberRole, NodeDone, Outcome, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
+    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
+    Member, MemberRole, NodeDone, Outcome, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
+use crate::scheduler::ledger;
 use crate::scheduler::{Command, Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
@@ -54,6 +56,13 @@ pub enum Mail {
         /// What.
         message: Message,
     },
+    /// A commit has ended.
+    Committed {
+        /// The checkpoint's step.
+        step: u64,
+        /// How.
+        result: Result<Committed, String>,
+    },
     /// A peer's connection has ended.
     Gone {
         /// The connection's number.
@@ -87,6 +96,7 @@ pub struct SchedulerActor {
     network: Network,
     runtime: Handle,
     observer: Box<dyn Observer>,
+    commits: Option<std::sync::mpsc::SyncSender<Commit>>,
     links: BTreeMap<u64, Link>,
     run: tracing::Span,
     outcome: Option<Outcome>,
@@ -117,6 +127,7 @@ impl SchedulerActor {
             network,
             runtime,
             observer,
+            commits: None,
             links: BTreeMap::new(),
             run: tracing::info_span!("run"),
             outcome: None,
@@ -143,6 +154,7 @@ impl SchedulerActor {
                 ToMember::Extended(body) => self.tell(connection, &body),
                 ToMember::Evaluate(body) => self.tell(connection, &body),
                 ToMember::Export(body) => self.tell(connection, &body),
+                ToMember::Checkpoint(body) => self.tell(connection, &body),
                 ToMember::Shutdown(body) => self.tell(connection, &body),
             },
             Effect::Disconnect { connection, reason } => {
@@ -152,6 +164,19 @@ impl SchedulerActor {
             }
             Effect::Answer { connection, request, result } => self.answer(connection, request, result),
             Effect::Step(summary) => self.observer.step(&summary),
+            Effect::Commit(commit) => {
+                let step = commit.step;
+                tracing::info!(step, parts = commit.parts.len(), "every part of a checkpoint is stored");
+                let sent = self.commits.as_ref().is_some_and(|commits| commits.try_send(commit).is_ok());
+                if !sent {
+                    let result = Err("the thread that writes manifests has ended".to_owned());
+                    self.drive(context, Input::Committed { step, result });
+                }
+            }
+            Effect::Checkpoint(committed) => {
+                tracing::info!(step = committed.step, deleted = committed.deleted.len(), "checkpoint");
+                self.observer.checkpoint(&committed);
+            }
             Effect::Notice(text) => tracing::warn!("{text}"),
             Effect::Over(outcome) => {
                 match &outcome {
@@ -241,6 +266,10 @@ impl SchedulerActor {
                 worker: index,
                 result: EvaluationResult::decode(body).map_err(unreadable)?,
             },
+            CheckpointPart::KIND => Input::CheckpointPart {
+                server: index,
+                part: CheckpointPart::decode(body).map_err(unreadable)?,
+            },
             Exported::KIND => {
                 Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
             }
@@ -304,6 +333,14 @@ impl Actor for SchedulerActor {
 
     fn started(&mut self, context: &mut Context<Self>) {
         let mailbox = Mailbox::new(context.address());
+        if let Some(ledger) = self.observer.ledger() {
+            match ledger::start(ledger, mailbox.clone(), self.runtime.clone()) {
+                Ok(commits) => self.commits = Some(commits),
+                Err(error) => {
+                    tracing::error!(%error, "no thread could be started: there will be no checkpoints")
+                }
+            }
+        }
         self.runtime.spawn(accept(self.network.clone(), mailbox, self.runtime.clone()));
         tick(self, context);
     }
@@ -347,6 +384,7 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                         .close(testudo_transport::CloseCode::Framing.number(), "malformed message");
                 }
             }
+            Mail::Committed { step, result } => self.drive(context, Input::Committed { step, result }),
             Mail::Gone { link, reason } => {
                 let Some(gone) = self.links.remove(&link) else { return };
                 tracing::info!(peer = %gone.peer, reason, "disconnected");

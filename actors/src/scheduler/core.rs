@@ -4,11 +4,13 @@
 //! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server.
 //! 3. A worker's death moves its leases at once; a server's ends the run with its name.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
-//! 5. Servers are told to leave after every worker has left.
+//! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
 
 mod admission;
+mod checkpointing;
 mod io;
 mod operate;
+mod reports;
 mod stall;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,10 +23,11 @@ use crate::job::JobSpec;
 use crate::lease::{Lease, assign, reassign};
 use crate::message::*;
 use crate::plan::Plan;
+use crate::scheduler::checkpoints::Checkpoints;
 use crate::scheduler::ending::{Ending, Order};
 use crate::scheduler::progress::Progress;
 use crate::time::Time;
-use crate::tree::{Node, ReductionTree};
+use crate::tree::ReductionTree;
 
 /// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
 /// few enough that a stop takes effect soon.
@@ -66,6 +69,7 @@ pub struct SchedulerCore<C> {
     stop_at: Option<u64>,
     paused: bool,
     progress: Progress,
+    checkpoints: Checkpoints,
     ending: Option<Ending>,
     outcome: Option<Outcome>,
     workers_lost: u32,
@@ -83,7 +87,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let plan = Plan::new(&job);
         let tree = job.tree();
         SchedulerCore {
-            progress: Progress::new(tree),
+            progress: Progress::new(tree, job.resume.as_ref()),
+            checkpoints: Checkpoints::new(&job),
             plan,
             tree,
             job,
@@ -148,6 +153,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.hand_out();
                 self.finish();
             }
+            Input::CheckpointPart { server, part } => self.part(now, server, part),
+            Input::Committed { step, result } => self.committed(now, step, result),
             Input::Failure { member, reason } => {
                 if self.members.contains_key(&member) {
                     self.fail(format!("{member}: {reason}"));
@@ -158,6 +165,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
             Input::Tick => {}
         }
+        self.settle();
         self.look(now);
     }
 
@@ -237,7 +245,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let complete = self.live(MemberRole::Worker).len() == self.job.workers as usize
             && self.live(MemberRole::Server).len() == self.job.servers as usize;
         if self.phase == Phase::Forming && complete {
-            self.leases = assign(self.tree, &self.live(MemberRole::Worker), self.epoch + 1, 0);
+            self.leases =
+                assign(self.tree, &self.live(MemberRole::Worker), self.epoch + 1, self.job.first_step());
             self.until = self.horizon();
             self.new_epoch();
         }
@@ -293,6 +302,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.last_progress = now;
             let membership = ToMember::Membership(self.membership());
             self.send_all(MemberRole::Worker, &membership);
+            // A run that resumes at its last step has nothing left but its end.
+            if self.phase == Phase::Training && self.progress.completed() >= self.steps() {
+                self.end();
+            }
         }
     }
 
@@ -304,61 +317,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         (self.progress.completed() + LEASED_AHEAD).min(self.steps())
     }
 
-    fn node_done(&mut self, now: Time, worker: u32, done: NodeDone) {
-        let member = Member { role: MemberRole::Worker, index: worker };
-        if self.hear(now, member).is_none() || self.phase != Phase::Training {
-            return;
-        }
-        // A report counts for nodes that the worker holds; others moved on while it was under way.
-        // Each node counts once a step; a report of more nodes than there are leases is not looked through.
-        let held = |node: Node| self.leases.iter().any(|l| l.worker == worker && l.node == node);
-        let owed = |node: Node| self.progress.owed(node) <= done.step;
-        let mut nodes: Vec<NodeLoss> = Vec::new();
-        for loss in done.nodes.iter().take(self.leases.len()) {
-            if held(loss.node) && owed(loss.node) && !nodes.iter().any(|seen| seen.node == loss.node) {
-                nodes.push(*loss);
-            }
-        }
-        let examples = self.plan.step(done.step).examples;
-        if nodes.iter().any(|l| l.examples > examples || l.correct > l.examples) {
-            return self.fail(format!("{member} reports more examples than step {} has", done.step));
-        }
-        if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
-            return self.refuse_report(member, &done, nodes.is_empty());
-        }
-        self.progress.report(&NodeDone { nodes, ..done });
-        let (plan, job) = (self.plan, Arc::clone(&self.job));
-        let describe = |step: u64| {
-            (plan.step(step).epoch, job.learning_rate * job.schedule.factor(step, plan.planned_steps()))
-        };
-        while let Some(summary) = self.progress.next_complete(now, describe) {
-            self.last_progress = now;
-            if self.stalled.take().is_some() {
-                self.effects.push_back(Effect::Notice("training goes on".into()));
-            }
-            self.effects.push_back(Effect::Step(summary));
-        }
-        if self.progress.completed() >= self.steps() {
-            return self.end();
-        }
-        self.extend();
-    }
-
-    fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {
-        if moved {
-            return;
-        }
-        let step = done.step;
-        if done.nodes.iter().any(|l| !l.loss_sum.is_finite()) {
-            self.fail(format!(
-                "{member} reports a loss that is not finite in step {step}: training has diverged; a lower \
-                 optimizer.learning_rate may help"
-            ));
-        } else {
-            self.fail(format!("{member} reports step {step}, which it was not leased"));
-        }
-    }
-
     /// The last step is complete: evaluate and export.
     fn end(&mut self) {
         self.phase = Phase::Finishing;
@@ -366,6 +324,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.paused = false;
         let version = self.progress.completed();
         self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
+        self.order_last();
         self.hand_out();
     }
 
@@ -384,6 +343,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.outcome.is_some() || self.phase != Phase::Finishing {
             return;
         }
+        if !self.checkpoints.is_settled() {
+            return;
+        }
         let Some((loss, correct, exported)) = self.ending.as_ref().and_then(Ending::result) else { return };
         let examples = self.job.data.test_examples as f64;
         let outcome = Outcome::Finished(Finished {
@@ -398,6 +360,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             bytes_sent: self.progress.bytes_sent,
             bytes_received: self.progress.bytes_received,
             workers_lost: self.workers_lost,
+            checkpoint: self.checkpoints.newest(),
         });
         self.outcome = Some(outcome);
         self.dismiss(MemberRole::Worker, "the run is complete");

@@ -3,8 +3,10 @@
 //! [`SchedulerCore`] decides; [`actor`] is the actix shell around it; [`Observer`] is told of every completed step.
 
 pub mod actor;
+mod checkpoints;
 mod core;
 mod ending;
+mod ledger;
 mod progress;
 
 pub use core::{Command, Effect, Input, SchedulerCore, ToMember};

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::{Committed, Ledger};
+use crate::job::Resume;
 use crate::message::{NodeDone, NodeLoss};
 use crate::time::Time;
 use crate::tree::{Node, Partials, ReductionTree};
@@ -42,10 +44,18 @@ pub struct StepSummary {
     pub wait_ms: f64,
 }
 
-/// Is told of every completed step, in order.
+/// Is told of every completed step, in order, and of every checkpoint.
 pub trait Observer: Send {
     /// A step is complete.
     fn step(&mut self, summary: &StepSummary);
+
+    /// A checkpoint is whole; others were deleted, perhaps.
+    fn checkpoint(&mut self, _: &Committed) {}
+
+    /// What makes checkpoints whole. Asked for once, before training begins.
+    fn ledger(&mut self) -> Option<Box<dyn Ledger>> {
+        None
+    }
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +77,7 @@ pub(super) struct Progress {
     tree: ReductionTree,
     /// By logical shard: the first step that has not been reported.
     owed: Vec<u64>,
+    first: u64,
     completed: u64,
     open: BTreeMap<u64, Open>,
     begun: Option<Time>,
@@ -76,6 +87,7 @@ pub(super) struct Progress {
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
     pub(super) samples: u64,
+    samples_before: u64,
     pub(super) last_loss: Option<f64>,
 }
 
@@ -83,11 +95,13 @@ pub(super) struct Progress {
 const RATE_SHARE: f64 = 0.1;
 
 impl Progress {
-    pub(super) fn new(tree: ReductionTree) -> Progress {
+    pub(super) fn new(tree: ReductionTree, resume: Option<&Resume>) -> Progress {
+        let first = resume.map_or(0, |r| r.step);
         Progress {
             tree,
-            owed: vec![0; tree.leaves() as usize],
-            completed: 0,
+            owed: vec![first; tree.leaves() as usize],
+            first,
+            completed: first,
             open: BTreeMap::new(),
             begun: None,
             last: Time::default(),
@@ -95,7 +109,8 @@ impl Progress {
             bytes_sent: 0,
             bytes_received: 0,
             samples: 0,
-            last_loss: None,
+            samples_before: resume.map_or(0, |r| r.samples),
+            last_loss: resume.and_then(|r| r.last_loss),
         }
     }
 
@@ -123,6 +138,11 @@ impl Progress {
     /// Seconds from the first step's begin to the last completed step's end.
     pub(super) fn training_seconds(&self) -> f64 {
         self.begun.map_or(0.0, |begun| self.last.since(begun).as_secs_f64())
+    }
+
+    /// Training examples seen, those before a resumption included.
+    pub(super) fn samples_in_all(&self) -> u64 {
+        self.samples_before.saturating_add(self.samples)
     }
 
     /// The first step for which `node` is owed.
@@ -193,7 +213,7 @@ impl Progress {
         let examples = whole.examples.max(1) as f64;
         let (epoch, learning_rate) = describe(step);
         let instant = if seconds > 0.0 { whole.examples as f64 / seconds } else { self.rate };
-        self.rate = if step == 0 { instant } else { self.rate + RATE_SHARE * (instant - self.rate) };
+        self.rate = if step == self.first { instant } else { self.rate + RATE_SHARE * (instant - self.rate) };
         self.bytes_sent = self.bytes_sent.saturating_add(open.bytes_sent);
         self.bytes_received = self.bytes_received.saturating_add(open.bytes_received);
         self.samples += whole.examples;

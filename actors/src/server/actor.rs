@@ -10,18 +10,21 @@ use testudo_transport::{CloseCode, Connection, Message, Outgoing, Payload, Recei
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::checkpoint::{PartSource, PartWriter};
 use crate::hear::{Heard, hear};
 use crate::incarnation;
+use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Failure, Heartbeat, Hello, Membership, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready,
-    Shutdown, SliceVersion,
+    Body, CheckpointOrder, CheckpointPart, Failure, Heartbeat, Hello, Membership, PartOutcome, Pull,
+    PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
-use crate::server::compute::{self, Work};
+use crate::server::compute::{self, Checkpointing, Work};
+use crate::server::writer;
 use crate::server::{Effect, Input, PushInput, ServerCore, SliceMath, Store};
 use crate::time::Clock;
 
@@ -79,17 +82,21 @@ pub enum Mail {
     Scheduler(Message),
     /// The connection to the scheduler has ended.
     SchedulerGone(String),
+    /// What has become of this server's part of a checkpoint.
+    Part(CheckpointPart),
     /// The arithmetic cannot go on.
     Fatal(String),
 }
 
 /// The actix shell of a [`ServerCore`].
-#[derive(Debug)]
 pub struct ServerActor {
     core: ServerCore<ReplyTo, Payload>,
     clock: Clock,
     store: Arc<Store>,
     math: Option<SliceMath>,
+    job: Arc<JobSpec>,
+    source: Option<Box<dyn PartSource>>,
+    writer: Option<Box<dyn PartWriter>>,
     work: Option<mpsc::Sender<Work>>,
     runtime: Handle,
     network: Network,
@@ -104,13 +111,24 @@ pub struct ServerActor {
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
 }
 
+impl std::fmt::Debug for ServerActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerActor").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
 /// What a server's shell is made of.
-#[derive(Debug)]
 pub struct ServerParts {
     /// The decisions.
     pub core: ServerCore<ReplyTo, Payload>,
     /// The arithmetic.
     pub math: SliceMath,
+    /// The job.
+    pub job: Arc<JobSpec>,
+    /// What the slices begin with, if not with the seed.
+    pub source: Option<Box<dyn PartSource>>,
+    /// Where parts of checkpoints go, if the job wants any.
+    pub writer: Option<Box<dyn PartWriter>>,
     /// The versions, shared with the arithmetic.
     pub store: Arc<Store>,
     /// Slices that this server keeps.
@@ -127,6 +145,12 @@ pub struct ServerParts {
     pub runtime: Handle,
 }
 
+impl std::fmt::Debug for ServerParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerParts").field("slices", &self.slices).finish_non_exhaustive()
+    }
+}
+
 impl ServerActor {
     /// A shell; `over` is told how it ended.
     #[must_use]
@@ -136,6 +160,9 @@ impl ServerActor {
             clock: Clock::start(),
             store: parts.store,
             math: Some(parts.math),
+            job: parts.job,
+            source: parts.source,
+            writer: parts.writer,
             work: None,
             runtime: parts.runtime,
             network: parts.network,
@@ -177,6 +204,21 @@ impl ServerActor {
         }
     }
 
+    fn start_threads(&mut self, mailbox: &Mailbox<ServerActor>) -> std::io::Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        self.work = Some(sender);
+        let Some(math) = self.math.take() else { return Ok(()) };
+        let mut checkpointing =
+            Checkpointing { job: Arc::clone(&self.job), source: self.source.take(), snapshots: None };
+        if let Some(writer) = self.writer.take() {
+            let (snapshots, waiting) = mpsc::sync_channel(writer::WAITING);
+            writer::start(writer, waiting, mailbox.clone(), self.runtime.clone())?;
+            checkpointing.snapshots = Some(snapshots);
+        }
+        compute::start(math, checkpointing, receiver, mailbox.clone(), self.runtime.clone())?;
+        Ok(())
+    }
+
     fn tell<B: Body>(&self, body: &B) {
         self.scheduler.post(Outgoing::new(B::KIND, 0, body.encode()));
     }
@@ -210,6 +252,11 @@ impl ServerActor {
                 self.live.set(&membership);
                 self.drive(context, Input::Membership(membership));
             }
+            CheckpointOrder::KIND => {
+                let CheckpointOrder { version } =
+                    CheckpointOrder::decode(&message.body).map_err(|e| e.to_string())?;
+                self.work(context, Work::Checkpoint { version });
+            }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(reason = shutdown.reason, "leaving");
@@ -226,11 +273,7 @@ impl Actor for ServerActor {
 
     fn started(&mut self, context: &mut Context<Self>) {
         let mailbox = Mailbox::new(context.address());
-        let (sender, receiver) = mpsc::channel();
-        self.work = Some(sender);
-        if let Some(math) = self.math.take()
-            && let Err(error) = compute::start(math, receiver, mailbox.clone(), self.runtime.clone())
-        {
+        if let Err(error) = self.start_threads(&mailbox) {
             return self
                 .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
@@ -275,6 +318,12 @@ impl Handler<Letter<Mail>> for ServerActor {
                 }
             }
             Mail::SchedulerGone(why) => self.end(context, Err(NodeError::SchedulerLost(why))),
+            Mail::Part(part) => {
+                if part.outcome != PartOutcome::Skipped {
+                    self.work(context, Work::Written);
+                }
+                self.tell(&part);
+            }
             Mail::Fatal(reason) => {
                 tracing::error!(reason, "cannot go on");
                 self.tell(&Failure { reason });

@@ -4,28 +4,52 @@
 //! at most one for each (tree node, slice, step), and whose payloads stay charged to their sender's credit until the
 //! thread takes them.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use testudo_transport::Payload;
 use tokio::runtime::Handle;
 
+use crate::checkpoint::{PartSource, Snapshot};
 use crate::compute_thread::{PANICKED, PanicGuard};
+use crate::job::JobSpec;
 use crate::mailbox::Mailbox;
+use crate::message::{CheckpointPart, PartOutcome};
 use crate::numbers;
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
-use crate::server::{Contribution, Input, MathError, SliceMath};
+use crate::server::{Contribution, Input, MathError, SliceMath, SnapshotEvent};
 use crate::tree::Node;
 
 /// Work for the thread.
 pub(super) enum Work {
     Initialise,
-    Store { slice: SliceId, step: u64, node: Node, values: Payload },
+    Store {
+        slice: SliceId,
+        step: u64,
+        node: Node,
+        values: Payload,
+    },
+    /// Every slice is at this version, and a checkpoint of it is wanted.
+    Checkpoint {
+        version: u64,
+    },
+    /// The writer is free again.
+    Written,
+}
+
+/// Where slices come from and where snapshots go.
+pub(super) struct Checkpointing {
+    pub(super) job: Arc<JobSpec>,
+    /// The checkpoint to begin with, instead of the seed.
+    pub(super) source: Option<Box<dyn PartSource>>,
+    /// To the writer thread; there is room for the one snapshot that is ever under way.
+    pub(super) snapshots: Option<mpsc::SyncSender<Snapshot>>,
 }
 
 /// Starts the thread. It ends when `work`'s sender is dropped or the actor is gone.
 pub(super) fn start(
     mut math: SliceMath,
+    mut checkpointing: Checkpointing,
     work: mpsc::Receiver<Work>,
     mailbox: Mailbox<ServerActor>,
     runtime: Handle,
@@ -35,17 +59,56 @@ pub(super) fn start(
         let _guard = PanicGuard::new(mailbox.clone(), runtime.clone(), fatal);
         while let Ok(work) = work.recv() {
             let mail = match work {
-                Work::Initialise => {
-                    math.initialise();
-                    Mail::Input(Input::Initialised)
+                Work::Initialise => Some(initialise(&mut math, &mut checkpointing)),
+                Work::Store { slice, step, node, values } => {
+                    Some(store(&mut math, slice, step, node, values))
                 }
-                Work::Store { slice, step, node, values } => store(&mut math, slice, step, node, values),
+                Work::Checkpoint { version } => {
+                    math.order_snapshot(version).err().map(|error| Mail::Fatal(error.to_string()))
+                }
+                Work::Written => {
+                    math.snapshot_written();
+                    None
+                }
             };
-            if mailbox.deliver_blocking(&runtime, mail).is_err() {
+            // The answer first: a snapshot holds nobody up.
+            let told = mail.map_or(Ok(()), |mail| mailbox.deliver_blocking(&runtime, mail));
+            let told = told.and_then(|()| match hand_over(&mut math, &checkpointing) {
+                Some(mail) => mailbox.deliver_blocking(&runtime, mail),
+                None => Ok(()),
+            });
+            if told.is_err() {
                 return;
             }
         }
     })
+}
+
+fn initialise(math: &mut SliceMath, checkpointing: &mut Checkpointing) -> Mail {
+    let Some(mut source) = checkpointing.source.take() else {
+        math.initialise();
+        return Mail::Input(Input::Initialised);
+    };
+    let restored = source.load(&checkpointing.job, &math.slices()).map_err(|e| e.to_string());
+    match restored.and_then(|slices| math.restore(slices).map_err(|e| e.to_string())) {
+        Ok(()) => Mail::Input(Input::Initialised),
+        Err(reason) => Mail::Fatal(format!("the checkpoint cannot be used: {reason}")),
+    }
+}
+
+/// Hands a whole snapshot to the writer, or says that one was skipped. No more than one event is ever there after one
+/// piece of work.
+fn hand_over(math: &mut SliceMath, checkpointing: &Checkpointing) -> Option<Mail> {
+    match math.poll_snapshot()? {
+        SnapshotEvent::Skipped(version) => {
+            Some(Mail::Part(CheckpointPart { version, outcome: PartOutcome::Skipped }))
+        }
+        SnapshotEvent::Ready(snapshot) => {
+            let writer = checkpointing.snapshots.as_ref()?;
+            let full = writer.try_send(snapshot).is_err();
+            full.then(|| Mail::Fatal("a bug in Testudo: two snapshots at once; please report it".into()))
+        }
+    }
 }
 
 fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, values: Payload) -> Mail {

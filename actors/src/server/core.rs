@@ -176,16 +176,22 @@ pub struct ServerCore<T, V> {
 }
 
 impl<T, V> ServerCore<T, V> {
-    /// Server `index` of a job with that tree and placement.
+    /// Server `index` of a job with that tree and placement, whose slices begin at version `first`.
     #[must_use]
-    pub fn new(index: u32, tree: ReductionTree, map: SliceMap, heartbeat: Duration) -> ServerCore<T, V> {
+    pub fn new(
+        index: u32,
+        tree: ReductionTree,
+        map: SliceMap,
+        first: u64,
+        heartbeat: Duration,
+    ) -> ServerCore<T, V> {
         let slices = map
             .slices()
             .iter()
             .map(|slice| {
                 (slice.server == index).then(|| SliceState {
                     slice: *slice,
-                    version: 0,
+                    version: first,
                     accepted: Vec::new(),
                     last: Vec::new(),
                     waiting: Vec::new(),

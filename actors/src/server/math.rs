@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use testudo_kernels::{OptimizerError, ParameterSpec, add, first_non_finite};
 
+use crate::checkpoint::{RestoredSlice, SliceSnapshot};
 use crate::job::JobSpec;
 use crate::placement::{Slice, SliceId};
 use crate::plan::Plan;
-use crate::server::Store;
+use crate::server::{SnapshotEvent, Snapshots, Store};
 use crate::tree::{Node, Partials, ReductionTree};
 
 /// How contributions are summed. Only [`SumOrder::Canonical`] is ever configured.
@@ -65,6 +66,12 @@ pub enum MathError {
         /// What it said.
         source: OptimizerError,
     },
+    /// What was restored is not what this server keeps.
+    #[error("the checkpoint does not hold what this server keeps: {0}")]
+    Restored(String),
+    /// A checkpoint of a version that the slices are not at.
+    #[error("the scheduler ordered a checkpoint of step {0}, at which this server is not")]
+    Order(u64),
     /// A slice or length that the core should have refused: a bug.
     #[error("no such slice or length: {0}")]
     Unknown(SliceId),
@@ -86,21 +93,43 @@ pub struct SliceMath {
     parameters: Vec<ParameterSpec>,
     order: SumOrder,
     slices: HashMap<SliceId, (Slice, SliceState)>,
+    snapshots: Snapshots,
     store: Arc<Store>,
 }
 
 impl SliceMath {
-    /// The arithmetic for `slices` of `job`, whose versions go into `store`. `parameters` are the model's.
+    /// The arithmetic of server `server` for `slices` of `job`, whose versions go into `store`. `parameters` are the
+    /// model's.
     #[must_use]
     pub fn new(
+        server: u32,
         job: Arc<JobSpec>,
         parameters: Vec<ParameterSpec>,
         slices: impl IntoIterator<Item = Slice>,
         store: Arc<Store>,
         order: SumOrder,
     ) -> SliceMath {
-        let slices = slices.into_iter().map(|s| (s.id, (s, SliceState::default()))).collect();
-        SliceMath { plan: Plan::new(&job), tree: job.tree(), job, parameters, order, slices, store }
+        let slices: HashMap<_, _> = slices.into_iter().map(|s| (s.id, (s, SliceState::default()))).collect();
+        let every = job.checkpoints.every_steps;
+        let snapshots = Snapshots::new(server, slices.len(), every, job.first_step());
+        SliceMath {
+            plan: Plan::new(&job),
+            tree: job.tree(),
+            job,
+            parameters,
+            order,
+            slices,
+            snapshots,
+            store,
+        }
+    }
+
+    /// The slices, in the model's order.
+    #[must_use]
+    pub fn slices(&self) -> Vec<Slice> {
+        let mut slices: Vec<Slice> = self.slices.values().map(|(slice, _)| *slice).collect();
+        slices.sort_by_key(|s| s.id);
+        slices
     }
 
     /// Sets every slice to version 0: a function of (seed, parameter, element) alone.
@@ -112,6 +141,72 @@ impl SliceMath {
             parameter.initialize(self.job.seed, slice.first, &mut values);
             state.optimizer = vec![vec![0.0; slice.elements]; state_tensors];
             self.store.put(slice.id, values);
+        }
+    }
+
+    /// Sets every slice to what a checkpoint holds, at the step that the job resumes from.
+    ///
+    /// # Errors
+    /// [`MathError::Restored`] when it is not exactly this server's slices, with the optimizer's state and finite values.
+    pub fn restore(&mut self, restored: Vec<RestoredSlice>) -> Result<(), MathError> {
+        let bad = |text: String| Err(MathError::Restored(text));
+        let state_tensors = self.job.optimizer.state_tensors().len();
+        if restored.len() != self.slices.len() {
+            return bad(format!("{} slices instead of {}", restored.len(), self.slices.len()));
+        }
+        let version = self.job.first_step();
+        for RestoredSlice { id, weights, state } in restored {
+            let Some((slice, own)) = self.slices.get_mut(&id) else {
+                return bad(format!("{id} is not kept here"));
+            };
+            let fits =
+                |values: &Vec<f32>| values.len() == slice.elements && first_non_finite(values).is_none();
+            if self.store.current(id).is_some() {
+                return bad(format!("{id} twice"));
+            }
+            if state.len() != state_tensors || !fits(&weights) || !state.iter().all(fits) {
+                return bad(format!(
+                    "{id} has another length, another optimizer's state or a value that is not finite"
+                ));
+            }
+            own.optimizer = state;
+            self.store.begin(id, version, weights);
+        }
+        Ok(())
+    }
+
+    /// The scheduler wants a checkpoint of `version`, at which every slice is.
+    ///
+    /// # Errors
+    /// [`MathError::Order`] when one is not: the scheduler is wrong.
+    pub fn order_snapshot(&mut self, version: u64) -> Result<(), MathError> {
+        if self.slices.keys().any(|id| self.store.current(*id).is_none_or(|(number, _)| number != version)) {
+            return Err(MathError::Order(version));
+        }
+        if self.snapshots.order(version) {
+            self.keep_all();
+        }
+        Ok(())
+    }
+
+    /// The snapshot that was handed out is written, or could not be.
+    pub fn snapshot_written(&mut self) {
+        if self.snapshots.written().is_some() {
+            self.keep_all();
+        }
+    }
+
+    /// What has become of snapshots that fell due.
+    pub fn poll_snapshot(&mut self) -> Option<SnapshotEvent> {
+        self.snapshots.poll()
+    }
+
+    fn keep_all(&mut self) {
+        for (slice, state) in self.slices.values() {
+            if let Some((_, weights)) = self.store.current(slice.id) {
+                let state = state.optimizer.clone();
+                self.snapshots.keep(SliceSnapshot { slice: *slice, weights, state });
+            }
         }
     }
 
@@ -176,6 +271,13 @@ impl SliceMath {
         }
         drop(weights);
         self.store.put(id, sum);
-        Ok(version + 1)
+        let version = version + 1;
+        if self.snapshots.wants(version)
+            && let Some((_, weights)) = self.store.current(id)
+        {
+            let snapshot = SliceSnapshot { slice: *slice, weights, state: state.optimizer.clone() };
+            self.snapshots.keep(snapshot);
+        }
+        Ok(version)
     }
 }

@@ -7,8 +7,11 @@ pub mod actor;
 mod compute;
 mod core;
 mod math;
+mod snapshot;
 mod store;
+mod writer;
 
 pub use core::{Effect, Input, PushInput, ServerCore};
 pub use math::{Contribution, MathError, SliceMath, SumOrder};
+pub use snapshot::{SnapshotEvent, Snapshots};
 pub use store::{Store, StoreMiss};

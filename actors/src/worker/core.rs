@@ -39,6 +39,7 @@ pub struct WorkerCore<V> {
     index: u32,
     map: SliceMap,
     names: Vec<String>,
+    first: u64,
     steps: u64,
     epoch: u64,
     until: u64,
@@ -68,13 +69,14 @@ enum Order {
 }
 
 impl<V> WorkerCore<V> {
-    /// Worker `index` of a job of `steps` steps with that placement. `names` are the parameters', for messages.
+    /// Worker `index` of a job with that placement that goes from version `first` to version `steps`. `names` are the
+    /// parameters', for messages.
     #[must_use]
     pub fn new(
         index: u32,
         map: SliceMap,
         names: Vec<String>,
-        steps: u64,
+        (first, steps): (u64, u64),
         heartbeat: Duration,
     ) -> WorkerCore<V> {
         let slices = map.slices().len();
@@ -82,6 +84,7 @@ impl<V> WorkerCore<V> {
             index,
             map,
             names,
+            first,
             steps,
             epoch: 0,
             until: 0,
@@ -116,7 +119,7 @@ impl<V> WorkerCore<V> {
                 }
             }
             Input::Connected => {
-                self.pull_all(0);
+                self.pull_all(self.first);
                 self.begin(now);
             }
             Input::Slice { slice, version, codec, values, bytes } => {
@@ -199,7 +202,7 @@ impl<V> WorkerCore<V> {
                 self.compute(step, nodes);
             }
             // Every slice has this version, so the steps below it are complete whoever contributed.
-            (_, Some(version)) if version > 0 => {
+            (_, Some(version)) if version > self.first => {
                 let nodes: Vec<NodeLoss> = fresh
                     .filter(|l| l.from_step < version)
                     .map(|l| NodeLoss { node: l.node, loss_sum: 0.0, correct: 0, examples: 0 })
@@ -243,7 +246,7 @@ impl<V> WorkerCore<V> {
         values: V,
         bytes: u64,
     ) -> Result<(), WorkerError> {
-        let next = self.version.map_or(0, |v| v + 1);
+        let next = self.version.map_or(self.first, |v| v + 1);
         let at = self.map.position(id);
         let expected = at.and_then(|at| self.map.slices().get(at)).map(|s| s.elements as u64 * 4);
         let asked = at.and_then(|at| self.asked.get(at).copied().flatten());

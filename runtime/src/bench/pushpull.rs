@@ -45,7 +45,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
          [training]\nbatch_size = {workers}\nlogical_shards = {workers}\nepochs = {rounds}\n\
          [model]\nkind = \"mlp\"\ninputs = 1\nhidden = []\nclasses = 2\n\
          [optimizer]\nkind = \"sgd\"\nlearning_rate = 0.001\n[data]\nkind = \"mnist\"\npath = \".\"\n\
-         [checkpoint]\nexport = false\n"
+         [checkpoint]\nexport = false\nat_end = false\n"
     );
     let scratch = Scratch::new()?;
     let dir = scratch.path();
@@ -55,7 +55,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prefix = &["bench", "node"];
-    let completed = runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, &mut Silent))?;
+    let completed = runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, None, &mut Silent))?;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
     let ends: Vec<f64> = records.iter().map(|r| r.elapsed_seconds).collect();
     let spans = ends.windows(2).skip(WARM_UP as usize - 1).map(|pair| match pair {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::operate::{CommandArguments, StatusArguments};
+use crate::cli::checkpoint::CheckpointArguments;
 
 /// Distributed training where the network is not trusted.
 #[derive(Debug, Parser)]
@@ -14,7 +15,7 @@ use super::operate::{CommandArguments, StatusArguments};
     about = "Distributed training where the network is not trusted",
     after_help = "Exit status: 0 done; 1 failed while running; 2 misconfigured, nothing was started; 3 the scheduler \
                   refused the command; 4 no scheduler answers; 130 interrupted twice.\n\nExamples:\n  testudo run examples/mnist.toml\n  testudo run examples/mnist.toml --workers 4 \
-                  --set training.epochs=1 --json\n  testudo pki show runs/mnist-.../identities/worker-0\n  testudo status runs/mnist-... --watch\n  testudo \
+                  --set training.epochs=1 --json\n  testudo run --resume runs/mnist-... --workers 8\n  testudo pki show runs/mnist-.../identities/worker-0\n  testudo status runs/mnist-... --watch\n  testudo \
                   stop --scheduler 10.0.0.1:4433 --identity ops/alice"
 )]
 pub(crate) struct Arguments {
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Resume(CommandArguments),
     /// End a run in order, with a model of the steps that were taken
     Stop(CommandArguments),
+    /// List, check, open, export and delete the training checkpoints of a run
+    Checkpoint(CheckpointArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
 }
@@ -50,7 +53,18 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
     /// The cluster file
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "resume")]
+    pub(crate) file: Option<PathBuf>,
+    /// Go on with the run in this directory from its newest checkpoint, with its cluster file; --workers, --servers and
+    /// --set still apply
+    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["file", "run_dir"])]
+    pub(crate) resume: Option<PathBuf>,
+    /// Go on from the checkpoint at this step instead; newer ones are put aside
+    #[arg(long, value_name = "N", requires = "resume")]
+    pub(crate) step: Option<u64>,
+    /// The age identity that opens the checkpoint, if checkpoint.recipients names others than the run's own key
+    #[arg(long, value_name = "FILE", requires = "resume")]
+    pub(crate) identity_file: Option<PathBuf>,
     /// Workers, instead of cluster.workers
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u32>,
@@ -106,6 +120,10 @@ pub(crate) struct NodeArguments {
     /// Where the scheduler writes metrics.jsonl and a worker writes the final model [default: the cluster file's folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// The age identity that opens the checkpoint which the job resumes from, for a server [default: the run
+    /// directory's checkpoint/key.txt]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity_file: Option<PathBuf>,
     /// Write the log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,

@@ -13,6 +13,10 @@ use testudo_observability as observability;
 use testudo_transport::{Endpoint, Identity, Role};
 use tracing::level_filters::LevelFilter;
 
+use crate::checkpoint::ledger::RunLedger;
+use crate::checkpoint::retention::Retention;
+use crate::checkpoint::storage::Disk;
+use crate::checkpoint::{Layout, keys, writer};
 use crate::cli::args::{NodeArguments, NodeRole};
 use crate::config::Config;
 use crate::error::Failure;
@@ -92,6 +96,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         run_dir,
         index,
         scheduler: arguments.scheduler.clone().or(environment.scheduler),
+        identity_file: arguments.identity_file.clone(),
     };
     let result = match arguments.role {
         NodeRole::Scheduler => {
@@ -168,6 +173,7 @@ struct Node {
     run_dir: RunDir,
     index: u32,
     scheduler: Option<String>,
+    identity_file: Option<PathBuf>,
 }
 
 impl Node {
@@ -200,8 +206,11 @@ impl Node {
         let signed = SignedJob::from_bytes(&bytes)
             .map_err(|e| Failure::misconfigured(format!("{}: {e}", job.display())))?;
         let metrics = self.run_dir.metrics();
-        let observer =
+        let mut observer =
             Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+        if let Some(ledger) = self.ledger(&signed)? {
+            observer = observer.with_ledger(Box::new(ledger));
+        }
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure)?;
         match outcome {
@@ -210,8 +219,32 @@ impl Node {
         }
     }
 
+    fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {
+        let spec = signed.open(&self.identity).map_err(Failure::misconfigured)?;
+        if !spec.checkpoints.wanted() {
+            return Ok(None);
+        }
+        let layout = Layout::new(&self.run_dir.checkpoints());
+        let checkpoint = &self.config.checkpoint;
+        let recipients =
+            keys::recipients(&checkpoint.recipients, &layout, &Disk).map_err(Failure::misconfigured)?;
+        let ledger = RunLedger::open(
+            layout,
+            Arc::new(Disk),
+            Arc::clone(&self.identity),
+            signed,
+            &spec,
+            recipients.iter().map(ToString::to_string).collect(),
+            Retention::new(checkpoint),
+        );
+        ledger.map(Some).map_err(Failure::misconfigured)
+    }
+
     fn server(self) -> Result<(), Failure> {
-        run_server(self.options()?, SumOrder::Canonical).map_err(failure)
+        let layout = Layout::new(&self.run_dir.checkpoints());
+        let recipients = self.config.checkpoint.recipients.clone();
+        let mut setup = writer::Setup::new(layout, recipients, self.identity_file.clone());
+        run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 
     fn worker(self, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {

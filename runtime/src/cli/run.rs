@@ -3,9 +3,11 @@
 use std::io::{IsTerminal, Stderr};
 use std::time::{Instant, SystemTime};
 
+use testudo_actors::JobSpec;
 use testudo_actors::message::{Finished, Phase, StatusReport};
 
 use crate::cli::args::RunArguments;
+use crate::cli::resume::{self, Resumed};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::report::metrics;
@@ -13,7 +15,7 @@ use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
 use crate::report::summary::Summary;
 use crate::run::{Completed, Watcher};
-use crate::rundir::RunDir;
+use crate::rundir::{RunDir, RunDirError, RunLock};
 use crate::{job, node, run as training};
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
@@ -21,7 +23,12 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
     let mut display =
         Display { progress: Progress::new(std::io::stderr(), style), training: None, stalled: None };
-    let config = Config::load(&arguments.file, &overrides(arguments)).map_err(Failure::misconfigured)?;
+    let resumed = arguments.resume.as_deref().map(Resumed::open).transpose()?;
+    let file = match &resumed {
+        Some(resumed) => resumed.run_dir.cluster_file(),
+        None => arguments.file.clone().unwrap_or_default(),
+    };
+    let config = Config::load(&file, &overrides(arguments)).map_err(Failure::misconfigured)?;
     if config.security.files.is_some() {
         return Err(Failure::misconfigured(
             "security.ca, security.cert and security.key are for `testudo node`: `testudo run` makes identities of its own, \
@@ -29,15 +36,23 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         ));
     }
     let data = node::data(&config).map_err(Failure::misconfigured)?;
-    let spec = job::spec(&config, node::data_spec(&data));
+    let mut spec = job::spec(&config, node::data_spec(&data));
     drop(data);
+    if let Some(resumed) = &resumed {
+        spec.resume = Some(resumed.from(&spec, arguments)?);
+    }
     spec.validate().map_err(Failure::misconfigured)?;
     node::check_addresses(&config).map_err(Failure::misconfigured)?;
-    let run_dir = match &arguments.run_dir {
-        Some(dir) => RunDir::create(dir),
-        None => RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now()),
+    let (run_dir, _lock) = match (resumed, &arguments.run_dir) {
+        (Some(Resumed { run_dir, lock }), _) => (run_dir, lock),
+        (None, Some(dir)) => lock(RunDir::create(dir))?,
+        (None, None) => {
+            lock(RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now()))?
+        }
+    };
+    if let Some(resume) = &spec.resume {
+        resume::make_ready(&run_dir, resume, &spec, &mut display)?;
     }
-    .map_err(Failure::misconfigured)?;
     let (workers, servers) = (spec.workers, spec.servers);
     display.progress.note(&format!(
         "{}: {workers} worker{}, {servers} server{}, {}",
@@ -50,17 +65,25 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
-    let result = runtime.block_on(training::run(&config, &spec, &run_dir, &mut display));
+    let identity_file = arguments.identity_file.as_deref();
+    let result = runtime.block_on(training::run(&config, &spec, &run_dir, identity_file, &mut display));
     display.progress.finish();
-    let completed = result?;
-    let summary = leave_results(&config, &run_dir, &completed, workers, servers)?;
+    let completed = result.map_err(|failure| resume::with_advice(failure, &run_dir))?;
+    let summary = leave_results(&config, &spec, &run_dir, &completed)?;
     if !arguments.quiet {
         eprintln!("\n{}", summary.table(style.color));
+        resume::advise(&spec, &summary);
     }
     if arguments.json {
         println!("{}", summary.to_json_line().map_err(Failure::failed)?);
     }
     Ok(())
+}
+
+fn lock(made: Result<RunDir, RunDirError>) -> Result<(RunDir, RunLock), Failure> {
+    let run_dir = made.map_err(Failure::misconfigured)?;
+    let lock = run_dir.lock().map_err(Failure::misconfigured)?;
+    Ok((run_dir, lock))
 }
 
 fn plural(count: u32) -> &'static str {
@@ -77,11 +100,11 @@ fn overrides(arguments: &RunArguments) -> Vec<String> {
 
 fn leave_results(
     config: &Config,
+    spec: &JobSpec,
     run_dir: &RunDir,
     completed: &Completed,
-    workers: u32,
-    servers: u32,
 ) -> Result<Summary, Failure> {
+    let (workers, servers) = (spec.workers, spec.servers);
     let Finished { test_accuracy, final_loss, .. } = completed.finished;
     let finished = &completed.finished;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
@@ -107,6 +130,8 @@ fn leave_results(
         workers,
         servers,
         params_blake3: finished.params_blake3.iter().map(|b| format!("{b:02x}")).collect(),
+        checkpoint_step: finished.checkpoint,
+        resumed_from_step: spec.resume.map(|resume| resume.step),
         run_dir: run_dir.path().to_owned(),
     };
     let path = run_dir.summary();

@@ -88,6 +88,11 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         },
         checkpoint: Checkpoint {
             export: matches!(values.get("checkpoint.export"), Some(Value::Boolean(true))),
+            every_steps: from.integer("checkpoint.every_steps"),
+            at_end: matches!(values.get("checkpoint.at_end"), Some(Value::Boolean(true))),
+            keep_last: from.integer("checkpoint.keep_last"),
+            max_age_hours: from.integer("checkpoint.max_age_hours"),
+            recipients: from.texts("checkpoint.recipients").map(str::to_string).collect(),
         },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }

@@ -52,6 +52,13 @@ pub(super) fn dial(text: &str) -> Result<(), String> {
     host_name(host)
 }
 
+/// An age recipient of the classic kind: an X25519 public key.
+pub(super) fn recipient(text: &str) -> Result<(), String> {
+    text.parse::<age::x25519::Recipient>()
+        .map(|_| ())
+        .map_err(|why| format!("it is no X25519 recipient ({why})"))
+}
+
 fn port(number: u16) -> Result<(), String> {
     if number == 0 { Err("port 0 cannot be dialed".into()) } else { Ok(()) }
 }
@@ -108,6 +115,17 @@ mod tests {
         assert_eq!(trust_domain("testudo.local"), Ok(()));
         for bad in ["", "Testudo.local", "a/b", "a:1", "a b"] {
             assert!(trust_domain(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn recipients_are_public_keys() {
+        let identity = age::x25519::Identity::generate();
+        assert_eq!(recipient(&identity.to_public().to_string()), Ok(()));
+        let secret = identity.to_string();
+        let bad = ["", "age1", "ssh-ed25519 AAAA", age::secrecy::ExposeSecret::expose_secret(&secret)];
+        for bad in bad {
+            assert!(recipient(bad).is_err(), "{bad:?}");
         }
     }
 

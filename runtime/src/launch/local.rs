@@ -59,6 +59,7 @@ pub struct LocalNodes {
     program: PathBuf,
     command: Vec<&'static str>,
     run_dir: RunDir,
+    identity_file: Option<PathBuf>,
     nodes: Vec<NodeProcess>,
 }
 
@@ -70,7 +71,14 @@ impl LocalNodes {
     pub fn new(command: &[&'static str], run_dir: RunDir) -> Result<LocalNodes, Failure> {
         let program = std::env::current_exe()
             .map_err(|e| Failure::failed(format!("the running program cannot be found: {e}")))?;
-        Ok(LocalNodes { program, command: command.to_vec(), run_dir, nodes: Vec::new() })
+        Ok(LocalNodes { program, command: command.to_vec(), run_dir, identity_file: None, nodes: Vec::new() })
+    }
+
+    /// Servers open the checkpoint that they begin with by the age identity in this file.
+    #[must_use]
+    pub fn with_identity_file(mut self, file: Option<&Path>) -> LocalNodes {
+        self.identity_file = file.map(Path::to_path_buf);
+        self
     }
 
     /// Starts a node and waits until it is bound; returns where.
@@ -111,6 +119,9 @@ impl LocalNodes {
             .process_group(0);
         if let Some(scheduler) = scheduler {
             command.args(["--scheduler", &scheduler.to_string()]);
+        }
+        if let Some(file) = self.identity_file.as_ref().filter(|_| role == Role::Server) {
+            command.arg("--identity-file").arg(file);
         }
         for variable in LAUNCHER_VARIABLES {
             command.env_remove(variable);

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::storage::{Disk, replace};
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -128,6 +130,25 @@ pub fn read(path: &Path) -> Result<Vec<StepRecord>, MetricsError> {
     whole.lines().enumerate().map(parse).collect()
 }
 
+/// Keeps the records of steps up to `step`, for a run that goes on from there: what came after will come again.
+///
+/// # Errors
+/// The operating system's refusal; the file is then as it was. One that is not there is left so.
+pub fn keep_until(path: &Path, step: u64) -> Result<(), MetricsError> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(|source| io_error("read", path, source))?,
+    };
+    let early =
+        |line: &&str| serde_json::from_str::<StepRecord>(line).is_ok_and(|record| record.step <= step);
+    let mut kept = String::with_capacity(text.len());
+    for line in text.lines().filter(early) {
+        kept += line;
+        kept.push('\n');
+    }
+    replace(&Disk, path, kept.as_bytes()).map_err(|source| io_error("write", path, source))
+}
+
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> MetricsError {
     MetricsError::Io { action, path: path.to_path_buf(), source }
 }
@@ -186,6 +207,22 @@ mod tests {
         drop(writer);
         MetricsWriter::open(&path).unwrap().append(&record(3, 1.0)).unwrap();
         assert_eq!(read(&path).unwrap().len(), 3, "opened again, it goes on");
+    }
+
+    /// A resumed run goes on where its checkpoint is, not where its metrics end.
+    #[test]
+    fn what_comes_again_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        keep_until(&path, 5).unwrap();
+        assert!(!path.exists());
+        let mut writer = MetricsWriter::open(&path).unwrap();
+        (1..=9).for_each(|step| writer.append(&record(step, 1.0)).unwrap());
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"step\":1").unwrap();
+        keep_until(&path, 5).unwrap();
+        let steps: Vec<u64> = read(&path).unwrap().iter().map(|r| r.step).collect();
+        assert_eq!(steps, [1, 2, 3, 4, 5]);
+        assert!(std::fs::read_to_string(&path).unwrap().ends_with('\n'));
     }
 
     /// Invariant 2.

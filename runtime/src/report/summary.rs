@@ -42,6 +42,10 @@ pub struct Summary {
     pub servers: u32,
     /// BLAKE3 over the final parameters, in hex: equal for equal bits.
     pub params_blake3: String,
+    /// The step of the newest training checkpoint, from which the run can be resumed; `null` if there is none.
+    pub checkpoint_step: Option<u64>,
+    /// The step that the run was resumed from; `null` if it began at its seed.
+    pub resumed_from_step: Option<u64>,
     /// The run directory, absolute.
     pub run_dir: PathBuf,
 }
@@ -84,7 +88,11 @@ impl Summary {
 
     fn rows(&self) -> Vec<(&'static str, String)> {
         let early = if self.stopped_early { ", stopped early" } else { "" };
-        let steps = format!("{} in {}{early}", human::count(self.steps), counted(self.epochs, "epoch"));
+        let resumed = self
+            .resumed_from_step
+            .map_or(String::new(), |step| format!(", resumed from step {}", human::count(step)));
+        let steps =
+            format!("{} in {}{early}{resumed}", human::count(self.steps), counted(self.epochs, "epoch"));
         let nodes =
             format!("{}, {}", counted(self.workers.into(), "worker"), counted(self.servers.into(), "server"));
         vec![
@@ -125,6 +133,8 @@ mod tests {
             workers: 2,
             servers: 1,
             params_blake3: "ab".repeat(32),
+            checkpoint_step: Some(4690),
+            resumed_from_step: None,
             run_dir: "/runs/mnist-1".into(),
         }
     }
@@ -146,6 +156,8 @@ mod tests {
         assert_eq!(table, expected);
         let early = Summary { stopped_early: true, epochs: 1, test_accuracy: None, ..summary() }.table(false);
         assert!(early.contains("4,690 in 1 epoch, stopped early\n"), "{early}");
+        let resumed = Summary { resumed_from_step: Some(1200), ..summary() }.table(false);
+        assert!(resumed.contains("4,690 in 10 epochs, resumed from step 1,200\n"), "{resumed}");
         assert!(early.contains("not measured"), "{early}");
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls::RootCertStore;
@@ -54,6 +55,14 @@ impl Trust {
         let ca = certificate::from_pem(pem)?;
         let (trust_domain, job) = certificate::ca_scope(&ca)?;
         Trust::new(ca, trust_domain, job)
+    }
+
+    /// Trust in any CA whose certificate is given, for one trust domain and job.
+    ///
+    /// # Errors
+    /// [`PkiError`] when the text is no certificate that can anchor a chain.
+    pub fn from_pem_for(pem: &[u8], trust_domain: &str, job: &str) -> Result<Self, PkiError> {
+        Trust::new(certificate::from_pem(pem)?, trust_domain.to_owned(), job.to_owned())
     }
 
     /// Trust in any CA, for one trust domain and job.
@@ -133,7 +142,35 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<SpiffeId, PkiError> {
-        let id = self.verify(leaf_der, expected)?;
+        self.verify_signature_when(leaf_der, expected, message, signature, UnixTime::now())
+    }
+
+    /// [`Trust::verify_signature`] as of `at`: for what was signed and kept, by a certificate that was good when it was
+    /// signed and may have expired since. Who holds the key of an expired certificate can say any earlier time.
+    ///
+    /// # Errors
+    /// [`PkiError`] saying which check failed.
+    pub fn verify_signature_at(
+        &self,
+        leaf_der: &[u8],
+        expected: &Expected,
+        message: &[u8],
+        signature: &[u8],
+        at: SystemTime,
+    ) -> Result<SpiffeId, PkiError> {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.verify_signature_when(leaf_der, expected, message, signature, UnixTime::since_unix_epoch(since))
+    }
+
+    fn verify_signature_when(
+        &self,
+        leaf_der: &[u8],
+        expected: &Expected,
+        message: &[u8],
+        signature: &[u8],
+        when: UnixTime,
+    ) -> Result<SpiffeId, PkiError> {
+        let id = self.verify_at(leaf_der, expected, when)?;
         let point = certificate::public_point(leaf_der)?;
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
             .verify(message, signature)

@@ -1,8 +1,9 @@
 //! What the scheduler's core is told, and what it wants done.
 
+use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    Evaluate, EvaluationResult, Export, Exported, Heartbeat, Join, LeaseExtended, Member, Membership,
-    NodeDone, Outcome, Shutdown,
+    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Heartbeat, Join,
+    LeaseExtended, Member, Membership, NodeDone, Outcome, Shutdown,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -62,6 +63,20 @@ pub enum Input<C> {
         /// What it reports.
         exported: Exported,
     },
+    /// A server says what has become of its part of a checkpoint.
+    CheckpointPart {
+        /// The server's index.
+        server: u32,
+        /// What it says.
+        part: CheckpointPart,
+    },
+    /// A commit that [`Effect::Commit`] asked for has ended.
+    Committed {
+        /// The checkpoint's step.
+        step: u64,
+        /// How; why not, for the operator.
+        result: Result<Committed, String>,
+    },
     /// A member cannot go on.
     Failure {
         /// Who.
@@ -111,6 +126,8 @@ pub enum ToMember {
     Evaluate(Evaluate),
     /// Export the final model.
     Export(Export),
+    /// Write a checkpoint.
+    Checkpoint(CheckpointOrder),
     /// Leave.
     Shutdown(Shutdown),
 }
@@ -161,6 +178,10 @@ pub enum Effect<C> {
     },
     /// A step is complete.
     Step(StepSummary),
+    /// Every part of a checkpoint is stored: make it whole, then say [`Input::Committed`].
+    Commit(Commit),
+    /// A checkpoint is whole.
+    Checkpoint(Committed),
     /// Something an operator should read.
     Notice(String),
     /// The run is over.

@@ -61,6 +61,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     "waiting for the evaluation and the export of the final model by {}",
                     holders.iter().map(|w| format!("worker/{w}")).collect::<Vec<_>>().join(", ")
                 ),
+                _ if !self.checkpoints.is_settled() => {
+                    self.checkpoints.waits_for().unwrap_or_else(|| "waiting for the last checkpoint".into())
+                }
                 _ => "waiting for workers and servers to leave".into(),
             },
         }

@@ -4,6 +4,7 @@ use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 
 use super::*;
 use crate::job::DataSpec;
+use crate::tree::Node;
 
 /// The connection of an operator.
 const OPERATOR: u32 = 1_000;
@@ -32,6 +33,8 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         heartbeat_ms: 100,
         heartbeat_timeout_ms: 1_000,
         export: true,
+        checkpoints: crate::job::Checkpoints::default(),
+        resume: None,
     }
 }
 

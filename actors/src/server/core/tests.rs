@@ -35,7 +35,7 @@ impl Bench {
     fn bare() -> Bench {
         let map = SliceMap::new(&[5], 16, &[0]).unwrap();
         let tree = ReductionTree::new(4).unwrap();
-        Bench { core: ServerCore::new(0, tree, map, HEARTBEAT), now: Time::default() }
+        Bench { core: ServerCore::new(0, tree, map, 0, HEARTBEAT), now: Time::default() }
     }
 
     /// Initialised, with the shards halved between workers 0 and 1 in epoch 1.
@@ -323,7 +323,7 @@ fn another_servers_slice_is_unknown() {
     let map = SliceMap::new(&[40], 16, &[0, 1]).unwrap();
     let theirs = map.of_server(1).next().unwrap().id;
     let mut bench = Bench::new();
-    bench.core = ServerCore::new(0, ReductionTree::new(4).unwrap(), map, HEARTBEAT);
+    bench.core = ServerCore::new(0, ReductionTree::new(4).unwrap(), map, 0, HEARTBEAT);
     bench.handle(Input::Membership(membership(1, vec![lease(LEFT, 0, 1)])));
     bench.handle(Input::Initialised);
     let pushed = bench.push(0, 1, Push { slice: theirs, ..push(LEFT, 0) }, A);

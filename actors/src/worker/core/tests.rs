@@ -36,7 +36,7 @@ impl Bench {
 
     fn bare() -> Bench {
         let map = SliceMap::new(&[2, 1], 16, &[0]).unwrap();
-        Bench(WorkerCore::new(0, map, vec!["w".into(), "b".into()], 4, HEARTBEAT))
+        Bench(WorkerCore::new(0, map, vec!["w".into(), "b".into()], (0, 4), HEARTBEAT))
     }
 
     /// What comes of an input, heartbeats aside.

@@ -1,0 +1,66 @@
+//! What workers report of their steps.
+
+use std::sync::Arc;
+
+use super::{Effect, SchedulerCore};
+use crate::message::{Member, MemberRole, NodeDone, NodeLoss, Phase};
+use crate::time::Time;
+use crate::tree::Node;
+
+impl<C: Clone + PartialEq> SchedulerCore<C> {
+    pub(super) fn node_done(&mut self, now: Time, worker: u32, done: NodeDone) {
+        let member = Member { role: MemberRole::Worker, index: worker };
+        if self.hear(now, member).is_none() || self.phase != Phase::Training {
+            return;
+        }
+        // A report counts for nodes that the worker holds; others moved on while it was under way.
+        // Each node counts once a step; a report of more nodes than there are leases is not looked through.
+        let held = |node: Node| self.leases.iter().any(|l| l.worker == worker && l.node == node);
+        let owed = |node: Node| self.progress.owed(node) <= done.step;
+        let mut nodes: Vec<NodeLoss> = Vec::new();
+        for loss in done.nodes.iter().take(self.leases.len()) {
+            if held(loss.node) && owed(loss.node) && !nodes.iter().any(|seen| seen.node == loss.node) {
+                nodes.push(*loss);
+            }
+        }
+        let examples = self.plan.step(done.step).examples;
+        if nodes.iter().any(|l| l.examples > examples || l.correct > l.examples) {
+            return self.fail(format!("{member} reports more examples than step {} has", done.step));
+        }
+        if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
+            return self.refuse_report(member, &done, nodes.is_empty());
+        }
+        self.progress.report(&NodeDone { nodes, ..done });
+        let (plan, job) = (self.plan, Arc::clone(&self.job));
+        let describe = |step: u64| {
+            (plan.step(step).epoch, job.learning_rate * job.schedule.factor(step, plan.planned_steps()))
+        };
+        while let Some(summary) = self.progress.next_complete(now, describe) {
+            self.last_progress = now;
+            if self.stalled.take().is_some() {
+                self.effects.push_back(Effect::Notice("training goes on".into()));
+            }
+            self.effects.push_back(Effect::Step(summary));
+            self.passed();
+        }
+        if self.progress.completed() >= self.steps() {
+            return self.end();
+        }
+        self.extend();
+    }
+
+    fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {
+        if moved {
+            return;
+        }
+        let step = done.step;
+        if done.nodes.iter().any(|l| !l.loss_sum.is_finite()) {
+            self.fail(format!(
+                "{member} reports a loss that is not finite in step {step}: training has diverged; a lower \
+                 optimizer.learning_rate may help"
+            ));
+        } else {
+            self.fail(format!("{member} reports step {step}, which it was not leased"));
+        }
+    }
+}

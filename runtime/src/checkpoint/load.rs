@@ -1,0 +1,171 @@
+//! Reading a checkpoint's values, whichever parts they lie in.
+//!
+//! Every parameter must be there whole, each value once, over all parts together, even where only some are wanted: a
+//! checkpoint with a hole is not one.
+
+use std::collections::BTreeMap;
+
+use testudo_actors::checkpoint::{PartSource, RestoredSlice};
+use testudo_actors::placement::{Slice, SliceId};
+use testudo_actors::{JobSpec, Resume};
+
+use super::CheckpointError;
+use super::keys::Identities;
+use super::layout::Layout;
+use super::manifest::{Hex, Manifest, read_small};
+use super::part::{self, Frame, Run};
+
+/// One parameter of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedParameter {
+    /// Its name.
+    pub name: String,
+    /// Its values.
+    pub weights: Vec<f32>,
+    /// The optimizer's state, in the order of its names.
+    pub state: Vec<Vec<f32>>,
+}
+
+/// Every parameter of `manifest`'s checkpoint, in the order of `frame`. The manifest must have been checked; its parts are
+/// checked here.
+///
+/// # Errors
+/// [`CheckpointError`] when any part is not what it should be.
+pub fn load_all(
+    layout: &Layout,
+    manifest: &Manifest,
+    identities: &Identities,
+    frame: &Frame,
+) -> Result<Vec<LoadedParameter>, CheckpointError> {
+    let whole = |(parameter, (_, elements)): (usize, &(String, usize))| Slice {
+        id: SliceId { parameter: u32::try_from(parameter).unwrap_or(u32::MAX), index: 0 },
+        first: 0,
+        elements: *elements,
+        server: 0,
+    };
+    let wanted: Vec<Slice> = frame.parameters.iter().enumerate().map(whole).collect();
+    let slices = load(layout, manifest, identities, frame, &wanted)?;
+    let named = frame.parameters.iter().zip(slices);
+    Ok(named
+        .map(|((name, _), slice)| LoadedParameter {
+            name: name.clone(),
+            weights: slice.weights,
+            state: slice.state,
+        })
+        .collect())
+}
+
+/// The slices in `wanted`, in that order, out of the parts of `manifest`'s checkpoint.
+///
+/// # Errors
+/// As [`load_all`].
+pub fn load(
+    layout: &Layout,
+    manifest: &Manifest,
+    identities: &Identities,
+    frame: &Frame,
+    wanted: &[Slice],
+) -> Result<Vec<RestoredSlice>, CheckpointError> {
+    let kinds = frame.kinds.len();
+    let empty = |slice: &Slice| RestoredSlice {
+        id: slice.id,
+        weights: vec![0.0; slice.elements],
+        state: vec![vec![0.0; slice.elements]; kinds.saturating_sub(1)],
+    };
+    let mut restored: Vec<RestoredSlice> = wanted.iter().map(empty).collect();
+    // By parameter, in the order of their first elements: where a run's values go is looked up, not searched for.
+    let mut by_parameter: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, slice) in wanted.iter().enumerate() {
+        by_parameter.entry(slice.id.parameter as usize).or_default().push(at);
+    }
+    let first_of = |at: &usize| wanted.get(*at).map_or(0, |s| s.first);
+    for places in by_parameter.values_mut() {
+        places.sort_by_key(first_of);
+    }
+    let mut seen = Vec::new();
+    for entry in &manifest.parts {
+        let path = layout.part(manifest.step, entry.server);
+        let mut take = |run: Run, done: usize, values: &[f32]| {
+            let places = by_parameter.get(&run.parameter).map_or(&[][..], Vec::as_slice);
+            let (first, end) = (run.first + done, run.first + done + values.len());
+            let begin =
+                places.partition_point(|at| wanted.get(*at).is_some_and(|s| s.first + s.elements <= first));
+            for at in places.get(begin..).unwrap_or(&[]) {
+                let (Some(slice), Some(target)) = (wanted.get(*at), restored.get_mut(*at)) else { continue };
+                if slice.first >= end {
+                    break;
+                }
+                let target = match run.kind {
+                    0 => Some(&mut target.weights),
+                    state => target.state.get_mut(state - 1),
+                };
+                let (from, to) = (slice.first.max(first), (slice.first + slice.elements).min(end));
+                let source = values.get(from - first..to - first);
+                if let (Some(target), Some(source)) =
+                    (target.and_then(|t| t.get_mut(from - slice.first..to - slice.first)), source)
+                {
+                    target.copy_from_slice(source);
+                }
+            }
+        };
+        seen.extend(part::read(&path, entry.receipt(), identities, frame, entry.server, &mut take)?);
+    }
+    tiles(frame, seen).map_err(|reason| CheckpointError::damaged(&layout.step(manifest.step), reason))?;
+    Ok(restored)
+}
+
+/// Whether the runs cover every kind of every parameter, each element once.
+fn tiles(frame: &Frame, mut runs: Vec<Run>) -> Result<(), String> {
+    runs.sort();
+    let mut runs = runs.into_iter().peekable();
+    for (parameter, (name, elements)) in frame.parameters.iter().enumerate() {
+        for (kind, kind_name) in frame.kinds.iter().enumerate() {
+            let mut next = 0;
+            while let Some(run) = runs.next_if(|run| (run.parameter, run.kind) == (parameter, kind)) {
+                if run.first != next {
+                    return Err(format!("{kind_name} of {name} overlap or lack elements at {next}"));
+                }
+                next += run.elements;
+            }
+            if next != *elements {
+                return Err(format!("{kind_name} of {name} end at element {next} of {elements}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a server of a resumed run gets its slices.
+#[derive(Debug)]
+pub struct Source {
+    layout: Layout,
+    identities: Identities,
+    resume: Resume,
+}
+
+impl Source {
+    /// The checkpoint that `resume` names, under `layout`, opened with `identities`.
+    #[must_use]
+    pub fn new(layout: Layout, identities: Identities, resume: Resume) -> Source {
+        Source { layout, identities, resume }
+    }
+}
+
+impl PartSource for Source {
+    /// The manifest is the one whose hash the operator signed with the job, so it needs no other word.
+    fn load(
+        &mut self,
+        job: &JobSpec,
+        wanted: &[Slice],
+    ) -> Result<Vec<RestoredSlice>, testudo_actors::CheckpointError> {
+        let path = self.layout.manifest(self.resume.step);
+        let bytes = read_small(&path)?;
+        if blake3::hash(&bytes) != blake3::Hash::from_bytes(self.resume.manifest_blake3) {
+            let reason = format!("the job resumes from manifest {}", Hex(self.resume.manifest_blake3));
+            return Err(CheckpointError::damaged(&path, reason).into());
+        }
+        let manifest = Manifest::parse(&path, &bytes, self.resume.step)?;
+        let frame = Frame::new(job, self.resume.step)?;
+        Ok(load(&self.layout, &manifest, &self.identities, &frame, wanted)?)
+    }
+}

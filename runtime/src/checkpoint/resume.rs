@@ -1,0 +1,79 @@
+//! Whether a job may go on from a checkpoint.
+//!
+//! What decides the values of training must be equal: model, optimizer, learning rate, schedule, seed, batch, logical shards,
+//! data. What decides only who computes them, and how far, may differ: workers, servers, slices, `max_steps`, and epochs
+//! under a schedule that does not read them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use testudo_actors::plan::Plan;
+use testudo_actors::{JobSpec, Resume};
+use testudo_kernels::Schedule;
+
+use super::store::Whole;
+use super::{CheckpointError, manifest::Hex};
+
+/// What two jobs must agree in, each setting as a text that is equal if and only if the setting is. Numbers are written so
+/// that reading gives the same bits.
+#[must_use]
+pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
+    let constant = job.schedule == Schedule::Constant;
+    let planned = (!constant).then(|| ("training.epochs".to_owned(), text(&Plan::new(job).planned_steps())));
+    let all = [
+        ("model", text(&job.model)),
+        ("optimizer", text(&job.optimizer)),
+        ("optimizer.learning_rate", text(&job.learning_rate)),
+        ("schedule", text(&job.schedule)),
+        ("training.seed", text(&job.seed)),
+        ("training.batch_size", text(&job.batch_size)),
+        ("training.logical_shards", text(&job.logical_shards)),
+        ("data (training examples)", text(&job.data.train_examples)),
+        ("data (test examples)", text(&job.data.test_examples)),
+        ("data (content)", Hex(job.data.blake3).to_string()),
+    ];
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(planned).collect()
+}
+
+fn text(value: &impl Serialize) -> String {
+    // Nothing here has keys that are no strings, which is all that JSON could refuse.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// How `job` goes on from `whole`.
+///
+/// # Errors
+/// [`CheckpointError::OtherJob`] that names every setting that must be equal and is not.
+pub fn resume(job: &JobSpec, whole: &Whole) -> Result<Resume, CheckpointError> {
+    let manifest = &whole.manifest;
+    let mut differ = Vec::new();
+    for (name, found, wanted) in [
+        ("job.name", &manifest.job, &job.name),
+        ("job.trust_domain", &manifest.trust_domain, &job.trust_domain),
+    ] {
+        if found != wanted {
+            differ.push(format!("{name} is {wanted}, was {found}"));
+        }
+    }
+    let (now, then) = (settings(job), &manifest.settings);
+    for name in now.keys().chain(then.keys().filter(|name| !now.contains_key(*name))) {
+        let value =
+            |all: &BTreeMap<String, String>| all.get(name).map_or("not set", String::as_str).to_owned();
+        if now.get(name) != then.get(name) {
+            differ.push(format!("{name} is {}, was {}", value(&now), value(then)));
+        }
+    }
+    if !differ.is_empty() {
+        return Err(CheckpointError::OtherJob(format!(
+            "{}; a run is resumed with the settings that it was trained with (workers, servers, training.max_steps and \
+             the like may change)",
+            differ.join("; ")
+        )));
+    }
+    Ok(Resume {
+        step: manifest.step,
+        manifest_blake3: whole.manifest_blake3.0,
+        samples: manifest.samples,
+        last_loss: manifest.last_loss,
+    })
+}

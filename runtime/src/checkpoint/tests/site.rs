@@ -1,0 +1,145 @@
+//! A run directory's checkpoint folder, with everything that writes to it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use testudo_actors::checkpoint::{
+    Commit, Committed, Ledger as _, PartWriter as _, SliceSnapshot, Snapshot, StoredPart,
+};
+use testudo_actors::placement::{Slice, SliceMap};
+use testudo_actors::{DataSpec, JobSpec, Resume, SignedJob};
+use testudo_transport::{Identity, JobCa, Role};
+
+use crate::checkpoint::keys::{self, Identities};
+use crate::checkpoint::ledger::RunLedger;
+use crate::checkpoint::retention::Retention;
+use crate::checkpoint::storage::{Disk, Storage};
+use crate::checkpoint::writer::RunParts;
+use crate::checkpoint::{CheckpointError, Checkpoints, Layout};
+use crate::config::Config;
+
+const KEEP: Retention = Retention { keep_last: 100, max_age: None };
+
+pub(super) struct Site {
+    folder: tempfile::TempDir,
+    pub(super) job: JobSpec,
+    scheduler: Arc<Identity>,
+    signed: SignedJob,
+}
+
+impl Site {
+    pub(super) fn new() -> Site {
+        let text = "[job]\nname = \"toy\"\n[training]\nseed = 7\nepochs = 9\nbatch_size = 64\nlogical_shards = 4\n\
+                    [model]\nkind = \"mlp\"\ninputs = 12\nhidden = [10]\nclasses = 4\n\
+                    [optimizer]\nkind = \"momentum\"\nlearning_rate = 0.1\n\
+                    [data]\nkind = \"mnist\"\npath = \".\"\n[transport]\nslice_bytes = 128\n";
+        let config = Config::parse::<&str>(text, Path::new("toy.toml"), &[]).unwrap();
+        let data = DataSpec { train_examples: 640, test_examples: 64, blake3: [3; 32] };
+        let job = JobSpec { workers: 2, servers: 2, ..crate::job::spec(&config, data) };
+        let hour = Duration::from_secs(3600);
+        let ca = JobCa::create(&job.trust_domain, &job.name, hour).unwrap();
+        let issue = |role| ca.issue(&job.member(role, 0).unwrap(), hour).unwrap();
+        let signed = SignedJob::sign(&job, &issue(Role::Operator)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let site = Site { folder, scheduler: Arc::new(issue(Role::Scheduler)), signed, job };
+        keys::recipients(&[], &site.layout(), &Disk).unwrap();
+        site
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        Layout::new(self.folder.path())
+    }
+
+    pub(super) fn identities(&self) -> Identities {
+        Identities::load(&self.layout().key()).unwrap()
+    }
+
+    pub(super) fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::open(self.folder.path()).unwrap()
+    }
+
+    pub(super) fn ledger(&self, resume: Option<Resume>) -> RunLedger {
+        self.ledger_keeping(resume, KEEP)
+    }
+
+    pub(super) fn ledger_keeping(&self, resume: Option<Resume>, keep: Retention) -> RunLedger {
+        self.ledger_on(Arc::new(Disk), resume, keep).unwrap()
+    }
+
+    pub(super) fn try_ledger(&self, resume: Option<Resume>) -> Result<RunLedger, CheckpointError> {
+        self.ledger_on(Arc::new(Disk), resume, KEEP)
+    }
+
+    pub(super) fn ledger_on(
+        &self,
+        storage: Arc<dyn Storage>,
+        resume: Option<Resume>,
+        keep: Retention,
+    ) -> Result<RunLedger, CheckpointError> {
+        let job = JobSpec { resume, ..self.job.clone() };
+        let scheduler = Arc::clone(&self.scheduler);
+        RunLedger::open(self.layout(), storage, scheduler, &self.signed, &job, Vec::new(), keep)
+    }
+
+    /// A checkpoint of `step`, after those that are there.
+    pub(super) fn write(&self, step: u64, servers: u32) {
+        let newest = self.checkpoints().steps().unwrap().last().copied();
+        let resume = newest.map(|step| {
+            crate::checkpoint::resume::resume(&self.job, &self.checkpoints().read(step).unwrap()).unwrap()
+        });
+        self.write_with(&mut self.ledger(resume), step, servers).unwrap();
+    }
+
+    pub(super) fn write_with(
+        &self,
+        ledger: &mut RunLedger,
+        step: u64,
+        servers: u32,
+    ) -> Result<Committed, String> {
+        self.write_on(&Arc::new(Disk), ledger, step, servers)
+    }
+
+    /// As `servers` servers and a scheduler would, over `storage`.
+    pub(super) fn write_on<S: Storage + 'static>(
+        &self,
+        storage: &Arc<S>,
+        ledger: &mut RunLedger,
+        step: u64,
+        servers: u32,
+    ) -> Result<Committed, String> {
+        let job = JobSpec { servers, ..self.job.clone() };
+        let mut parts = Vec::new();
+        for server in 0..servers {
+            let storage = Arc::clone(storage) as Arc<dyn Storage>;
+            let recipients = self.identities().recipients();
+            let mut writer = RunParts::new(self.layout(), storage, &job, recipients).unwrap();
+            let snapshot = snapshot(&job, server, step);
+            let receipt = writer.write(&snapshot).map_err(|e| e.to_string())?;
+            parts.push(StoredPart { server, slices: snapshot.slices.len() as u32, receipt });
+        }
+        let commit = Commit { step, parts, samples: step * 64, last_loss: Some(0.25) };
+        ledger.commit(&commit).map_err(|e| e.to_string())
+    }
+}
+
+pub(super) fn slices(job: &JobSpec, server: u32) -> Vec<Slice> {
+    let elements: Vec<usize> = job.model.parameters().unwrap().iter().map(|p| p.shape.elements()).collect();
+    let servers: Vec<u32> = (0..job.servers).collect();
+    let map = SliceMap::new(&elements, job.slice_bytes, &servers).unwrap();
+    map.of_server(server).copied().collect()
+}
+
+/// Values that tell step, kind and place.
+pub(super) fn values(step: u64, kind: f32, first: usize, elements: usize) -> Vec<f32> {
+    (first..first + elements).map(|at| step as f32 * 1000.0 + at as f32 + kind).collect()
+}
+
+fn snapshot(job: &JobSpec, server: u32, step: u64) -> Snapshot {
+    let keep = |slice: Slice| SliceSnapshot {
+        slice,
+        weights: Arc::new(values(step, 0.0, slice.first, slice.elements)),
+        state: vec![values(step, 0.5, slice.first, slice.elements)],
+    };
+    Snapshot { version: step, server, slices: slices(job, server).into_iter().map(keep).collect() }
+}

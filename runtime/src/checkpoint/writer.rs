@@ -1,0 +1,86 @@
+//! A server's side: its part of each checkpoint, and what it begins with when a run is resumed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use age::x25519;
+use testudo_actors::checkpoint::{PartReceipt, PartSource, PartWriter, ServerSetup, Snapshot};
+use testudo_actors::{JobSpec, Resume};
+
+use super::CheckpointError;
+use super::keys::{self, Identities};
+use super::layout::Layout;
+use super::load::Source;
+use super::part::{self, Frame};
+use super::storage::{Disk, Storage};
+
+/// Writes one server's parts.
+#[derive(Debug)]
+pub struct RunParts {
+    layout: Layout,
+    storage: Arc<dyn Storage>,
+    frame: Frame,
+    recipients: Vec<x25519::Recipient>,
+}
+
+impl RunParts {
+    /// For parts of `job`'s checkpoints under `layout`, encrypted to `recipients`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherJob`] when the job's model is none.
+    pub fn new(
+        layout: Layout,
+        storage: Arc<dyn Storage>,
+        job: &JobSpec,
+        recipients: Vec<x25519::Recipient>,
+    ) -> Result<RunParts, CheckpointError> {
+        Ok(RunParts { layout, storage, frame: Frame::new(job, 0)?, recipients })
+    }
+}
+
+impl PartWriter for RunParts {
+    fn write(&mut self, snapshot: &Snapshot) -> Result<PartReceipt, testudo_actors::CheckpointError> {
+        let step = snapshot.version;
+        if self.layout.manifest(step).exists() {
+            let path = self.layout.step(step);
+            return Err(CheckpointError::malformed(&path, "a whole checkpoint is there already").into());
+        }
+        let folder = self.layout.step(step);
+        self.storage.create_dir(&folder).map_err(CheckpointError::io("make", &folder))?;
+        self.frame.step = step;
+        let path = self.layout.part(step, snapshot.server);
+        Ok(part::write(self.storage.as_ref(), &path, &self.frame, snapshot, &self.recipients)?)
+    }
+}
+
+/// A server's places, as its cluster file and command line say.
+#[derive(Debug)]
+pub struct Setup {
+    layout: Layout,
+    /// As `checkpoint.recipients` names them.
+    recipients: Vec<String>,
+    /// Where the secret key is, if it is not the run's own.
+    identity_file: Option<PathBuf>,
+}
+
+impl Setup {
+    /// Checkpoints under `layout`, for `recipients`, opened with the key in `identity_file` or with the run's own.
+    #[must_use]
+    pub fn new(layout: Layout, recipients: Vec<String>, identity_file: Option<PathBuf>) -> Setup {
+        Setup { layout, recipients, identity_file }
+    }
+}
+
+impl ServerSetup for Setup {
+    fn writer(&mut self, job: &JobSpec, _: u32) -> Result<Box<dyn PartWriter>, String> {
+        let made = keys::recipients(&self.recipients, &self.layout, &Disk)
+            .and_then(|recipients| RunParts::new(self.layout.clone(), Arc::new(Disk), job, recipients));
+        Ok(Box::new(made.map_err(|e| e.to_string())?))
+    }
+
+    fn source(&mut self, _: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
+        let file = self.identity_file.clone().unwrap_or_else(|| self.layout.key());
+        let identities = Identities::load(&file).map_err(|e| e.to_string())?;
+        Ok(Box::new(Source::new(self.layout.clone(), identities, *resume)))
+    }
+}

@@ -1,0 +1,378 @@
+//! `testudo checkpoint`: a run's training checkpoints, listed, checked, opened, exported, deleted.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use testudo_actors::checkpoint::{NamedTensor, params_blake3};
+
+use crate::checkpoint::keys::{self, Identities};
+use crate::checkpoint::part::{Frame, Plaintext};
+use crate::checkpoint::retention::{self, Retention};
+use crate::checkpoint::safetensors::{self, Metadata, Tensor};
+use crate::checkpoint::storage::{Disk, Storage as _};
+use crate::checkpoint::{CheckpointError, Checkpoints, Whole, load};
+use crate::config::Config;
+use crate::error::Failure;
+use crate::rundir::RunDir;
+
+/// `testudo checkpoint`
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointArguments {
+    /// What to do.
+    #[command(subcommand)]
+    command: CheckpointCommand,
+}
+
+/// The commands of `testudo checkpoint`.
+#[derive(Debug, Subcommand)]
+enum CheckpointCommand {
+    /// List the checkpoints of a run
+    List {
+        /// The run directory
+        run_dir: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every checkpoint: signatures, hashes, the chain from one to the next; with a key, the content too
+    Verify {
+        /// The run directory
+        run_dir: PathBuf,
+        /// Trust the CAs in this PEM file instead of those that the run directory lists
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// Open and check the content too, with this age identity
+        #[arg(long, value_name = "FILE")]
+        identity_file: Option<PathBuf>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the parts of a checkpoint, decrypted, as safetensors files
+    Decrypt {
+        /// What to open, and how
+        #[command(flatten)]
+        source: SourceArguments,
+        /// The folder to write them to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Write the model of a checkpoint, decrypted, as one safetensors file
+    Export {
+        /// What to open, and how
+        #[command(flatten)]
+        source: SourceArguments,
+        /// The file to write it to
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Delete old checkpoints, and, if asked, the run's key, so that nothing opens those that are left
+    Prune {
+        /// The run directory; its run must not be under way
+        run_dir: PathBuf,
+        /// Keep so many, instead of checkpoint.keep_last
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Delete those older than so many hours, but for the last, instead of checkpoint.max_age_hours
+        #[arg(long, value_name = "HOURS")]
+        max_age_hours: Option<u32>,
+        /// Destroy the run's own key too
+        #[arg(long)]
+        destroy_key: bool,
+        /// Do not ask before a key is destroyed
+        #[arg(long)]
+        yes: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which checkpoint to open, and with what.
+#[derive(Debug, Args)]
+struct SourceArguments {
+    /// The run directory
+    run_dir: PathBuf,
+    /// The checkpoint at this step [default: the newest]
+    #[arg(long, value_name = "N")]
+    step: Option<u64>,
+    /// The age identity that opens it [default: the run's own key]
+    #[arg(long, value_name = "FILE")]
+    identity_file: Option<PathBuf>,
+}
+
+pub(super) fn checkpoint(arguments: &CheckpointArguments) -> Result<(), Failure> {
+    match &arguments.command {
+        CheckpointCommand::List { run_dir, json } => list(run_dir, *json),
+        CheckpointCommand::Verify { run_dir, ca, identity_file, json } => {
+            verify(run_dir, ca.as_deref(), identity_file.as_deref(), *json)
+        }
+        CheckpointCommand::Decrypt { source, out } => decrypt(source, out),
+        CheckpointCommand::Export { source, out } => export(source, out),
+        CheckpointCommand::Prune { run_dir, keep, max_age_hours, destroy_key, yes, json } => {
+            let key = destroy_key.then_some(*yes);
+            prune(run_dir, *keep, *max_age_hours, key, *json)
+        }
+    }
+}
+
+fn open(run_dir: &Path) -> Result<(RunDir, Checkpoints), Failure> {
+    let run_dir = RunDir::open(run_dir).map_err(Failure::misconfigured)?;
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    Ok((run_dir, checkpoints))
+}
+
+fn list(run_dir: &Path, as_json: bool) -> Result<(), Failure> {
+    let (run_dir, checkpoints) = open(run_dir)?;
+    let steps = checkpoints.steps().map_err(Failure::failed)?;
+    let all: Vec<Result<Whole, CheckpointError>> = steps.iter().map(|step| checkpoints.read(*step)).collect();
+    let unfinished = checkpoints.unfinished().map_err(Failure::failed)?;
+    if as_json {
+        let rows: Vec<Value> = steps.iter().zip(&all).map(|(step, whole)| row(*step, whole)).collect();
+        println!("{}", json!({ "run_dir": run_dir.path(), "checkpoints": rows, "unfinished": unfinished }));
+        return Ok(());
+    }
+    if all.is_empty() {
+        println!("no checkpoint in {}", run_dir.path().display());
+    }
+    for (step, whole) in steps.iter().zip(&all) {
+        match whole {
+            Ok(whole) => println!(
+                "step {step}  {}  {} part{}, {}  manifest {}",
+                crate::rundir::timestamp(whole.manifest.created_at()),
+                whole.manifest.parts.len(),
+                if whole.manifest.parts.len() == 1 { "" } else { "s" },
+                crate::report::human::bytes(bytes(whole)),
+                whole.manifest_blake3
+            ),
+            Err(error) => println!("step {step}  {error}"),
+        }
+    }
+    for folder in unfinished {
+        println!("unfinished: {}", folder.display());
+    }
+    Ok(())
+}
+
+fn bytes(whole: &Whole) -> u64 {
+    whole.manifest.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+}
+
+fn row(step: u64, whole: &Result<Whole, CheckpointError>) -> Value {
+    match whole {
+        Ok(whole) => json!({
+            "step": step,
+            "manifest_blake3": whole.manifest_blake3,
+            "parent": whole.manifest.parent,
+            "created": whole.manifest.created,
+            "parts": whole.manifest.parts.len(),
+            "bytes": bytes(whole),
+            "recipients": whole.manifest.recipients,
+        }),
+        Err(error) => json!({ "step": step, "problem": error.to_string() }),
+    }
+}
+
+fn verify(
+    run_dir: &Path,
+    ca: Option<&Path>,
+    identity_file: Option<&Path>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let (run_dir, mut checkpoints) = open(run_dir)?;
+    if let Some(ca) = ca {
+        checkpoints = checkpoints.trusting(ca).map_err(Failure::misconfigured)?;
+    }
+    let identities = match identity_file {
+        Some(file) => Some(Identities::load(file).map_err(Failure::misconfigured)?),
+        None => None,
+    };
+    let mut checked = Vec::new();
+    let mut problems = checkpoints.verify(&mut checked).map_err(Failure::failed)?;
+    if let Some(identities) = &identities {
+        for whole in &checked {
+            let read = Frame::of(&whole.manifest)
+                .and_then(|frame| load::load_all(checkpoints.layout(), &whole.manifest, identities, &frame));
+            problems.extend(read.err().map(|error| error.to_string()));
+        }
+    }
+    if checked.is_empty() && problems.is_empty() {
+        return Err(Failure::failed(format!("{} holds no checkpoint", run_dir.path().display())));
+    }
+    if as_json {
+        let steps: Vec<u64> = checked.iter().map(Whole::step).collect();
+        let object = json!({ "run_dir": run_dir.path(), "good": steps, "problems": problems });
+        println!("{object}");
+    } else {
+        for whole in &checked {
+            println!("step {}: good (manifest {})", whole.step(), whole.manifest_blake3);
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::failed(problems.join("\n"))),
+    }
+}
+
+/// The checkpoint that was asked for, checked, and what opens it.
+fn source(arguments: &SourceArguments) -> Result<(Checkpoints, Whole, Identities), Failure> {
+    let (_, checkpoints) = open(&arguments.run_dir)?;
+    let whole = match arguments.step {
+        Some(step) => checkpoints.read(step),
+        None => checkpoints.newest(None),
+    }
+    .map_err(Failure::failed)?;
+    let key = arguments.identity_file.clone().unwrap_or_else(|| checkpoints.layout().key());
+    let identities = Identities::load(&key).map_err(Failure::misconfigured)?;
+    Ok((checkpoints, whole, identities))
+}
+
+fn decrypt(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
+    let (checkpoints, whole, identities) = source(arguments)?;
+    Disk.create_dir(out).map_err(|e| Failure::file(out, "cannot be made", e))?;
+    for entry in &whole.manifest.parts {
+        let path = checkpoints.layout().part(whole.step(), entry.server);
+        let target = out.join(format!("server-{}.safetensors", entry.server));
+        let temporary = target.with_extension("safetensors.tmp");
+        let copied = copy(&path, entry.receipt(), &identities, &temporary);
+        if let Err(failure) = copied {
+            let _ = Disk.remove_file(&temporary);
+            return Err(failure);
+        }
+        Disk.rename(&temporary, &target).map_err(|e| Failure::file(&target, "cannot be written", e))?;
+        println!("{}", target.display());
+    }
+    Ok(())
+}
+
+fn copy(
+    path: &Path,
+    expected: testudo_actors::checkpoint::PartReceipt,
+    identities: &Identities,
+    to: &Path,
+) -> Result<(), Failure> {
+    let mut plaintext = Plaintext::open(path, expected, identities).map_err(Failure::failed)?;
+    let failed = |e: std::io::Error| Failure::file(to, "cannot be written", e);
+    let mut output = Disk.create(to).map_err(failed)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = plaintext.read(&mut buffer).map_err(|e| Failure::file(path, "cannot be decrypted", e))?;
+        if read == 0 {
+            break;
+        }
+        output.write_all(buffer.get(..read).unwrap_or(&[])).map_err(failed)?;
+    }
+    plaintext.finish().map_err(Failure::failed)?;
+    output.sync().map_err(failed)
+}
+
+fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
+    let (checkpoints, whole, identities) = source(arguments)?;
+    let manifest = &whole.manifest;
+    let frame = Frame::of(manifest).map_err(Failure::failed)?;
+    let loaded =
+        load::load_all(checkpoints.layout(), manifest, &identities, &frame).map_err(Failure::failed)?;
+    let specs = Frame::model(manifest)
+        .and_then(|model| model.parameters().map_err(|error| CheckpointError::OtherJob(error.to_string())));
+    let specs = specs.map_err(Failure::failed)?;
+    let named: Vec<NamedTensor<'_>> = specs
+        .iter()
+        .zip(&loaded)
+        .map(|(spec, parameter)| NamedTensor {
+            name: &spec.name,
+            dims: spec.shape.dims(),
+            values: &parameter.weights,
+        })
+        .collect();
+    let hash = params_blake3(&named);
+    let tensors: Vec<Tensor<'_>> =
+        named.iter().map(|t| Tensor { name: t.name, shape: t.dims, values: t.values }).collect();
+    let metadata = Metadata { job: manifest.job.clone(), step: manifest.step, params_blake3: hash };
+    safetensors::write(out, &tensors, &metadata).map_err(Failure::failed)?;
+    println!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
+    Ok(())
+}
+
+fn prune(
+    run_dir: &Path,
+    keep: Option<u32>,
+    max_age_hours: Option<u32>,
+    destroy_key: Option<bool>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let (run_dir, checkpoints) = open(run_dir)?;
+    let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
+    let config = Config::load::<&str>(&run_dir.cluster_file(), &[]).map_err(Failure::misconfigured)?;
+    let mut retention = Retention::new(&config.checkpoint);
+    if let Some(keep) = keep {
+        retention.keep_last = keep as usize;
+    }
+    if let Some(hours) = max_age_hours {
+        retention.max_age = (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600));
+    }
+    let layout = checkpoints.layout();
+    if let Some(yes) = destroy_key
+        && layout.key().exists()
+        && !yes
+    {
+        confirm(&layout.key())?;
+    }
+    let now = SystemTime::now();
+    let deleted = retention::apply(layout, &Disk, retention, now).map_err(Failure::failed)?;
+    let mut folders = checkpoints.unfinished().map_err(Failure::failed)?;
+    folders.extend(Some(layout.superseded()).filter(|aside| aside.exists()));
+    for folder in &folders {
+        Disk.remove_dir_all(folder).map_err(|e| Failure::file(folder, "cannot be deleted", e))?;
+    }
+    let destroyed = match destroy_key {
+        Some(_) => {
+            let recipients = Identities::load(&layout.key()).map(|key| key.recipients()).unwrap_or_default();
+            let recipients: Vec<String> = recipients.iter().map(ToString::to_string).collect();
+            retention::record_key(layout, &Disk, now, &recipients).map_err(Failure::failed)?;
+            keys::destroy_run_key(layout).map_err(Failure::failed)?
+        }
+        None => false,
+    };
+    if as_json {
+        let steps: Vec<u64> = deleted.iter().map(|d| d.step).collect();
+        let object = json!({ "deleted": steps, "leftovers_deleted": folders, "key_destroyed": destroyed });
+        println!("{object}");
+        return Ok(());
+    }
+    for deletion in &deleted {
+        println!("deleted step {} ({})", deletion.step, deletion.why);
+    }
+    for folder in &folders {
+        println!("deleted {}", folder.display());
+    }
+    match (destroy_key, destroyed) {
+        (Some(_), true) => {
+            println!("destroyed the key: what is encrypted to it alone can never be read again")
+        }
+        (Some(_), false) => println!("there is no key of the run's own"),
+        (None, _) if layout.key().exists() => println!(
+            "the run's key is still there: --destroy-key destroys it, and with it every checkpoint for good"
+        ),
+        (None, _) => {}
+    }
+    Ok(())
+}
+
+fn confirm(key: &Path) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::misconfigured("--destroy-key asks first, and there is no terminal: give --yes"));
+    }
+    eprint!(
+        "{} opens this run's checkpoints. Without it nobody can, ever. Destroy it? Type yes: ",
+        key.display()
+    );
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(Failure::failed)?;
+    match answer.trim() {
+        "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was deleted")),
+    }
+}

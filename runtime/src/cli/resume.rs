@@ -1,0 +1,120 @@
+//! `testudo run --resume`: what is found in the run directory, checked before anything is started.
+
+use std::path::Path;
+
+use testudo_actors::plan::Plan;
+use testudo_actors::{JobSpec, Resume};
+
+use crate::checkpoint::keys::Identities;
+use crate::checkpoint::part::Plaintext;
+use crate::checkpoint::{Checkpoints, resume};
+use crate::cli::args::RunArguments;
+use crate::error::Failure;
+use crate::report::metrics;
+use crate::report::summary::Summary;
+use crate::run::Watcher;
+use crate::rundir::{RunDir, RunLock};
+
+/// A run directory that is taken for another run.
+pub(super) struct Resumed {
+    pub(super) run_dir: RunDir,
+    pub(super) lock: RunLock,
+}
+
+impl Resumed {
+    /// Takes the run in `dir`, which must not be under way.
+    pub(super) fn open(dir: &Path) -> Result<Resumed, Failure> {
+        let run_dir = RunDir::open(dir).map_err(Failure::misconfigured)?;
+        let lock = run_dir.lock().map_err(Failure::misconfigured)?;
+        if !run_dir.cluster_file().exists() {
+            return Err(Failure::misconfigured(format!("{} is no run directory", dir.display())));
+        }
+        Ok(Resumed { run_dir, lock })
+    }
+
+    /// The checkpoint that `spec` is to go on from: whole, signed, of this job, and open to the key at hand.
+    pub(super) fn from(&self, spec: &JobSpec, arguments: &RunArguments) -> Result<Resume, Failure> {
+        let checkpoints = Checkpoints::open(&self.run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+        let whole = match arguments.step {
+            Some(step) => checkpoints.read(step).map_err(|error| {
+                let steps = checkpoints.steps().unwrap_or_default();
+                let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+                Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
+            }),
+            None => checkpoints.newest(None).map_err(Failure::misconfigured),
+        }?;
+        let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+        checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+        let layout = checkpoints.layout();
+        let key = arguments.identity_file.clone().unwrap_or_else(|| layout.key());
+        if !key.exists() {
+            return Err(Failure::misconfigured(format!(
+                "{} is not there, and without a key the checkpoint cannot be opened: give the one of a recipient with \
+                 --identity-file",
+                key.display()
+            )));
+        }
+        let identities = Identities::load(&key).map_err(Failure::misconfigured)?;
+        for entry in &whole.manifest.parts {
+            let path = layout.part(whole.step(), entry.server);
+            Plaintext::open(&path, entry.receipt(), &identities).map_err(Failure::misconfigured)?;
+        }
+        let steps = Plan::new(spec).steps();
+        if whole.step() > steps {
+            return Err(Failure::misconfigured(format!(
+                "the checkpoint is at step {}, beyond the {steps} steps of this job: raise training.max_steps, or name an \
+                 earlier checkpoint with --step",
+                whole.step()
+            )));
+        }
+        Ok(resume)
+    }
+}
+
+/// Cuts off what will be written again, and tells where the run goes on.
+pub(super) fn make_ready(
+    run_dir: &RunDir,
+    resume: &Resume,
+    spec: &JobSpec,
+    watcher: &mut dyn Watcher,
+) -> Result<(), Failure> {
+    metrics::keep_until(&run_dir.metrics(), resume.step).map_err(Failure::failed)?;
+    let steps = Plan::new(spec).steps();
+    watcher.notice(&match resume.step == steps {
+        true => format!("step {steps} is the last one: only evaluation and export are left"),
+        false => format!("resuming from step {} of {steps}", resume.step),
+    });
+    Ok(())
+}
+
+/// What a person may want to do next.
+pub(super) fn advise(spec: &JobSpec, summary: &Summary) {
+    let planned = Plan::new(spec).planned_steps();
+    match summary.checkpoint_step {
+        Some(step) if step == summary.steps && step < planned => {
+            eprintln!("  go on with: testudo run --resume {}", summary.run_dir.display());
+        }
+        newest if spec.checkpoints.at_end && newest != Some(summary.steps) => eprintln!(
+            "warning: the last checkpoint could not be written; {} says why",
+            summary.run_dir.join("logs/scheduler-0.log").display()
+        ),
+        _ => {}
+    }
+}
+
+/// Adds how to go on to the message of a run that failed, if it left a checkpoint.
+pub(super) fn with_advice(failure: Failure, run_dir: &RunDir) -> Failure {
+    let newest = Checkpoints::open(&run_dir.checkpoints()).and_then(|all| all.newest(None));
+    match newest {
+        Ok(whole) => Failure {
+            message: format!(
+                "{}\nits newest checkpoint is at step {}: go on with `testudo run --resume {}`",
+                failure.message,
+                whole.step(),
+                run_dir.path().display()
+            ),
+            ..failure
+        },
+        Err(_) => failure,
+    }
+}
