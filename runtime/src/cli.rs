@@ -9,6 +9,8 @@ mod operate;
 mod pki;
 mod resume;
 mod run;
+mod sign;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -32,6 +34,8 @@ pub fn main() -> ExitCode {
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
+        Command::Sign(sign) => sign::sign(&sign),
+        Command::Verify(verify) => verify::verify(&verify),
         Command::Bench(bench) => bench::bench(&bench),
     };
     match result {

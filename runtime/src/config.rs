@@ -340,6 +340,8 @@ pub struct Checkpoint {
     pub max_age_hours: u32,
     /// age recipients; none for a key of the run's own.
     pub recipients: Vec<String>,
+    /// The key that signs it; a new one where there is none.
+    pub sign_key: Option<PathBuf>,
 }
 
 /// `[output]`

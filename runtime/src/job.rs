@@ -40,6 +40,12 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
     }
 }
 
+/// The architecture as JSON, as an exported model's file says it.
+#[must_use]
+pub fn description(model: &ModelSpec) -> Option<String> {
+    serde_json::to_string(model).ok()
+}
+
 fn model(model: &config::Model) -> ModelSpec {
     match model {
         config::Model::Mlp { inputs, hidden, classes } => {

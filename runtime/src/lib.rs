@@ -1,7 +1,8 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
-//! data sets ([`data`]), checkpoints ([`checkpoint`]), how operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), and
+//! data sets ([`data`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), how operators find a run
+//! ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), and
 //! the command line ([`main`]).
 
 pub mod bench;
@@ -17,5 +18,6 @@ pub mod node;
 pub mod report;
 pub mod run;
 pub mod rundir;
+pub mod signing;
 
 pub use cli::main;

@@ -15,6 +15,7 @@ use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
 use crate::data::mnist::{DataError, Examples, Mnist, Normalisation};
+use crate::job;
 use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
 
 /// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
@@ -137,25 +138,33 @@ impl WorkerSetup for Setup {
         Ok((Arc::new(Set(data.train)), Arc::new(Set(data.test))))
     }
 
-    fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
-        Box::new(ModelFile(self.model.clone()))
+    fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink> {
+        Box::new(ModelFile { path: self.model.clone(), model: job::description(&job.model) })
     }
 }
 
 /// Writes the final model as safetensors.
-struct ModelFile(PathBuf);
+struct ModelFile {
+    path: PathBuf,
+    /// The architecture, for the file's metadata.
+    model: Option<String>,
+}
 
 impl CheckpointSink for ModelFile {
     fn export(&mut self, model: &FinalModel<'_>) -> Result<u64, CheckpointError> {
         let tensors: Vec<Tensor<'_>> =
             model.tensors.iter().map(|t| Tensor { name: t.name, shape: t.dims, values: t.values }).collect();
-        let metadata =
-            Metadata { job: model.job.to_owned(), step: model.version, params_blake3: model.params_blake3 };
-        if let Some(folder) = self.0.parent() {
+        let metadata = Metadata {
+            job: model.job.to_owned(),
+            step: model.version,
+            params_blake3: model.params_blake3,
+            model: self.model.clone(),
+        };
+        if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)
                 .map_err(|e| CheckpointError(format!("{} cannot be made: {e}", folder.display())))?;
         }
-        safetensors::write(&self.0, &tensors, &metadata).map_err(|e| CheckpointError(e.to_string()))
+        safetensors::write(&self.path, &tensors, &metadata).map_err(|e| CheckpointError(e.to_string()))
     }
 }
 

@@ -12,6 +12,8 @@
 //!   checkpoint/...                        training checkpoints: see `checkpoint/layout.rs`
 //!   job-1.signed, cluster-1.toml          of the run before it was resumed for the first time
 //!   lock                                  held while the run is under way
+//!   checkpoint/final/model.sig            its signature
+//!   checkpoint/model.pub.pem              the key that the signature verifies under
 //!   logs/worker-1.log                     each node's log
 //!   identities/worker-1/                  each node's key and certificate
 //! ```
@@ -164,7 +166,12 @@ impl RunDir {
 
     /// The exported model.
     pub fn model(&self) -> PathBuf {
-        self.checkpoint_final().join("model.safetensors")
+        self.checkpoint_final().join(crate::checkpoint::safetensors::MODEL_FILE)
+    }
+
+    /// The public key that the exported model is signed with.
+    pub fn model_key(&self) -> PathBuf {
+        self.path.join("checkpoint").join("model.pub.pem")
     }
 
     /// The folder of the nodes' logs.

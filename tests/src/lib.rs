@@ -12,6 +12,7 @@ pub mod member;
 pub mod pace;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod raw;
 pub mod sim;
 pub mod stage;

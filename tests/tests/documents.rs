@@ -8,7 +8,7 @@ mod sources;
 use sources::{repository, rust_files};
 
 /// Every page of the repository but those of other people's.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "ARCHITECTURE.md",
     "SECURITY.md",
@@ -16,6 +16,7 @@ const PAGES: [&str; 9] = [
     "CHANGELOG.md",
     "docs/config.md",
     "docs/metrics.md",
+    "docs/models.md",
     "docs/performance.md",
     "examples/data/mnist/README.md",
 ];

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use ca::JobCa;
 pub use certificate::{CertificateInfo, describe};
+pub use files::{read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;
 pub use trust::{Expected, Trust};
 

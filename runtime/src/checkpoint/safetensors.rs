@@ -2,8 +2,8 @@
 //! and most else can read, and which hold no code.
 //!
 //! A file is the header's length (u64, little-endian), the header (JSON, padded with spaces to a multiple
-//! of 8) and the tensors' bytes. Under `__metadata__` stand `format` (`"testudo"`), `job`, `step` and
-//! `params_blake3`.
+//! of 8) and the tensors' bytes. Under `__metadata__` stand `format` (`"testudo"`), `job`, `step`,
+//! `params_blake3` and, where it is known, `model`: the architecture as JSON, so that a file can be served by itself.
 //!
 //! Invariants:
 //! 1. [`write()`] is atomic: a reader, or a crash at any moment, finds the old file or the whole new one. The
@@ -25,6 +25,8 @@ use serde::Serialize;
 pub const BYTES_MOST: u64 = 64 << 30;
 /// Alignment of the first tensor's bytes, which the format asks for.
 const ALIGNMENT: usize = 8;
+/// Name of an exported model in its folder.
+pub const MODEL_FILE: &str = "model.safetensors";
 /// What `__metadata__.format` says in every file written here.
 pub const FORMAT: &str = "testudo";
 
@@ -59,6 +61,8 @@ pub struct Metadata {
     pub step: u64,
     /// BLAKE3 over the parameters, as the job reports it.
     pub params_blake3: [u8; 32],
+    /// The architecture: a `ModelSpec` as JSON.
+    pub model: Option<String>,
 }
 
 /// A checkpoint that was read.
@@ -221,34 +225,61 @@ fn header<'a>(
 ) -> Result<(Vec<u8>, Vec<Tensor<'a>>), CheckpointError> {
     let mut order = tensors.to_vec();
     order.sort_by_key(|tensor| tensor.name);
-    let mut entries = BTreeMap::new();
-    let mut offset = 0;
     for tensor in &order {
-        let count = tensor.shape.iter().try_fold(1_usize, |count, dimension| count.checked_mul(*dimension));
-        if count != Some(tensor.values.len()) {
+        if elements(tensor.shape) != Some(tensor.values.len()) {
             return Err(CheckpointError::Shape {
                 name: tensor.name.to_string(),
                 shape: tensor.shape.to_vec(),
                 found: tensor.values.len(),
             });
         }
-        let end = offset + size_of_val(tensor.values);
-        let entry = Entry { dtype: "F32", shape: tensor.shape, data_offsets: [offset, end] };
-        if tensor.name == "__metadata__" || entries.insert(tensor.name, entry).is_some() {
-            return Err(CheckpointError::Name { name: tensor.name.to_string() });
+    }
+    let shapes: Vec<_> = order.iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+    Ok((describe(&shapes, metadata)?, order))
+}
+
+fn elements(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1_usize, |count, dimension| count.checked_mul(*dimension))
+}
+
+/// What a file of tensors of these names and shapes begins with, up to the first value: the same bytes that [`write()`]
+/// writes.
+///
+/// # Errors
+/// A shape that overflows, or a name that stands twice.
+pub fn head(shapes: &[(&str, &[usize])], metadata: &Metadata) -> Result<Vec<u8>, CheckpointError> {
+    let mut shapes = shapes.to_vec();
+    shapes.sort_by_key(|(name, _)| *name);
+    let header = describe(&shapes, metadata)?;
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
+}
+
+/// The padded header of tensors in order of their names.
+fn describe(shapes: &[(&str, &[usize])], metadata: &Metadata) -> Result<Vec<u8>, CheckpointError> {
+    let mut entries = BTreeMap::new();
+    let mut offset = 0_usize;
+    for &(name, shape) in shapes {
+        let bytes = elements(shape).and_then(|count| count.checked_mul(size_of::<f32>()));
+        let Some(end) = bytes.and_then(|bytes| offset.checked_add(bytes)) else {
+            return Err(CheckpointError::Shape { name: name.to_string(), shape: shape.to_vec(), found: 0 });
+        };
+        let entry = Entry { dtype: "F32", shape, data_offsets: [offset, end] };
+        if name == "__metadata__" || entries.insert(name, entry).is_some() {
+            return Err(CheckpointError::Name { name: name.to_string() });
         }
         offset = end;
     }
-    let metadata = BTreeMap::from([
+    let mut said = BTreeMap::from([
         ("format", FORMAT.to_string()),
         ("job", metadata.job.clone()),
         ("params_blake3", blake3::Hash::from_bytes(metadata.params_blake3).to_hex().to_string()),
         ("step", metadata.step.to_string()),
     ]);
-    let header = Header { metadata, tensors: entries };
+    said.extend(metadata.model.clone().map(|model| ("model", model)));
+    let header = Header { metadata: said, tensors: entries };
     let mut bytes = serde_json::to_vec(&header).map_err(CheckpointError::Header)?;
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), b' ');
-    Ok((bytes, order))
+    Ok(bytes)
 }
 
 /// Reads the checkpoint at `path`.
@@ -267,7 +298,11 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     parse(path, &bytes)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
+/// Parses the bytes of a file; `path` names it in messages.
+///
+/// # Errors
+/// See [`CheckpointError`].
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
     let invalid = |error: safetensors::SafeTensorError| CheckpointError::Invalid {
         path: path.to_path_buf(),
         reason: error.to_string(),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::sign::SignArguments;
+use super::verify::VerifyArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::operate::{CommandArguments, StatusArguments};
@@ -45,6 +47,10 @@ pub(crate) enum Command {
     Stop(CommandArguments),
     /// List, check, open, export and delete the training checkpoints of a run
     Checkpoint(CheckpointArguments),
+    /// Sign a model: its folder's files, into DIR/model.sig
+    Sign(SignArguments),
+    /// Check that a model is what was signed, and by whom
+    Verify(VerifyArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
 }

@@ -16,6 +16,7 @@ use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::checkpoint::{CheckpointError, Checkpoints, Whole, load};
 use crate::config::Config;
 use crate::error::Failure;
+use crate::job;
 use crate::rundir::RunDir;
 
 /// `testudo checkpoint`
@@ -275,8 +276,8 @@ fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
     let frame = Frame::of(manifest).map_err(Failure::failed)?;
     let loaded =
         load::load_all(checkpoints.layout(), manifest, &identities, &frame).map_err(Failure::failed)?;
-    let specs = Frame::model(manifest)
-        .and_then(|model| model.parameters().map_err(|error| CheckpointError::OtherJob(error.to_string())));
+    let model = Frame::model(manifest).map_err(Failure::failed)?;
+    let specs = model.parameters().map_err(|error| CheckpointError::OtherJob(error.to_string()));
     let specs = specs.map_err(Failure::failed)?;
     let named: Vec<NamedTensor<'_>> = specs
         .iter()
@@ -290,7 +291,12 @@ fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
     let hash = params_blake3(&named);
     let tensors: Vec<Tensor<'_>> =
         named.iter().map(|t| Tensor { name: t.name, shape: t.dims, values: t.values }).collect();
-    let metadata = Metadata { job: manifest.job.clone(), step: manifest.step, params_blake3: hash };
+    let metadata = Metadata {
+        job: manifest.job.clone(),
+        step: manifest.step,
+        params_blake3: hash,
+        model: job::description(&model),
+    };
     safetensors::write(out, &tensors, &metadata).map_err(Failure::failed)?;
     println!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
     Ok(())

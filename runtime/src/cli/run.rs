@@ -6,9 +6,10 @@ use std::time::{Instant, SystemTime};
 use testudo_actors::JobSpec;
 use testudo_actors::message::{Finished, Phase, StatusReport};
 
+use crate::checkpoint::safetensors::Metadata;
 use crate::cli::args::RunArguments;
 use crate::cli::resume::{self, Resumed};
-use crate::config::Config;
+use crate::config::{Checkpoint, Config};
 use crate::error::Failure;
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
@@ -16,6 +17,7 @@ use crate::report::progress::{Progress, Status, Style};
 use crate::report::summary::Summary;
 use crate::run::{Completed, Watcher};
 use crate::rundir::{RunDir, RunDirError, RunLock};
+use crate::signing::{SigningKey, export, hex};
 use crate::{job, node, run as training};
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
@@ -43,6 +45,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     }
     spec.validate().map_err(Failure::misconfigured)?;
     node::check_addresses(&config).map_err(Failure::misconfigured)?;
+    // Read before anything is started: a key that cannot be used is no reason to lose a day of training.
+    let key = match &config.checkpoint {
+        Checkpoint { export: false, .. } => None,
+        Checkpoint { sign_key: Some(path), .. } => Some(SigningKey::load(path)),
+        Checkpoint { sign_key: None, .. } => Some(SigningKey::generate()),
+    };
+    let key = key.transpose().map_err(Failure::misconfigured)?;
     let (run_dir, _lock) = match (resumed, &arguments.run_dir) {
         (Some(Resumed { run_dir, lock }), _) => (run_dir, lock),
         (None, Some(dir)) => lock(RunDir::create(dir))?,
@@ -69,7 +78,12 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let result = runtime.block_on(training::run(&config, &spec, &run_dir, identity_file, &mut display));
     display.progress.finish();
     let completed = result.map_err(|failure| resume::with_advice(failure, &run_dir))?;
-    let summary = leave_results(&config, &spec, &run_dir, &completed)?;
+    let mut summary = leave_results(&config, &spec, &run_dir, &completed)?;
+    if let Some(key) = key {
+        summary.model_key = Some(sign_model(&spec, &run_dir, &completed.finished, &key)?);
+    }
+    let path = run_dir.summary();
+    summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
     if !arguments.quiet {
         eprintln!("\n{}", summary.table(style.color));
         resume::advise(&spec, &summary);
@@ -116,7 +130,7 @@ fn leave_results(
         seconds if seconds > 0.0 => finished.samples as f64 / seconds,
         _ => 0.0,
     };
-    let summary = Summary {
+    Ok(Summary {
         job: config.job.name.clone(),
         test_accuracy: Some(test_accuracy),
         final_loss,
@@ -129,14 +143,31 @@ fn leave_results(
         bytes_received: finished.bytes_received,
         workers,
         servers,
-        params_blake3: finished.params_blake3.iter().map(|b| format!("{b:02x}")).collect(),
+        params_blake3: hex(&finished.params_blake3),
         checkpoint_step: finished.checkpoint,
         resumed_from_step: spec.resume.map(|resume| resume.step),
+        model_key: None,
         run_dir: run_dir.path().to_owned(),
+    })
+}
+
+/// Signs the exported model, and leaves the public key in the run directory. Returns the key's hint.
+fn sign_model(
+    spec: &JobSpec,
+    run_dir: &RunDir,
+    finished: &Finished,
+    key: &SigningKey,
+) -> Result<String, Failure> {
+    let metadata = Metadata {
+        job: spec.name.clone(),
+        step: finished.steps,
+        params_blake3: finished.params_blake3,
+        model: job::description(&spec.model),
     };
-    let path = run_dir.summary();
-    summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
-    Ok(summary)
+    export::sign(&run_dir.checkpoint_final(), &spec.model, &metadata, key).map_err(Failure::failed)?;
+    // A run that was resumed has the key of its last end here.
+    key.public().replace(&run_dir.model_key()).map_err(Failure::failed)?;
+    Ok(key.public().hint())
 }
 
 /// Shows the scheduler's reports.

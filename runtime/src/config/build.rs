@@ -93,6 +93,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             keep_last: from.integer("checkpoint.keep_last"),
             max_age_hours: from.integer("checkpoint.max_age_hours"),
             recipients: from.texts("checkpoint.recipients").map(str::to_string).collect(),
+            sign_key: from.path("checkpoint.sign_key"),
         },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }

@@ -91,6 +91,7 @@ key = "/etc/testudo/key.pem"
 
 [checkpoint]
 export = false
+sign_key = "sign.pem"
 
 [output]
 dir = "/var/runs"

@@ -46,6 +46,9 @@ pub struct Summary {
     pub checkpoint_step: Option<u64>,
     /// The step that the run was resumed from; `null` if it began at its seed.
     pub resumed_from_step: Option<u64>,
+    /// The public key that the exported model is signed with, by the hex SHA-256 of its PEM; `null` where none was
+    /// exported.
+    pub model_key: Option<String>,
     /// The run directory, absolute.
     pub run_dir: PathBuf,
 }
@@ -105,6 +108,10 @@ impl Summary {
             ("received", human::bytes(self.bytes_received)),
             ("nodes", nodes),
             ("parameters", format!("blake3 {}", self.params_blake3)),
+            (
+                "signed by",
+                self.model_key.as_ref().map_or("nothing exported".into(), |key| format!("key {key}")),
+            ),
             ("run directory", self.run_dir.display().to_string()),
         ]
     }
@@ -135,6 +142,7 @@ mod tests {
             params_blake3: "ab".repeat(32),
             checkpoint_step: Some(4690),
             resumed_from_step: None,
+            model_key: Some("cd".repeat(32)),
             run_dir: "/runs/mnist-1".into(),
         }
     }
@@ -151,6 +159,7 @@ mod tests {
   received       11.7 GiB
   nodes          2 workers, 1 server
   parameters     blake3 abababababababababababababababababababababababababababababababab
+  signed by      key cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd
   run directory  /runs/mnist-1
 ";
         assert_eq!(table, expected);
@@ -182,6 +191,7 @@ mod tests {
             "steps",
             "samples_per_second",
             "params_blake3",
+            "model_key",
             "wall_seconds",
             "bytes_sent",
             "bytes_received",

@@ -41,17 +41,26 @@ pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
 }
 
 /// Writes a new file that the owner alone can read; an existing one is not touched.
-pub(super) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+///
+/// # Errors
+/// When it is there already, or cannot be written.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     write(path, bytes, SECRET_MODE)
 }
 
 /// Writes a new file that all can read; an existing one is not touched.
-pub(super) fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+///
+/// # Errors
+/// When it is there already, or cannot be written.
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     write(path, bytes, PUBLIC_MODE)
 }
 
 /// Reads a file that only its owner, this user, may read; refuses links.
-pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+///
+/// # Errors
+/// [`PkiError::NotPrivate`] saying what is wrong with it, or [`PkiError::File`].
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     // The checks are made on the open file, so that it cannot be swapped between check and use.
     let file = open(path)?;
     let found = file.metadata().map_err(|why| failed(path, &why))?;
@@ -67,7 +76,10 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
 
 /// Reads a file that is no secret, but that decides whom this node trusts: refuses links, and what others than its owner
 /// (this user or root) could have written.
-pub(super) fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
+///
+/// # Errors
+/// [`PkiError::NotPrivate`] saying what is wrong with it, or [`PkiError::File`].
+pub fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
     let file = open(path)?;
     let found = file.metadata().map_err(|why| failed(path, &why))?;
     if ![rustix::process::geteuid().as_raw(), 0].contains(&found.uid()) {

@@ -5,7 +5,12 @@ use std::process::Command;
 use super::*;
 
 fn metadata() -> Metadata {
-    Metadata { job: "mnist \"quoted\" ä".into(), step: 4690, params_blake3: [0xab; 32] }
+    Metadata {
+        job: "mnist \"quoted\" ä".into(),
+        step: 4690,
+        params_blake3: [0xab; 32],
+        model: Some("{}".into()),
+    }
 }
 
 fn values() -> Vec<f32> {
@@ -42,6 +47,7 @@ fn tensors_and_metadata_round_trip() {
     let expected = [
         ("format", "testudo"),
         ("job", "mnist \"quoted\" ä"),
+        ("model", "{}"),
         ("params_blake3", &"ab".repeat(32)),
         ("step", "4690"),
     ];

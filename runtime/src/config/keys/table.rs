@@ -414,6 +414,13 @@ pub static KEYS: &[Key] = &[
         doc: "age recipients (`age1...`, X25519 public keys) that can read training checkpoints; to resume, give the key with `--identity-file`. Without any, the run makes a key of its own, `checkpoint/key.txt`.",
     },
     Key {
+        path: "checkpoint.sign_key",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("a key made for the run, and gone with it"),
+        applies: None,
+        doc: "PEM file of the private key that signs the final model, as `testudo sign --new-key` makes it; nobody but its owner may read it. `testudo run` alone reads it, no node does.",
+    },
+    Key {
         path: "output.dir",
         rule: Rule::Path { base: Base::Current },
         absent: Absent::Is("\"runs\""),

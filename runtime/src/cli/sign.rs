@@ -1,0 +1,56 @@
+//! `testudo sign`: an OpenSSF model signature, and the key for it.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+
+use crate::error::Failure;
+use crate::signing::key::public_path;
+use crate::signing::{SIGNATURE_FILE, SigningKey, sign as sign_model};
+
+/// `testudo sign`
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["key", "new_key"])))]
+pub(crate) struct SignArguments {
+    /// The model's folder
+    #[arg(required_unless_present = "new_key")]
+    dir: Option<PathBuf>,
+    /// The private key: ECDSA P-256 in PEM, readable by its owner alone
+    #[arg(long, value_name = "KEY.pem", requires = "dir")]
+    key: Option<PathBuf>,
+    /// Make a key first: KEY.pem, which nobody but you can read, and KEY.pub.pem for those who verify
+    #[arg(long, value_name = "KEY.pem")]
+    new_key: Option<PathBuf>,
+    /// Where to write the signature [default: DIR/model.sig]
+    #[arg(long, value_name = "FILE", requires = "dir")]
+    signature: Option<PathBuf>,
+}
+
+pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
+    let key = match (&arguments.key, &arguments.new_key) {
+        (Some(path), _) => SigningKey::load(path).map_err(Failure::misconfigured)?,
+        (None, Some(path)) => {
+            let key = SigningKey::create(path).map_err(Failure::misconfigured)?;
+            println!(
+                "key {} in {}, its public key in {}",
+                key.public().hint(),
+                path.display(),
+                public_path(path).display()
+            );
+            key
+        }
+        (None, None) => return Err(Failure::misconfigured("a key is needed: --key or --new-key")),
+    };
+    let Some(dir) = &arguments.dir else { return Ok(()) };
+    let signature = arguments.signature.clone().unwrap_or_else(|| dir.join(SIGNATURE_FILE));
+    let manifest = sign_model(dir, &signature, &key).map_err(Failure::failed)?;
+    let files = manifest.files.len();
+    let plural = if files == 1 { "" } else { "s" };
+    println!(
+        "{files} file{plural} of {} signed with key {} in {}",
+        dir.display(),
+        key.public().hint(),
+        signature.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! Python, for what has it check what Rust wrote.
+//!
+//! `TESTUDO_PYTHON` names an interpreter. Without one that has what a test needs, the test says so and does nothing; with
+//! `TESTUDO_REQUIRE_PYTHON=1` that is a failure.
+
+use std::process::{Command, Stdio};
+
+/// An interpreter that can import `modules` (with commas between them), if there is one.
+///
+/// # Panics
+/// When there is none and `TESTUDO_REQUIRE_PYTHON=1`.
+#[must_use]
+pub fn with(modules: &str) -> Option<String> {
+    let has_them = |python: &String| {
+        let import = format!("import {modules}");
+        Command::new(python).args(["-c", &import]).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    };
+    let python = std::env::var("TESTUDO_PYTHON").ok().filter(has_them);
+    let required = std::env::var("TESTUDO_REQUIRE_PYTHON").is_ok_and(|value| value == "1");
+    assert!(
+        python.is_some() || !required,
+        "TESTUDO_REQUIRE_PYTHON=1, but TESTUDO_PYTHON names no interpreter that can import {modules}"
+    );
+    if python.is_none() {
+        eprintln!("skipped: set TESTUDO_PYTHON to an interpreter that can import {modules}");
+    }
+    python
+}
