@@ -37,6 +37,16 @@ macro_rules! bodies {
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type),* }
         impl Body for $name { const KIND: u8 = $kind; })*
+
+        /// Reads a body of whatever kind and writes it again: the bytes that came, if they are its canonical form.
+        /// `None` for a kind that no message has. For tests of what decodes.
+        #[must_use]
+        pub fn reencode(kind: u8, bytes: &[u8]) -> Option<Result<Vec<u8>, WireError>> {
+            match kind {
+                $($kind => Some($name::decode(bytes).map(|body| body.encode())),)*
+                _ => None,
+            }
+        }
     };
 }
 

@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod files;
+pub mod fuzz;
 pub mod member;
 pub mod pace;
 pub mod process;

@@ -1,0 +1,169 @@
+//! What the fuzzers start from: real encodings, so that they need not find the formats by chance.
+
+use std::path::Path;
+use std::time::Duration;
+
+use testudo_actors::SignedJob;
+use testudo_actors::message::{
+    Body, Heartbeat, Join, MemberRole, Membership, NodeDone, NodeLoss, Phase, Pull, Push, PushRefusal,
+    PushRefused, ServerMember, StatusReport, StepTimes, Welcome,
+};
+use testudo_actors::placement::SliceId;
+use testudo_actors::tree::Node;
+use testudo_transport::{Address, Identity, JobCa, Role, encode};
+
+use super::{envelope, id, sealed, sealer};
+use crate::toy;
+
+/// A seed's name and bytes.
+pub type Seed = (&'static str, Vec<u8>);
+
+const VALIDITY: Duration = Duration::from_secs(3600);
+
+/// The seeds of a target; none for a name that is no target's.
+#[must_use]
+pub fn seeds(target: &str) -> Vec<Seed> {
+    match target {
+        "frame" => frames(),
+        "header" => headers(),
+        "config" => configs(),
+        "codecs" => codecs(),
+        "certificate" => certificates(),
+        _ => Vec::new(),
+    }
+}
+
+fn node() -> Node {
+    Node { first: 4, leaves: 4 }
+}
+
+fn slice() -> SliceId {
+    SliceId { parameter: 1, index: 2 }
+}
+
+fn operator() -> (Identity, Identity) {
+    let ca = JobCa::create("t", "j", VALIDITY).unwrap();
+    let operator = ca.issue(&id(Role::Operator, "0"), VALIDITY).unwrap();
+    (ca.issue(&id(Role::Worker, "0"), VALIDITY).unwrap(), operator)
+}
+
+fn signed_job() -> SignedJob {
+    let (_, operator) = operator();
+    let mut job = toy::job(1, 1, 1, 1);
+    (job.trust_domain, job.name) = ("t".to_owned(), "j".to_owned());
+    SignedJob::sign(&job, &operator).unwrap()
+}
+
+/// A kind and an encoded body.
+fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
+    fn of<B: Body>(name: &'static str, body: &B) -> (&'static str, u8, Vec<u8>) {
+        (name, B::KIND, body.encode())
+    }
+    let times = StepTimes { compute_us: 1, send_us: 2, wait_us: 300 };
+    let loss = NodeLoss { node: node(), loss_sum: 0.5, correct: 1, examples: 2 };
+    let worker = MemberRole::Worker;
+    vec![
+        of("push", &Push { epoch: 3, step: 700, slice: slice(), node: node(), codec: 0 }),
+        of("pull", &Pull { slice: slice(), version: 70_000 }),
+        of("push-refused", &PushRefused { reason: PushRefusal::WrongLength { expected: 4, found: 5 } }),
+        of(
+            "join",
+            &Join { release: "0.1.0".into(), fingerprint: "x".into(), address: Some("[::1]:1".into()) },
+        ),
+        of("heartbeat", &Heartbeat { step: 9, waiting: None }),
+        of("ended", &testudo_actors::message::Ended { role: worker, index: 3, exit: "signal 9".into() }),
+        of(
+            "membership",
+            &Membership {
+                epoch: 1,
+                servers: vec![ServerMember { index: 0, address: "127.0.0.1:1".into() }],
+                leases: Vec::new(),
+                until: 4,
+            },
+        ),
+        of("node-done", &node_done(loss, times)),
+        of("welcome", &Welcome { incarnation: 1, job: signed_job() }),
+        of("report", &report()),
+    ]
+}
+
+fn node_done(loss: NodeLoss, times: StepTimes) -> NodeDone {
+    NodeDone { step: 3, nodes: vec![loss, loss], times, bytes_sent: 1 << 40, bytes_received: 7 }
+}
+
+fn report() -> StatusReport {
+    StatusReport {
+        phase: Phase::Training,
+        steps_done: 3,
+        steps: 10,
+        epoch: 0,
+        epochs: 2,
+        loss: Some(0.25),
+        samples_per_second: 1e4,
+        stalled: Some("worker/1".into()),
+        outcome: None,
+    }
+}
+
+fn frames() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    let whole = |pieces: u8, messages: Vec<(u8, Vec<u8>, Vec<u8>)>| {
+        let mut sealer = sealer();
+        let mut bytes = vec![pieces];
+        for (kind, body, payload) in messages {
+            let header = [encode(&envelope()), body].concat();
+            bytes.extend(sealed(&mut sealer, kind, &header, &payload));
+        }
+        bytes
+    };
+    let push = || (Push::KIND, Push { epoch: 1, step: 2, slice: slice(), node: node(), codec: 0 }.encode());
+    let (kind, body) = push();
+    seeds.push(("push", whole(255, vec![(kind, body.clone(), vec![7; 16])])));
+    seeds.push(("two-pushes", whole(13, vec![(kind, body.clone(), vec![1; 3]), (kind, body, Vec::new())])));
+    let pull = Pull { slice: slice(), version: 3 }.encode();
+    seeds.push(("pulls-byte-by-byte", whole(1, vec![(Pull::KIND, pull, Vec::new()); 3])));
+    seeds.push(("announced-2-to-the-64", {
+        let mut bytes = whole(255, vec![(Push::KIND, Vec::new(), Vec::new())]);
+        bytes[9..17].fill(0xff);
+        bytes
+    }));
+    seeds
+}
+
+fn headers() -> Vec<Seed> {
+    let bare = bodies().into_iter().map(|(name, kind, body)| (name, [vec![kind], body].concat()));
+    let (_, kind, body) = bodies().swap_remove(0);
+    bare.chain([("enveloped", [vec![kind], encode(&envelope()), body].concat())]).collect()
+}
+
+fn configs() -> Vec<Seed> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mnist = std::fs::read(examples.join("mnist.toml")).unwrap();
+    let adam = "[job]\nname = \"x\"\n[optimizer]\nkind = \"adam\"\nbeta1 = 0.9\nlearning_rate = 1e-3\n\
+                [schedule]\nkind = \"cosine\"\nwarmup_steps = 5\n[network]\nlisten = \"[::1]:0\"\n";
+    let wrong = "[job]\nnam = 1\n[model]\nkind = \"mpl\"\nhidden = [0, \"a\"]\n[[x]]\ny.z = {a = 1}\n";
+    vec![("mnist", mnist), ("adam", adam.into()), ("wrong", wrong.into())]
+}
+
+fn codecs() -> Vec<Seed> {
+    let with = |id: u8, bytes: &[u8]| [&[id], bytes].concat();
+    let address = Address::from(id(Role::Worker, "0"));
+    vec![
+        ("f32", with(0, bytemuck::cast_slice(&[1.0_f32, f32::NAN, -0.0, 1e-45]))),
+        ("signed-job", with(9, &signed_job().to_bytes())),
+        ("address", with(9, &encode(&address))),
+        ("prelude", with(9, &frames().swap_remove(0).1[1..])),
+    ]
+}
+
+fn certificates() -> Vec<Seed> {
+    let (node, operator) = operator();
+    vec![
+        ("leaf-der", node.certificate_der().to_vec()),
+        ("operator-der", operator.certificate_der().to_vec()),
+        ("leaf-pem", node.certificate_pem().as_bytes().to_vec()),
+        ("ca-pem", node.ca_pem().as_bytes().to_vec()),
+        ("spiffe", b"spiffe://t/job/j/worker/3".to_vec()),
+        ("spiffe-actor", b"spiffe://t/job/j/actor/metrics".to_vec()),
+    ]
+}
