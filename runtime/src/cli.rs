@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod checkpoint;
+mod doctor;
 mod job;
 mod node;
 mod operate;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Sign(sign) => sign::sign(&sign),
         Command::Verify(verify) => verify::verify(&verify),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Bench(bench) => bench::bench(&bench),
     };
     match result {

@@ -11,6 +11,7 @@ mod cli;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod doctor;
 pub mod error;
 pub mod job;
 pub mod launch;

@@ -15,6 +15,7 @@ mod ca;
 mod certificate;
 mod files;
 mod identity;
+mod inspect;
 mod key;
 mod trust;
 
@@ -25,6 +26,7 @@ pub use ca::JobCa;
 pub use certificate::{CertificateInfo, describe};
 pub use files::{read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;
+pub use inspect::{Inspected, inspect};
 pub use trust::{Expected, Trust};
 
 use crate::identity::IdentityError;

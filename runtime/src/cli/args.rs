@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Sign(SignArguments),
     /// Check that a model is what was signed, and by whom
     Verify(VerifyArguments),
+    /// Name everything that is wrong with a cluster's directory and with this machine
+    Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
 }

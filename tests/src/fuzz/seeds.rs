@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use testudo_actors::SignedJob;
 use testudo_actors::message::{
-    Body, Heartbeat, Join, MemberRole, Membership, NodeDone, NodeLoss, Phase, Pull, Push, PushRefusal,
-    PushRefused, ServerMember, StatusReport, StepTimes, Welcome,
+    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, Phase, Pull, Push, PushRefusal,
+    PushRefused, ServerMember, StatusReport, StepTimes, Welcome, WorkerMember,
 };
 use testudo_actors::placement::SliceId;
 use testudo_actors::tree::Node;
@@ -68,15 +68,21 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("push-refused", &PushRefused { reason: PushRefusal::WrongLength { expected: 4, found: 5 } }),
         of(
             "join",
-            &Join { release: "0.1.0".into(), fingerprint: "x".into(), address: Some("[::1]:1".into()) },
+            &Join {
+                release: "0.1.0".into(),
+                fingerprint: "x".into(),
+                address: Some("[::1]:1".into()),
+                commitment: [7; 32],
+            },
         ),
-        of("heartbeat", &Heartbeat { step: 9, waiting: None }),
+        of("heartbeat", &Heartbeat { step: 9, waiting: None, load: Load::default() }),
         of("ended", &testudo_actors::message::Ended { role: worker, index: 3, exit: "signal 9".into() }),
         of(
             "membership",
             &Membership {
                 epoch: 1,
                 servers: vec![ServerMember { index: 0, address: "127.0.0.1:1".into() }],
+                workers: vec![WorkerMember { index: 1, incarnation: 2, commitment: [7; 32] }],
                 leases: Vec::new(),
                 until: 4,
             },
@@ -101,6 +107,15 @@ fn report() -> StatusReport {
         loss: Some(0.25),
         samples_per_second: 1e4,
         stalled: Some("worker/1".into()),
+        paused: true,
+        stopping: false,
+        membership_epoch: 2,
+        until: 7,
+        workers_lost: 1,
+        joins_refused: 0,
+        operators: 1,
+        load: Load::default(),
+        nodes: Vec::new(),
         outcome: None,
     }
 }

@@ -123,8 +123,12 @@ impl fmt::Display for CertificateInfo {
 /// # Errors
 /// [`PkiError`] when there is no certificate in it.
 pub fn describe(pem: &[u8]) -> Result<CertificateInfo, PkiError> {
-    let der = from_pem(pem)?;
-    let certificate = parse(&der)?;
+    describe_der(&from_pem(pem)?)
+}
+
+/// [`describe`] of a certificate in DER.
+pub(crate) fn describe_der(der: &[u8]) -> Result<CertificateInfo, PkiError> {
+    let certificate = parse(der)?;
     let validity = certificate.validity();
     let is_ca = certificate.basic_constraints().ok().flatten().is_some_and(|found| found.value.ca);
     Ok(CertificateInfo {
@@ -136,7 +140,7 @@ pub fn describe(pem: &[u8]) -> Result<CertificateInfo, PkiError> {
         validity: format!("{} to {}", text(validity.not_before), text(validity.not_after)),
         key_type: key_type(&certificate),
         issuer: certificate.issuer().to_string(),
-        fingerprint: blake3::hash(&der).to_hex().to_string(),
+        fingerprint: blake3::hash(der).to_hex().to_string(),
     })
 }
 
