@@ -1,6 +1,6 @@
 //! An operator's line to the scheduler: follow the run, pause, resume and stop it, report a node's end.
 //!
-//! Every command is answered, under its request number, with what was done or why nothing was. [`Line::ask`] waits for that
+//! Every command is answered, under its request number, with what was done or why nothing was. `Line::ask` waits for that
 //! answer; [`Commands`] do not, and [`Reports`] pass answers over: who follows a run sees in its reports what became of it.
 
 use testudo_transport::{Class, Connection, Message, Outgoing, Receiver, Sender, SpiffeId};
