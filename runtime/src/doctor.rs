@@ -2,7 +2,7 @@
 //!
 //! 1. Nothing is changed, nothing is started, and no secret is shown.
 //! 2. Every problem is named in one go: no check hides another, as far as files can be read at all.
-//! 3. What is looked through is bounded ([`folder`]), so that any directory may be named.
+//! 3. What is looked through is bounded (`folder`), so that any directory may be named.
 
 mod cluster;
 mod folder;

@@ -6,7 +6,7 @@
 //!    meanwhile.
 //! 2. Whatever is neither a regular file nor a folder is refused, also where it would be ignored; and so is a name that is
 //!    not UTF-8, or more than [`FILES_MOST`] files or [`DEPTH_MOST`] levels.
-//! 3. Hashing takes [`CHUNK`] bytes of memory, whatever a file's size.
+//! 3. Hashing takes `CHUNK` bytes of memory, whatever a file's size.
 
 use std::fs::File;
 use std::io::{self, Read};
