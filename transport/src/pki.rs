@@ -7,6 +7,7 @@
 //!    both ends of TLS, and has exactly one URI name, which is a well-formed identity of the job.
 //! 3. Private keys are cleared from memory when dropped, appear in no `Debug` output, and are written to and
 //!    read from files that the owner alone can read.
+//! 4. A CA that was loaded from its directory has a certificate in its [`Register`] before it hands it out.
 //!
 //! Sources: RFC 5280 (certificates); the X.509-SVID specification,
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>.
@@ -16,7 +17,9 @@ mod certificate;
 mod files;
 mod identity;
 mod inspect;
+mod journal;
 mod key;
+mod register;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +30,7 @@ pub use certificate::{CertificateInfo, describe};
 pub use files::{read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
+pub use register::{Issued, REGISTER_FILE, Register};
 pub use trust::{Expected, Trust};
 
 use crate::identity::IdentityError;

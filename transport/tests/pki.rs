@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use common::{DAY, Job, id};
-use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE, describe};
+use testudo_transport::pki::{CA_FILE, CERT_FILE, Issued, KEY_FILE, REGISTER_FILE, Register, describe};
 use testudo_transport::{Expected, Identity, JobCa, PkiError, Role, SpiffeId, Trust};
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -147,6 +147,34 @@ fn a_ca_survives_its_files() {
     assert!(job.ca.trust().verify(issued.certificate_der(), &Expected::Member).is_ok());
     fs::set_permissions(home.join("ca-key.pem"), Permissions::from_mode(0o644)).unwrap();
     assert!(matches!(JobCa::load(&home), Err(PkiError::NotPrivate { .. })));
+}
+
+/// Invariant 4.
+#[test]
+fn what_a_ca_issues_from_its_directory_is_on_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("ca");
+    Job::new().ca.save(&home).unwrap();
+    let register = Register::of(&home);
+    assert_eq!(register.read(), Ok(vec![]));
+    let ca = JobCa::load(&home).unwrap();
+    let first = ca.issue(&id(Role::Worker, 0), DAY).unwrap();
+    // Another process, on the same directory.
+    let again = JobCa::load(&home).unwrap();
+    let second = again.issue(&id(Role::Worker, 0), DAY * 2).unwrap();
+    let other = again.issue(&id(Role::Server, 0), DAY).unwrap();
+    let of = |identity: &Identity| Issued::of(identity.certificate_der()).unwrap();
+    assert_eq!(register.read(), Ok(vec![of(&first), of(&second), of(&other)]));
+    let described = describe(first.certificate_pem().as_bytes()).unwrap();
+    assert_eq!(of(&first).serial, described.serial.replace(':', ""));
+    assert_eq!((of(&first).not_after, &of(&first).id), (described.not_after, first.id()));
+    assert_ne!(of(&first).spki_sha256, of(&second).spki_sha256, "each has its own key");
+    let now = std::time::SystemTime::now();
+    assert_eq!(register.live(first.id(), now), Ok(vec![of(&first), of(&second)]));
+    assert_eq!(register.live(first.id(), now + DAY + DAY / 2), Ok(vec![of(&second)]), "one has ended");
+    // What cannot be recorded is not issued.
+    fs::set_permissions(home.join(REGISTER_FILE), Permissions::from_mode(0o666)).unwrap();
+    assert!(matches!(ca.issue(&id(Role::Worker, 0), DAY), Err(PkiError::NotPrivate { .. })));
 }
 
 #[test]

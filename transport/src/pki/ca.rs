@@ -10,7 +10,7 @@ use rcgen::{
 };
 
 use super::key::SecretKey;
-use super::{CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Trust, certificate, files};
+use super::{CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Register, Trust, certificate, files};
 use crate::identity::SpiffeId;
 
 /// Longest validity of any certificate: a run ends before its certificates do, not after a century.
@@ -23,6 +23,8 @@ pub struct JobCa {
     certificate_pem: String,
     trust: Trust,
     key: SecretKey,
+    // None for a CA that was made here and has no directory to keep one in.
+    register: Option<Register>,
 }
 
 impl JobCa {
@@ -37,10 +39,11 @@ impl JobCa {
         set_validity(&mut params, validity)?;
         let certificate = params.self_signed(&key).map_err(|_| PkiError::Crypto("signing the CA failed"))?;
         let trust = Trust::new(certificate.der().clone(), trust_domain.to_owned(), job.to_owned())?;
-        Ok(JobCa { certificate_pem: certificate.pem(), trust, key })
+        Ok(JobCa { certificate_pem: certificate.pem(), trust, key, register: None })
     }
 
-    /// Issues a certificate with a new key for one node of this job.
+    /// Issues a certificate with a new key for one node of this job. A CA that was loaded from its directory keeps
+    /// a record of it there.
     ///
     /// # Errors
     /// [`PkiError::NotOurs`] for another job or trust domain, [`PkiError::Validity`] for an impossible one.
@@ -56,6 +59,9 @@ impl JobCa {
         set_validity(&mut params, validity)?;
         let key = SecretKey::generate()?;
         let pem = self.sign(&params, &key)?;
+        if let Some(register) = &self.register {
+            register.record(&certificate::from_pem(pem.as_bytes())?)?;
+        }
         Identity::new(pem, self.certificate_pem.clone(), key, self.trust.clone())
     }
 
@@ -80,7 +86,8 @@ impl JobCa {
         files::write_public(&directory.join(CA_FILE), self.certificate_pem.as_bytes())
     }
 
-    /// Reads what [`JobCa::save`] wrote; the key file must be as private as [`Identity::load`] wants it.
+    /// Reads what [`JobCa::save`] wrote; the key file must be as private as [`Identity::load`] wants it. What it issues
+    /// from now on is recorded in the directory's [`Register`].
     ///
     /// # Errors
     /// [`PkiError`] naming the file.
@@ -92,7 +99,7 @@ impl JobCa {
             return Err(PkiError::Certificate("it is not of the CA key beside it".to_owned()));
         }
         let certificate_pem = String::from_utf8_lossy(&pem).into_owned();
-        Ok(JobCa { certificate_pem, trust, key })
+        Ok(JobCa { certificate_pem, trust, key, register: Some(Register::of(directory)) })
     }
 
     fn sign(&self, params: &CertificateParams, key: &SecretKey) -> Result<String, PkiError> {

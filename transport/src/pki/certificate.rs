@@ -77,6 +77,12 @@ pub(crate) fn public_point(der: &[u8]) -> Result<Vec<u8>, PkiError> {
     Ok(parse(der)?.public_key().subject_public_key.data.to_vec())
 }
 
+/// Serial number (the bytes of the DER integer) and end of validity (seconds since 1970 UTC).
+pub(crate) fn serial_and_end(der: &[u8]) -> Result<(Vec<u8>, i64), PkiError> {
+    let certificate = parse(der)?;
+    Ok((certificate.raw_serial().to_vec(), certificate.validity().not_after.timestamp()))
+}
+
 /// Reads the first certificate of a PEM text.
 pub(crate) fn from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem)

@@ -63,6 +63,11 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     // The checks are made on the open file, so that it cannot be swapped between check and use.
     let file = open(path)?;
+    check_secret(path, &file)?;
+    read(path, file)
+}
+
+fn check_secret(path: &Path, file: &File) -> Result<(), PkiError> {
     let found = file.metadata().map_err(|why| failed(path, &why))?;
     if found.uid() != rustix::process::geteuid().as_raw() {
         return Err(not_private(path, "it belongs to another user"));
@@ -71,7 +76,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
         let what = format!("its mode is {:o}, so others than its owner have access", found.mode() & 0o7777);
         return Err(not_private(path, &what));
     }
-    read(path, file)
+    Ok(())
 }
 
 /// Reads a file that is no secret, but that decides whom this node trusts: refuses links, and what others than its owner
@@ -92,11 +97,29 @@ pub fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
     Ok(read(path, file)?.to_vec())
 }
 
+/// Opens a file of records of this user alone for reading and for adding to its end; makes it if it is not there.
+pub(super) fn open_journal(path: &Path) -> Result<File, PkiError> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(SECRET_MODE);
+    let file = open_with(path, &mut options)?;
+    check_secret(path, &file)?;
+    Ok(file)
+}
+
+/// Makes sure that a file that was made or renamed is still there after a crash.
+pub(super) fn sync_folder_of(path: &Path) -> Result<(), PkiError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|why| failed(folder, &why))
+}
+
 fn open(path: &Path) -> Result<File, PkiError> {
+    open_with(path, OpenOptions::new().read(true))
+}
+
+fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, PkiError> {
     // Without NONBLOCK, a named pipe in the file's place would hang us before it is refused.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|why| match Errno::from_io_error(&why) {
+    let file = options.custom_flags(flags).open(path).map_err(|why| match Errno::from_io_error(&why) {
         Some(Errno::LOOP) => not_private(path, "it is a symbolic link"),
         _ => failed(path, &why),
     })?;
@@ -128,7 +151,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|why| failed(path, &why))
 }
 
-fn failed(path: &Path, why: &std::io::Error) -> PkiError {
+pub(super) fn failed(path: &Path, why: &std::io::Error) -> PkiError {
     PkiError::File { path: path.to_owned(), what: why.to_string() }
 }
 
