@@ -24,6 +24,7 @@ use operate::Operation;
 /// Parses the process's arguments, carries the command out, and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
+    crate::process::harden();
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Run(run) => run::run(&run),

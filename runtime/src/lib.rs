@@ -2,7 +2,8 @@
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
 //! data sets ([`data`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), how operators find a run
-//! ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), and
+//! ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), what a process may
+//! still do ([`process`]), and
 //! the command line ([`main`]).
 
 pub mod bench;
@@ -16,6 +17,7 @@ pub mod error;
 pub mod job;
 pub mod launch;
 pub mod node;
+pub mod process;
 pub mod report;
 pub mod run;
 pub mod rundir;

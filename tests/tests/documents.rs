@@ -8,7 +8,7 @@ mod sources;
 use sources::{repository, rust_files};
 
 /// Every page of the repository but those of other people's.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "SECURITY.md",
@@ -18,6 +18,7 @@ const PAGES: [&str; 10] = [
     "docs/metrics.md",
     "docs/models.md",
     "docs/performance.md",
+    "docs/processes.md",
     "examples/data/mnist/README.md",
 ];
 

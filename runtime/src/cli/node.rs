@@ -82,6 +82,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let network = bind(&config, &identity, listen, runtime.handle())?;
     println!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
+    tracing::info!("{}", crate::process::Protections::read());
     tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");
     let run_dir = match &arguments.run_dir {
         Some(dir) => dir.clone(),

@@ -11,6 +11,7 @@ use crate::cli::args::RunArguments;
 use crate::cli::resume::{self, Resumed};
 use crate::config::{Checkpoint, Config};
 use crate::error::Failure;
+use crate::process::Protections;
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
@@ -70,6 +71,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         plural(servers),
         run_dir.path().display()
     ));
+    display.progress.note(&Protections::read().to_string());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

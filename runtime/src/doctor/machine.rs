@@ -6,6 +6,7 @@ use rustix::process::{Resource, getrlimit};
 use testudo_transport::TransportConfig;
 
 use super::{Report, shown};
+use crate::process::Protections;
 
 /// Files that a node of a large cluster may have open: a descriptor for each connection is not needed, its log, data and
 /// checkpoint files are.
@@ -17,6 +18,7 @@ const FREE_BYTES: u64 = 1 << 30;
 pub(super) fn look(report: &mut Report, path: &Path) {
     let place = "this machine";
     report.good(place, format!("arithmetic: {}", testudo_kernels::instruction_set()));
+    protections(report);
     buffers(report);
     if let Some(most) = getrlimit(Resource::Nofile).current
         && most < OPEN_FILES
@@ -29,6 +31,18 @@ pub(super) fn look(report: &mut Report, path: &Path) {
         if free < FREE_BYTES {
             let what = format!("{} MiB are free on its disk", free >> 20);
             report.warning(shown(path), what, "make room: logs and checkpoints of a run go there");
+        }
+    }
+}
+
+/// This command gave away what a node does; what holds for it holds for a node.
+fn protections(report: &mut Report) {
+    let found = Protections::read();
+    let closed = found.no_new_privs && found.no_core_dumps && found.closed;
+    match closed && (found.user == 0 || found.capabilities == 0) {
+        true => report.good("this machine", found),
+        false => {
+            report.warning("this machine", found, "run on a Linux kernel that has these, with /proc mounted")
         }
     }
 }

@@ -1,0 +1,17 @@
+//! What this process may do, cut down to what it needs.
+//!
+//! A parser of bytes from a network is where an intruder gets in; what he then has is what the process has. So every
+//! command gives away at its start ([`harden()`]) what none needs, and a line of every node's log says what holds on this
+//! kernel ([`protections`]).
+//!
+//! Invariants, cited by the tests:
+//! 1. Before anything else is done, and before there is a second thread: no core dump can be made, no other process of the
+//!    user can read this one's memory, no program that is started can gain a privilege, and no capability is left to a
+//!    process that is not root's.
+//! 2. What is said to hold was read back from the kernel, not concluded from what was asked for.
+
+pub mod harden;
+pub mod protections;
+
+pub use harden::harden;
+pub use protections::Protections;
