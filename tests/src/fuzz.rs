@@ -3,7 +3,10 @@
 //! `tests/fuzz` gives each to libFuzzer; `tests/tests/fuzz_corpus.rs` runs the committed corpora through them in every
 //! `cargo test`. None may panic, hang, or hold memory that its input does not justify.
 
+mod files;
 pub mod seeds;
+
+pub use files::{bundle, checkpoint};
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -29,6 +32,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
     ("codecs", codecs),
     ("certificate", certificate),
+    ("checkpoint", checkpoint),
+    ("bundle", bundle),
 ];
 
 /// The secret of the connection that the fuzzers speak on: seeds are sealed under it.

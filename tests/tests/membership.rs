@@ -122,7 +122,7 @@ async fn obey(member: &mut Member) {
 /// Line 13: a worker that stands still is named, with the slice and the step that wait for it, to whoever follows the run.
 #[test]
 fn line_13_a_stall_has_a_name() {
-    let job = JobSpec { heartbeat_ms: 20, heartbeat_timeout_ms: 400, ..job(2, 1, 2) };
+    let job = JobSpec { heartbeat_ms: 20, heartbeat_timeout_ms: 3000, ..job(2, 1, 2) };
     play(job, async |stage| {
         let ((operator, address), scheduler) =
             (&stage.operator, stage.job.member(Role::Scheduler, 0).unwrap());

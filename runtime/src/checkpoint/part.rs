@@ -386,7 +386,8 @@ pub fn read(
     }
     let mut header = Vec::new();
     plaintext.by_ref().take(length).read_to_end(&mut header).map_err(damaged)?;
-    let runs = parse(&header, frame, server).map_err(|reason| CheckpointError::damaged(path, reason))?;
+    let runs =
+        parse_header(&header, frame, server).map_err(|reason| CheckpointError::damaged(path, reason))?;
     let mut values = vec![0.0_f32; VALUES];
     for run in &runs {
         let mut done = 0;
@@ -402,9 +403,12 @@ pub fn read(
     Ok(runs)
 }
 
-/// The runs that a header lists, in the order of their bytes. The safetensors crate has seen to it that they follow each
-/// other without gap or overlap and are as long as their shapes say.
-fn parse(header: &[u8], frame: &Frame, server: u32) -> Result<Vec<Run>, String> {
+/// The runs that server `server`'s part lists in its safetensors `header`, in the order of their bytes. The safetensors crate
+/// has seen to it that they follow each other without gap or overlap and are as long as their shapes say.
+///
+/// # Errors
+/// What the header is not.
+pub fn parse_header(header: &[u8], frame: &Frame, server: u32) -> Result<Vec<Run>, String> {
     let metadata: Metadata =
         serde_json::from_slice(header).map_err(|e| format!("no safetensors header: {e}"))?;
     let said = metadata.metadata().clone().unwrap_or_default();

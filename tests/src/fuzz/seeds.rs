@@ -12,7 +12,7 @@ use testudo_actors::placement::SliceId;
 use testudo_actors::tree::Node;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
 
-use super::{envelope, id, sealed, sealer};
+use super::{envelope, files, id, sealed, sealer};
 use crate::toy;
 
 /// A seed's name and bytes.
@@ -29,6 +29,8 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "config" => configs(),
         "codecs" => codecs(),
         "certificate" => certificates(),
+        "checkpoint" => files::checkpoints(),
+        "bundle" => files::bundles(),
         _ => Vec::new(),
     }
 }
