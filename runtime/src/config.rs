@@ -17,6 +17,7 @@ mod build;
 mod check;
 pub mod docs;
 pub mod keys;
+mod limits;
 mod nearest;
 mod problem;
 mod read;
@@ -28,8 +29,10 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::Serialize;
 
+pub use limits::Limits;
 pub use problem::{ConfigErrors, Place, Problem};
 
 /// Largest cluster file that is read, in bytes: thousands of times a real one.
@@ -56,6 +59,8 @@ pub struct Config {
     pub data: Data,
     /// `[transport]`
     pub transport: Transport,
+    /// `[limits]`
+    pub limits: Limits,
     /// `[security]`
     pub security: Security,
     /// `[checkpoint]`
@@ -106,6 +111,8 @@ pub struct Network {
     pub listen: SocketAddr,
     /// Largest UDP payload that path discovery may try, in bytes.
     pub mtu: u16,
+    /// Networks that others come from; none for all.
+    pub allow: Vec<IpNet>,
     /// `[network.scheduler]`
     pub scheduler: SchedulerNetwork,
     /// `[network.servers]`

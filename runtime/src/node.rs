@@ -28,7 +28,7 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
         bytes: config.transport.max_in_flight_bytes,
         messages: u64::from(config.transport.max_in_flight_messages),
     };
-    TransportConfig {
+    config.limit(TransportConfig {
         listen,
         mtu: config.network.mtu,
         idle_timeout: Duration::from_millis(config.transport.idle_timeout_ms),
@@ -41,7 +41,7 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
             config::KeyExchange::PqFirst => KeyExchange::PqFirst,
         },
         ..TransportConfig::default()
-    }
+    })
 }
 
 /// Finds out whether every address that `config` has the scheduler and the servers bind is free, so that a cluster that

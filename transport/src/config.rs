@@ -3,6 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use crate::budget::Rate;
+
 /// Which key exchanges a handshake may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeyExchange {
@@ -56,6 +60,14 @@ pub struct TransportConfig {
     pub retry_after: usize,
     /// Handshakes in progress from which on newcomers are ignored.
     pub max_handshakes: usize,
+    /// Networks that newcomers may come from; empty for all. Nothing else is answered.
+    pub allow: Vec<IpNet>,
+    /// Handshakes that all addresses together may begin; those a node of the job came from before have as many again.
+    pub handshakes: Rate,
+    /// Handshakes that one address may begin (in IPv6, one /64). A failed one counts ninefold.
+    pub handshakes_per_address: Rate,
+    /// Connections that one identity may begin.
+    pub handshakes_per_peer: Rate,
     /// Which key exchanges are allowed.
     pub key_exchange: KeyExchange,
 }
@@ -87,6 +99,12 @@ impl TransportConfig {
     pub const DEFAULT_RETRY_AFTER: usize = 16;
     /// Each costs some 100 KiB and 0.2 ms of CPU.
     pub const DEFAULT_MAX_HANDSHAKES: usize = 256;
+    /// The largest job may start at once; from then on, handshakes take a few hundredths of one core.
+    pub const DEFAULT_HANDSHAKES: Rate = Rate { per_second: 32, burst: 1024 };
+    /// The largest job may start at once from behind one address, and goes on restarting nodes.
+    pub const DEFAULT_HANDSHAKES_PER_ADDRESS: Rate = Rate { per_second: 8, burst: 1024 };
+    /// A node connects once, and again when it was cut off: far less often than this.
+    pub const DEFAULT_HANDSHAKES_PER_PEER: Rate = Rate { per_second: 2, burst: 32 };
 }
 
 impl Default for TransportConfig {
@@ -106,6 +124,10 @@ impl Default for TransportConfig {
             max_streams: Self::DEFAULT_MAX_STREAMS,
             retry_after: Self::DEFAULT_RETRY_AFTER,
             max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,
+            allow: Vec::new(),
+            handshakes: Self::DEFAULT_HANDSHAKES,
+            handshakes_per_address: Self::DEFAULT_HANDSHAKES_PER_ADDRESS,
+            handshakes_per_peer: Self::DEFAULT_HANDSHAKES_PER_PEER,
             key_exchange: KeyExchange::default(),
         }
     }

@@ -45,6 +45,7 @@ impl Connection {
             inbound: Inbound::new(setup.control_credit, setup.data_credit),
             outbound: Outbound::default(),
             stall_timeout: setup.stall_timeout,
+            on_fault: setup.on_fault,
             counters: Counters::default(),
             failure: OnceLock::new(),
         });
@@ -136,7 +137,12 @@ pub(crate) struct Setup {
     pub(crate) control_credit: CreditConfig,
     pub(crate) data_credit: CreditConfig,
     pub(crate) stall_timeout: Duration,
+    /// Told when the peer is found at fault.
+    pub(crate) on_fault: Option<OnFault>,
 }
+
+/// What is told of a peer's fault.
+pub(crate) type OnFault = Box<dyn Fn() + Send + Sync>;
 
 /// What went over a connection, the transport's own credit messages not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -189,6 +195,7 @@ pub(crate) struct Inner {
     inbound: Arc<Inbound>,
     outbound: Outbound,
     stall_timeout: Duration,
+    on_fault: Option<OnFault>,
     counters: Counters,
     failure: OnceLock<Error>,
 }
@@ -223,6 +230,9 @@ impl Inner {
             tracing::warn!(peer = %self.peer, code = code.number(), %reason, "peer at fault; connection closed");
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             self.link.close(code.number(), &reason);
+            if let Some(on_fault) = &self.on_fault {
+                on_fault();
+            }
         }
         self.failure.get().cloned().unwrap_or(error)
     }

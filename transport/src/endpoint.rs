@@ -7,11 +7,12 @@
 //! 2. Before that, a connection may hold 64 KiB and no stream of messages.
 //! 3. A handshake that takes longer than its deadline is dropped; each runs in a task of its own, so that
 //!    none waits for another.
-//! 4. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on they
-//!    are ignored; beyond `max_connections` they are refused.
+//! 4. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
+//!    what the door's rates leave them (`endpoint/door.rs`), they are ignored; beyond `max_connections` refused.
 
 mod admit;
 mod congestion;
+mod door;
 mod socket;
 mod transport;
 
@@ -212,7 +213,7 @@ impl Endpoint {
         };
         let quic = connecting.await.map_err(|why| refused(why.to_string()))?;
         let connection = admission
-            .start(quic, expect.clone(), Direction::FromInitiator, slot)
+            .start(quic, expect.clone(), Direction::FromInitiator, slot, None)
             .map_err(|why| refused(why.to_string()))?;
         // The peer checks our certificate after our handshake is done: its first grant says that it did.
         match connection.admitted().await {

@@ -21,6 +21,7 @@
 //! network.
 
 pub mod bench;
+pub mod budget;
 pub mod codec;
 pub mod config;
 mod connection;
@@ -35,6 +36,7 @@ pub mod policy;
 pub mod session;
 mod tls;
 
+pub use budget::{Bucket, Rate};
 pub use codec::{WireError, decode_canonical, encode};
 pub use config::{CreditConfig, KeyExchange, TransportConfig};
 pub use connection::{Connection, ConnectionStats, PathStats, Receiver, Sender};

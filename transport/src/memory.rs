@@ -73,6 +73,7 @@ pub fn pair(
             control_credit: options.control_credit,
             data_credit: options.data_credit,
             stall_timeout: options.stall_timeout,
+            on_fault: None,
         };
         Connection::start(setup, ())
     };

@@ -11,7 +11,7 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Model, Network, Optimizer,
+    Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network, Optimizer,
     OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles, ServersNetwork,
     Training, Transport,
 };
@@ -32,6 +32,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         network: Network {
             listen: address(values.text("network.listen")).unwrap_or(STAND_IN),
             mtu: from.integer("network.mtu"),
+            allow: from.texts("network.allow").filter_map(|text| text.parse().ok()).collect(),
             scheduler: SchedulerNetwork {
                 listen: address(values.text("network.scheduler.listen")),
                 advertise: from.optional_text("network.scheduler.advertise"),
@@ -78,6 +79,10 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 _ => KeyExchange::PqOnly,
             },
             idle_timeout_ms: from.integer("transport.idle_timeout_ms"),
+        },
+        limits: Limits {
+            handshakes_per_second: from.integer("limits.handshakes_per_second"),
+            handshakes_per_address: from.integer("limits.handshakes_per_address"),
         },
         security: Security {
             certificate_hours: from.integer("security.certificate_hours"),

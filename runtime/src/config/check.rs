@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 /// Longest job name: it is one segment of a path in every identity, and part of a folder's name.
 const NAME_MOST: usize = 63;
 /// Longest trust domain (SPIFFE ID specification, section 2.1).
@@ -61,6 +63,15 @@ pub(super) fn recipient(text: &str) -> Result<(), String> {
 
 fn port(number: u16) -> Result<(), String> {
     if number == 0 { Err("port 0 cannot be dialed".into()) } else { Ok(()) }
+}
+
+/// A network in CIDR notation, with no bit set beyond its length.
+pub(super) fn network(text: &str) -> Result<(), String> {
+    let net: IpNet = text.parse().map_err(|_| "it is no network in CIDR notation".to_string())?;
+    match net.trunc() == net {
+        true => Ok(()),
+        false => Err(format!("it has bits beyond its length: {} is meant", net.trunc())),
+    }
 }
 
 /// A host name by RFC 1123, section 2.1.
@@ -140,6 +151,17 @@ mod tests {
             assert!(listen(bad).is_err(), "{bad:?}");
         }
         assert_eq!(listen("127.0.0.1"), Err("the port is missing".into()));
+    }
+
+    #[test]
+    fn networks_are_whole() {
+        for good in ["10.0.0.0/8", "127.0.0.1/32", "2001:db8::/32", "0.0.0.0/0"] {
+            assert_eq!(network(good), Ok(()), "{good}");
+        }
+        for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "example.org/8", "::/129"] {
+            assert!(network(bad).is_err(), "{bad:?}");
+        }
+        assert!(network("10.2.3.4/8").is_err_and(|why| why.contains("10.0.0.0/8")));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! 2. Keys are unique, and no key is also a section.
 //! 3. Every key here is a field of [`Config`](super::Config), and the other way round.
 
+mod limits;
 mod table;
 
 pub use table::KEYS;

@@ -104,6 +104,23 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
         });
     }
     addresses(config, &mut report);
+    allowed(config, &mut report);
+}
+
+/// Who listens on loopback is reached from loopback alone.
+fn allowed(config: &Config, report: &mut Report<'_>) {
+    let network = &config.network;
+    let servers = (0..config.cluster.servers).map(|index| network.server_listen(index));
+    let mut bound = std::iter::once(network.scheduler_listen()).chain(servers).map(|address| address.ip());
+    let Some(address) = bound.find(|address| address.is_loopback()) else { return };
+    let open = network.allow.is_empty() || network.allow.iter().any(|net| net.contains(&address));
+    report(&["network.allow", "network.listen"], !open, &|| {
+        format!(
+            "`network.allow` leaves out {address}, on which a node listens and which only this machine can reach: nobody \
+             could ever come in; add {address}/{}",
+            if address.is_ipv4() { 32 } else { 128 }
+        )
+    });
 }
 
 const SECURITY: [&str; 3] = ["security.ca", "security.cert", "security.key"];

@@ -33,6 +33,7 @@ heartbeat_timeout_ms = 900
 [network]
 listen = "127.0.0.2:0"
 mtu = 8952
+allow = ["127.0.0.0/8", "2001:db8::/32"]
 
 [network.scheduler]
 listen = "0.0.0.0:7000"
@@ -82,6 +83,10 @@ max_in_flight_bytes = 1_000_000
 max_in_flight_messages = 64
 key_exchange = "pq-first"
 idle_timeout_ms = 3000
+
+[limits]
+handshakes_per_second = 100
+handshakes_per_address = 20
 
 [security]
 certificate_hours = 2
@@ -227,6 +232,8 @@ fn rules_between_keys() {
             "the scheduler and server 0 would both listen on 127.0.0.1:7000",
         ),
         (&["network.listen=0.0.0.0:7000"], "nobody can dial that"),
+        (&["network.allow=[\"10.0.0.0/8\"]"], "leaves out 127.0.0.1"),
+        (&["network.allow=[\"10.0.0.1/8\"]"], "10.0.0.0/8 is meant"),
         (&["network.scheduler.listen=[::]:7000"], "nobody can dial that"),
     ] {
         let found = messages(MINIMAL, overrides);

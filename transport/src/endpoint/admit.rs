@@ -1,17 +1,20 @@
 //! Who is let in: handshakes in their own tasks, budgets, and the start of the session.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::door::{Door, Knock, Limits};
 use super::transport;
 use crate::config::TransportConfig;
-use crate::connection::{Connection, Link, Setup};
+use crate::connection::{Connection, Link, OnFault, Setup};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Expected, Identity, PkiError};
@@ -37,6 +40,12 @@ pub struct EndpointStats {
     pub ignored: u64,
     /// Newcomers turned away, because the node has all the connections that it may.
     pub turned_away: u64,
+    /// Newcomers ignored, because their network is not allowed.
+    pub not_allowed: u64,
+    /// Newcomers ignored, because their address, or all together, had used up their rate of handshakes.
+    pub over_rate: u64,
+    /// Peers of the job turned away, because they had used up their rate of connections.
+    pub peers_over_rate: u64,
     /// Connections open now.
     pub open: u64,
 }
@@ -51,6 +60,9 @@ struct Counters {
     retried: AtomicU64,
     ignored: AtomicU64,
     turned_away: AtomicU64,
+    not_allowed: AtomicU64,
+    over_rate: AtomicU64,
+    peers_over_rate: AtomicU64,
 }
 
 /// What is needed to admit a connection.
@@ -62,12 +74,35 @@ pub(super) struct Admission {
     handshakes: Arc<AtomicUsize>,
     peers: Peers,
     counters: Counters,
+    door: Arc<SharedDoor>,
+}
+
+/// The door, and since when its time counts.
+struct SharedDoor {
+    door: Mutex<Door>,
+    since: Instant,
+}
+
+impl SharedDoor {
+    fn with<T>(&self, act: impl FnOnce(&mut Door, Duration) -> T) -> T {
+        let mut door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&mut door, self.since.elapsed())
+    }
 }
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
         let (open, handshakes, peers, counters) = Default::default();
-        Admission { config, identity, policy, open, handshakes, peers, counters }
+        let limits = Limits {
+            allow: config.allow.clone(),
+            total: config.handshakes,
+            per_address: config.handshakes_per_address,
+            per_peer: config.handshakes_per_peer,
+            retry_after: config.retry_after,
+        };
+        let door = Mutex::new(Door::new(limits, Duration::ZERO));
+        let door = Arc::new(SharedDoor { door, since: Instant::now() });
+        Admission { config, identity, policy, open, handshakes, peers, counters, door }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -98,6 +133,9 @@ impl Admission {
             retried: read(&self.counters.retried),
             ignored: read(&self.counters.ignored),
             turned_away: read(&self.counters.turned_away),
+            not_allowed: read(&self.counters.not_allowed),
+            over_rate: read(&self.counters.over_rate),
+            peers_over_rate: read(&self.counters.peers_over_rate),
             open: self.open.load(Ordering::Relaxed) as u64,
         }
     }
@@ -109,6 +147,7 @@ impl Admission {
         peer: SpiffeId,
         direction: Direction,
         slot: Slot,
+        on_fault: Option<OnFault>,
     ) -> Result<Connection, PkiError> {
         let local = self.identity.id().clone();
         let context = match direction {
@@ -129,6 +168,7 @@ impl Admission {
             control_credit: self.config.control_credit,
             data_credit: self.config.data_credit,
             stall_timeout: self.config.stall_timeout,
+            on_fault,
         };
         Ok(Connection::start(setup, slot))
     }
@@ -152,11 +192,26 @@ pub(super) async fn run(
     while let Some(incoming) = endpoint.accept().await {
         let counters = &admission.counters;
         let pending = admission.handshakes.load(Ordering::Relaxed);
-        if pending >= admission.config.retry_after && !incoming.remote_address_validated() {
-            bump(&counters.retried);
-            // An address that is not validated may always be asked to prove itself.
-            incoming.retry().ok();
-            continue;
+        let (address, proved) = (incoming.remote_address().ip(), incoming.remote_address_validated());
+        match admission.door.with(|door, now| door.knock(now, address, proved, pending)) {
+            Knock::Admit => {}
+            Knock::Prove => {
+                bump(&counters.retried);
+                // An address that is not validated may always be asked to prove itself.
+                incoming.retry().ok();
+                continue;
+            }
+            Knock::NotAllowed => {
+                bump(&counters.not_allowed);
+                incoming.ignore();
+                continue;
+            }
+            // Ignored, not refused: an honest newcomer asks again by itself, and may then be in time.
+            Knock::AddressSpent | Knock::TotalSpent => {
+                bump(&counters.over_rate);
+                incoming.ignore();
+                continue;
+            }
         }
         let Some(handshake) = Slot::take(&admission.handshakes, admission.config.max_handshakes) else {
             bump(&counters.ignored);
@@ -172,7 +227,11 @@ pub(super) async fn run(
         tokio::spawn(async move {
             let remote = incoming.remote_address();
             let limit = admission.config.handshake_timeout;
-            let connection = match timeout(limit, admission.handshake(incoming, slot)).await {
+            let outcome = timeout(limit, admission.handshake(incoming, slot)).await;
+            if proved && !matches!(outcome, Ok(Ok(_))) {
+                admission.door.with(|door, now| door.failed(now, address));
+            }
+            let connection = match outcome {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(why)) => {
                     bump(&admission.counters.refused);
@@ -196,6 +255,7 @@ pub(super) async fn run(
 
 impl Admission {
     async fn handshake(&self, incoming: quinn::Incoming, slot: Slot) -> Result<Connection, String> {
+        let address = incoming.remote_address().ip();
         let connecting = incoming.accept().map_err(|why| why.to_string())?;
         let quic = connecting.await.map_err(|why| why.to_string())?;
         let refuse = |why: PkiError| {
@@ -204,13 +264,28 @@ impl Admission {
             why
         };
         let peer = self.peer(&quic).map_err(refuse)?;
+        let busy = |why: String| {
+            quic.close(VarInt::from_u32(CloseCode::Busy.number()), why.as_bytes());
+            why
+        };
+        if !self.door.with(|door, now| door.authenticated(now, address, &peer)) {
+            bump(&self.counters.peers_over_rate);
+            return Err(busy(format!("{peer} connects too often")));
+        }
         let most = self.config.max_connections_per_peer;
         let Some(slot) = slot.of_peer(&self.peers, &peer, most) else {
-            let why = format!("{peer} has {most} connections already");
-            quic.close(VarInt::from_u32(CloseCode::Busy.number()), why.as_bytes());
-            return Err(why);
+            return Err(busy(format!("{peer} has {most} connections already")));
         };
-        self.start(quic.clone(), peer, Direction::FromAcceptor, slot).map_err(refuse)
+        let on_fault = self.blame(address, peer.clone());
+        self.start(quic.clone(), peer, Direction::FromAcceptor, slot, Some(on_fault)).map_err(refuse)
+    }
+}
+
+impl Admission {
+    /// What charges a fault of `peer`, who came from `address`, to both.
+    fn blame(&self, address: IpAddr, peer: SpiffeId) -> OnFault {
+        let door = Arc::clone(&self.door);
+        Box::new(move || door.with(|door, now| door.fault(now, address, &peer)))
     }
 }
 

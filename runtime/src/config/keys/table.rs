@@ -2,7 +2,7 @@
 //! selector stands before the keys that depend on it.
 
 use super::super::check;
-use super::{Absent, Applies, Base, Key, Rule};
+use super::{Absent, Applies, Base, Key, Rule, limits};
 
 /// The most any count of milliseconds may be: a day.
 const DAY_MS: i64 = 86_400_000;
@@ -101,6 +101,7 @@ pub static KEYS: &[Key] = &[
         applies: None,
         doc: "Largest UDP payload, in bytes, that path discovery may try. Loopback takes 65527, jumbo Ethernet 8952, plain Ethernet 1452; what the path does not carry is not used.",
     },
+    limits::ALLOW,
     Key {
         path: "network.scheduler.listen",
         rule: ADDRESS,
@@ -343,6 +344,8 @@ pub static KEYS: &[Key] = &[
         applies: None,
         doc: "Milliseconds without a packet after which a connection is closed; at least twice `cluster.heartbeat_ms`.",
     },
+    limits::HANDSHAKES,
+    limits::HANDSHAKES_PER_ADDRESS,
     Key {
         path: "security.certificate_hours",
         rule: Rule::Integer { min: 1, max: 8760 },

@@ -1,0 +1,109 @@
+//! The door of an endpoint, on real sockets: `endpoint/door.rs` has its rules, and tests of each.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "common/raw.rs"]
+mod raw;
+
+use std::time::Duration;
+
+use common::{DAY, Job, id, policy};
+use raw::{client, good, refused};
+use testudo_transport::{ConnectError, Endpoint, EndpointStats, JobCa, Rate, Role, TransportConfig};
+
+fn patient() -> TransportConfig {
+    TransportConfig { handshake_timeout: Duration::from_secs(60), ..TransportConfig::default() }
+}
+
+async fn until(endpoint: &Endpoint, holds: impl Fn(EndpointStats) -> bool) {
+    let waited = async {
+        while !holds(endpoint.stats()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let what = format!("{:?}", endpoint.stats());
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect(&what);
+}
+
+/// Another network's caller hears nothing, whoever it is; one from an allowed network comes in.
+#[tokio::test]
+async fn callers_from_networks_that_are_not_allowed_hear_nothing() {
+    let job = Job::new();
+    let allow = |net: &str| TransportConfig { allow: vec![net.parse().unwrap()], ..patient() };
+    let (closed, open) = (
+        job.endpoint(Role::Server, 0, &allow("10.0.0.0/8")),
+        job.endpoint(Role::Server, 1, &allow("127.0.0.0/8")),
+    );
+    let short = TransportConfig { handshake_timeout: Duration::from_millis(300), ..patient() };
+    let hasty = job.endpoint(Role::Worker, 0, &short);
+    let error = hasty.connect(closed.local_addr(), &id(Role::Server, 0)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
+    let stats = closed.stats();
+    assert!(stats.not_allowed >= 1 && stats.retried + stats.accepted + stats.refused == 0, "{stats:?}");
+    let worker = job.endpoint(Role::Worker, 1, &patient());
+    assert!(worker.connect(open.local_addr(), &id(Role::Server, 1)).await.is_ok());
+}
+
+/// An address whose handshakes fail is shut out for a while; one that is known to be honest is not, unless it fails too.
+#[tokio::test]
+async fn an_address_that_fails_is_shut_out() {
+    let job = Job::new();
+    let handshakes_per_address = Rate { per_second: 1, burst: 20 };
+    let config = TransportConfig { retry_after: 0, handshakes_per_address, ..patient() };
+    let endpoint = job.endpoint(Role::Server, 0, &config);
+    let foreign = JobCa::create("testudo.test", "mnist", DAY).unwrap();
+    let stranger = good(&foreign, &id(Role::Worker, 0));
+    for _ in 0..3 {
+        refused(endpoint.local_addr(), client(Some(&stranger))).await;
+    }
+    until(&endpoint, |stats| stats.refused == 3).await;
+    let short = TransportConfig { handshake_timeout: Duration::from_millis(300), ..patient() };
+    let worker = job.endpoint(Role::Worker, 0, &short);
+    let error = worker.connect(endpoint.local_addr(), &id(Role::Server, 0)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
+    assert!(endpoint.stats().over_rate >= 1, "{:?}", endpoint.stats());
+}
+
+/// A flood of handshakes costs no more of them than the rate.
+#[tokio::test]
+async fn all_together_have_a_rate() {
+    let job = Job::new();
+    let handshakes = Rate { per_second: 0, burst: 3 };
+    let endpoint =
+        job.endpoint(Role::Server, 0, &TransportConfig { retry_after: 0, handshakes, ..patient() });
+    let foreign = JobCa::create("testudo.test", "mnist", DAY).unwrap();
+    let stranger = good(&foreign, &id(Role::Worker, 0));
+    let address = endpoint.local_addr();
+    let callers: Vec<_> = (0..12)
+        .map(|_| {
+            let config = client(Some(&stranger));
+            tokio::spawn(async move { refused(address, config).await })
+        })
+        .collect();
+    until(&endpoint, |stats| stats.refused == 3 && stats.over_rate >= 9).await;
+    callers.into_iter().for_each(|caller| caller.abort());
+    assert_eq!(endpoint.stats().refused, 3);
+}
+
+/// A peer that connects over and over is told that it is too often, and its neighbour is not.
+#[tokio::test]
+async fn one_identity_has_a_rate() {
+    let job = Job::new();
+    let handshakes_per_peer = Rate { per_second: 0, burst: 2 };
+    let endpoint = Endpoint::bind(
+        &TransportConfig { handshakes_per_peer, ..patient() },
+        job.identity(Role::Server, 0),
+        policy(),
+    );
+    let endpoint = endpoint.unwrap();
+    let (hasty, other) =
+        (job.endpoint(Role::Worker, 0, &patient()), job.endpoint(Role::Worker, 1, &patient()));
+    let expect = id(Role::Server, 0);
+    for _ in 0..2 {
+        drop(hasty.connect(endpoint.local_addr(), &expect).await.unwrap());
+    }
+    let error = hasty.connect(endpoint.local_addr(), &expect).await.unwrap_err();
+    assert!(error.to_string().contains("connects too often"), "{error}");
+    assert_eq!(endpoint.stats().peers_over_rate, 1);
+    assert!(other.connect(endpoint.local_addr(), &expect).await.is_ok());
+}
