@@ -14,7 +14,9 @@ use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeError, NodeOptions, SignedJob, policy};
-use testudo_transport::{Endpoint, Identity, JobCa, MemoryOptions, Policy, Role, SpiffeId, TransportConfig};
+use testudo_transport::{
+    Endpoint, Identity, JobCa, MemoryOptions, Policy, Rate, Role, SpiffeId, TransportConfig,
+};
 use tokio::runtime::Runtime;
 
 use crate::toy;
@@ -72,10 +74,10 @@ impl Site {
         Arc::new(self.ca.issue(&id, VALIDITY).unwrap())
     }
 
-    /// The network of one node.
+    /// The network of one node, without rates at its door.
     #[must_use]
     pub fn network(&self, identity: &Identity) -> Network {
-        self.network_with(identity, &TransportConfig::default())
+        self.network_with(identity, &unhurried())
     }
 
     /// The network of one node, with that configuration if it is QUIC.
@@ -99,6 +101,18 @@ impl Site {
     #[must_use]
     pub fn signed(&self) -> SignedJob {
         SignedJob::sign(&self.job, &self.identity(Role::Operator, "test")).unwrap()
+    }
+}
+
+/// The transport's defaults, without rates at the door: a test tries more in a second than nodes do in a day, all from one address.
+#[must_use]
+pub fn unhurried() -> TransportConfig {
+    let any = Rate { per_second: 1 << 20, burst: 1 << 20 };
+    TransportConfig {
+        handshakes: any,
+        handshakes_per_address: any,
+        handshakes_per_peer: any,
+        ..TransportConfig::default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use testudo_actors::policy;
 use testudo_actors::server::SumOrder;
-use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
+use testudo_tests::cluster::{Cluster, Links, Site, Wiring, unhurried};
 use testudo_tests::member::in_time;
 use testudo_tests::pace::hold;
 use testudo_tests::raw::RawEndpoint;
@@ -60,8 +60,7 @@ impl Field {
     /// A node of that role under the real table, without an actor: what it receives, the test sees.
     fn victim(&self, role: Role) -> (Endpoint, Arc<Identity>) {
         let identity = self.site.identity(role, "0");
-        let config =
-            TransportConfig { handshake_timeout: Duration::from_secs(60), ..TransportConfig::default() };
+        let config = TransportConfig { handshake_timeout: Duration::from_secs(60), ..unhurried() };
         (Endpoint::bind(&config, (*identity).clone(), Arc::clone(&self.site.policy)).unwrap(), identity)
     }
 

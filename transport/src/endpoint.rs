@@ -7,12 +7,13 @@
 //! 2. Before that, a connection may hold 64 KiB and no stream of messages.
 //! 3. A handshake that takes longer than its deadline is dropped; each runs in a task of its own, so that
 //!    none waits for another.
-//! 4. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
+//! 4. Datagrams pass the sieve (`endpoint/sieve.rs`) first. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
 //!    what the door's rates leave them (`endpoint/door.rs`), they are ignored; beyond `max_connections` refused.
 
 mod admit;
 mod congestion;
 mod door;
+mod sieve;
 mod socket;
 mod transport;
 
@@ -20,6 +21,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::VarInt;
 use tokio::sync::{Mutex, mpsc};
@@ -36,6 +38,9 @@ use crate::tls;
 
 pub use admit::EndpointStats;
 use admit::{Admission, Slot};
+pub use sieve::SieveStats;
+use sieve::{CidKey, Sieve};
+use socket::CappedSocket;
 
 /// Connections authenticated and not yet taken by [`Endpoint::accept`]; beyond it, handshakes wait.
 const ACCEPT_QUEUE: usize = 64;
@@ -50,6 +55,7 @@ struct Inner {
     admission: Arc<Admission>,
     client_transport: Arc<quinn::TransportConfig>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
+    sieved: Arc<CappedSocket>,
 }
 
 /// Why an endpoint could not be made.
@@ -144,7 +150,9 @@ impl Endpoint {
             ErrorKind::AddrInUse => BindError::InUse(address),
             _ => BindError::Address { address, what: why.to_string() },
         };
-        let opened = socket::open(address, config.socket_buffer, config.mtu).map_err(unbound)?;
+        let key = CidKey::new(random()?);
+        let sieve = Sieve::new(key, config.allow.clone(), Duration::ZERO);
+        let opened = socket::open(address, config.socket_buffer, config.mtu, sieve).map_err(unbound)?;
         // On loopback the receiver's kernel buffer, which is like ours, holds all that is in flight.
         let is_loopback = address.ip().is_loopback();
         let in_flight = if is_loopback { opened.burst } else { config.socket_buffer };
@@ -158,18 +166,19 @@ impl Endpoint {
             .max_incoming(config.max_handshakes)
             .incoming_buffer_size(transport::PENDING_BUFFER)
             .incoming_buffer_size_total(transport::PENDING_BUFFER * config.max_handshakes as u64);
-        let (endpoint_config, runtime) = (transport::endpoint(config)?, Arc::new(quinn::TokioRuntime));
-        let quic =
-            quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), opened.socket, runtime)
-                .map_err(unbound)?;
+        let (endpoint_config, runtime) = (transport::endpoint(config, key)?, Arc::new(quinn::TokioRuntime));
+        let (sieved, socket) = (Arc::clone(&opened.socket), opened.socket);
+        let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
+            .map_err(unbound)?;
         let address = quic.local_addr().map_err(unbound)?;
 
         let (accepted_tx, accepted) = mpsc::channel(ACCEPT_QUEUE);
         let admission = Arc::new(Admission::new(config.clone(), identity, policy));
+        tokio::spawn(socket::reopen(Arc::downgrade(&sieved)));
         tokio::spawn(admit::run(Arc::clone(&admission), quic.clone(), accepted_tx));
         let accepted = Mutex::new(accepted);
         let client_transport = transport;
-        Ok(Endpoint(Arc::new(Inner { quic, address, admission, client_transport, accepted })))
+        Ok(Endpoint(Arc::new(Inner { quic, address, admission, client_transport, accepted, sieved })))
     }
 
     /// Dials `expect` at an address. Returns once each has authenticated and admitted the other.
@@ -240,7 +249,7 @@ impl Endpoint {
 
     /// What the endpoint saw so far.
     pub fn stats(&self) -> EndpointStats {
-        self.0.admission.stats()
+        EndpointStats { sieve: self.0.sieved.sieve_stats(), ..self.0.admission.stats() }
     }
 
     /// Closes every connection and stops listening.
@@ -264,6 +273,12 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.quic.close(VarInt::from_u32(0), b"");
     }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| PkiError::Crypto("no random numbers"))?;
+    Ok(bytes)
 }
 
 // Every limit must leave room for what the policy allows, or a message could wait for ever.

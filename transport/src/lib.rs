@@ -40,7 +40,7 @@ pub use budget::{Bucket, Rate};
 pub use codec::{WireError, decode_canonical, encode};
 pub use config::{CreditConfig, KeyExchange, TransportConfig};
 pub use connection::{Connection, ConnectionStats, PathStats, Receiver, Sender};
-pub use endpoint::{BindError, ConnectError, Endpoint, EndpointStats};
+pub use endpoint::{BindError, ConnectError, Endpoint, EndpointStats, SieveStats};
 pub use error::{CloseCode, Error, Fault, Misuse};
 pub use identity::{Address, IdentityError, Role, RoleSet, SpiffeId};
 pub use memory::MemoryOptions;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use common::{DAY, Job, id, policy};
 use raw::{client, good, refused};
-use testudo_transport::{ConnectError, Endpoint, EndpointStats, JobCa, Rate, Role, TransportConfig};
+use testudo_transport::{
+    Class, ConnectError, Endpoint, EndpointStats, JobCa, Outgoing, Rate, Role, TransportConfig,
+};
 
 fn patient() -> TransportConfig {
     TransportConfig { handshake_timeout: Duration::from_secs(60), ..TransportConfig::default() }
@@ -39,7 +41,7 @@ async fn callers_from_networks_that_are_not_allowed_hear_nothing() {
     let error = hasty.connect(closed.local_addr(), &id(Role::Server, 0)).await.unwrap_err();
     assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
     let stats = closed.stats();
-    assert!(stats.not_allowed >= 1 && stats.retried + stats.accepted + stats.refused == 0, "{stats:?}");
+    assert!(stats.sieve.not_allowed >= 1 && stats.retried + stats.accepted + stats.refused == 0, "{stats:?}");
     let worker = job.endpoint(Role::Worker, 1, &patient());
     assert!(worker.connect(open.local_addr(), &id(Role::Server, 1)).await.is_ok());
 }
@@ -106,4 +108,42 @@ async fn one_identity_has_a_rate() {
     assert!(error.to_string().contains("connects too often"), "{error}");
     assert_eq!(endpoint.stats().peers_over_rate, 1);
     assert!(other.connect(endpoint.local_addr(), &expect).await.is_ok());
+}
+
+/// Garbage and forged beginnings are dropped before anything is computed for them, a connection that lives notices
+/// nothing, and when the flood is over others come in again.
+#[tokio::test]
+async fn a_flood_of_datagrams_is_sieved_out() {
+    let job = Job::new();
+    let endpoint = job.endpoint(Role::Server, 0, &patient());
+    let (worker, late) =
+        (job.endpoint(Role::Worker, 0, &patient()), job.endpoint(Role::Worker, 1, &patient()));
+    let (address, expect) = (endpoint.local_addr(), id(Role::Server, 0));
+    let (dialled, accepted) = tokio::join!(worker.connect(address, &expect), endpoint.accept());
+    let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
+    let flooding = std::thread::spawn(move || {
+        let socket = std::net::UdpSocket::bind("127.0.0.2:0").unwrap();
+        socket.connect(address).unwrap();
+        for packet in 0..60_000_u64 {
+            // By turns garbage, another version, a short header of nobody's, and a newcomer with an id of its own.
+            let first = [0x00, 0xc0, 0x40, 0xc0][(packet % 4) as usize];
+            let version = if packet % 4 == 3 { 1_u32 } else { 0xabad_1dea };
+            let mut datagram = [&[first][..], &version.to_be_bytes(), &[8], &packet.to_be_bytes()].concat();
+            datagram.resize(if packet % 4 == 3 { 1200 } else { 100 }, 0);
+            let _ = socket.send(&datagram);
+        }
+    });
+    let (mut sender, _replies) = dialled.open(Class::Control, 0).await.unwrap();
+    sender.send(Outgoing::new(common::BEAT, 1, Vec::new())).await.unwrap();
+    let (_, mut receiver) = accepted.accept().await.unwrap();
+    assert!(receiver.recv().await.unwrap().is_some());
+    flooding.join().unwrap();
+    until(&endpoint, |stats| stats.sieve.raised >= 1 || stats.sieve.malformed >= 10_000).await;
+    let stats = endpoint.stats();
+    assert!(stats.sieve.malformed >= 200, "{stats:?}");
+    assert!(stats.accepted == 1 && stats.refused == 0, "{stats:?}");
+    let back = late.connect(address, &expect).await;
+    assert!(back.is_ok(), "{back:?}");
+    sender.send(Outgoing::new(common::BEAT, 2, Vec::new())).await.unwrap();
+    assert!(receiver.recv().await.unwrap().is_some());
 }

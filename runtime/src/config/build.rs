@@ -83,6 +83,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         limits: Limits {
             handshakes_per_second: from.integer("limits.handshakes_per_second"),
             handshakes_per_address: from.integer("limits.handshakes_per_address"),
+            connections_per_peer: from.integer("limits.connections_per_peer"),
         },
         security: Security {
             certificate_hours: from.integer("security.certificate_hours"),

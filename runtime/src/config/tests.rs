@@ -87,6 +87,7 @@ idle_timeout_ms = 3000
 [limits]
 handshakes_per_second = 100
 handshakes_per_address = 20
+connections_per_peer = 4
 
 [security]
 certificate_hours = 2

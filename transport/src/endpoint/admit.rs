@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::door::{Door, Knock, Limits};
+use super::sieve::SieveStats;
 use super::transport;
 use crate::config::TransportConfig;
 use crate::connection::{Connection, Link, OnFault, Setup};
@@ -40,14 +41,14 @@ pub struct EndpointStats {
     pub ignored: u64,
     /// Newcomers turned away, because the node has all the connections that it may.
     pub turned_away: u64,
-    /// Newcomers ignored, because their network is not allowed.
-    pub not_allowed: u64,
     /// Newcomers ignored, because their address, or all together, had used up their rate of handshakes.
     pub over_rate: u64,
     /// Peers of the job turned away, because they had used up their rate of connections.
     pub peers_over_rate: u64,
     /// Connections open now.
     pub open: u64,
+    /// Datagrams dropped before anything was computed for them.
+    pub sieve: SieveStats,
 }
 
 #[derive(Default)]
@@ -60,7 +61,6 @@ struct Counters {
     retried: AtomicU64,
     ignored: AtomicU64,
     turned_away: AtomicU64,
-    not_allowed: AtomicU64,
     over_rate: AtomicU64,
     peers_over_rate: AtomicU64,
 }
@@ -94,7 +94,6 @@ impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
         let (open, handshakes, peers, counters) = Default::default();
         let limits = Limits {
-            allow: config.allow.clone(),
             total: config.handshakes,
             per_address: config.handshakes_per_address,
             per_peer: config.handshakes_per_peer,
@@ -133,10 +132,10 @@ impl Admission {
             retried: read(&self.counters.retried),
             ignored: read(&self.counters.ignored),
             turned_away: read(&self.counters.turned_away),
-            not_allowed: read(&self.counters.not_allowed),
             over_rate: read(&self.counters.over_rate),
             peers_over_rate: read(&self.counters.peers_over_rate),
             open: self.open.load(Ordering::Relaxed) as u64,
+            sieve: SieveStats::default(),
         }
     }
 
@@ -199,11 +198,6 @@ pub(super) async fn run(
                 bump(&counters.retried);
                 // An address that is not validated may always be asked to prove itself.
                 incoming.retry().ok();
-                continue;
-            }
-            Knock::NotAllowed => {
-                bump(&counters.not_allowed);
-                incoming.ignore();
                 continue;
             }
             // Ignored, not refused: an honest newcomer asks again by itself, and may then be in time.

@@ -1,7 +1,6 @@
 //! The door: who may begin a handshake now, decided before one costs anything.
 //!
-//! A newcomer's address is first looked for in the list of allowed networks. Then rates count: in total, and
-//! for each address that has proved itself (for IPv6, each /64: that is what one subscriber holds). Addresses
+//! Rates count: in total, and for each address that has proved itself (for IPv6, each /64: that is what one subscriber holds). Addresses
 //! from which a node of the job has come before draw on a reserve of their own, so that a flood of strangers
 //! does not keep them out. A handshake that fails costs its address [`FAILURE_COST`] of them, down to a debt
 //! that a minute or so pays off: the penalty box. Identities are held to a rate in the same way, and what a
@@ -16,14 +15,12 @@
 //!    addresses and unproved newcomers, added up.
 //! 3. Memory is fixed: two tables of [`ADDRESSES`] addresses and one of [`IDENTITIES`] names, in which what was
 //!    used longest ago makes room. Strangers never push out an address that is known.
-//! 4. An address that is not allowed is never answered.
 
 mod table;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use table::Table;
 
 use crate::budget::{Bucket, Rate};
@@ -41,10 +38,8 @@ const DEBT_SECONDS: u32 = 60;
 const UNPROVED_PER_SECOND: u32 = 4;
 
 /// What the door keeps to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Networks that may come in; empty for all.
-    pub(super) allow: Vec<IpNet>,
     /// Handshakes of strangers, and again of known addresses.
     pub(super) total: Rate,
     /// Handshakes of one address.
@@ -62,8 +57,6 @@ pub(super) enum Knock {
     Admit,
     /// It must show first that it has the address it writes from.
     Prove,
-    /// Its network is not allowed.
-    NotAllowed,
     /// Its address has used up what it may have.
     AddressSpent,
     /// All newcomers together have.
@@ -113,17 +106,8 @@ impl Door {
         }
     }
 
-    /// Whether an address may come in at all.
-    pub(super) fn allows(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.limits.allow.is_empty() || self.limits.allow.iter().any(|net| net.contains(&address))
-    }
-
     /// A newcomer at `address`, which it has proved to have or not, while so many handshakes are in progress.
     pub(super) fn knock(&mut self, now: Duration, address: IpAddr, proved: bool, pending: usize) -> Knock {
-        if !self.allows(address) {
-            return Knock::NotAllowed;
-        }
         if !proved {
             let at_once = pending < self.limits.retry_after && self.unproved.take(now);
             return if at_once { Knock::Admit } else { Knock::Prove };

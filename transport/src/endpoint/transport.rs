@@ -6,6 +6,7 @@ use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig as 
 
 use super::BindError;
 use super::congestion::CappedCubic;
+use super::sieve::{CidKey, Generator};
 use crate::config::TransportConfig;
 
 /// Most bytes of messages that a connection may hold before it is admitted.
@@ -52,8 +53,13 @@ pub(super) fn quic(config: &TransportConfig, in_flight: usize) -> Result<QuicCon
 }
 
 /// Settings of the endpoint itself.
-pub(super) fn endpoint(config: &TransportConfig) -> Result<EndpointConfig, BindError> {
+pub(super) fn endpoint(config: &TransportConfig, key: CidKey) -> Result<EndpointConfig, BindError> {
     let mut endpoint = EndpointConfig::default();
+    // The sieve tells our packets by their ids, and knows one version, whose second bit is set.
+    endpoint
+        .cid_generator(move || Box::new(Generator::new(key)))
+        .supported_versions(vec![1])
+        .grease_quic_bit(false);
     endpoint
         .max_udp_payload_size(config.mtu)
         .map_err(|_| BindError::Config(format!("mtu of {} is out of bounds", config.mtu)))?;

@@ -30,3 +30,11 @@ pub(super) const HANDSHAKES_PER_ADDRESS: Key = Key {
     applies: None,
     doc: "The same for one address (in IPv6, one /64). A handshake that fails, and a fault after it, count ninefold, down to a debt of a minute.",
 };
+
+pub(super) const CONNECTIONS_PER_PEER: Key = Key {
+    path: "limits.connections_per_peer",
+    rule: RATE,
+    absent: Absent::Is("2"),
+    applies: None,
+    doc: "Connections a second that one identity may begin with a node, once it has begun sixteen times as many. A fault of the peer counts ninefold, down to a debt of a minute.",
+};
