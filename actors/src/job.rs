@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
-use testudo_transport::{Expected, Identity, Role, SpiffeId};
+use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 
 use crate::tree::ReductionTree;
 
@@ -289,17 +289,38 @@ impl SignedJob {
                 &self.signature,
             )
             .map_err(|e| JobError::Signature(e.to_string()))?;
+        self.read(&signer)
+    }
+
+    /// As [`open`](SignedJob::open), long after the run: for whoever checks what a run left behind and has `trust` in its CA.
+    /// The operator's certificate may have ended since.
+    ///
+    /// # Errors
+    /// As [`open`](SignedJob::open).
+    pub fn open_kept(&self, trust: &Trust) -> Result<JobSpec, JobError> {
+        let signer = trust
+            .verify_signature_kept(
+                &self.certificate,
+                &Expected::Member,
+                &signed_bytes(&self.spec),
+                &self.signature,
+            )
+            .map_err(|e| JobError::Signature(e.to_string()))?;
+        self.read(&signer)
+    }
+
+    /// The job that `signer` signed, who is of the job that the reader trusts.
+    fn read(&self, signer: &SpiffeId) -> Result<JobSpec, JobError> {
         if signer.role() != Role::Operator {
-            return Err(JobError::NotOperator(signer));
+            return Err(JobError::NotOperator(signer.clone()));
         }
         let spec: JobSpec = testudo_transport::decode_canonical(&self.spec)
             .map_err(|e| JobError::Unreadable(e.to_string()))?;
         spec.validate()?;
-        let id = node.id();
-        if (spec.trust_domain.as_str(), spec.name.as_str()) != (id.trust_domain(), id.job()) {
+        if (spec.trust_domain.as_str(), spec.name.as_str()) != (signer.trust_domain(), signer.job()) {
             return Err(JobError::OtherJob {
                 found: format!("{}/{}", spec.trust_domain, spec.name),
-                expected: format!("{}/{}", id.trust_domain(), id.job()),
+                expected: format!("{}/{}", signer.trust_domain(), signer.job()),
             });
         }
         Ok(spec)

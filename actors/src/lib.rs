@@ -36,6 +36,7 @@ pub mod outbox;
 pub mod placement;
 pub mod plan;
 pub mod policy;
+pub mod replay;
 pub mod scheduler;
 pub mod server;
 pub mod time;

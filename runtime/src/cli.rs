@@ -8,6 +8,7 @@ mod job;
 mod node;
 mod operate;
 mod pki;
+mod replay;
 mod resume;
 mod run;
 mod sign;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
+        Command::Replay(replay) => replay::replay(&replay),
         Command::Sign(sign) => sign::sign(&sign),
         Command::Verify(verify) => verify::verify(&verify),
         Command::Doctor(doctor) => doctor::doctor(&doctor),

@@ -1,8 +1,8 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
-//! data sets ([`data`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), how operators find a run
-//! ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), what a process may
+//! data sets ([`data`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked again ([`replay`]), how
+//! operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), what a process may
 //! still do ([`process`]), and
 //! the command line ([`main`]).
 
@@ -18,6 +18,7 @@ pub mod job;
 pub mod launch;
 pub mod node;
 pub mod process;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod rundir;

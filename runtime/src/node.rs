@@ -9,7 +9,7 @@ use std::time::Duration;
 use testudo_actors::checkpoint::Ledger;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
-use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
+use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, TrainAndTest};
 use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
@@ -85,6 +85,25 @@ pub fn data_spec(data: &Mnist) -> DataSpec {
     }
 }
 
+/// The data that `config` names, if it is what `job` was signed for.
+///
+/// # Errors
+/// The text says what is wrong with it.
+pub fn dataset(config: &Config, job: &JobSpec) -> Result<TrainAndTest, String> {
+    sets(config, data(config).map_err(|e| e.to_string())?, job)
+}
+
+fn sets(config: &Config, data: Mnist, job: &JobSpec) -> Result<TrainAndTest, String> {
+    if data_spec(&data) != job.data {
+        let config::Data::Mnist { path, .. } = &config.data;
+        return Err(format!(
+            "the data in {} is not what the job was signed for: every worker needs the operator's files",
+            path.display()
+        ));
+    }
+    Ok((Arc::new(Set(data.train)), Arc::new(Set(data.test))))
+}
+
 struct Set(Examples);
 
 impl Dataset for Set {
@@ -123,19 +142,12 @@ impl WorkerSetup for Setup {
         Ok(())
     }
 
-    fn data(&mut self, job: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String> {
+    fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String> {
         let data = match self.data.take() {
             Some(data) => data,
             None => data(&self.config).map_err(|e| e.to_string())?,
         };
-        if data_spec(&data) != job.data {
-            let config::Data::Mnist { path, .. } = &self.config.data;
-            return Err(format!(
-                "the data in {} is not what the job was signed for: every worker needs the operator's files",
-                path.display()
-            ));
-        }
-        Ok((Arc::new(Set(data.train)), Arc::new(Set(data.test))))
+        sets(&self.config, data, job)
     }
 
     fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink> {

@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod files;
 pub mod fuzz;
+pub mod left;
 pub mod member;
 pub mod pace;
 pub mod process;

@@ -8,7 +8,7 @@ mod sources;
 use sources::{repository, rust_files};
 
 /// Every page of the repository but those of other people's.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "SECURITY.md",
@@ -19,6 +19,7 @@ const PAGES: [&str; 11] = [
     "docs/models.md",
     "docs/performance.md",
     "docs/processes.md",
+    "docs/replay.md",
     "examples/data/mnist/README.md",
 ];
 

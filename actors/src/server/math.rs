@@ -24,6 +24,12 @@ pub enum SumOrder {
     Canonical,
     /// As they arrive: a mutant, kept so that the tests of determinism can be seen to catch it.
     Arrival,
+    /// By the reduction tree, but in that one step the first element of every sum is off by one: a mutant, kept so that
+    /// replays and witnesses can be seen to name a server that applies wrong updates.
+    Wrong {
+        /// The step.
+        step: u64,
+    },
 }
 
 /// One accepted push, to be summed.
@@ -202,12 +208,21 @@ impl SliceMath {
     }
 
     fn keep_all(&mut self) {
-        for (slice, state) in self.slices.values() {
-            if let Some((_, weights)) = self.store.current(slice.id) {
-                let state = state.optimizer.clone();
-                self.snapshots.keep(SliceSnapshot { slice: *slice, weights, state });
-            }
+        for slice in self.kept() {
+            self.snapshots.keep(slice);
         }
+    }
+
+    /// Every slice as it is now, in the model's order.
+    #[must_use]
+    pub fn kept(&self) -> Vec<SliceSnapshot> {
+        let keep = |(slice, state): &(Slice, SliceState)| {
+            let (_, weights) = self.store.current(slice.id)?;
+            Some(SliceSnapshot { slice: *slice, weights, state: state.optimizer.clone() })
+        };
+        let mut kept: Vec<SliceSnapshot> = self.slices.values().filter_map(keep).collect();
+        kept.sort_by_key(|s| s.slice.id);
+        kept
     }
 
     /// Adds one contribution. Returns the slice's new version when it was the last of its step.
@@ -225,7 +240,7 @@ impl SliceMath {
             return Err(MathError::NotFinite(element as u64));
         }
         let sum = match order {
-            SumOrder::Canonical => {
+            SumOrder::Canonical | SumOrder::Wrong { .. } => {
                 state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
                     add(&mut left, &right);
                     left
@@ -248,6 +263,12 @@ impl SliceMath {
             }
         };
         match sum {
+            Some(mut sum) if order == (SumOrder::Wrong { step }) => {
+                if let Some(first) = sum.first_mut() {
+                    *first += 1.0;
+                }
+                self.update(id, step, sum).map(Some)
+            }
             Some(sum) => self.update(id, step, sum).map(Some),
             None => Ok(None),
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::replay::ReplayArguments;
 use super::sign::SignArguments;
 use super::verify::VerifyArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Stop(CommandArguments),
     /// List, check, open, export and delete the training checkpoints of a run
     Checkpoint(CheckpointArguments),
+    /// Compute a step of a run again, and confirm or refute what the run recorded of it
+    Replay(ReplayArguments),
     /// Sign a model: its folder's files, into DIR/model.sig
     Sign(SignArguments),
     /// Check that a model is what was signed, and by whom

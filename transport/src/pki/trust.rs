@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls::RootCertStore;
@@ -160,6 +160,23 @@ impl Trust {
     ) -> Result<SpiffeId, PkiError> {
         let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.verify_signature_when(leaf_der, expected, message, signature, UnixTime::since_unix_epoch(since))
+    }
+
+    /// [`Trust::verify_signature`] as of the moment at which the certificate begins: for what was signed and kept without a
+    /// time of its own, and is checked long after. It says who signed, not when.
+    ///
+    /// # Errors
+    /// [`PkiError`] saying which check failed.
+    pub fn verify_signature_kept(
+        &self,
+        leaf_der: &[u8],
+        expected: &Expected,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<SpiffeId, PkiError> {
+        let begun = certificate::describe_der(leaf_der)?.not_before.max(0).cast_unsigned();
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(begun));
+        self.verify_signature_when(leaf_der, expected, message, signature, at)
     }
 
     fn verify_signature_when(

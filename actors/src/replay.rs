@@ -1,0 +1,225 @@
+//! Training over again, by one: what a third party needs to check a run.
+//!
+//! [`Replay`] puts a worker's arithmetic and a server's together without a network between them. It is the same code that
+//! trained, so its bits are those that any honest cluster of the job must have had at that step.
+//!
+//! 1. The parameters after step N are a function of the signed job, its data and what the replay began with, and of nothing
+//!    else: neither of how many nodes trained nor of how they shared the work.
+//! 2. It begins with the job's seed, or with a checkpoint that its caller vouches for: what that holds is believed.
+
+use std::sync::Arc;
+
+use testudo_kernels::{Model, ModelError, ParameterSpec};
+
+use crate::checkpoint::{
+    CheckpointError, CheckpointSink, FinalModel, NamedTensor, PartSource, SliceSnapshot, params_blake3,
+};
+use crate::dataset::TrainAndTest;
+use crate::job::{Checkpoints, JobError, JobSpec, Resume};
+use crate::placement::{PlacementError, SliceMap};
+use crate::plan::Plan;
+use crate::server::{Contribution, MathError, SliceMath, Store, SumOrder};
+use crate::worker::{ComputeError, Event, ShardCompute};
+
+/// Why a step could not be computed again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The job is none.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// Its model is none.
+    #[error("the job's model: {0}")]
+    Model(#[from] ModelError),
+    /// Its parameters cannot be cut.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The checkpoint to begin with cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint to begin with does not fit, or a step diverged.
+    #[error(transparent)]
+    Update(#[from] MathError),
+    /// Gradients could not be computed.
+    #[error(transparent)]
+    Gradients(#[from] ComputeError),
+    /// There are no more steps.
+    #[error("the job plans {0} steps, and all are taken")]
+    Over(u64),
+}
+
+/// One step that was taken again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReplayedStep {
+    /// The step, from 0.
+    pub step: u64,
+    /// Mean training loss over its batch, before its update.
+    pub loss: f64,
+    /// Examples in its batch.
+    pub examples: u64,
+}
+
+/// One parameter at the step that a replay has come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplayedParameter {
+    /// Its name.
+    pub name: String,
+    /// Its values.
+    pub weights: Vec<f32>,
+    /// The optimizer's state, in the order of its names.
+    pub state: Vec<Vec<f32>>,
+}
+
+/// A job's training, taken step by step in one place.
+#[derive(Debug)]
+pub struct Replay {
+    plan: Plan,
+    map: Arc<SliceMap>,
+    parameters: Vec<ParameterSpec>,
+    root: crate::tree::Node,
+    compute: ShardCompute,
+    math: SliceMath,
+    store: Arc<Store>,
+    step: u64,
+}
+
+impl Replay {
+    /// The training of `job` on `data`, from its seed, or from the checkpoint `from` that the source holds. What the job
+    /// says of workers, servers, the last step, checkpoints and resumption is not looked at: no bit depends on it.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when job, data and checkpoint do not fit each other.
+    pub fn new(
+        job: &JobSpec,
+        model: Box<dyn Model>,
+        data: TrainAndTest,
+        from: Option<(Resume, &mut dyn PartSource)>,
+    ) -> Result<Replay, ReplayError> {
+        let (resume, source) = from.unzip();
+        let alone = JobSpec {
+            workers: 1,
+            servers: 1,
+            max_steps: None,
+            checkpoints: Checkpoints::default(),
+            resume,
+            ..job.clone()
+        };
+        alone.validate()?;
+        let job = Arc::new(alone);
+        let parameters = job.model.parameters()?;
+        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
+        let map = Arc::new(SliceMap::new(&elements, job.slice_bytes, &[0])?);
+        let (store, slices) = (Arc::new(Store::default()), map.slices().to_vec());
+        let mut math = SliceMath::new(
+            0,
+            Arc::clone(&job),
+            parameters.clone(),
+            slices,
+            Arc::clone(&store),
+            SumOrder::Canonical,
+        );
+        match source {
+            Some(source) => math.restore(source.load(&job, map.slices())?)?,
+            None => math.initialise(),
+        }
+        let (train, test) = data;
+        let compute =
+            ShardCompute::new(Arc::clone(&job), Arc::clone(&map), model, train, test, Box::new(NoSink))?;
+        let mut replay = Replay {
+            plan: Plan::new(&job),
+            root: job.tree().root(),
+            step: job.first_step(),
+            map,
+            parameters,
+            compute,
+            math,
+            store,
+        };
+        replay.adopt();
+        Ok(replay)
+    }
+
+    /// The steps that are taken: the version of every parameter.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Takes the next step.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when there is none, or when it diverges.
+    pub fn advance(&mut self) -> Result<ReplayedStep, ReplayError> {
+        let (step, root) = (self.step, self.root);
+        if step >= self.plan.planned_steps() {
+            return Err(ReplayError::Over(self.plan.planned_steps()));
+        }
+        let (math, mut loss, mut updated) = (&mut self.math, 0.0, Ok(()));
+        self.compute.compute(step, &[root], |event| match event {
+            Event::Gradient { node, slice, values, .. } if updated.is_ok() => {
+                let values = bytemuck::pod_collect_to_vec(&values);
+                updated = math.contribute(Contribution { slice, step, node, values }).map(|_| ());
+            }
+            Event::Gradient { .. } => {}
+            Event::Computed { loss: of_root, .. } => loss = of_root.loss_sum,
+        })?;
+        updated?;
+        self.step += 1;
+        self.adopt();
+        let examples = self.plan.step(step).examples;
+        Ok(ReplayedStep { step, loss: loss / examples as f64, examples })
+    }
+
+    /// The model computes with the newest version from now on.
+    fn adopt(&mut self) {
+        for slice in self.map.slices() {
+            if let Some((_, values)) = self.store.current(slice.id) {
+                self.compute.install(slice.id, &values);
+            }
+        }
+        self.compute.adopt();
+    }
+
+    /// `params_blake3` after the steps taken.
+    #[must_use]
+    pub fn params_blake3(&self) -> [u8; 32] {
+        let named: Vec<NamedTensor<'_>> = self
+            .parameters
+            .iter()
+            .zip(self.compute.parameters())
+            .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
+            .collect();
+        params_blake3(&named)
+    }
+
+    /// Every parameter after the steps taken, with the optimizer's state, in the model's order.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<ReplayedParameter> {
+        let slices = self.math.kept();
+        let kinds = slices.first().map_or(0, |slice| slice.state.len());
+        let empty = |spec: &ParameterSpec| ReplayedParameter {
+            name: spec.name.clone(),
+            weights: Vec::with_capacity(spec.shape.elements()),
+            state: vec![Vec::with_capacity(spec.shape.elements()); kinds],
+        };
+        let mut parameters: Vec<ReplayedParameter> = self.parameters.iter().map(empty).collect();
+        // A parameter's slices follow each other.
+        for SliceSnapshot { slice, weights, state } in slices {
+            let Some(parameter) = parameters.get_mut(slice.id.parameter as usize) else { continue };
+            parameter.weights.extend_from_slice(&weights);
+            for (whole, part) in parameter.state.iter_mut().zip(&state) {
+                whole.extend_from_slice(part);
+            }
+        }
+        parameters
+    }
+}
+
+/// A replay exports nothing.
+#[derive(Debug)]
+struct NoSink;
+
+impl CheckpointSink for NoSink {
+    fn export(&mut self, _: &FinalModel<'_>) -> Result<u64, CheckpointError> {
+        Ok(0)
+    }
+}
