@@ -7,19 +7,23 @@
 //!    both ends of TLS, and has exactly one URI name, which is a well-formed identity of the job.
 //! 3. Private keys are cleared from memory when dropped, appear in no `Debug` output, and are written to and
 //!    read from files that the owner alone can read.
-//! 4. A CA that was loaded from its directory has a certificate in its [`Register`] before it hands it out.
+//! 4. A certificate for a [`Request`] has the request's key and identity, the latter confirmed by the operator or by the key of
+//!    a certificate that it renews, and nothing else of the request.
+//! 5. A CA that was loaded from its directory has a certificate in its [`Register`] before it hands it out.
 //!
 //! Sources: RFC 5280 (certificates); the X.509-SVID specification,
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>.
 
 mod ca;
 mod certificate;
+mod enrol;
 mod files;
 mod identity;
 mod inspect;
 mod journal;
 mod key;
 mod register;
+mod request;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -27,10 +31,12 @@ use std::time::Duration;
 
 pub use ca::JobCa;
 pub use certificate::{CertificateInfo, describe};
+pub use enrol::{install, renew, request};
 pub use files::{read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
 pub use register::{Issued, REGISTER_FILE, Register};
+pub use request::Request;
 pub use trust::{Expected, Trust};
 
 use crate::identity::IdentityError;
@@ -44,6 +50,12 @@ pub const CA_FILE: &str = "ca.pem";
 pub const CERT_FILE: &str = "cert.pem";
 /// Name of a node's private key in a directory.
 pub const KEY_FILE: &str = "key.pem";
+/// Name of the key whose certificate has been asked for but is not there yet, in a directory.
+pub const NEXT_KEY_FILE: &str = "next-key.pem";
+/// Name of a node's first request for a certificate in a directory.
+pub const REQUEST_FILE: &str = "request.pem";
+/// Name of a node's request to renew its certificate in a directory.
+pub const RENEWAL_FILE: &str = "renewal.pem";
 /// Name of the CA's private key in a directory.
 pub const CA_KEY_FILE: &str = "ca-key.pem";
 
@@ -86,7 +98,16 @@ pub enum PkiError {
     /// A certificate that does not have the profile of this system.
     #[error("certificate refused: {0}")]
     Certificate(String),
-    /// A certificate whose name is not an identity.
+    /// A certificate of another key than the node's.
+    #[error("certificate refused: it is not of the private key beside it")]
+    OtherKey,
+    /// A request for a certificate that cannot be granted.
+    #[error("request refused: {0}")]
+    Request(String),
+    /// The CA's own certificate has ended.
+    #[error("the CA's own certificate has ended; make a new one with `testudo pki init`")]
+    CaEnded,
+    /// A certificate or request whose name is not an identity.
     #[error("certificate refused: {0}")]
     Identity(#[from] IdentityError),
     /// A good certificate, but not of whom was expected.

@@ -125,7 +125,7 @@ fn files_that_do_not_belong_together_are_refused() {
     let other_job = save("c", other.identity(Role::Worker, 0));
 
     fs::copy(same_job.join(CERT_FILE), home.join(CERT_FILE)).unwrap();
-    assert!(matches!(Identity::load(&home), Err(PkiError::Certificate(_))), "another node's certificate");
+    assert!(matches!(Identity::load(&home), Err(PkiError::OtherKey)), "another node's certificate");
     let home = save("d", job.identity(Role::Worker, 0));
     fs::copy(other_job.join(CA_FILE), home.join(CA_FILE)).unwrap();
     assert!(matches!(Identity::load(&home), Err(PkiError::Chain(_))), "another job's CA");
@@ -149,7 +149,7 @@ fn a_ca_survives_its_files() {
     assert!(matches!(JobCa::load(&home), Err(PkiError::NotPrivate { .. })));
 }
 
-/// Invariant 4.
+/// Invariant 5.
 #[test]
 fn what_a_ca_issues_from_its_directory_is_on_record() {
     let directory = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ use super::verify::VerifyArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::operate::{CommandArguments, StatusArguments};
+use super::pki::enrol::{InstallArguments, IssueArguments, RenewArguments, RequestArguments};
 use crate::cli::checkpoint::CheckpointArguments;
 
 /// Distributed training where the network is not trusted.
@@ -168,27 +169,17 @@ pub(crate) enum PkiCommand {
         #[arg(long, default_value_t = 365)]
         days: u32,
     },
-    /// Issue a node's identity
-    Issue {
-        /// The certificate authority's folder
-        #[arg(long, value_name = "DIR")]
-        ca: PathBuf,
-        /// scheduler, server, worker, peer, operator or actor
-        #[arg(long)]
-        role: String,
-        /// The node's index, or an operator's or actor's name
-        #[arg(long, default_value = "0")]
-        name: String,
-        /// The folder to put ca.pem, cert.pem and key.pem in
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Hours until it expires
-        #[arg(long, default_value_t = 24)]
-        hours: u32,
-    },
-    /// Show a certificate, or every certificate in a folder
+    /// On a node: make its key, and a request to have it certified
+    Request(RequestArguments),
+    /// On the CA's machine: grant a request
+    Issue(IssueArguments),
+    /// On a node: put what was issued beside its key, once it has been checked
+    Install(InstallArguments),
+    /// On a node: ask for the next certificate while this one is good
+    Renew(RenewArguments),
+    /// Show a certificate or request, every one in a folder, or what a CA issued
     Show {
-        /// A PEM file, or a folder of them
+        /// A PEM file, a folder of them, or a CA's folder
         path: PathBuf,
         /// Print one JSON object on the last line
         #[arg(long)]

@@ -10,7 +10,9 @@ use rcgen::{
 };
 
 use super::key::SecretKey;
-use super::{CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Register, Trust, certificate, files};
+use super::{
+    CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Register, Request, Trust, certificate, files,
+};
 use crate::identity::SpiffeId;
 
 /// Longest validity of any certificate: a run ends before its certificates do, not after a century.
@@ -48,21 +50,43 @@ impl JobCa {
     /// # Errors
     /// [`PkiError::NotOurs`] for another job or trust domain, [`PkiError::Validity`] for an impossible one.
     pub fn issue(&self, id: &SpiffeId, validity: Duration) -> Result<Identity, PkiError> {
-        if id.trust_domain() != self.trust.trust_domain() || id.job() != self.trust.job() {
-            return Err(PkiError::NotOurs {
-                trust_domain: self.trust.trust_domain().to_owned(),
-                job: self.trust.job().to_owned(),
-                asked: id.to_string(),
-            });
-        }
-        let mut params = leaf_params(id.as_str())?;
-        set_validity(&mut params, validity)?;
         let key = SecretKey::generate()?;
-        let pem = self.sign(&params, &key)?;
-        if let Some(register) = &self.register {
-            register.record(&certificate::from_pem(pem.as_bytes())?)?;
-        }
+        let pem = self.certify(id, &key, validity)?;
         Identity::new(pem, self.certificate_pem.clone(), key, self.trust.clone())
+    }
+
+    /// Issues a certificate, in PEM, for the key of a request. Who asks for an identity gets it if the operator names that
+    /// identity in `confirmed`, or if it holds a certificate of it, good now, and renews that.
+    ///
+    /// # Errors
+    /// [`PkiError::Request`] when it is neither, or asks for another identity than the operator named, or when the key is
+    /// another node's; otherwise as for [`JobCa::issue`].
+    pub fn issue_for(
+        &self,
+        request: &Request,
+        confirmed: Option<&SpiffeId>,
+        validity: Duration,
+    ) -> Result<String, PkiError> {
+        let (id, key) = (request.id(), request.key_sha256());
+        match confirmed {
+            Some(named) if named != id => {
+                let what = format!("it asks for {}, and not for {}", id.short(), named.short());
+                return Err(PkiError::Request(what));
+            }
+            Some(_) => {}
+            None if request.is_renewal() => request.check_renewal(&self.trust)?,
+            None => {
+                let what = format!("nobody confirmed that {} has the key {key}", id.short());
+                return Err(PkiError::Request(what));
+            }
+        }
+        if let Some(register) = &self.register
+            && let Some(other) = register.read()?.iter().find(|one| one.spki_sha256 == key && one.id != *id)
+        {
+            let what = format!("its key is that of {}; each node has its own", other.id.short());
+            return Err(PkiError::Request(what));
+        }
+        self.certify(id, &request.key(), validity)
     }
 
     /// The CA's certificate, in PEM.
@@ -102,7 +126,42 @@ impl JobCa {
         Ok(JobCa { certificate_pem, trust, key, register: Some(Register::of(directory)) })
     }
 
-    fn sign(&self, params: &CertificateParams, key: &SecretKey) -> Result<String, PkiError> {
+    /// A certificate for one node of this job and its key, on record before it is handed out.
+    fn certify(
+        &self,
+        id: &SpiffeId,
+        key: &impl rcgen::PublicKeyData,
+        validity: Duration,
+    ) -> Result<String, PkiError> {
+        if id.trust_domain() != self.trust.trust_domain() || id.job() != self.trust.job() {
+            return Err(PkiError::NotOurs {
+                trust_domain: self.trust.trust_domain().to_owned(),
+                job: self.trust.job().to_owned(),
+                asked: id.to_string(),
+            });
+        }
+        let mut params = leaf_params(id.as_str())?;
+        set_validity(&mut params, validity)?;
+        self.end_with_the_ca(&mut params)?;
+        let pem = self.sign(&params, key)?;
+        if let Some(register) = &self.register {
+            register.record(&certificate::from_pem(pem.as_bytes())?)?;
+        }
+        Ok(pem)
+    }
+
+    /// No certificate outlives its CA's: nobody looks at the dates of a CA that he trusts.
+    fn end_with_the_ca(&self, params: &mut CertificateParams) -> Result<(), PkiError> {
+        let (_, end) = certificate::serial_and_end(self.trust.ca_der())?;
+        let end = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(end).unwrap_or(0));
+        if end <= params.not_before + CLOCK_SKEW {
+            return Err(PkiError::CaEnded);
+        }
+        params.not_after = params.not_after.min(end);
+        Ok(())
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &impl rcgen::PublicKeyData) -> Result<String, PkiError> {
         let own = ca_params(self.trust.trust_domain(), self.trust.job())?;
         let issuer = Issuer::new(own, self.key.clone());
         let signed = params.signed_by(key, &issuer);
@@ -159,7 +218,7 @@ fn set_validity(params: &mut CertificateParams, validity: Duration) -> Result<()
     Ok(())
 }
 
-fn uri(text: &str) -> Result<SanType, PkiError> {
+pub(super) fn uri(text: &str) -> Result<SanType, PkiError> {
     let name = text.try_into().map_err(|_| PkiError::Certificate(format!("`{text}` is not ASCII")))?;
     Ok(SanType::URI(name))
 }

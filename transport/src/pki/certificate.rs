@@ -89,6 +89,20 @@ pub(crate) fn from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, PkiError> 
         .map_err(|why| PkiError::Pem { what: "certificate", why: why.to_string() })
 }
 
+/// A block of PEM (RFC 7468) around text in Base64.
+pub(super) fn pem_block(label: &str, encoded: &str) -> String {
+    const LINE: usize = 64;
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    let mut rest = encoded;
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(LINE));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = tail;
+    }
+    pem + &format!("-----END {label}-----\n")
+}
+
 /// What a person wants to know of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {

@@ -106,6 +106,35 @@ pub(super) fn open_journal(path: &Path) -> Result<File, PkiError> {
     Ok(file)
 }
 
+/// Puts a file that only the owner can read in the place of another, or of none: whole or not at all.
+pub(super) fn replace_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    replace(path, bytes, SECRET_MODE)
+}
+
+/// Puts a file that all can read in the place of another, or of none: whole or not at all.
+pub(super) fn replace_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    replace(path, bytes, PUBLIC_MODE)
+}
+
+/// Renames a file within a directory; the new name is on disk when this returns.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), PkiError> {
+    std::fs::rename(from, to).map_err(|why| failed(from, &why))?;
+    sync_folder_of(to)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    // What a crash left of an earlier attempt: it was never in force.
+    match std::fs::remove_file(new) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(failed(new, &why)),
+        _ => {}
+    }
+    write(new, bytes, mode)?;
+    rename(new, path)
+}
+
 /// Makes sure that a file that was made or renamed is still there after a crash.
 pub(super) fn sync_folder_of(path: &Path) -> Result<(), PkiError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use super::key::SecretKey;
-use super::{CA_FILE, CERT_FILE, Expected, KEY_FILE, PkiError, Trust, certificate, files};
+use super::{CA_FILE, CERT_FILE, Expected, KEY_FILE, NEXT_KEY_FILE, PkiError, Trust, certificate, files};
 use crate::identity::SpiffeId;
 
 /// Certificate, key and trusted CA of one node. Clones share them.
@@ -34,7 +34,7 @@ impl Identity {
         let certificate = certificate::from_pem(certificate_pem.as_bytes())?;
         let id = certificate::leaf_identity(&certificate)?;
         if !key.matches(&certificate::public_key(&certificate)?) {
-            return Err(PkiError::Certificate("it is not of the private key beside it".to_owned()));
+            return Err(PkiError::OtherKey);
         }
         Ok(Identity(Arc::new(Inner { id, certificate, certificate_pem, ca_pem, key, trust })))
     }
@@ -90,7 +90,15 @@ impl Identity {
     /// # Errors
     /// [`PkiError`] naming the file.
     pub fn load(directory: &Path) -> Result<Self, PkiError> {
-        Identity::load_files(&directory.join(CA_FILE), &directory.join(CERT_FILE), &directory.join(KEY_FILE))
+        let [ca, cert, key, next] =
+            [CA_FILE, CERT_FILE, KEY_FILE, NEXT_KEY_FILE].map(|name| directory.join(name));
+        match Identity::load_files(&ca, &cert, &key) {
+            // A certificate whose new key has not got its name yet; or has got it since we looked.
+            Err(PkiError::OtherKey) => {
+                Identity::load_files(&ca, &cert, &next).or_else(|_| Identity::load_files(&ca, &cert, &key))
+            }
+            other => other,
+        }
     }
 
     /// [`Identity::load`] from three paths. Trust domain and job are those of the certificate.

@@ -41,7 +41,7 @@ pub fn inspect(cert: Option<&[u8]>, ca: Option<&[u8]>, key: Option<&[u8]>, now: 
         && let Some(public) = keep(&mut found.faults, certificate::public_key(&leaf))
         && !key.matches(&public)
     {
-        found.faults.push(PkiError::Certificate("it is not of the private key beside it".to_owned()));
+        found.faults.push(PkiError::OtherKey);
     }
     if let (Some(ca), Some(id)) = (ca, found.id.clone()) {
         // The dates are told apart from the chain: it is checked at a time when the certificate is valid.

@@ -48,7 +48,7 @@ pub struct Job {
 
 impl Job {
     pub fn new() -> Self {
-        Job { ca: JobCa::create("testudo.test", "mnist", DAY).unwrap() }
+        Job { ca: JobCa::create("testudo.test", "mnist", 30 * DAY).unwrap() }
     }
 
     pub fn identity(&self, role: Role, index: u32) -> Identity {

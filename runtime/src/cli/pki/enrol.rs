@@ -1,0 +1,197 @@
+//! `testudo pki request|issue|install|renew`: certificates for keys that stay where they were made.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use testudo_transport::pki::{self, Request};
+use testudo_transport::{JobCa, Role, SpiffeId};
+
+use crate::error::Failure;
+
+/// Seconds in the units that a span of time may be given in.
+const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+
+/// `testudo pki request`
+#[derive(Debug, Args)]
+pub(crate) struct RequestArguments {
+    /// The job's name, as job.name in the cluster file
+    #[arg(long)]
+    job: String,
+    /// The trust domain, as job.trust_domain in the cluster file
+    #[arg(long, default_value = "testudo.local")]
+    trust_domain: String,
+    /// Who this node is, such as worker/0
+    #[arg(long, value_name = "ROLE/INDEX")]
+    role: String,
+    /// The node's folder: key.pem and request.pem are put in it
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// `testudo pki issue`
+#[derive(Debug, Args)]
+pub(crate) struct IssueArguments {
+    /// The request to grant (request.pem or renewal.pem of a node); without one a key is made here too, for an identity
+    /// that stays on this machine
+    request: Option<PathBuf>,
+    /// The certificate authority's folder
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    /// Whose request it is: you know that this node has the key in it. A renewal needs no confirmation
+    #[arg(long = "as", value_name = "ROLE/INDEX", requires = "request")]
+    confirmed: Option<String>,
+    /// Without a request: scheduler, server, worker, peer, operator or actor
+    #[arg(long, conflicts_with = "request", required_unless_present = "request")]
+    role: Option<String>,
+    /// Without a request: the node's index, or an operator's or actor's name
+    #[arg(long, default_value = "0", conflicts_with = "request")]
+    name: String,
+    /// For a request the certificate's file; without one the folder to put ca.pem, cert.pem and key.pem in
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// How long it is good, such as 90m, 24h or 7d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
+    valid_for: Duration,
+}
+
+/// `testudo pki install`
+#[derive(Debug, Args)]
+pub(crate) struct InstallArguments {
+    /// The node's folder
+    dir: PathBuf,
+    /// The certificate that was issued
+    #[arg(long, value_name = "FILE")]
+    cert: PathBuf,
+    /// The CA's certificate, the first time
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// `testudo pki renew`
+#[derive(Debug, Args)]
+pub(crate) struct RenewArguments {
+    /// The node's folder, with an identity that is good now
+    dir: PathBuf,
+    /// Keep the key, instead of making a new one
+    #[arg(long)]
+    same_key: bool,
+}
+
+pub(super) fn request(arguments: &RequestArguments) -> Result<(), Failure> {
+    let RequestArguments { job, trust_domain, role, out } = arguments;
+    let id = named(role, trust_domain, job)?;
+    let request = pki::request(out, &id).map_err(Failure::misconfigured)?;
+    let file = out.join(pki::REQUEST_FILE);
+    println!("{id}\nkey sha256 {}\nrequest in {}", request.key_sha256(), file.display());
+    println!(
+        "take it to the operator: testudo pki issue {} --ca CA --as {} --out CERT",
+        file.display(),
+        id.short()
+    );
+    println!("and what comes back here: testudo pki install {} --cert CERT --ca CA.pem", out.display());
+    Ok(())
+}
+
+pub(super) fn issue(arguments: &IssueArguments) -> Result<(), Failure> {
+    let ca = JobCa::load(&arguments.ca).map_err(Failure::misconfigured)?;
+    let (trust_domain, job) = (ca.trust().trust_domain().to_owned(), ca.trust().job().to_owned());
+    match (&arguments.request, &arguments.role) {
+        (Some(request), _) => grant(arguments, &ca, request),
+        (None, Some(role)) => {
+            let role: Role = role.parse().map_err(Failure::misconfigured)?;
+            let id =
+                SpiffeId::new(&trust_domain, &job, role, &arguments.name).map_err(Failure::misconfigured)?;
+            let identity = ca.issue(&id, arguments.valid_for).map_err(Failure::failed)?;
+            identity.save(&arguments.out).map_err(Failure::failed)?;
+            println!("{id} in {}", arguments.out.display());
+            Ok(())
+        }
+        // The parser of arguments asks for one of them.
+        (None, None) => Err(Failure::misconfigured("give a request, or --role")),
+    }
+}
+
+fn grant(arguments: &IssueArguments, ca: &JobCa, file: &Path) -> Result<(), Failure> {
+    let at = |why: pki::PkiError| Failure::misconfigured(format!("{}: {why}", file.display()));
+    let pem = pki::read_public(file).map_err(Failure::misconfigured)?;
+    let request = Request::from_pem(&pem).map_err(at)?;
+    let (id, key) = (request.id(), request.key_sha256());
+    let confirmed = match &arguments.confirmed {
+        Some(text) => Some(named(text, ca.trust().trust_domain(), ca.trust().job())?),
+        None if request.is_renewal() => None,
+        None => {
+            return Err(Failure::misconfigured(format!(
+                "{} asks to be {id} with the key\n  sha256 {key}\ncompare that with what `testudo pki request` printed on \
+                 the node; if it is the node's, confirm it with --as {}",
+                file.display(),
+                id.short()
+            )));
+        }
+    };
+    let certificate = ca.issue_for(&request, confirmed.as_ref(), arguments.valid_for).map_err(at)?;
+    pki::write_public(&arguments.out, certificate.as_bytes()).map_err(Failure::failed)?;
+    println!("{id}\nkey sha256 {key}\ncertificate in {}", arguments.out.display());
+    Ok(())
+}
+
+pub(super) fn install(arguments: &InstallArguments) -> Result<(), Failure> {
+    let cert = pki::read_public(&arguments.cert).map_err(Failure::misconfigured)?;
+    let ca = match &arguments.ca {
+        Some(file) => Some(pki::read_public(file).map_err(Failure::misconfigured)?),
+        None => None,
+    };
+    let installed =
+        pki::install(&arguments.dir, &cert, ca.as_deref()).map_err(|why| Failure::misconfigured(&why))?;
+    println!("{} in {}", installed.id(), arguments.dir.display());
+    Ok(())
+}
+
+pub(super) fn renew(arguments: &RenewArguments) -> Result<(), Failure> {
+    let request = pki::renew(&arguments.dir, arguments.same_key).map_err(Failure::misconfigured)?;
+    let file = arguments.dir.join(pki::RENEWAL_FILE);
+    println!("{}\nkey sha256 {}\nrequest in {}", request.id(), request.key_sha256(), file.display());
+    println!("take it to the operator: testudo pki issue {} --ca CA --out CERT", file.display());
+    println!("and what comes back here: testudo pki install {} --cert CERT", arguments.dir.display());
+    Ok(())
+}
+
+/// The identity `ROLE/NAME` of a job.
+pub(super) fn named(text: &str, trust_domain: &str, job: &str) -> Result<SpiffeId, Failure> {
+    let (role, name) = text.split_once('/').ok_or_else(|| {
+        Failure::misconfigured(format!(
+            "`{text}` is no ROLE/INDEX; write it as in worker/0 or operator/alice"
+        ))
+    })?;
+    let role: Role = role.parse().map_err(Failure::misconfigured)?;
+    SpiffeId::new(trust_domain, job, role, name).map_err(Failure::misconfigured)
+}
+
+/// A span of time as people write it: `90m`, `24h`.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no span of time; write a number and s, m, h or d, as in 90m or 24h");
+    let mut characters = text.chars();
+    let unit = characters.next_back().ok_or_else(wrong)?;
+    let number = characters.as_str();
+    let (_, seconds) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(*seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_time_are_read_as_people_write_them() {
+        let read = |text| span(text).map(|time| time.as_secs());
+        assert_eq!((read("45s"), read("90m")), (Ok(45), Ok(5400)));
+        assert_eq!((read("24h"), read("7d")), (Ok(86_400), Ok(604_800)));
+        for wrong in ["", "h", "24", "1.5h", "-1h", "+1h", "24 h", "1w", "24hh", "999999999999999999d"] {
+            assert!(span(wrong).unwrap_err().contains("no span of time"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Identities of a cluster whose keys never travel, by the command line and with OpenSSL as the judge.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use testudo_tests::process::{self, Ended};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// With the CA of the job `small`.
+    fn new() -> Place {
+        let place = Place { folder: tempfile::tempdir().unwrap() };
+        place.good("pki init ca --job small");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A command; what names a file of this place stands after `@`.
+    fn testudo(&self, line: &str) -> Ended {
+        let arguments: Vec<String> = line
+            .replace("pki init ca", "pki init @ca")
+            .split(' ')
+            .map(|word| match word.strip_prefix('@') {
+                Some(name) => self.path(name).to_str().unwrap().to_owned(),
+                None => word.to_owned(),
+            })
+            .collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        process::run(PROGRAM, &arguments, self.folder.path())
+    }
+
+    fn good(&self, line: &str) -> String {
+        self.testudo(line).succeeded().stdout
+    }
+
+    fn bad(&self, line: &str, part: &str) {
+        let ended = self.testudo(line);
+        assert_eq!(ended.code(), Some(2), "{ended:#?}");
+        assert!(ended.stderr.contains(part), "expected `{part}`: {ended:#?}");
+    }
+
+    fn openssl(&self, line: &str) -> Said {
+        let output = Command::new("openssl")
+            .args(line.split(' '))
+            .current_dir(self.folder.path())
+            .output()
+            .expect("openssl is on the PATH; install it (Debian: apt-get install openssl)");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said { good: output.status.success(), said: text(&output.stdout) + &text(&output.stderr) }
+    }
+}
+
+struct Said {
+    good: bool,
+    said: String,
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Request, confirm, issue, install, show, renew: by commands alone, and nothing but public files is carried about.
+#[test]
+fn a_node_is_enrolled_and_renewed_by_request() {
+    let place = Place::new();
+    let told = place.good("pki request --job small --role worker/0 --out @node");
+    let key = told.lines().find_map(|line| line.strip_prefix("key sha256 ")).unwrap().to_owned();
+    place.bad("pki issue @node/request.pem --ca @ca --out @cert.pem", &key);
+    place.bad("pki issue @node/request.pem --ca @ca --as worker/1 --out @cert.pem", "asks for worker/0");
+    place.bad("pki issue @node/request.pem --ca @ca --as worker --out @cert.pem", "ROLE/INDEX");
+    assert!(!place.path("cert.pem").exists() && !place.path("ca/issued.jsonl").exists());
+    place.good("pki issue @node/request.pem --ca @ca --as worker/0 --out @cert.pem --valid-for 90m");
+    place.bad("pki install @node --cert @cert.pem", "give it too");
+    place.good("pki install @node --cert @cert.pem --ca @ca/ca.pem");
+    let shown = place.good("pki show @node");
+    assert!(shown.contains("job/small/worker/0") && shown.contains(&key), "{shown}");
+    let issued = place.good("pki show @ca");
+    assert!(issued.contains("worker/0") && issued.contains(" min left"), "{issued}");
+    let record = read(&place.path("ca/issued.jsonl"));
+    assert!(record.contains(&key) && record.lines().count() == 1, "{record}");
+
+    place.good("pki renew @node");
+    // The holder of the identity asks, so nobody has to confirm.
+    place.good("pki issue @node/renewal.pem --ca @ca --out @next.pem");
+    place.good("pki install @node --cert @next.pem");
+    assert_eq!(read(&place.path("node/cert.pem")), read(&place.path("next.pem")));
+    place.bad("pki install @node --cert @cert.pem", "not of the private key");
+}
+
+/// What OpenSSL makes is granted, and what is granted OpenSSL verifies.
+#[test]
+fn openssl_reads_our_requests_and_we_grant_its_own() {
+    let place = Place::new();
+    place.good("pki request --job small --role server/1 --out @node");
+    let seen = place.openssl("req -in node/request.pem -verify -noout -text");
+    assert!(seen.good && seen.said.contains("verify OK"), "{}", seen.said);
+    assert!(seen.said.contains("URI:spiffe://testudo.local/job/small/server/1"), "{}", seen.said);
+    let made = place.openssl(
+        "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout theirs.key -out theirs.pem \
+         -subj /CN=whatever -addext subjectAltName=URI:spiffe://testudo.local/job/small/worker/2",
+    );
+    assert!(made.good, "{}", made.said);
+    place.good("pki issue @theirs.pem --ca @ca --as worker/2 --out @worker-2.pem");
+    place.good("pki issue @node/request.pem --ca @ca --as server/1 --out @server-1.pem");
+    for cert in ["worker-2.pem", "server-1.pem"] {
+        let checked =
+            place.openssl(&format!("verify -x509_strict -purpose sslclient -CAfile ca/ca.pem {cert}"));
+        assert!(checked.good, "{}", checked.said);
+    }
+    let text = place.openssl("x509 -in worker-2.pem -noout -text").said;
+    assert!(!text.contains("whatever") && text.contains("CA:FALSE"), "{text}");
+}
