@@ -1,7 +1,9 @@
 //! Identities of a cluster whose keys never travel, by the command line and with OpenSSL as the judge.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use testudo_tests::process::{self, Ended};
 
@@ -117,4 +119,34 @@ fn openssl_reads_our_requests_and_we_grant_its_own() {
     }
     let text = place.openssl("x509 -in worker-2.pem -noout -text").said;
     assert!(!text.contains("whatever") && text.contains("CA:FALSE"), "{text}");
+}
+
+/// A token goes to the node by a file, and everything else by the enrolment service.
+#[test]
+fn a_node_joins_by_a_token_once() {
+    let place = Place::new();
+    place.good("pki token --ca @ca --role worker/3 --valid-for 10m --out @token");
+    let text = read(&place.path("token"));
+    let mode = std::fs::metadata(place.path("token")).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode, text.lines().count()), (0o600, 1));
+    let arguments = ["pki", "serve", "--ca", place.path("ca").to_str().unwrap(), "--listen", "127.0.0.1:0"]
+        .map(str::to_owned);
+    let mut service =
+        Command::new(PROGRAM).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(service.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.strip_prefix("listening ").unwrap().trim().to_owned();
+    place.good(&format!("pki join @token --address {address} --out @node"));
+    assert!(place.good("pki show @node").contains("job/small/worker/3"));
+    place.bad(&format!("pki join @token --address {address} --out @thief"), "used by another key");
+    place.bad(&format!("pki join @cert --address {address} --out @other"), "No such file");
+    std::fs::set_permissions(place.path("token"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    place.bad(&format!("pki join @token --address {address} --out @other"), "chmod 600");
+    service.kill().unwrap();
+    service.wait().unwrap();
+    // The key in the certificate is the one on the node, by a judge of its own.
+    let of = |line: &str| place.openssl(line).said;
+    let (certified, held) =
+        (of("x509 -in node/cert.pem -noout -pubkey"), of("pkey -in node/key.pem -pubout"));
+    assert_eq!(certified, held);
 }

@@ -28,6 +28,7 @@ mod connection;
 mod endpoint;
 pub mod error;
 pub mod identity;
+pub mod join;
 pub mod memory;
 pub mod message;
 pub mod payload;

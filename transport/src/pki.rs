@@ -24,12 +24,14 @@ mod journal;
 mod key;
 mod register;
 mod request;
+mod token;
 mod trust;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use ca::JobCa;
+pub(crate) use certificate::to_pem;
 pub use certificate::{CertificateInfo, describe};
 pub use enrol::{install, renew, request};
 pub use files::{read_public, read_secret, write_public, write_secret};
@@ -37,6 +39,7 @@ pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
 pub use register::{Issued, REGISTER_FILE, Register};
 pub use request::Request;
+pub use token::{JoinToken, TOKENS_FILE, TokenSecret, Tokens};
 pub use trust::{Expected, Trust};
 
 use crate::identity::IdentityError;
@@ -104,6 +107,9 @@ pub enum PkiError {
     /// A request for a certificate that cannot be granted.
     #[error("request refused: {0}")]
     Request(String),
+    /// A join token that is not good, or not for this.
+    #[error("join token refused: {0}")]
+    Token(String),
     /// The CA's own certificate has ended.
     #[error("the CA's own certificate has ended; make a new one with `testudo pki init`")]
     CaEnded,

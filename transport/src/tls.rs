@@ -8,6 +8,7 @@
 //!    dialled.
 //! 3. Only X25519MLKEM768 is offered and accepted, unless the configuration says "pq-first".
 
+pub(crate) mod enrolment;
 mod verifier;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::operate::{CommandArguments, StatusArguments};
 use super::pki::enrol::{InstallArguments, IssueArguments, RenewArguments, RequestArguments};
+use super::pki::join::{JoinArguments, ServeArguments, TokenArguments};
 use crate::cli::checkpoint::CheckpointArguments;
 
 /// Distributed training where the network is not trusted.
@@ -177,6 +178,12 @@ pub(crate) enum PkiCommand {
     Install(InstallArguments),
     /// On a node: ask for the next certificate while this one is good
     Renew(RenewArguments),
+    /// On the CA's machine: make a token with which one node can join, once
+    Token(TokenArguments),
+    /// On the CA's machine: answer nodes that have tokens, until interrupted
+    Serve(ServeArguments),
+    /// On a node: make its key, and have it certified by a token
+    Join(JoinArguments),
     /// Show a certificate or request, every one in a folder, or what a CA issued
     Show {
         /// A PEM file, a folder of them, or a CA's folder

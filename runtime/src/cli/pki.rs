@@ -1,6 +1,7 @@
 //! `testudo pki`: the identities of a job.
 
 pub(crate) mod enrol;
+pub(crate) mod join;
 mod show;
 
 use std::time::Duration;
@@ -27,6 +28,9 @@ pub(super) fn pki(arguments: &PkiArguments) -> Result<(), Failure> {
         PkiCommand::Issue(arguments) => enrol::issue(arguments),
         PkiCommand::Install(arguments) => enrol::install(arguments),
         PkiCommand::Renew(arguments) => enrol::renew(arguments),
+        PkiCommand::Token(arguments) => join::token(arguments),
+        PkiCommand::Serve(arguments) => join::serve(arguments),
+        PkiCommand::Join(arguments) => join::join(arguments),
         PkiCommand::Show { path, json } => show::show(path, *json),
     }
 }

@@ -133,13 +133,7 @@ impl JobCa {
         key: &impl rcgen::PublicKeyData,
         validity: Duration,
     ) -> Result<String, PkiError> {
-        if id.trust_domain() != self.trust.trust_domain() || id.job() != self.trust.job() {
-            return Err(PkiError::NotOurs {
-                trust_domain: self.trust.trust_domain().to_owned(),
-                job: self.trust.job().to_owned(),
-                asked: id.to_string(),
-            });
-        }
+        self.check_ours(id)?;
         let mut params = leaf_params(id.as_str())?;
         set_validity(&mut params, validity)?;
         self.end_with_the_ca(&mut params)?;
@@ -148,6 +142,18 @@ impl JobCa {
             register.record(&certificate::from_pem(pem.as_bytes())?)?;
         }
         Ok(pem)
+    }
+
+    /// Refuses what is not of this CA's trust domain and job.
+    pub(super) fn check_ours(&self, id: &SpiffeId) -> Result<(), PkiError> {
+        if id.trust_domain() == self.trust.trust_domain() && id.job() == self.trust.job() {
+            return Ok(());
+        }
+        Err(PkiError::NotOurs {
+            trust_domain: self.trust.trust_domain().to_owned(),
+            job: self.trust.job().to_owned(),
+            asked: id.to_string(),
+        })
     }
 
     /// No certificate outlives its CA's: nobody looks at the dates of a CA that he trusts.

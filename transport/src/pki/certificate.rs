@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use base64::Engine as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
@@ -87,6 +88,11 @@ pub(crate) fn serial_and_end(der: &[u8]) -> Result<(Vec<u8>, i64), PkiError> {
 pub(crate) fn from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem)
         .map_err(|why| PkiError::Pem { what: "certificate", why: why.to_string() })
+}
+
+/// A certificate in PEM.
+pub(crate) fn to_pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", &base64::engine::general_purpose::STANDARD.encode(der))
 }
 
 /// A block of PEM (RFC 7468) around text in Base64.

@@ -85,7 +85,7 @@ impl PinFailure {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn set(&self, why: PkiError) {
+    pub(super) fn set(&self, why: PkiError) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 }
@@ -162,6 +162,6 @@ fn refuse_intermediates(intermediates: &[CertificateDer<'_>]) -> Result<(), PkiE
     Err(PkiError::Certificate(why))
 }
 
-fn refused(why: PkiError) -> Error {
+pub(super) fn refused(why: PkiError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }

@@ -1,0 +1,135 @@
+//! `testudo pki token|serve|join`: nodes that the operator does not reach by hand.
+
+use std::io::Read;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use testudo_observability as observability;
+use testudo_transport::JobCa;
+use testudo_transport::join::{self, JoinError, JoinLimits};
+use testudo_transport::pki::{self, JoinToken, Tokens};
+use tracing::level_filters::LevelFilter;
+use zeroize::Zeroizing;
+
+use super::enrol::{named, span};
+use crate::error::Failure;
+
+/// Longest token read, in bytes.
+const MAX_TOKEN: u64 = 8 << 10;
+
+/// `testudo pki token`
+#[derive(Debug, Args)]
+pub(crate) struct TokenArguments {
+    /// The certificate authority's folder
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    /// Who may join with it, such as worker/3
+    #[arg(long, value_name = "ROLE/INDEX")]
+    role: String,
+    /// How long it may be used, such as 30m or 1h
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = span)]
+    valid_for: Duration,
+    /// The SHA-256 that `testudo pki request` printed on the node: the token is good for that key alone
+    #[arg(long, value_name = "SHA256")]
+    key_hash: Option<String>,
+    /// Write it to this new file, which the owner alone can read, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// `testudo pki serve`
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// The certificate authority's folder
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    /// The address to listen at (UDP)
+    #[arg(long, value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// How long the certificates that it issues are good
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
+    valid_for: Duration,
+}
+
+/// `testudo pki join`
+#[derive(Debug, Args)]
+pub(crate) struct JoinArguments {
+    /// The file with the token, or - for standard input
+    token: PathBuf,
+    /// Where the enrolment service is
+    #[arg(long, value_name = "HOST:PORT")]
+    address: String,
+    /// The node's folder: its key is made in it, or taken from it if there is one without a certificate
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
+    let ca = JobCa::load(&arguments.ca).map_err(Failure::misconfigured)?;
+    let id = named(&arguments.role, ca.trust().trust_domain(), ca.trust().job())?;
+    let made = Tokens::of(&arguments.ca).make(&ca, &id, arguments.valid_for, arguments.key_hash.as_deref());
+    let token = made.map_err(Failure::misconfigured)?;
+    let text = Zeroizing::new(token.to_text().as_str().to_owned() + "\n");
+    match &arguments.out {
+        Some(file) => pki::write_secret(file, text.as_bytes()).map_err(Failure::failed)?,
+        None => print!("{}", text.as_str()),
+    }
+    eprintln!("for {id}, once; hand it over as you would a password");
+    Ok(())
+}
+
+pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
+    let options = observability::Options::new("enrolment")
+        .with_log_writer(std::io::stderr())
+        .with_stderr(LevelFilter::OFF);
+    let _guard = observability::init(options).map_err(Failure::misconfigured)?;
+    runtime()?.block_on(async {
+        let service =
+            join::serve(&arguments.ca, arguments.listen, arguments.valid_for, JoinLimits::default())
+                .map_err(Failure::misconfigured)?;
+        println!("listening {}", service.local_addr());
+        // Until a signal ends the process: nothing is half done between two exchanges.
+        std::future::pending::<()>().await;
+        drop(service);
+        Ok(())
+    })
+}
+
+pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
+    let text = read_token(&arguments.token)?;
+    let token: JoinToken = text.parse().map_err(Failure::misconfigured)?;
+    let unresolved = |why: &dyn std::fmt::Display| {
+        Failure::misconfigured(format!("{} cannot be resolved: {why}", arguments.address))
+    };
+    let mut addresses = arguments.address.to_socket_addrs().map_err(|why| unresolved(&why))?;
+    let address = addresses.next().ok_or_else(|| unresolved(&"it has no address"))?;
+    let joined = runtime()?.block_on(join::join(&token, address, &arguments.out));
+    let identity = joined.map_err(|why| match why {
+        JoinError::Refused(_) | JoinError::Pki(_) => Failure::misconfigured(why),
+        _ => Failure::failed(why),
+    })?;
+    println!("{} in {}", identity.id(), arguments.out.display());
+    Ok(())
+}
+
+/// From a file that nobody else can read, or from standard input; never from the command line, which everybody can.
+fn read_token(from: &Path) -> Result<Zeroizing<String>, Failure> {
+    let bytes = if from == Path::new("-") {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_TOKEN as usize));
+        let read = std::io::stdin().take(MAX_TOKEN).read_to_end(&mut bytes);
+        read.map_err(|e| Failure::misconfigured(format!("standard input cannot be read: {e}")))?;
+        bytes
+    } else {
+        pki::read_secret(from).map_err(Failure::misconfigured)?
+    };
+    Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("no runtime could be started: {e}")))
+}

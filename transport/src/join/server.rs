@@ -1,0 +1,213 @@
+//! The CA's side: a process of its own, with the CA's key and nothing of a cluster.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use quinn::VarInt;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::rates::{Rate, Rates};
+use super::{ALPN, Answer, Ask, JoinError, MAX_MESSAGE, quic, service};
+use crate::codec::{decode_canonical, encode};
+use crate::pki::{JobCa, PkiError, Tokens};
+use crate::tls;
+
+/// How long the service's own certificate is good; a new one is made when half of it is over.
+const OWN_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+/// Bytes kept of a handshake that has not begun.
+const PENDING_BUFFER: u64 = 8 * 1024;
+/// Handshakes in progress that quinn remembers.
+const MAX_PENDING: usize = 64;
+
+/// What the service lets itself in for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JoinLimits {
+    /// Exchanges at a time. Each holds some 100 KiB.
+    pub connections: usize,
+    /// Longest exchange, from a newcomer's first packet that proves its address to the end.
+    pub deadline: Duration,
+    /// Exchanges a second in all, once as many have gone at once.
+    pub per_second: u32,
+    /// The same for one address (IPv4), or one network (IPv6, 64 bits).
+    pub per_second_each: u32,
+}
+
+impl Default for JoinLimits {
+    /// A cluster of a thousand nodes joins in a minute, and a flood costs a fraction of a core.
+    fn default() -> Self {
+        JoinLimits { connections: 32, deadline: Duration::from_secs(10), per_second: 20, per_second_each: 4 }
+    }
+}
+
+/// An enrolment service that runs until it is dropped.
+pub struct Enrolment {
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+}
+
+impl Enrolment {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Enrolment({})", self.address)
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        self.endpoint.close(VarInt::from_u32(0), b"");
+    }
+}
+
+struct Desk {
+    ca: JobCa,
+    tokens: Tokens,
+    valid_for: Duration,
+    limits: JoinLimits,
+    places: Arc<Semaphore>,
+    rates: Mutex<Rates>,
+    begun: Instant,
+}
+
+/// Answers nodes at `listen` that have tokens of the CA in `directory`, with certificates that are good for `valid_for`. Must be
+/// called within a tokio runtime.
+///
+/// # Errors
+/// [`JoinError`] when the CA cannot be read or the address cannot be bound.
+pub fn serve(
+    directory: &Path,
+    listen: SocketAddr,
+    valid_for: Duration,
+    limits: JoinLimits,
+) -> Result<Enrolment, JoinError> {
+    let ca = JobCa::load(directory)?;
+    let bucket = |per_second: u32| {
+        let per_second = f64::from(per_second);
+        Rate { burst: per_second, per_second }
+    };
+    let rates = Rates::new(bucket(limits.per_second), bucket(limits.per_second_each));
+    let desk = Arc::new(Desk {
+        ca,
+        tokens: Tokens::of(directory),
+        valid_for,
+        limits,
+        places: Arc::new(Semaphore::new(limits.connections)),
+        rates: Mutex::new(rates),
+        begun: Instant::now(),
+    });
+    let bound = |why: std::io::Error| JoinError::Local(format!("cannot bind {listen}: {why}"));
+    let endpoint = quinn::Endpoint::server(desk.config()?, listen).map_err(bound)?;
+    let address = endpoint.local_addr().map_err(bound)?;
+    tokio::spawn(run(desk, endpoint.clone()));
+    Ok(Enrolment { endpoint, address })
+}
+
+/// Until the endpoint closes.
+async fn run(desk: Arc<Desk>, endpoint: quinn::Endpoint) {
+    let mut renewal = tokio::time::interval(OWN_VALIDITY / 2);
+    renewal.tick().await;
+    loop {
+        tokio::select! {
+            _ = renewal.tick() => match desk.config() {
+                Ok(config) => endpoint.set_server_config(Some(config)),
+                Err(why) => tracing::error!(%why, "the service's own certificate cannot be renewed"),
+            },
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => desk.meet(incoming),
+                None => return,
+            },
+        }
+    }
+}
+
+impl Desk {
+    /// With a new certificate of the service's own, whose key is in memory alone.
+    fn config(&self) -> Result<quinn::ServerConfig, PkiError> {
+        let trust = self.ca.trust();
+        let own = self.ca.issue(&service(trust.trust_domain(), trust.job())?, OWN_VALIDITY)?;
+        let crypto = tls::quic_server(tls::enrolment::server_config(&own, ALPN)?)?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config
+            .transport_config(Arc::new(quic()))
+            .migration(false)
+            .max_incoming(MAX_PENDING)
+            .incoming_buffer_size(PENDING_BUFFER)
+            .incoming_buffer_size_total(PENDING_BUFFER * MAX_PENDING as u64);
+        Ok(config)
+    }
+
+    /// Invariant 2: nothing is done for an address that has not been proved, or that comes too often.
+    fn meet(self: &Arc<Self>, incoming: quinn::Incoming) {
+        if !incoming.remote_address_validated() {
+            // An address that is not validated may always be asked to prove itself.
+            incoming.retry().ok();
+            return;
+        }
+        let remote = incoming.remote_address();
+        let now = self.begun.elapsed();
+        let passes = self.rates.lock().unwrap_or_else(PoisonError::into_inner).pass(remote.ip(), now);
+        let place = Arc::clone(&self.places).try_acquire_owned().ok().filter(|_| passes);
+        let Some(place) = place else {
+            tracing::debug!(%remote, passes, "turned away");
+            incoming.refuse();
+            return;
+        };
+        let desk = Arc::clone(self);
+        tokio::spawn(async move {
+            let exchange = timeout(desk.limits.deadline, desk.exchange(incoming)).await;
+            match exchange {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::info!(%remote, %why, "an exchange came to nothing"),
+                Err(_) => tracing::info!(%remote, "an exchange took too long"),
+            }
+            drop(place);
+        });
+    }
+
+    async fn exchange(self: &Arc<Self>, incoming: quinn::Incoming) -> Result<(), String> {
+        let text = |why: &dyn fmt::Display| why.to_string();
+        let remote = incoming.remote_address();
+        let connection = incoming.accept().map_err(|why| text(&why))?.await.map_err(|why| text(&why))?;
+        // Dropped with the connection's other handles at the end of this exchange, which closes it.
+        let (mut tx, mut rx) = connection.accept_bi().await.map_err(|why| text(&why))?;
+        let asked = zeroize::Zeroizing::new(rx.read_to_end(MAX_MESSAGE).await.map_err(|why| text(&why))?);
+        let ask: Ask = decode_canonical(&asked).map_err(|why| text(&why))?;
+        let desk = Arc::clone(self);
+        // Files are locked and synced: not on a thread that others wait for.
+        let judged = tokio::task::spawn_blocking(move || desk.judge(&ask)).await.map_err(|why| text(&why))?;
+        let answer = match judged {
+            Ok(certificate) => {
+                tracing::info!(%remote, "a node joined");
+                Answer::Granted { certificate }
+            }
+            Err(why) => {
+                tracing::warn!(%remote, %why, "a node was refused");
+                let why = match why {
+                    PkiError::Token(_) | PkiError::Request(_) | PkiError::Identity(_) => why.to_string(),
+                    // What is wrong with the CA's files is not a stranger's business.
+                    _ => "the service cannot issue now; its log says why".to_owned(),
+                };
+                Answer::Refused { why }
+            }
+        };
+        tx.write_all(&encode(&answer)).await.map_err(|why| text(&why))?;
+        tx.finish().map_err(|why| text(&why))?;
+        // The node closes when it has read the answer.
+        connection.closed().await;
+        Ok(())
+    }
+
+    fn judge(&self, ask: &Ask) -> Result<String, PkiError> {
+        let Ask { secret, request, mac } = ask;
+        self.tokens.redeem(&self.ca, secret, request, mac, self.valid_for, SystemTime::now())
+    }
+}

@@ -1,0 +1,243 @@
+//! Join tokens: leave for one node, whose key nobody knows yet, to get one certificate.
+//!
+//! Invariants:
+//!
+//! 1. The CA's directory holds a hash of a token's secret and nothing that opens anything: who reads it can neither join
+//!    nor make a request that is believed.
+//! 2. A token is good for one identity, until it ends, and for the first key that uses it; what its user gets if it asks
+//!    again with that key is the same certificate.
+//! 3. A request that comes with a token carries a MAC under a key derived from the secret, over the request: a request that
+//!    was swapped or touched is refused.
+//! 4. The secret is in no `Debug` output, and is cleared from memory.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::journal::Journal;
+use super::register::hex;
+use super::{JobCa, PkiError, Request};
+use crate::identity::SpiffeId;
+
+/// Name of the record of tokens in a CA's directory.
+pub const TOKENS_FILE: &str = "tokens.jsonl";
+/// What a token's text begins with.
+const PREFIX: &str = "testudo-join-1.";
+/// Longest text: two hashes and an identity of 2 KiB, in Base64.
+const MAX_TEXT: usize = 4096;
+/// Contexts of the keys that are derived from a token's secret, one for each use.
+const RECORD_CONTEXT: &str = "testudo 2026-11 join token: name in the CA's record";
+const MAC_CONTEXT: &str = "testudo 2026-11 join token: MAC of a request";
+
+/// A secret of 256 random bits; knows how to show itself, and nothing else does.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct TokenSecret([u8; 32]);
+
+/// A token as it is handed to a node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    secret: TokenSecret,
+    ca: [u8; 32],
+    id: SpiffeId,
+}
+
+impl TokenSecret {
+    fn new() -> Result<Self, PkiError> {
+        let mut bytes = [0; 32];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| PkiError::Crypto("no randomness for a token"))?;
+        Ok(TokenSecret(bytes))
+    }
+
+    /// What the CA's record calls it (invariant 1).
+    fn name(&self) -> String {
+        hex(&blake3::derive_key(RECORD_CONTEXT, &self.0))
+    }
+
+    /// Invariant 3.
+    pub fn mac(&self, request_der: &[u8]) -> [u8; 32] {
+        let key = Zeroizing::new(blake3::derive_key(MAC_CONTEXT, &self.0));
+        *blake3::keyed_hash(&key, request_der).as_bytes()
+    }
+}
+
+impl JoinToken {
+    /// Who may join with it.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Its secret.
+    pub fn secret(&self) -> &TokenSecret {
+        &self.secret
+    }
+
+    /// BLAKE3 of the certificate (DER) of the CA that it is good at.
+    pub fn ca(&self) -> &[u8; 32] {
+        &self.ca
+    }
+
+    /// Its text: to be handed over as a secret is.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let bytes = Zeroizing::new(crate::codec::encode(self));
+        let encoded = Zeroizing::new(URL_SAFE_NO_PAD.encode(&bytes));
+        Zeroizing::new(format!("{PREFIX}{}", encoded.as_str()))
+    }
+}
+
+impl FromStr for JoinToken {
+    type Err = PkiError;
+
+    fn from_str(text: &str) -> Result<Self, PkiError> {
+        let bad = || PkiError::Token("this is no join token, or not all of it".to_owned());
+        let encoded =
+            text.trim().strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_TEXT).ok_or_else(bad)?;
+        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| bad())?);
+        crate::codec::decode_canonical(&bytes).map_err(|_| bad())
+    }
+}
+
+impl fmt::Debug for TokenSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenSecret(..)")
+    }
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinToken({})", self.id)
+    }
+}
+
+/// One line of the record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Entry {
+    /// A token was made.
+    Made {
+        token: String,
+        id: SpiffeId,
+        not_after: u64,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        key_sha256: Option<String>,
+    },
+    /// It was used, by a key that got this certificate.
+    Used { token: String, key_sha256: String, certificate: String },
+}
+
+/// The tokens of the CA in one directory.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    journal: Journal<Entry>,
+}
+
+impl Tokens {
+    /// Those of the CA in `directory`.
+    #[must_use]
+    pub fn of(directory: &Path) -> Tokens {
+        Tokens { journal: Journal::at(directory.join(TOKENS_FILE)) }
+    }
+
+    /// Makes a token for `id`, good for `valid_for`; if `key_sha256` is given (64 digits, as [`Request::key_sha256`] gives them),
+    /// good for that key alone.
+    ///
+    /// # Errors
+    /// [`PkiError::NotOurs`] for another job's identity, [`PkiError::Token`] for a key's hash that is none,
+    /// [`PkiError::Validity`], or [`PkiError::File`].
+    pub fn make(
+        &self,
+        ca: &JobCa,
+        id: &SpiffeId,
+        valid_for: Duration,
+        key_sha256: Option<&str>,
+    ) -> Result<JoinToken, PkiError> {
+        ca.check_ours(id)?;
+        if let Some(key) = key_sha256
+            && (key.len() != 64 || !key.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            let what = format!("`{key}` is no SHA-256 of a key, which has 64 hexadecimal digits");
+            return Err(PkiError::Token(what));
+        }
+        let end = since_1970(SystemTime::now()).checked_add(valid_for.as_secs());
+        let not_after = end.filter(|_| !valid_for.is_zero()).ok_or(PkiError::Validity(valid_for))?;
+        let secret = TokenSecret::new()?;
+        let entry = Entry::Made {
+            token: secret.name(),
+            id: id.clone(),
+            not_after,
+            key_sha256: key_sha256.map(str::to_owned),
+        };
+        self.journal.lock()?.append(&entry)?;
+        let ca = *blake3::hash(ca.trust().ca_der()).as_bytes();
+        Ok(JoinToken { secret, ca, id: id.clone() })
+    }
+
+    /// Gives the certificate (PEM) for a request that came with a token. The record is locked meanwhile, so that two requests
+    /// with one token are judged one after the other.
+    ///
+    /// # Errors
+    /// [`PkiError::Token`] or [`PkiError::Request`] saying why not.
+    pub fn redeem(
+        &self,
+        ca: &JobCa,
+        secret: &TokenSecret,
+        request_der: &[u8],
+        mac: &[u8; 32],
+        valid_for: Duration,
+        now: SystemTime,
+    ) -> Result<String, PkiError> {
+        let refuse = |what: &str| Err(PkiError::Token(what.to_owned()));
+        let mut record = self.journal.lock()?;
+        let name = secret.name();
+        let (mut made, mut used) = (None, None);
+        for entry in record.read()? {
+            match entry {
+                Entry::Made { token, id, not_after, key_sha256 } if token == name => {
+                    made = Some((id, not_after, key_sha256));
+                }
+                Entry::Used { token, key_sha256, certificate } if token == name => {
+                    used = Some((key_sha256, certificate));
+                }
+                _ => {}
+            }
+        }
+        let Some((id, not_after, bound)) = made else {
+            return refuse("it is not known here");
+        };
+        if since_1970(now) > not_after {
+            return refuse("it has expired; ask the operator for another");
+        }
+        // Hashes of BLAKE3 compare in constant time.
+        if blake3::Hash::from_bytes(secret.mac(request_der)) != blake3::Hash::from_bytes(*mac) {
+            return refuse("the request's MAC is not of this token");
+        }
+        let request = Request::from_der(request_der)?;
+        if *request.id() != id {
+            let what = format!("it is for {}, and the request asks for {}", id.short(), request.id().short());
+            return Err(PkiError::Token(what));
+        }
+        let key = request.key_sha256();
+        if bound.is_some_and(|bound| bound != key) {
+            return refuse("it is for another key than that of the request");
+        }
+        match used {
+            Some((first, certificate)) if first == key => return Ok(certificate),
+            Some(_) => {
+                return refuse("it has been used by another key; if that was not you, tell the operator");
+            }
+            None => {}
+        }
+        let certificate = ca.issue_for(&request, Some(&id), valid_for)?;
+        record.append(&Entry::Used { token: name, key_sha256: key, certificate: certificate.clone() })?;
+        Ok(certificate)
+    }
+}
+
+fn since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
