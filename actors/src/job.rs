@@ -3,6 +3,8 @@
 //! `testudo run` turns the cluster file into a [`JobSpec`] and signs it with the operator's key. A node checks the
 //! signature against the job's CA before it takes part; nothing that a peer says later can change the job.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
@@ -244,6 +246,15 @@ impl JobSpec {
         ReductionTree::new(self.logical_shards.max(1)).unwrap_or_else(ReductionTree::single)
     }
 
+    /// The identity of the key that signs the job's audit log.
+    ///
+    /// # Errors
+    /// [`JobError::Invalid`] when the job's names make no SPIFFE ID.
+    pub fn audit_key(&self) -> Result<SpiffeId, JobError> {
+        SpiffeId::new(&self.trust_domain, &self.name, Role::Actor, crate::audit::KEY_NAME)
+            .map_err(|e| JobError::Invalid(e.to_string()))
+    }
+
     /// The identity of a member of this job.
     ///
     /// # Errors
@@ -280,16 +291,25 @@ impl SignedJob {
     /// # Errors
     /// [`JobError`] saying which of these does not hold.
     pub fn open(&self, node: &Identity) -> Result<JobSpec, JobError> {
-        let signer = node
-            .trust()
-            .verify_signature(
+        self.check(node.trust(), SystemTime::now()).map(|(spec, _)| spec)
+    }
+
+    /// As [`open`](SignedJob::open), for whoever checks later: what was signed, if its signer's certificate was good at `at`,
+    /// and who that was.
+    ///
+    /// # Errors
+    /// [`JobError`] saying what does not hold.
+    pub fn check(&self, trust: &Trust, at: SystemTime) -> Result<(JobSpec, SpiffeId), JobError> {
+        let signer = trust
+            .verify_signature_at(
                 &self.certificate,
                 &Expected::Member,
                 &signed_bytes(&self.spec),
                 &self.signature,
+                at,
             )
             .map_err(|e| JobError::Signature(e.to_string()))?;
-        self.read(&signer)
+        self.read(&signer).map(|spec| (spec, signer))
     }
 
     /// As [`open`](SignedJob::open), long after the run: for whoever checks what a run left behind and has `trust` in its CA.
@@ -324,6 +344,12 @@ impl SignedJob {
             });
         }
         Ok(spec)
+    }
+
+    /// BLAKE3 of the specification's bytes.
+    #[must_use]
+    pub fn spec_blake3(&self) -> [u8; 32] {
+        *blake3::hash(&self.spec).as_bytes()
     }
 
     /// The file form.

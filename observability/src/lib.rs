@@ -1,4 +1,4 @@
-//! Logs, traces and the propagation of trace context for every Testudo process.
+//! Logs, traces and the propagation of trace context for every Testudo process, and the audit log's chain.
 //!
 //! One call, [`init`], sets up `tracing`: a log file (or any writer), a terse copy on standard error,
 //! and OpenTelemetry. The rest of the workspace emits `tracing` events and spans and knows nothing of
@@ -8,8 +8,10 @@
 //! - [`export`]: which collector the spans go to, from the standard `OTEL_*` variables.
 //! - [`trace_context`]: the W3C trace context as binary and as text; [`current_traceparent`] and
 //!   [`set_remote_parent`].
+//! - [`audit`]: the hash-chained, signed log of what a third party may want to check.
 //! - [`redact`]: [`Redacted`], a wrapper whose value no log line can show.
 
+pub mod audit;
 pub mod export;
 pub mod redact;
 pub mod setup;

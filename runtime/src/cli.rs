@@ -1,6 +1,7 @@
 //! The command line.
 
 mod args;
+mod audit;
 mod bench;
 mod checkpoint;
 mod doctor;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Replay(replay) => replay::replay(&replay),
+        Command::Audit(arguments) => audit::audit(&arguments),
         Command::Sign(sign) => sign::sign(&sign),
         Command::Verify(verify) => verify::verify(&verify),
         Command::Doctor(doctor) => doctor::doctor(&doctor),

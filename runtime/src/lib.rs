@@ -1,11 +1,12 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
-//! data sets ([`data`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked again ([`replay`]), how
-//! operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]), what a process may
-//! still do ([`process`]), and
+//! data sets ([`data`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
+//! again ([`replay`]), how operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]),
+//! what a process may still do ([`process`]), and
 //! the command line ([`main`]).
 
+pub mod audit;
 pub mod bench;
 pub mod checkpoint;
 mod cli;

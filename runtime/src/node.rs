@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use testudo_actors::audit::Entry;
 use testudo_actors::checkpoint::Ledger;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, TrainAndTest};
 use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 
+use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
 use crate::data::mnist::{DataError, Examples, Mnist, Normalisation};
@@ -180,10 +182,11 @@ impl CheckpointSink for ModelFile {
     }
 }
 
-/// Writes one line of metrics.jsonl a step, and has the run's ledger.
+/// Writes one line of metrics.jsonl a step, and has the run's ledger and its audit log.
 pub struct Metrics {
     writer: MetricsWriter,
     ledger: Option<Box<dyn Ledger>>,
+    audit: Option<AuditHandle>,
 }
 
 impl Metrics {
@@ -192,7 +195,14 @@ impl Metrics {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
-        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None })
+        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None, audit: None })
+    }
+
+    /// With an audit log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: AuditHandle) -> Metrics {
+        self.audit = Some(audit);
+        self
     }
 
     /// With what makes checkpoints whole.
@@ -204,6 +214,12 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
+    fn audit(&mut self, entry: Entry) {
+        if let Some(audit) = &self.audit {
+            audit.tell(entry);
+        }
+    }
+
     fn ledger(&mut self) -> Option<Box<dyn Ledger>> {
         self.ledger.take()
     }

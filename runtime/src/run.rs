@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use testudo_actors::audit::Hex;
 use testudo_actors::link::Network;
 use testudo_actors::message::{Finished, Member, MemberRole, Outcome, Phase, StatusReport};
 use testudo_actors::operator::{self, Commands, Reports};
@@ -16,6 +17,7 @@ use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::audit;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{Layout, keys};
 use crate::config::Config;
@@ -41,6 +43,8 @@ pub struct Completed {
     pub finished: Finished,
     /// Seconds from the first process's start to the last one's end.
     pub wall_seconds: f64,
+    /// The head of the audit log, if that holds.
+    pub audit_head: Option<Hex>,
 }
 
 /// Is shown how the run is doing.
@@ -51,7 +55,7 @@ pub trait Watcher {
     fn notice(&mut self, text: &str);
 }
 
-/// Makes the run's identities: one for each node and one for the operator, all under a certificate authority that exists
+/// Makes the run's identities: one for each node, one for the audit log and one for the operator, all under a certificate authority that exists
 /// only while this function runs.
 fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<Identity, Failure> {
     let validity = Duration::from_secs(u64::from(config.security.certificate_hours) * 3600);
@@ -63,6 +67,8 @@ fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<I
         identity.save(&dir).map_err(Failure::failed)?;
         Ok(identity)
     };
+    let audit = ca.issue(&job.audit_key().map_err(Failure::misconfigured)?, validity);
+    audit.and_then(|key| key.save(&run_dir.audit_identity())).map_err(Failure::failed)?;
     issue(Role::Scheduler, 0)?;
     for index in 0..job.servers {
         issue(Role::Server, index)?;
@@ -136,11 +142,28 @@ pub async fn run_as(
                 () = interrupts.next() => watcher.notice("nodes that have not left are ended"),
             }
             nodes.kill_all().await;
-            Ok(Completed { finished, wall_seconds: begun.elapsed().as_secs_f64() })
+            let audit_head = audit_head(run_dir, &operator, watcher);
+            Ok(Completed { finished, wall_seconds: begun.elapsed().as_secs_f64(), audit_head })
         }
         Err(failure) => {
             nodes.kill_all().await;
             Err(failure)
+        }
+    }
+}
+
+/// The head of the audit log, once the log has been checked against the CA that this process made.
+fn audit_head(run_dir: &RunDir, operator: &Identity, watcher: &mut dyn Watcher) -> Option<Hex> {
+    let ours = Hex::hash(operator.trust().ca_der());
+    match audit::read(&run_dir.audit_log(), &audit::Options::default(), |_, _| {}) {
+        Ok(log) if log.sessions.last().is_some_and(|session| session.ca_blake3 == ours) => log.head,
+        Ok(_) => {
+            watcher.notice("warning: the audit log is not this run's");
+            None
+        }
+        Err(error) => {
+            watcher.notice(&format!("warning: the audit log does not hold: {error}"));
+            None
         }
     }
 }

@@ -7,6 +7,7 @@
 //!   control.json                          where the scheduler is, while the run goes on
 //!   metrics.jsonl                         one line a step
 //!   summary.json                          the result
+//!   audit.log                             what happened, hash-chained and signed
 //!   loss.svg                              the plot
 //!   checkpoint/final/model.safetensors    the exported model
 //!   checkpoint/...                        training checkpoints: see `checkpoint/layout.rs`
@@ -16,6 +17,7 @@
 //!   checkpoint/model.pub.pem              the key that the signature verifies under
 //!   logs/worker-1.log                     each node's log
 //!   identities/worker-1/                  each node's key and certificate
+//!   identities/audit/                     the audit log's key and certificate
 //! ```
 //!
 //! Invariants:
@@ -147,6 +149,16 @@ impl RunDir {
     /// The result as JSON.
     pub fn summary(&self) -> PathBuf {
         self.path.join("summary.json")
+    }
+
+    /// The audit log.
+    pub fn audit_log(&self) -> PathBuf {
+        self.path.join("audit.log")
+    }
+
+    /// The folder of the key that signs the audit log.
+    pub fn audit_identity(&self) -> PathBuf {
+        self.identities().join("audit")
     }
 
     /// The plot of the loss.

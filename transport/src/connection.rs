@@ -38,6 +38,7 @@ impl Connection {
         let inner = Arc::new(Inner {
             local: setup.local,
             peer: setup.peer,
+            certificate: setup.certificate,
             policy: setup.policy,
             link: setup.link,
             secret: setup.secret,
@@ -56,6 +57,11 @@ impl Connection {
     /// The node at the other end, as its certificate names it.
     pub fn peer(&self) -> &SpiffeId {
         &self.inner().peer
+    }
+
+    /// The certificate that the node at the other end showed, in DER; there is none on a link in memory.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        self.inner().certificate.as_deref()
     }
 
     /// This node.
@@ -128,6 +134,8 @@ impl fmt::Debug for Connection {
 pub(crate) struct Setup {
     pub(crate) local: SpiffeId,
     pub(crate) peer: SpiffeId,
+    /// The peer's certificate, in DER; None only on a link in memory.
+    pub(crate) certificate: Option<Arc<[u8]>>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) link: Link,
     /// None only on an unsecured link in memory.
@@ -188,6 +196,7 @@ impl Drop for Handle {
 pub(crate) struct Inner {
     local: SpiffeId,
     peer: SpiffeId,
+    certificate: Option<Arc<[u8]>>,
     policy: Arc<Policy>,
     link: Link,
     secret: Option<ConnectionSecret>,

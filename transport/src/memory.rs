@@ -66,6 +66,7 @@ pub fn pair(
         let setup = Setup {
             local: local.clone(),
             peer: peer.clone(),
+            certificate: None,
             policy: Arc::clone(&policy),
             link: Link::Memory(end),
             secret: options.secured.then(|| ConnectionSecret::new(options.secret)),

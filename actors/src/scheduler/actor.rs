@@ -8,6 +8,7 @@ use testudo_transport::{Connection, Message, Outgoing, Role, SpiffeId};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::audit::{self, Entry, Hex};
 use crate::checkpoint::{Commit, Committed};
 use crate::hear::hear;
 use crate::job::SignedJob;
@@ -146,6 +147,13 @@ impl SchedulerActor {
         match effect {
             Effect::Welcome { connection, member, incarnation } => {
                 tracing::info!(%member, incarnation, "joined");
+                let link = self.links.get(&connection);
+                let certificate = link.and_then(|link| link.connection.peer_certificate());
+                self.observer.audit(Entry::Join {
+                    node: member.to_string(),
+                    incarnation,
+                    certificate_blake3: certificate.map(Hex::hash),
+                });
                 self.tell(connection, &Welcome { incarnation, job: self.signed.clone() });
             }
             Effect::Refuse { connection, reason } => self.tell(connection, &JoinRefused { reason }),
@@ -157,10 +165,12 @@ impl SchedulerActor {
                 ToMember::Checkpoint(body) => self.tell(connection, &body),
                 ToMember::Shutdown(body) => self.tell(connection, &body),
             },
-            Effect::Disconnect { connection, reason } => {
+            Effect::Disconnect { connection, member, incarnation, reason } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.connection.close(testudo_transport::CloseCode::Admission.number(), &reason);
                 }
+                let node = member.to_string();
+                self.observer.audit(Entry::Leave { node, incarnation, reason: audit::text(&reason) });
             }
             Effect::Answer { connection, request, result } => self.answer(connection, request, result),
             Effect::Step(summary) => self.observer.step(&summary),
@@ -175,6 +185,13 @@ impl SchedulerActor {
             }
             Effect::Checkpoint(committed) => {
                 tracing::info!(step = committed.step, deleted = committed.deleted.len(), "checkpoint");
+                let Committed { step, manifest_blake3, deleted } = &committed;
+                self.observer
+                    .audit(Entry::Checkpoint { step: *step, manifest_blake3: Hex(*manifest_blake3) });
+                for deletion in deleted {
+                    let (step, manifest_blake3) = (deletion.step, Hex(deletion.manifest_blake3));
+                    self.observer.audit(Entry::Deletion { step, manifest_blake3, why: deletion.why.clone() });
+                }
                 self.observer.checkpoint(&committed);
             }
             Effect::Notice(text) => tracing::warn!("{text}"),
@@ -202,15 +219,17 @@ impl SchedulerActor {
         }
     }
 
-    fn answer(&self, link: u64, request: u64, result: Result<String, String>) {
+    fn answer(&mut self, link: u64, request: u64, result: Result<String, String>) {
         if let Some(link) = self.links.get(&link) {
             tracing::info!(operator = %link.peer.short(), ?result, "commanded");
+            self.observer.audit(Entry::command(link.peer.short(), &result));
         }
         self.reply(link, request, &Answer { result });
     }
 
     fn end(&mut self, context: &mut Context<Self>) {
         if let (Some(over), Some(outcome)) = (self.over.take(), self.outcome.take()) {
+            self.observer.audit(Entry::end(self.core.report().steps_done, &outcome));
             let _ = over.send(outcome);
         }
         actix::ActorContext::stop(context);

@@ -389,7 +389,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     fn lose(&mut self, now: Time, member: Member, reason: &str) {
         let Some(lost) = self.members.remove(&member) else { return };
         let reason = printable(reason, MAX_QUOTED);
-        self.effects.push_back(Effect::Disconnect { connection: lost.connection, reason: reason.clone() });
+        self.effects.push_back(Effect::Disconnect {
+            connection: lost.connection,
+            member,
+            incarnation: lost.incarnation,
+            reason: reason.clone(),
+        });
         if self.outcome.is_some() {
             return self.leave_if_empty();
         }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::audit::Entry;
 use crate::checkpoint::{Committed, Ledger};
 use crate::job::Resume;
 use crate::message::{NodeDone, NodeLoss};
@@ -51,6 +52,9 @@ pub trait Observer: Send {
 
     /// A checkpoint is whole; others were deleted, perhaps.
     fn checkpoint(&mut self, _: &Committed) {}
+
+    /// Something happened that the audit log tells of.
+    fn audit(&mut self, _: Entry) {}
 
     /// What makes checkpoints whole. Asked for once, before training begins.
     fn ledger(&mut self) -> Option<Box<dyn Ledger>> {

@@ -7,6 +7,7 @@ use super::sign::SignArguments;
 use super::verify::VerifyArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::audit::AuditArguments;
 use super::operate::{CommandArguments, StatusArguments};
 use super::pki::enrol::{InstallArguments, IssueArguments, RenewArguments, RequestArguments};
 use super::pki::join::{JoinArguments, ServeArguments, TokenArguments};
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Checkpoint(CheckpointArguments),
     /// Compute a step of a run again, and confirm or refute what the run recorded of it
     Replay(ReplayArguments),
+    /// Check and show the audit log of a run
+    Audit(AuditArguments),
     /// Sign a model: its folder's files, into DIR/model.sig
     Sign(SignArguments),
     /// Check that a model is what was signed, and by whom
@@ -137,6 +140,10 @@ pub(crate) struct NodeArguments {
     /// directory's checkpoint/key.txt]
     #[arg(long, value_name = "FILE")]
     pub(crate) identity_file: Option<PathBuf>,
+    /// The folder with the key that signs the audit log, for a scheduler: an identity of role actor, name audit [default: the
+    /// run directory's identities/audit, if there is one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) audit_identity: Option<PathBuf>,
     /// Write the log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use testudo_actors::link::Network;
 use testudo_actors::message::Outcome;
@@ -13,6 +14,7 @@ use testudo_observability as observability;
 use testudo_transport::{Endpoint, Identity, Role};
 use tracing::level_filters::LevelFilter;
 
+use crate::audit::AuditLog;
 use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::Retention;
 use crate::checkpoint::storage::Disk;
@@ -98,6 +100,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         index,
         scheduler: arguments.scheduler.clone().or(environment.scheduler),
         identity_file: arguments.identity_file.clone(),
+        audit_identity: arguments.audit_identity.clone(),
     };
     let result = match arguments.role {
         NodeRole::Scheduler => {
@@ -175,6 +178,7 @@ struct Node {
     index: u32,
     scheduler: Option<String>,
     identity_file: Option<PathBuf>,
+    audit_identity: Option<PathBuf>,
 }
 
 impl Node {
@@ -212,12 +216,48 @@ impl Node {
         if let Some(ledger) = self.ledger(&signed)? {
             observer = observer.with_ledger(Box::new(ledger));
         }
+        let audit = self.audit(&signed)?;
+        if let Some(audit) = &audit {
+            observer = observer.with_audit(audit.handle());
+        }
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
-            .map_err(failure)?;
+            .map_err(failure);
+        // However the run went, what is known of it is signed.
+        let closed = audit.map(AuditLog::close).transpose();
+        let outcome = outcome?;
+        if let Some(head) = closed.map_err(Failure::failed)? {
+            tracing::info!(%head, "the audit log is complete");
+        }
         match outcome {
             Outcome::Finished(_) => Ok(()),
             Outcome::Failed(reason) => Err(Failure::failed(reason)),
         }
+    }
+
+    /// The audit log, if there is a key for it.
+    fn audit(&self, signed: &SignedJob) -> Result<Option<AuditLog>, Failure> {
+        let folder = self.audit_identity.clone().unwrap_or_else(|| self.run_dir.audit_identity());
+        if self.audit_identity.is_none() && !folder.exists() {
+            tracing::warn!(
+                "no audit log is kept: issue its key with `testudo pki issue --role actor --name audit`, and give the folder \
+                 with --audit-identity"
+            );
+            return Ok(None);
+        }
+        let identity = Identity::load(&folder).map_err(Failure::misconfigured)?;
+        let (spec, operator) =
+            signed.check(self.identity.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
+        let expected = spec.audit_key().map_err(Failure::misconfigured)?;
+        if *identity.id() != expected || identity.trust().ca_der() != self.identity.trust().ca_der() {
+            return Err(Failure::misconfigured(format!(
+                "{}: the audit log is signed by {expected}, certified by this node's CA; this is {}",
+                folder.display(),
+                identity.id()
+            )));
+        }
+        let path = self.run_dir.audit_log();
+        let log = AuditLog::open(&path, &identity, &spec, signed, operator.short());
+        log.map(Some).map_err(Failure::misconfigured)
     }
 
     fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {

@@ -149,6 +149,7 @@ fn leave_results(
         checkpoint_step: finished.checkpoint,
         resumed_from_step: spec.resume.map(|resume| resume.step),
         model_key: None,
+        audit_head: completed.audit_head.map(|head| head.to_string()),
         run_dir: run_dir.path().to_owned(),
     })
 }

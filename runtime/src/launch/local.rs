@@ -161,6 +161,8 @@ impl LocalNodes {
 
     /// Waits until all have ended, `grace` at most; returns whether they have.
     pub async fn wait_all(&mut self, grace: Duration) -> bool {
+        // Waiting closes a child's standard input, and a node ends at once when that closes, whatever it has left to write.
+        let _held: Vec<_> = self.nodes.iter_mut().map(|node| node.child.stdin.take()).collect();
         let all = async {
             for node in &mut self.nodes {
                 if node.exit.is_none() {

@@ -49,6 +49,9 @@ pub struct Summary {
     /// The public key that the exported model is signed with, by the hex SHA-256 of its PEM; `null` where none was
     /// exported.
     pub model_key: Option<String>,
+    /// The head of the audit log, in hex: whoever notes it sees whether the log is cut or changed later; `null` where the log
+    /// could not be written or does not hold.
+    pub audit_head: Option<String>,
     /// The run directory, absolute.
     pub run_dir: PathBuf,
 }
@@ -112,6 +115,10 @@ impl Summary {
                 "signed by",
                 self.model_key.as_ref().map_or("nothing exported".into(), |key| format!("key {key}")),
             ),
+            (
+                "audit log",
+                self.audit_head.as_ref().map_or("does not hold".into(), |head| format!("head {head}")),
+            ),
             ("run directory", self.run_dir.display().to_string()),
         ]
     }
@@ -143,6 +150,7 @@ mod tests {
             checkpoint_step: Some(4690),
             resumed_from_step: None,
             model_key: Some("cd".repeat(32)),
+            audit_head: Some("ef".repeat(32)),
             run_dir: "/runs/mnist-1".into(),
         }
     }
@@ -192,6 +200,7 @@ mod tests {
             "samples_per_second",
             "params_blake3",
             "model_key",
+            "audit_head",
             "wall_seconds",
             "bytes_sent",
             "bytes_received",

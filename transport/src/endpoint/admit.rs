@@ -160,6 +160,7 @@ impl Admission {
         let setup = Setup {
             local,
             peer,
+            certificate: leaf(&quic).map(|leaf| Arc::from(leaf.as_ref())),
             policy: Arc::clone(&self.policy),
             link: Link::Quic(quic),
             secret: Some(ConnectionSecret::new(*secret)),
@@ -174,12 +175,17 @@ impl Admission {
 
     // The handshake has checked the certificate already; the name is read again from what it checked.
     fn peer(&self, quic: &quinn::Connection) -> Result<SpiffeId, PkiError> {
-        let chain = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        match chain.as_deref().map(Vec::as_slice) {
-            Some([leaf]) => self.identity.trust().verify(leaf, &Expected::Member),
-            _ => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
+        match leaf(quic) {
+            Some(leaf) => self.identity.trust().verify(&leaf, &Expected::Member),
+            None => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
         }
     }
+}
+
+/// The one certificate that the peer showed.
+fn leaf(quic: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let mut chain = quic.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    if chain.len() == 1 { chain.pop() } else { None }
 }
 
 /// Accepts newcomers until the endpoint closes.

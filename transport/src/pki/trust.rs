@@ -65,6 +65,14 @@ impl Trust {
         Trust::new(certificate::from_pem(pem)?, trust_domain.to_owned(), job.to_owned())
     }
 
+    /// [`Trust::from_pem_for`] of a certificate in DER.
+    ///
+    /// # Errors
+    /// [`PkiError`] when the bytes are no certificate that can anchor a chain.
+    pub fn from_der_for(der: &[u8], trust_domain: &str, job: &str) -> Result<Self, PkiError> {
+        Trust::new(CertificateDer::from(der.to_vec()), trust_domain.to_owned(), job.to_owned())
+    }
+
     /// Trust in any CA, for one trust domain and job.
     ///
     /// # Errors

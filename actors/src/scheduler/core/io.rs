@@ -164,6 +164,10 @@ pub enum Effect<C> {
     Disconnect {
         /// The connection.
         connection: C,
+        /// Who.
+        member: Member,
+        /// Which of its joins that ends.
+        incarnation: u64,
         /// Why.
         reason: String,
     },

@@ -1,0 +1,66 @@
+"""Checks an audit log as docs/audit.md describes it, with other people's code alone.
+
+usage: audit.py AUDIT_LOG [EXPECTED_HEAD]
+"""
+
+import base64
+import json
+import sys
+from datetime import datetime, timezone
+
+from blake3 import blake3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+RECORD = b"testudo audit record, format 1\0"
+SIGNED = b"testudo audit signature, format 1\0"
+
+
+def certified(certificate, ca):
+    """Whether `ca` signed `certificate`."""
+    ca.public_key().verify(
+        certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(hashes.SHA256())
+    )
+
+
+def main(path, expected):
+    data = open(path, "rb").read()
+    assert data.endswith(b"\n"), "cut in the middle of a record"
+    head, at, key, unsigned, ended, heads = bytes(32), 0, None, 0, False, []
+    lines = data[:-1].split(b"\n")
+    for number, line in enumerate(lines):
+        record = json.loads(line)
+        spelled = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+        assert list(record) == ["seq", "prev", "at", "kind", "body"] and spelled == line, "not canonical"
+        assert record["seq"] == number, f"record {record['seq']} in place {number}"
+        assert record["prev"] == head.hex(), f"record {number} does not follow"
+        assert record["at"] >= at, f"record {number} is older than the one before"
+        at, kind, body = record["at"], record["kind"], record["body"]
+        if kind == "key":
+            ca = x509.load_der_x509_certificate(base64.b64decode(body["ca"]))
+            key = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
+            certified(key, ca)
+            name = f"spiffe://{body['trust_domain']}/job/{body['job']}/actor/audit"
+            names = key.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert names.get_values_for_type(x509.UniformResourceIdentifier) == [name], "another's key"
+        if kind == "signature":
+            when = datetime.fromtimestamp(at / 1000, timezone.utc)
+            assert key.not_valid_before_utc <= when <= key.not_valid_after_utc, "an expired key"
+            message = SIGNED + number.to_bytes(8, "big") + head + at.to_bytes(8, "big")
+            signature = base64.b64decode(body["signature"], validate=True)
+            key.public_key().verify(signature, message, ec.ECDSA(hashes.SHA256()))
+            unsigned = 0
+        else:
+            assert key is not None, "no key"
+            ended = kind == "end"
+            unsigned += 1
+        head = blake3(RECORD + line).digest()
+        heads.append(head.hex())
+    assert unsigned == 0 and ended, "the log does not come to its end"
+    assert expected is None or expected in heads, "the expected head is not in it"
+    print(f"{len(lines)} records, head {head.hex()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
