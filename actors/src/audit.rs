@@ -70,6 +70,13 @@ pub enum Entry {
         /// What was done, or why nothing was.
         answer: String,
     },
+    /// What the parameters are, told by the servers.
+    Parameters {
+        /// Steps taken.
+        step: u64,
+        /// Their hash: [`params_blake3`](crate::checkpoint::params_blake3).
+        params_blake3: Hex,
+    },
     /// A checkpoint is whole.
     Checkpoint {
         /// Its step.

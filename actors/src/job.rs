@@ -12,13 +12,13 @@ use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 use crate::tree::ReductionTree;
 
 /// The layout of [`JobSpec`] that this build reads and writes.
-pub const FORMAT: u16 = 2;
+pub const FORMAT: u16 = 3;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
 
 /// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 2\0";
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 3\0";
 
 /// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
 pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
@@ -57,6 +57,19 @@ impl Checkpoints {
     #[must_use]
     pub fn wanted(&self) -> bool {
         self.every_steps > 0 || self.at_end
+    }
+}
+
+/// What the audit log is told of the training itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The hash of the parameters after every so many steps, and of the first and the last; 0 for none at all.
+    pub hash_every: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit { hash_every: 1 }
     }
 }
 
@@ -119,6 +132,8 @@ pub struct JobSpec {
     pub export: bool,
     /// When training state is kept.
     pub checkpoints: Checkpoints,
+    /// What the audit log is told.
+    pub audit: Audit,
     /// Where the run goes on from; `None` if it begins at the seed.
     pub resume: Option<Resume>,
 }

@@ -34,6 +34,7 @@ pub mod node;
 pub mod numbers;
 pub mod operator;
 pub mod outbox;
+pub mod params_hash;
 pub mod placement;
 pub mod plan;
 pub mod policy;
@@ -46,6 +47,6 @@ pub mod worker;
 
 pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, ServerSetup};
 pub use dataset::{Dataset, TrainAndTest};
-pub use job::{Checkpoints, DataSpec, Determinism, JobError, JobSpec, Resume, SignedJob};
+pub use job::{Audit, Checkpoints, DataSpec, Determinism, JobError, JobSpec, Resume, SignedJob};
 pub use node::{NodeError, NodeOptions};
 pub use time::Time;

@@ -9,6 +9,7 @@ use testudo_transport::{Role, WireError};
 use crate::incarnation::Secret;
 use crate::job::SignedJob;
 use crate::lease::Lease;
+use crate::params_hash::Piece;
 use crate::placement::SliceId;
 use crate::tree::Node;
 
@@ -305,6 +306,18 @@ bodies! {
     39 Hello {
         /// What its commitment was made of.
         secret: Secret,
+    }
+    /// A server tells what it keeps of one version, in pieces that make up the hash of all parameters.
+    40 ParameterPieces {
+        /// The version.
+        version: u64,
+        /// Pieces of some of its slices, each told once.
+        pieces: Vec<Piece>,
+    }
+    /// The scheduler wants such pieces of the version that every slice is at.
+    41 HashOrder {
+        /// The version.
+        version: u64,
     }
 }
 

@@ -18,6 +18,43 @@ pub struct Plan {
     limit: u64,
 }
 
+/// The versions whose parameters are hashed for the audit log: the first, every so many steps, the last planned one, and one
+/// that is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashPlan {
+    every: u64,
+    first: u64,
+    last: u64,
+    ordered: Option<u64>,
+}
+
+impl HashPlan {
+    /// As `job` says.
+    #[must_use]
+    pub fn new(job: &JobSpec) -> HashPlan {
+        let last = Plan::new(job).steps();
+        HashPlan { every: job.audit.hash_every, first: job.first_step(), last, ordered: None }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.every > 0
+    }
+
+    /// Whether `version` is one.
+    #[must_use]
+    pub fn is_due(&self, version: u64) -> bool {
+        let one_of_few = [Some(self.first), Some(self.last), self.ordered].contains(&Some(version));
+        self.is_wanted() && (one_of_few || version.is_multiple_of(self.every))
+    }
+
+    /// `version` is one too.
+    pub fn order(&mut self, version: u64) {
+        self.ordered = Some(version);
+    }
+}
+
 /// One step's place in the course.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepPlan {

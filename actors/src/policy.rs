@@ -20,6 +20,9 @@ const LISTS: u32 = 2 << 20;
 /// Header bytes of a list of revoked certificates: room for some 6,000 of them.
 const REVOCATIONS: u32 = 256 << 10;
 
+/// Header bytes of pieces of a hash: 64 of them, each of less than 2 KiB and some hashes.
+const PIECES: u32 = 512 << 10;
+
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
 const WORKER: RoleSet = RoleSet::of(&[Role::Worker]);
@@ -67,6 +70,8 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         data(Hello::KIND, "hello", WORKER, SERVER, 0),
         control(CheckpointOrder::KIND, "checkpoint order", SCHEDULER, SERVER, SMALL),
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
+        control(ParameterPieces::KIND, "parameter pieces", SERVER, SCHEDULER, PIECES),
+        control(HashOrder::KIND, "hash order", SCHEDULER, SERVER, SMALL),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
         data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),

@@ -65,6 +65,8 @@ pub struct Config {
     pub security: Security,
     /// `[checkpoint]`
     pub checkpoint: Checkpoint,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[output]`
     pub output: Output,
 }
@@ -349,6 +351,13 @@ pub struct Checkpoint {
     pub recipients: Vec<String>,
     /// The key that signs it; a new one where there is none.
     pub sign_key: Option<PathBuf>,
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    /// Steps between hashes of the parameters; 0 for none.
+    pub hash_every: u64,
 }
 
 /// `[output]`

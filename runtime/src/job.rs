@@ -1,6 +1,6 @@
 //! From the cluster file to the signed job.
 
-use testudo_actors::{Checkpoints, DataSpec, Determinism, JobSpec};
+use testudo_actors::{Audit, Checkpoints, DataSpec, Determinism, JobSpec};
 use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 
 use crate::config::{self, Config};
@@ -36,6 +36,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
             every_steps: config.checkpoint.every_steps,
             at_end: config.checkpoint.at_end,
         },
+        audit: Audit { hash_every: config.audit.hash_every },
         resume: None,
     }
 }

@@ -64,6 +64,7 @@ struct Server {
     initialise: bool,
     /// Checkpoints that the scheduler ordered, and the snapshot that is being written.
     orders: VecDeque<u64>,
+    hash_orders: VecDeque<u64>,
     writing: Option<Snapshot>,
 }
 
@@ -123,6 +124,8 @@ pub struct Simulation {
     pub parts: BTreeMap<u64, BTreeMap<u32, Snapshot>>,
     /// Those that were committed, in order.
     pub commits: Vec<Commit>,
+    /// The parameters' hashes that were formed, with their versions.
+    pub hashes: Vec<(u64, [u8; 32])>,
     /// What a resumed cluster begins with.
     restored: Vec<Snapshot>,
     outcome: Option<Outcome>,
@@ -165,6 +168,7 @@ impl Simulation {
                     work: VecDeque::new(),
                     initialise: false,
                     orders: VecDeque::new(),
+                    hash_orders: VecDeque::new(),
                     writing: None,
                 }
             })
@@ -209,6 +213,7 @@ impl Simulation {
             answers: Vec::new(),
             parts: BTreeMap::new(),
             commits: Vec::new(),
+            hashes: Vec::new(),
             restored,
             outcome: None,
         };
@@ -325,7 +330,8 @@ impl Simulation {
             .map(|(name, _)| Move::Deliver(name.clone()))
             .collect();
         for (i, server) in self.servers.iter().enumerate() {
-            if server.initialise || !server.work.is_empty() || !server.orders.is_empty() {
+            let has_orders = !server.orders.is_empty() || !server.hash_orders.is_empty();
+            if server.initialise || !server.work.is_empty() || has_orders {
                 options.push(Move::ServerWork(i));
             }
             if server.writing.is_some() {
@@ -406,6 +412,7 @@ impl Simulation {
                     self.drain_server(i as usize);
                 }
                 ToMember::Checkpoint(order) => self.servers[i as usize].orders.push_back(order.version),
+                ToMember::Hash(order) => self.servers[i as usize].hash_orders.push_back(order.version),
                 _ => {}
             },
             Wire::ToWorker(i, input) => self.worker_input(i as usize, input),
@@ -416,6 +423,7 @@ impl Simulation {
                     ToMember::Evaluate(e) => WorkerInput::Evaluate(e),
                     ToMember::Export(e) => WorkerInput::Export(e),
                     ToMember::Checkpoint(order) => panic!("a worker is ordered to write {order:?}"),
+                    ToMember::Hash(order) => panic!("a worker is ordered to hash {order:?}"),
                     ToMember::Shutdown(_) => {
                         let member = Member { role: MemberRole::Worker, index: i };
                         self.workers[i as usize].alive = false;
@@ -441,6 +449,9 @@ impl Simulation {
                 }
                 SchedulerEffect::Answer { result, .. } => self.answers.push(result),
                 SchedulerEffect::Step(summary) => self.steps.push(summary),
+                SchedulerEffect::Parameters { version, params_blake3 } => {
+                    self.hashes.push((version, params_blake3));
+                }
                 SchedulerEffect::Commit(commit) => {
                     let step = commit.step;
                     self.commits.push(commit);
@@ -617,6 +628,12 @@ impl Simulation {
             server.math.order_snapshot(version).unwrap();
             return self.snapshots(i);
         }
+        if server.work.is_empty()
+            && let Some(version) = server.hash_orders.pop_front()
+        {
+            server.math.order_hash(version).unwrap();
+            return self.pieces(i);
+        }
         let input = if std::mem::take(&mut server.initialise) {
             if self.restored.is_empty() {
                 server.math.initialise();
@@ -638,6 +655,15 @@ impl Simulation {
         server.core.handle(self.clock, input);
         self.drain_server(i);
         self.snapshots(i);
+        self.pieces(i);
+    }
+
+    /// What a server tells of its parameters.
+    fn pieces(&mut self, i: usize) {
+        while let Some(told) = self.servers[i].math.poll_pieces() {
+            let input = SchedulerInput::Pieces { server: i as u32, told };
+            self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
+        }
     }
 
     /// Snapshots that have become whole go to the writer; what was skipped is said.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use testudo_actors::{
-    CheckpointError, CheckpointSink, Checkpoints, DataSpec, Dataset, Determinism, FinalModel, JobSpec,
+    Audit, CheckpointError, CheckpointSink, Checkpoints, DataSpec, Dataset, Determinism, FinalModel, JobSpec,
 };
 use testudo_kernels::{ModelSpec, OptimizerSpec, Philox, Purpose, Schedule};
 
@@ -73,6 +73,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         heartbeat_timeout_ms: 5_000,
         export: true,
         checkpoints: Checkpoints::default(),
+        audit: Audit::default(),
         resume: None,
     }
 }

@@ -110,6 +110,30 @@ fn the_log_of_a_run_tells_what_happened_and_summary_names_its_head() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+/// `params_blake3` at every step, whatever the number of servers and the slicing; the last one is the exported model's.
+#[test]
+fn the_hash_of_every_step_is_in_the_log_and_the_last_one_is_the_models() {
+    let hashes = |options: &[&str]| {
+        let run = Run::place();
+        let summary = run.run(&[&OPTIONS, options].concat()).succeeded().json();
+        let shown = process::run(PROGRAM, &["audit", "show", text(&run.dir), "--kind", "parameters"], &run.dir);
+        let shown = shown.succeeded().stdout;
+        let hashes: Vec<String> =
+            shown.lines().map(|line| line.split_whitespace().last().unwrap().to_owned()).collect();
+        let last = hashes.last().expect("there are hashes").clone();
+        assert!(last.contains(summary["params_blake3"].as_str().unwrap()), "{last}");
+        assert!(last.contains("\"step\":12"), "{last}");
+        hashes
+    };
+    let every = hashes(&[]);
+    assert_eq!(every.len(), 13, "the first parameters, and those after each step");
+    let other = hashes(&["--servers", "3", "--workers", "1", "--set", "transport.slice_bytes=260"]);
+    assert_eq!(every, other);
+    let some = hashes(&["--set", "audit.hash_every=5"]);
+    let expected: Vec<&String> = [0, 5, 10, 12].iter().map(|step| &every[*step]).collect();
+    assert_eq!(some.iter().collect::<Vec<_>>(), expected);
+}
+
 /// Invariant 1 of `runtime/src/audit.rs`: bits of every record.
 #[test]
 fn every_changed_record_is_found() {

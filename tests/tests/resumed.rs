@@ -61,6 +61,11 @@ fn a_run_that_reached_its_last_step_goes_on_with_other_workers_and_servers() {
             let all: Vec<f64> = former.steps.iter().chain(&simulation.steps).map(|s| s.loss).collect();
             assert_eq!(all, losses, "every loss, in one series");
             assert_eq!(simulation.steps[0].step, 7);
+            // The servers' pieces make the same hashes before and after, and the last one is the model's.
+            let (before, after) = (former.hashes.last().unwrap(), &simulation.hashes);
+            assert_eq!(before, &after[0], "what it went on from");
+            assert_eq!(after.last(), Some(&(STEPS, whole.params_blake3)));
+            assert_eq!(after.len() as u64, STEPS - 7 + 1);
         }
     }
 }

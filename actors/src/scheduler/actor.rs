@@ -16,7 +16,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
+    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
@@ -163,6 +163,7 @@ impl SchedulerActor {
                 ToMember::Evaluate(body) => self.tell(connection, &body),
                 ToMember::Export(body) => self.tell(connection, &body),
                 ToMember::Checkpoint(body) => self.tell(connection, &body),
+                ToMember::Hash(body) => self.tell(connection, &body),
                 ToMember::Shutdown(body) => self.tell(connection, &body),
             },
             Effect::Disconnect { connection, member, incarnation, reason } => {
@@ -174,6 +175,10 @@ impl SchedulerActor {
             }
             Effect::Answer { connection, request, result } => self.answer(connection, request, result),
             Effect::Step(summary) => self.observer.step(&summary),
+            Effect::Parameters { version, params_blake3 } => {
+                let (step, params_blake3) = (version, Hex(params_blake3));
+                self.observer.audit(Entry::Parameters { step, params_blake3 });
+            }
             Effect::Commit(commit) => {
                 let step = commit.step;
                 tracing::info!(step, parts = commit.parts.len(), "every part of a checkpoint is stored");
@@ -288,6 +293,10 @@ impl SchedulerActor {
             CheckpointPart::KIND => Input::CheckpointPart {
                 server: index,
                 part: CheckpointPart::decode(body).map_err(unreadable)?,
+            },
+            ParameterPieces::KIND => Input::Pieces {
+                server: index,
+                told: ParameterPieces::decode(body).map_err(unreadable)?,
             },
             Exported::KIND => {
                 Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }

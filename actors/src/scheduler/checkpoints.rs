@@ -238,6 +238,7 @@ mod tests {
             heartbeat_timeout_ms: 1000,
             export: true,
             checkpoints: Wanted { every_steps, at_end },
+            audit: crate::job::Audit::default(),
             resume: None,
         })
     }

@@ -9,6 +9,7 @@
 mod admission;
 mod checkpointing;
 mod io;
+mod hashing;
 mod operate;
 mod reports;
 mod stall;
@@ -19,12 +20,14 @@ use std::time::Duration;
 
 pub use io::{Command, Effect, Input, ToMember};
 
+use self::hashing::differ;
 use crate::job::JobSpec;
 use crate::lease::{Lease, assign, reassign};
 use crate::message::*;
 use crate::plan::Plan;
 use crate::scheduler::checkpoints::Checkpoints;
 use crate::scheduler::ending::{Ending, Order};
+use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
 use crate::time::Time;
 use crate::tree::ReductionTree;
@@ -70,6 +73,7 @@ pub struct SchedulerCore<C> {
     paused: bool,
     progress: Progress,
     checkpoints: Checkpoints,
+    parameters: Parameters,
     ending: Option<Ending>,
     outcome: Option<Outcome>,
     workers_lost: u32,
@@ -89,6 +93,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         SchedulerCore {
             progress: Progress::new(tree, job.resume.as_ref()),
             checkpoints: Checkpoints::new(&job),
+            parameters: Parameters::new(&job),
             plan,
             tree,
             job,
@@ -154,6 +159,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.finish();
             }
             Input::CheckpointPart { server, part } => self.part(now, server, part),
+            Input::Pieces { server, told } => self.pieces(now, server, told),
             Input::Committed { step, result } => self.committed(now, step, result),
             Input::Failure { member, reason } => {
                 if self.members.contains_key(&member) {
@@ -325,6 +331,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let version = self.progress.completed();
         self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
         self.order_last();
+        self.order_hash();
         self.hand_out();
     }
 
@@ -347,6 +354,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return;
         }
         let Some((loss, correct, exported)) = self.ending.as_ref().and_then(Ending::result) else { return };
+        let Some(kept) = self.parameters.last(self.progress.completed()) else { return };
+        if let Some(text) = kept.and_then(|kept| differ(kept, exported.params_blake3)) {
+            return self.fail(text);
+        }
         let examples = self.job.data.test_examples as f64;
         let outcome = Outcome::Finished(Finished {
             steps: self.progress.completed(),

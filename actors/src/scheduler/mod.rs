@@ -7,6 +7,7 @@ mod checkpoints;
 mod core;
 mod ending;
 mod ledger;
+mod parameters;
 mod progress;
 
 pub use core::{Command, Effect, Input, SchedulerCore, ToMember};

@@ -17,7 +17,7 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, CheckpointOrder, CheckpointPart, Failure, Heartbeat, Hello, Membership, PartOutcome, Pull,
+    Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces, PartOutcome, Pull,
     PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
@@ -84,6 +84,8 @@ pub enum Mail {
     SchedulerGone(String),
     /// What has become of this server's part of a checkpoint.
     Part(CheckpointPart),
+    /// What it keeps of a version, for the hash of all parameters.
+    Pieces(ParameterPieces),
     /// The arithmetic cannot go on.
     Fatal(String),
 }
@@ -257,6 +259,10 @@ impl ServerActor {
                     CheckpointOrder::decode(&message.body).map_err(|e| e.to_string())?;
                 self.work(context, Work::Checkpoint { version });
             }
+            HashOrder::KIND => {
+                let HashOrder { version } = HashOrder::decode(&message.body).map_err(|e| e.to_string())?;
+                self.work(context, Work::Hash { version });
+            }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(reason = shutdown.reason, "leaving");
@@ -324,6 +330,7 @@ impl Handler<Letter<Mail>> for ServerActor {
                 }
                 self.tell(&part);
             }
+            Mail::Pieces(pieces) => self.tell(&pieces),
             Mail::Fatal(reason) => {
                 tracing::error!(reason, "cannot go on");
                 self.tell(&Failure { reason });

@@ -33,6 +33,10 @@ pub(super) enum Work {
     Checkpoint {
         version: u64,
     },
+    /// Every slice is at this version, and its hash is wanted.
+    Hash {
+        version: u64,
+    },
     /// The writer is free again.
     Written,
 }
@@ -66,6 +70,9 @@ pub(super) fn start(
                 Work::Checkpoint { version } => {
                     math.order_snapshot(version).err().map(|error| Mail::Fatal(error.to_string()))
                 }
+                Work::Hash { version } => {
+                    math.order_hash(version).err().map(|error| Mail::Fatal(error.to_string()))
+                }
                 Work::Written => {
                     math.snapshot_written();
                     None
@@ -79,6 +86,11 @@ pub(super) fn start(
             });
             if told.is_err() {
                 return;
+            }
+            while let Some(pieces) = math.poll_pieces() {
+                if mailbox.deliver_blocking(&runtime, Mail::Pieces(pieces)).is_err() {
+                    return;
+                }
             }
         }
     })

@@ -11,8 +11,11 @@ use testudo_kernels::{OptimizerError, ParameterSpec, add, first_non_finite};
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
 use crate::job::JobSpec;
+use crate::message::ParameterPieces;
+use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
-use crate::plan::Plan;
+use crate::plan::{HashPlan, Plan};
+use crate::server::pieces::Pieces;
 use crate::server::{SnapshotEvent, Snapshots, Store};
 use crate::tree::{Node, Partials, ReductionTree};
 
@@ -75,8 +78,8 @@ pub enum MathError {
     /// What was restored is not what this server keeps.
     #[error("the checkpoint does not hold what this server keeps: {0}")]
     Restored(String),
-    /// A checkpoint of a version that the slices are not at.
-    #[error("the scheduler ordered a checkpoint of step {0}, at which this server is not")]
+    /// A checkpoint or a hash of a version that the slices are not at.
+    #[error("the scheduler ordered a checkpoint or hash of step {0}, at which this server is not")]
     Order(u64),
     /// A slice or length that the core should have refused: a bug.
     #[error("no such slice or length: {0}")]
@@ -100,6 +103,7 @@ pub struct SliceMath {
     order: SumOrder,
     slices: HashMap<SliceId, (Slice, SliceState)>,
     snapshots: Snapshots,
+    pieces: Pieces,
     store: Arc<Store>,
 }
 
@@ -118,6 +122,7 @@ impl SliceMath {
         let slices: HashMap<_, _> = slices.into_iter().map(|s| (s.id, (s, SliceState::default()))).collect();
         let every = job.checkpoints.every_steps;
         let snapshots = Snapshots::new(server, slices.len(), every, job.first_step());
+        let pieces = Pieces::new(Stream::of(&parameters), HashPlan::new(&job), slices.len());
         SliceMath {
             plan: Plan::new(&job),
             tree: job.tree(),
@@ -126,6 +131,7 @@ impl SliceMath {
             order,
             slices,
             snapshots,
+            pieces,
             store,
         }
     }
@@ -148,6 +154,7 @@ impl SliceMath {
             state.optimizer = vec![vec![0.0; slice.elements]; state_tensors];
             self.store.put(slice.id, values);
         }
+        self.hash_all(self.job.first_step());
     }
 
     /// Sets every slice to what a checkpoint holds, at the step that the job resumes from.
@@ -178,7 +185,41 @@ impl SliceMath {
             own.optimizer = state;
             self.store.begin(id, version, weights);
         }
+        self.hash_all(version);
         Ok(())
+    }
+
+    /// Hashes what every slice is at, if that is to be.
+    fn hash_all(&mut self, version: u64) {
+        if !self.pieces.wants(version) {
+            return;
+        }
+        for (slice, _) in self.slices.values() {
+            if let Some((_, weights)) = self.store.current(slice.id) {
+                self.pieces.hash(version, slice, &weights);
+            }
+        }
+    }
+
+    /// The scheduler wants the hash of `version`, at which every slice is.
+    ///
+    /// # Errors
+    /// [`MathError::Order`] when one is not: the scheduler is wrong.
+    pub fn order_hash(&mut self, version: u64) -> Result<(), MathError> {
+        if !self.is_at(version) || !self.pieces.order(version) {
+            return Err(MathError::Order(version));
+        }
+        self.hash_all(version);
+        Ok(())
+    }
+
+    /// What the scheduler is to be told of the parameters' hash.
+    pub fn poll_pieces(&mut self) -> Option<ParameterPieces> {
+        self.pieces.poll()
+    }
+
+    fn is_at(&self, version: u64) -> bool {
+        self.slices.keys().all(|id| self.store.current(*id).is_some_and(|(number, _)| number == version))
     }
 
     /// The scheduler wants a checkpoint of `version`, at which every slice is.
@@ -186,7 +227,7 @@ impl SliceMath {
     /// # Errors
     /// [`MathError::Order`] when one is not: the scheduler is wrong.
     pub fn order_snapshot(&mut self, version: u64) -> Result<(), MathError> {
-        if self.slices.keys().any(|id| self.store.current(*id).is_none_or(|(number, _)| number != version)) {
+        if !self.is_at(version) {
             return Err(MathError::Order(version));
         }
         if self.snapshots.order(version) {
@@ -293,6 +334,11 @@ impl SliceMath {
         drop(weights);
         self.store.put(id, sum);
         let version = version + 1;
+        if self.pieces.wants(version)
+            && let Some((_, weights)) = self.store.current(id)
+        {
+            self.pieces.hash(version, slice, &weights);
+        }
         if self.snapshots.wants(version)
             && let Some((_, weights)) = self.store.current(id)
         {

@@ -7,6 +7,7 @@ pub mod actor;
 mod compute;
 mod core;
 mod math;
+mod pieces;
 mod snapshot;
 mod store;
 mod writer;

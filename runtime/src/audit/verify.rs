@@ -80,7 +80,7 @@ pub fn read(
     mut see: impl FnMut(&Seen<'_>, Option<&Entry>),
 ) -> Result<Verified, AuditLogError> {
     let mut reader =
-        Reader { options, session: None, verified: Verified::default(), unsigned: 0, job_due: false };
+        Reader { options, session: None, verified: Verified::default(), unsigned: 0, job_due: false, parameters: None };
     let mut chain = Chain::new();
     for line in Lines::open(path)? {
         let line = line?;
@@ -147,6 +147,8 @@ struct Reader<'a> {
     unsigned: u64,
     /// The session has no job yet.
     job_due: bool,
+    /// The newest step at which the servers told their parameters, and the hash.
+    parameters: Option<(u64, Hex)>,
 }
 
 impl Reader<'_> {
@@ -169,12 +171,30 @@ impl Reader<'_> {
         }
         self.job_due = false;
         self.verified.ended = matches!(entry, Entry::End { .. });
+        self.parameters(&entry)?;
         if let Entry::Key { trust_domain, job, ca, certificate, resumed_from, .. } = &entry {
             let first = record.seq;
             self.key((trust_domain, job), ca, certificate, (first, *resumed_from))?;
         }
         self.unsigned += 1;
         Ok(Some(entry))
+    }
+
+    /// The final parameters are those that the servers told.
+    fn parameters(&mut self, entry: &Entry) -> Result<(), String> {
+        match entry {
+            Entry::Parameters { step, params_blake3 } => self.parameters = Some((*step, *params_blake3)),
+            Entry::Key { .. } => self.parameters = None,
+            Entry::End { steps, params_blake3: Some(last), .. } => {
+                if let Some((step, told)) = self.parameters
+                    && (step, told) != (*steps, *last)
+                {
+                    return Err(format!("the run ends at step {steps} with parameters {last}; at step {step}, they were {told}"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn key(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use testudo_actors::message::StatusReport;
 use testudo_actors::node::WorkerSetup;
-use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
+use testudo_actors::{Audit, CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
 use testudo_kernels::{
     Batch, Initial, Loss, Model, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Schedule, Shape,
 };
@@ -91,6 +91,8 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
         optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
         schedule: Schedule::Constant,
         epochs: rounds,
+        // What is measured is pushes and pulls.
+        audit: Audit { hash_every: 0 },
         ..crate::job::spec(config, data)
     })
 }

@@ -11,7 +11,7 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network, Optimizer,
+    Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network, Optimizer,
     OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles, ServersNetwork,
     Training, Transport,
 };
@@ -101,6 +101,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             recipients: from.texts("checkpoint.recipients").map(str::to_string).collect(),
             sign_key: from.path("checkpoint.sign_key"),
         },
+        audit: Audit { hash_every: from.integer("audit.hash_every") },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }
 }

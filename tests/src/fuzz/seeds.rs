@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use testudo_actors::SignedJob;
 use testudo_actors::message::{
-    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, Phase, Pull, Push, PushRefusal,
+    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal,
     PushRefused, ServerMember, StatusReport, StepTimes, Welcome, WorkerMember,
 };
+use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
 use testudo_actors::tree::Node;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
@@ -92,7 +93,13 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("node-done", &node_done(loss, times)),
         of("welcome", &Welcome { incarnation: 1, job: signed_job() }),
         of("report", &report()),
+        of("pieces", &pieces()),
     ]
+}
+
+fn pieces() -> ParameterPieces {
+    let piece = Piece { slice: slice(), edges: vec![1, 2, 3], nodes: vec![[4; 32], [5; 32]] };
+    ParameterPieces { version: 300, pieces: vec![piece.clone(), piece] }
 }
 
 fn node_done(loss: NodeLoss, times: StepTimes) -> NodeDone {

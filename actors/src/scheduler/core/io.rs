@@ -2,8 +2,8 @@
 
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Heartbeat, Join,
-    LeaseExtended, Member, Membership, NodeDone, Outcome, Shutdown,
+    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, HashOrder, Heartbeat, Join,
+    LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -70,6 +70,13 @@ pub enum Input<C> {
         /// What it says.
         part: CheckpointPart,
     },
+    /// A server tells what it keeps of a version.
+    Pieces {
+        /// The server's index.
+        server: u32,
+        /// What it tells.
+        told: ParameterPieces,
+    },
     /// A commit that [`Effect::Commit`] asked for has ended.
     Committed {
         /// The checkpoint's step.
@@ -128,6 +135,8 @@ pub enum ToMember {
     Export(Export),
     /// Write a checkpoint.
     Checkpoint(CheckpointOrder),
+    /// Tell what is kept of the last version.
+    Hash(HashOrder),
     /// Leave.
     Shutdown(Shutdown),
 }
@@ -182,6 +191,13 @@ pub enum Effect<C> {
     },
     /// A step is complete.
     Step(StepSummary),
+    /// The parameters' hash at a version is known.
+    Parameters {
+        /// The version: steps taken.
+        version: u64,
+        /// The hash.
+        params_blake3: [u8; 32],
+    },
     /// Every part of a checkpoint is stored: make it whole, then say [`Input::Committed`].
     Commit(Commit),
     /// A checkpoint is whole.

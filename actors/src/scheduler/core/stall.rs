@@ -64,6 +64,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 _ if !self.checkpoints.is_settled() => {
                     self.checkpoints.waits_for().unwrap_or_else(|| "waiting for the last checkpoint".into())
                 }
+                _ if self.outcome.is_none() => {
+                    let step = self.progress.completed();
+                    let owing = self.parameters.owing(step).into_iter();
+                    let owing = owing.map(|s| format!("server/{s}")).collect::<Vec<_>>().join(", ");
+                    format!("waiting for {owing} to hash its parameters at step {step}")
+                }
                 _ => "waiting for workers and servers to leave".into(),
             },
         }

@@ -6,6 +6,8 @@ use super::*;
 use crate::job::DataSpec;
 use crate::tree::Node;
 
+mod hashing;
+
 /// The connection of an operator.
 const OPERATOR: u32 = 1_000;
 
@@ -34,6 +36,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         heartbeat_timeout_ms: 1_000,
         export: true,
         checkpoints: crate::job::Checkpoints::default(),
+        audit: crate::job::Audit { hash_every: 0 },
         resume: None,
     }
 }

@@ -425,6 +425,13 @@ pub static KEYS: &[Key] = &[
         doc: "PEM file of the private key that signs the final model, as `testudo sign --new-key` makes it; nobody but its owner may read it. `testudo run` alone reads it, no node does.",
     },
     Key {
+        path: "audit.hash_every",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "Steps between hashes of the parameters in the audit log; the first and the last are hashed whatever this is, but for 0: then none are.",
+    },
+    Key {
         path: "output.dir",
         rule: Rule::Path { base: Base::Current },
         absent: Absent::Is("\"runs\""),
