@@ -116,7 +116,8 @@ fn the_hash_of_every_step_is_in_the_log_and_the_last_one_is_the_models() {
     let hashes = |options: &[&str]| {
         let run = Run::place();
         let summary = run.run(&[&OPTIONS, options].concat()).succeeded().json();
-        let shown = process::run(PROGRAM, &["audit", "show", text(&run.dir), "--kind", "parameters"], &run.dir);
+        let shown =
+            process::run(PROGRAM, &["audit", "show", text(&run.dir), "--kind", "parameters"], &run.dir);
         let shown = shown.succeeded().stdout;
         let hashes: Vec<String> =
             shown.lines().map(|line| line.split_whitespace().last().unwrap().to_owned()).collect();

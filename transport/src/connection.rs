@@ -26,6 +26,7 @@ use crate::config::CreditConfig;
 use crate::error::{CloseCode, Error, Fault, Misuse};
 use crate::identity::SpiffeId;
 use crate::policy::{Class, Policy};
+use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, Gate, Inbound, Opener, Outbound, Sealer, Stream};
 
 /// An authenticated connection with one node. Clones are handles to the same one.
@@ -47,6 +48,7 @@ impl Connection {
             outbound: Outbound::default(),
             stall_timeout: setup.stall_timeout,
             on_fault: setup.on_fault,
+            refusals: setup.refusals,
             counters: Counters::default(),
             failure: OnceLock::new(),
         });
@@ -147,6 +149,8 @@ pub(crate) struct Setup {
     pub(crate) stall_timeout: Duration,
     /// Told when the peer is found at fault.
     pub(crate) on_fault: Option<OnFault>,
+    /// Where the peer's fault is counted.
+    pub(crate) refusals: Refusals,
 }
 
 /// What is told of a peer's fault.
@@ -205,6 +209,7 @@ pub(crate) struct Inner {
     outbound: Outbound,
     stall_timeout: Duration,
     on_fault: Option<OnFault>,
+    refusals: Refusals,
     counters: Counters,
     failure: OnceLock<Error>,
 }
@@ -232,11 +237,13 @@ impl Inner {
 
     /// Invariant 1.
     fn fail(&self, fault: Fault) -> Error {
-        let code = fault.code();
+        let (code, cause) = (fault.code(), Cause::from(&fault));
         let reason = fault.to_string();
         let error = Error::Peer { peer: self.peer.clone(), fault };
         if self.failure.set(error.clone()).is_ok() {
-            tracing::warn!(peer = %self.peer, code = code.number(), %reason, "peer at fault; connection closed");
+            if let Some(left_out) = self.refusals.count(cause, Who::node(&self.peer)) {
+                tracing::warn!(peer = %self.peer, %cause, %reason, left_out, "peer at fault; connection closed");
+            }
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             self.link.close(code.number(), &reason);
             if let Some(on_fault) = &self.on_fault {

@@ -33,6 +33,7 @@ use crate::error::Error;
 use crate::identity::SpiffeId;
 use crate::pki::{Identity, PkiError};
 use crate::policy::{Class, Policy};
+use crate::refusals::Refusals;
 use crate::session::{Direction, largest_message};
 use crate::tls;
 
@@ -250,6 +251,11 @@ impl Endpoint {
     /// What the endpoint saw so far.
     pub fn stats(&self) -> EndpointStats {
         EndpointStats { sieve: self.0.sieved.sieve_stats(), ..self.0.admission.stats() }
+    }
+
+    /// Whom this node refused, and why; whoever is let in and misbehaves is counted there too.
+    pub fn refusals(&self) -> &Refusals {
+        self.0.admission.refusals()
     }
 
     /// Closes every connection and stops listening.

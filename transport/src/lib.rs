@@ -34,6 +34,7 @@ pub mod message;
 pub mod payload;
 pub mod pki;
 pub mod policy;
+pub mod refusals;
 pub mod session;
 mod tls;
 
@@ -49,4 +50,5 @@ pub use message::{Envelope, Message, Outgoing};
 pub use payload::Payload;
 pub use pki::{CertificateInfo, Expected, Identity, JobCa, PkiError, Trust};
 pub use policy::{Class, Policy, PolicyError, Rule, Violation};
+pub use refusals::{Cause, Refusals, Refused, Who};
 pub use session::Grants;

@@ -16,6 +16,7 @@ use crate::connection::{Connection, Link, Setup};
 use crate::identity::SpiffeId;
 use crate::message::Envelope;
 use crate::policy::Policy;
+use crate::refusals::Refusals;
 use crate::session::{ConnectionSecret, Direction, Prelude};
 
 mod stream;
@@ -75,6 +76,7 @@ pub fn pair(
             data_credit: options.data_credit,
             stall_timeout: options.stall_timeout,
             on_fault: None,
+            refusals: Refusals::default(),
         };
         Connection::start(setup, ())
     };

@@ -18,8 +18,8 @@ use rustls::client::{Tls12Resumption, Tls13ClientSessionValue};
 use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
 use rustls::{NamedGroup, pki_types::ServerName};
 use testudo_transport::{
-    BindError, ConnectError, CreditConfig, Endpoint, JobCa, KeyExchange, PkiError, Role, SpiffeId,
-    TransportConfig,
+    BindError, Cause, ConnectError, CreditConfig, Endpoint, JobCa, KeyExchange, PkiError, Refused, Role,
+    SpiffeId, TransportConfig, Who,
 };
 
 const WORKER: &str = "spiffe://testudo.test/job/mnist/worker/0";
@@ -108,6 +108,11 @@ async fn no_bad_certificate_gets_in_as_a_client() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!((endpoint.stats().accepted, endpoint.stats().refused), (1, count + 1));
+    // By its cause, and by an address that has answered.
+    let who = Who::address(Ipv4Addr::LOCALHOST.into());
+    let expected = Refused { cause: Cause::Certificate, who, count: count + 1 };
+    assert_eq!(endpoint.refusals().drain(), [expected]);
+    assert!(endpoint.refusals().drain().is_empty());
 }
 
 /// Invariant 2: a client whose own handshake is done can open no stream until it is admitted.
@@ -183,6 +188,11 @@ async fn another_application_protocol_is_refused() {
         assert!(why.to_string().contains("error 120"), "{why}");
     }
     assert_eq!(endpoint.stats().accepted, 0);
+    while endpoint.refusals().totals().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refused = endpoint.refusals().drain();
+    assert_eq!(refused.iter().map(|r| r.cause).collect::<Vec<_>>(), [Cause::Handshake]);
 }
 
 #[tokio::test]

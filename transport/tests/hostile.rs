@@ -12,9 +12,22 @@ use common::{ACK, BEAT, Job, PUSH, id};
 use raw::Hostile;
 use testudo_transport::session::{Grant, Prelude};
 use testudo_transport::{
-    Class, CloseCode, Connection, CreditConfig, Endpoint, Error, Fault, Grants, Message, Outgoing, Role,
-    TransportConfig, encode,
+    Cause, Class, CloseCode, Connection, CreditConfig, Endpoint, Error, Fault, Grants, Message, Outgoing,
+    Refused, Role, TransportConfig, Who, encode,
 };
+
+/// What a fault is counted under, by the code that the peer is told.
+fn cause(code: CloseCode) -> Cause {
+    match code {
+        CloseCode::Framing => Cause::Framing,
+        CloseCode::Policy => Cause::Policy,
+        CloseCode::Identity => Cause::Envelope,
+        CloseCode::Credit => Cause::Credit,
+        CloseCode::Mac => Cause::Mac,
+        CloseCode::Stalled => Cause::Stalled,
+        other => panic!("{other:?} is no fault's"),
+    }
+}
 
 const PLENTY: Grant = Grant { bytes: 1 << 40, messages: 1 << 40 };
 
@@ -43,6 +56,13 @@ impl Scene {
         let error = self.connection.closed().await;
         assert!(matches!(error, Error::Peer { .. }), "{error}");
         assert_eq!(self.connection.stats().refused, 1);
+        let refused = self.endpoint.refusals().drain();
+        let who = Who::node(self.connection.peer());
+        assert_eq!(
+            refused,
+            [Refused { cause: cause(code), who, count: 1 }],
+            "by its cause and by who it was"
+        );
 
         let honest = self.job.endpoint(Role::Worker, 1, &TransportConfig::default());
         let expect = id(Role::Server, 0);

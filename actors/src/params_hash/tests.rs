@@ -35,11 +35,8 @@ fn both(elements: &[usize], slice_bytes: u32) -> (Result<[u8; 32], PieceError>, 
         assert!(piece.edges.len() < 2 * CHUNK as usize && piece.nodes.len() < 128, "invariant 3");
         pieces.insert(range.start, (range, piece));
     }
-    let tensors: Vec<NamedTensor<'_>> = values
-        .iter()
-        .zip(&names)
-        .map(|(values, name)| NamedTensor { name, dims: &[], values })
-        .collect();
+    let tensors: Vec<NamedTensor<'_>> =
+        values.iter().zip(&names).map(|(values, name)| NamedTensor { name, dims: &[], values }).collect();
     (combine(&pieces, &stream), params_blake3(&tensors))
 }
 

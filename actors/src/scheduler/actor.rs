@@ -16,7 +16,8 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Status, StatusReport, Stop, Welcome,
+    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Status, StatusReport, Stop,
+    Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
@@ -294,10 +295,9 @@ impl SchedulerActor {
                 server: index,
                 part: CheckpointPart::decode(body).map_err(unreadable)?,
             },
-            ParameterPieces::KIND => Input::Pieces {
-                server: index,
-                told: ParameterPieces::decode(body).map_err(unreadable)?,
-            },
+            ParameterPieces::KIND => {
+                Input::Pieces { server: index, told: ParameterPieces::decode(body).map_err(unreadable)? }
+            }
             Exported::KIND => {
                 Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
             }

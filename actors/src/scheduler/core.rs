@@ -8,8 +8,8 @@
 
 mod admission;
 mod checkpointing;
-mod io;
 mod hashing;
+mod io;
 mod operate;
 mod reports;
 mod stall;

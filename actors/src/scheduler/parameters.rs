@@ -70,7 +70,9 @@ impl Parameters {
             let slice = map.slice(id).filter(|slice| slice.server == server);
             let range = slice.and_then(|slice| self.stream.range(slice));
             let Some(range) = range.filter(|range| range.admits(&piece)) else {
-                return Err(format!("it hashes {id}, which is not its, or in another form than is asked for"));
+                return Err(format!(
+                    "it hashes {id}, which is not its, or in another form than is asked for"
+                ));
             };
             if open.insert(range.start(), (range, piece)).is_some() {
                 return Err(format!("it hashes {id} at step {version} twice"));

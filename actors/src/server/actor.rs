@@ -17,8 +17,8 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces, PartOutcome, Pull,
-    PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
+    Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces,
+    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};

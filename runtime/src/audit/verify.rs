@@ -79,8 +79,14 @@ pub fn read(
     options: &Options,
     mut see: impl FnMut(&Seen<'_>, Option<&Entry>),
 ) -> Result<Verified, AuditLogError> {
-    let mut reader =
-        Reader { options, session: None, verified: Verified::default(), unsigned: 0, job_due: false, parameters: None };
+    let mut reader = Reader {
+        options,
+        session: None,
+        verified: Verified::default(),
+        unsigned: 0,
+        job_due: false,
+        parameters: None,
+    };
     let mut chain = Chain::new();
     for line in Lines::open(path)? {
         let line = line?;
@@ -189,7 +195,9 @@ impl Reader<'_> {
                 if let Some((step, told)) = self.parameters
                     && (step, told) != (*steps, *last)
                 {
-                    return Err(format!("the run ends at step {steps} with parameters {last}; at step {step}, they were {told}"));
+                    return Err(format!(
+                        "the run ends at step {steps} with parameters {last}; at step {step}, they were {told}"
+                    ));
                 }
             }
             _ => {}

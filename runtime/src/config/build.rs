@@ -11,9 +11,9 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network, Optimizer,
-    OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles, ServersNetwork,
-    Training, Transport,
+    Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network,
+    Optimizer, OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles,
+    ServersNetwork, Training, Transport,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use testudo_actors::SignedJob;
 use testudo_actors::message::{
-    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal,
-    PushRefused, ServerMember, StatusReport, StepTimes, Welcome, WorkerMember,
+    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull,
+    Push, PushRefusal, PushRefused, ServerMember, StatusReport, StepTimes, Welcome, WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;

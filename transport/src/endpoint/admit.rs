@@ -20,6 +20,7 @@ use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Expected, Identity, PkiError};
 use crate::policy::Policy;
+use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
 
 /// What an endpoint saw.
@@ -75,6 +76,7 @@ pub(super) struct Admission {
     peers: Peers,
     counters: Counters,
     door: Arc<SharedDoor>,
+    refusals: Refusals,
 }
 
 /// The door, and since when its time counts.
@@ -92,7 +94,7 @@ impl SharedDoor {
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
-        let (open, handshakes, peers, counters) = Default::default();
+        let (open, handshakes, peers, counters, refusals) = Default::default();
         let limits = Limits {
             total: config.handshakes,
             per_address: config.handshakes_per_address,
@@ -101,7 +103,7 @@ impl Admission {
         };
         let door = Mutex::new(Door::new(limits, Duration::ZERO));
         let door = Arc::new(SharedDoor { door, since: Instant::now() });
-        Admission { config, identity, policy, open, handshakes, peers, counters, door }
+        Admission { config, identity, policy, open, handshakes, peers, counters, door, refusals }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -110,6 +112,10 @@ impl Admission {
 
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Room for one more connection, if there is.
@@ -169,6 +175,7 @@ impl Admission {
             data_credit: self.config.data_credit,
             stall_timeout: self.config.stall_timeout,
             on_fault,
+            refusals: self.refusals.clone(),
         };
         Ok(Connection::start(setup, slot))
     }
@@ -209,17 +216,21 @@ pub(super) async fn run(
             // Ignored, not refused: an honest newcomer asks again by itself, and may then be in time.
             Knock::AddressSpent | Knock::TotalSpent => {
                 bump(&counters.over_rate);
+                let who = if proved { Who::address(address) } else { Who::Anyone };
+                admission.refusals.count(Cause::Budget, who);
                 incoming.ignore();
                 continue;
             }
         }
         let Some(handshake) = Slot::take(&admission.handshakes, admission.config.max_handshakes) else {
             bump(&counters.ignored);
+            admission.refusals.count(Cause::Budget, Who::Anyone);
             incoming.ignore();
             continue;
         };
         let Some(slot) = admission.slot() else {
             bump(&counters.turned_away);
+            admission.refusals.count(Cause::Full, Who::Anyone);
             incoming.refuse();
             continue;
         };
@@ -233,14 +244,22 @@ pub(super) async fn run(
             }
             let connection = match outcome {
                 Ok(Ok(connection)) => connection,
-                Ok(Err(why)) => {
+                Ok(Err(Turned { cause, who, why })) => {
                     bump(&admission.counters.refused);
-                    tracing::warn!(%remote, %why, "handshake refused");
+                    // Who shows a certificate has answered to its address.
+                    let answered = proved || matches!(cause, Cause::Certificate | Cause::Revoked);
+                    let who = who.unwrap_or(if answered { Who::address(remote.ip()) } else { Who::Anyone });
+                    if let Some(left_out) = admission.refusals.count(cause, who) {
+                        tracing::warn!(%remote, %cause, %why, left_out, "handshake refused");
+                    }
                     return;
                 }
                 Err(_) => {
                     bump(&admission.counters.timed_out);
-                    tracing::warn!(%remote, ?limit, "handshake took too long");
+                    let who = if proved { Who::address(remote.ip()) } else { Who::Anyone };
+                    if let Some(left_out) = admission.refusals.count(Cause::Late, who) {
+                        tracing::warn!(%remote, ?limit, left_out, "handshake took too long");
+                    }
                     return;
                 }
             };
@@ -254,23 +273,31 @@ pub(super) async fn run(
 }
 
 impl Admission {
-    async fn handshake(&self, incoming: quinn::Incoming, slot: Slot) -> Result<Connection, String> {
+    async fn handshake(&self, incoming: quinn::Incoming, slot: Slot) -> Result<Connection, Turned> {
         let address = incoming.remote_address().ip();
-        let connecting = incoming.accept().map_err(|why| why.to_string())?;
-        let quic = connecting.await.map_err(|why| why.to_string())?;
+        let broken = |error: quinn::ConnectionError| Turned {
+            cause: cause(&error),
+            who: None,
+            why: error.to_string(),
+        };
+        let quic = incoming.accept().map_err(broken)?.await.map_err(broken)?;
         let refuse = |why: PkiError| {
+            let cause = match &why {
+                PkiError::Unexpected { .. } => Cause::Identity,
+                _ => Cause::Certificate,
+            };
             let why = why.to_string();
             quic.close(VarInt::from_u32(CloseCode::Admission.number()), why.as_bytes());
-            why
+            Turned { cause, who: None, why }
         };
         let peer = self.peer(&quic).map_err(refuse)?;
         let busy = |why: String| {
             quic.close(VarInt::from_u32(CloseCode::Busy.number()), why.as_bytes());
-            why
+            Turned { cause: Cause::Full, who: Some(Who::node(&peer)), why }
         };
         if !self.door.with(|door, now| door.authenticated(now, address, &peer)) {
             bump(&self.counters.peers_over_rate);
-            return Err(busy(format!("{peer} connects too often")));
+            return Err(Turned { cause: Cause::Budget, ..busy(format!("{peer} connects too often")) });
         }
         let most = self.config.max_connections_per_peer;
         let Some(slot) = slot.of_peer(&self.peers, &peer, most) else {
@@ -286,6 +313,37 @@ impl Admission {
     fn blame(&self, address: IpAddr, peer: SpiffeId) -> OnFault {
         let door = Arc::clone(&self.door);
         Box::new(move || door.with(|door, now| door.fault(now, address, &peer)))
+    }
+}
+
+/// Why a newcomer was not let in.
+struct Turned {
+    cause: Cause,
+    /// Who it is, if it is known by more than its address.
+    who: Option<Who>,
+    why: String,
+}
+
+/// Why a handshake failed, by the alert that ended it (RFC 8446, section 6.2; RFC 9001, section 4.8).
+fn cause(error: &quinn::ConnectionError) -> Cause {
+    const BAD_CERTIFICATE: u64 = 42;
+    const CERTIFICATE_REVOKED: u64 = 44;
+    const CERTIFICATE_UNKNOWN: u64 = 46;
+    const UNKNOWN_CA: u64 = 48;
+    const DECRYPT_ERROR: u64 = 51;
+    const CERTIFICATE_REQUIRED: u64 = 116;
+    let quinn::ConnectionError::TransportError(error) = error else {
+        return match error {
+            quinn::ConnectionError::TimedOut => Cause::Late,
+            _ => Cause::Handshake,
+        };
+    };
+    match u64::from(error.code).checked_sub(0x100) {
+        Some(CERTIFICATE_REVOKED) => Cause::Revoked,
+        Some(BAD_CERTIFICATE..=CERTIFICATE_UNKNOWN | UNKNOWN_CA..=DECRYPT_ERROR | CERTIFICATE_REQUIRED) => {
+            Cause::Certificate
+        }
+        _ => Cause::Handshake,
     }
 }
 

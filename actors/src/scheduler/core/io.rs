@@ -2,8 +2,8 @@
 
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, HashOrder, Heartbeat, Join,
-    LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
+    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, HashOrder, Heartbeat,
+    Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
 };
 use crate::scheduler::progress::StepSummary;
 

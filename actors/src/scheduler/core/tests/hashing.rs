@@ -67,7 +67,10 @@ fn a_model_that_is_not_what_the_servers_keep_fails_the_run() {
         bench.handle(Input::Pieces { server, told: pieces(&hashed_job(), server, 1, 1.0) });
     }
     let outcome = bench.core.report().outcome;
-    assert!(matches!(&outcome, Some(Outcome::Failed(why)) if why.contains("not what the servers keep")), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Some(Outcome::Failed(why)) if why.contains("not what the servers keep")),
+        "{outcome:?}"
+    );
 }
 
 #[test]
