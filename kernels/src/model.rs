@@ -75,6 +75,18 @@ pub trait Model: Send {
     /// # Errors
     /// [`ModelError`] if a length or a label is wrong.
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError>;
+
+    /// What the model makes of examples without labels: into `out`, row-major [examples, classes], the probability of each
+    /// class. An example's bits do not depend on the others. `inputs` is row-major [examples, input elements].
+    ///
+    /// # Errors
+    /// [`ModelError`] if a length is wrong.
+    fn probabilities(
+        &mut self,
+        parameters: &[&[f32]],
+        inputs: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ModelError>;
 }
 
 /// A model by its description, as a job states it.
@@ -216,6 +228,21 @@ pub enum ModelError {
         expected: usize,
         /// Numbers given.
         found: usize,
+    },
+    /// Inputs and room for the answers do not agree.
+    #[error(
+        "{inputs} input numbers, {features} an example, and room for {outputs} probabilities, {classes} an example, are \
+         not for one number of examples"
+    )]
+    OutputLength {
+        /// Numbers given.
+        inputs: usize,
+        /// Numbers of one example.
+        features: usize,
+        /// Room given.
+        outputs: usize,
+        /// Probabilities of one example.
+        classes: usize,
     },
     /// The batch is larger than the model was built for.
     #[error("a batch of {examples} examples, but the model was built for at most {max_examples}")]

@@ -1,4 +1,4 @@
-//! Softmax and cross-entropy, forward and backward in one pass, on logits in panels.
+//! Softmax and cross-entropy, forward and backward in one pass, on logits in panels; and softmax alone.
 //!
 //! Invariants:
 //! 1. Each example's loss and gradient is its own: `loss = ln(sum) - (logit of the label - greatest logit)`, with `sum`
@@ -65,7 +65,22 @@ pub(crate) fn cross_entropy(
     loss
 }
 
-/// Room that [`cross_entropy`] needs.
+/// Turns logits, in panels of `classes` features, into probabilities in place: those whose gradient [`cross_entropy`]
+/// computes, bit for bit. `scratch` is room for [`scratch_elements`].
+pub(crate) fn probabilities(panels: Panels, classes: usize, logits: &mut [f32], scratch: &mut [f32]) {
+    for panel in panels.iter() {
+        let range = panel.start * classes..(panel.start + panel.width) * classes;
+        let (Some(logits), Some((greatest, rest))) =
+            (logits.get_mut(range), scratch.split_at_mut_checked(panel.width))
+        else {
+            return;
+        };
+        let Some(sum) = rest.get_mut(..panel.width) else { return };
+        exponentials(panel.width, logits, greatest, sum);
+    }
+}
+
+/// Room that [`cross_entropy`] and [`probabilities`] need.
 pub(crate) fn scratch_elements(panels: Panels) -> usize {
     3 * panels.iter().map(|panel| panel.width).max().unwrap_or(0)
 }

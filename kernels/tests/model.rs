@@ -196,6 +196,55 @@ fn gradients_come_last_layer_first_and_once() {
     assert_eq!(problem.spec.parameters().unwrap(), model.parameters());
 }
 
+/// Probabilities are the softmax whose gradient training follows, in softmax regression and in deeper models; and each
+/// example's bits are its own, whoever stands beside it.
+#[test]
+fn probabilities_are_each_examples_own() {
+    for (widths, examples) in [(&[3, 2][..], 4), (&[21, 10], 70), (&[19, 33, 17, 10], 33)] {
+        let problem = Problem::new(widths, examples, 8);
+        let (features, classes) = (widths[0], widths[widths.len() - 1]);
+        let mut model = problem.spec.build(examples).unwrap();
+        let mut found = vec![f32::NAN; examples * classes];
+        model.probabilities(&problem.slices(), &problem.inputs, &mut found).unwrap();
+        for (e, row) in found.chunks(classes).enumerate() {
+            let input = &problem.inputs[e * features..][..features];
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            let single = |label| Problem {
+                inputs: input.to_vec(),
+                labels: vec![label],
+                ..Problem::new(widths, examples, 8)
+            };
+            for (class, probability) in row.iter().enumerate() {
+                // The last layer's bias has the softmax's own gradient: the probability less one for the label.
+                let (_, gradients) = single(class as u32).gradients(1);
+                assert!((gradients[gradients.len() - 1][class] + 1.0 - probability).abs() < 1e-6);
+                let loss = single(class as u32).loss(0, 0, 0.0);
+                assert!((f64::from(*probability) - (-loss).exp()).abs() < 2e-5);
+            }
+            let mut alone = vec![f32::NAN; classes];
+            model.probabilities(&problem.slices(), input, &mut alone).unwrap();
+            assert_eq!(bits(&[alone]), bits(&[row.to_vec()]), "{widths:?} {e}");
+        }
+        model.probabilities(&problem.slices(), &[], &mut []).unwrap();
+    }
+}
+
+#[test]
+fn probabilities_of_wrong_lengths_are_refused() {
+    let problem = Problem::new(&[4, 6, 3], 5, 1);
+    let mut model = problem.spec.build(5).unwrap();
+    let good = problem.slices();
+    let mut refused = |parameters: &[&[f32]], inputs: usize, outputs: usize| {
+        model.probabilities(parameters, &vec![0.0; inputs], &mut vec![0.0; outputs]).unwrap_err()
+    };
+    assert_eq!(refused(&good[1..], 4, 3), ModelError::ParameterCount { expected: 4, found: 3 });
+    for (inputs, outputs) in [(5, 3), (4, 2), (4, 6), (8, 3)] {
+        let error = ModelError::OutputLength { inputs, features: 4, outputs, classes: 3 };
+        assert_eq!(refused(&good, inputs, outputs), error);
+    }
+    assert_eq!(refused(&good, 24, 18), ModelError::TooManyExamples { examples: 6, max_examples: 5 });
+}
+
 #[test]
 fn an_empty_shard_has_no_loss_and_zero_gradients() {
     let problem = Problem::new(&[4, 6, 3], 0, 1);

@@ -12,6 +12,7 @@ mod pki;
 mod replay;
 mod resume;
 mod run;
+mod serve;
 mod sign;
 mod verify;
 
@@ -41,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Replay(replay) => replay::replay(&replay),
         Command::Audit(arguments) => audit::audit(&arguments),
         Command::Sign(sign) => sign::sign(&sign),
+        Command::Serve(serve) => serve::serve(&serve),
         Command::Verify(verify) => verify::verify(&verify),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Bench(bench) => bench::bench(&bench),

@@ -3,7 +3,8 @@
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
 //! data sets ([`data`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
 //! again ([`replay`]), how operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]),
-//! what a process may still do ([`process`]), and
+//! what a process may still do ([`process`]), how
+//! models are served ([`serve`]), and
 //! the command line ([`main`]).
 
 pub mod audit;
@@ -23,6 +24,7 @@ pub mod replay;
 pub mod report;
 pub mod run;
 pub mod rundir;
+pub mod serve;
 pub mod signing;
 
 pub use cli::main;

@@ -31,6 +31,7 @@ use testudo_transport::PkiError;
 
 pub use key::{PublicKey, SigningKey};
 pub use statement::Manifest;
+pub(crate) use verify::read as read_file;
 pub use verify::{Difference, Verified, verify};
 
 use tree::Tree;
@@ -151,8 +152,13 @@ fn write_signed(manifest: &Manifest, signature: &Path, key: &SigningKey) -> Resu
     })
 }
 
-/// Writes a file so that a crash at any moment leaves the old one or the new one.
+/// Writes a file that all can read, so that a crash at any moment leaves the old one or the new one.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    write_whole_as(path, bytes, 0o644)
+}
+
+/// Writes a file of this mode so that a crash at any moment leaves the old one or the new one.
+pub(crate) fn write_whole_as(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
 
@@ -168,7 +174,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
             _ => {}
         }
         let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;

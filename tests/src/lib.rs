@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod files;
 pub mod fuzz;
+pub mod https;
 pub mod left;
 pub mod member;
 pub mod pace;
@@ -16,6 +17,7 @@ pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod raw;
+pub mod served;
 pub mod sim;
 pub mod stage;
 pub mod toy;

@@ -22,6 +22,7 @@ const PAGES: &[&str] = &[
     "docs/performance.md",
     "docs/processes.md",
     "docs/replay.md",
+    "docs/serving.md",
     "examples/data/mnist/README.md",
 ];
 

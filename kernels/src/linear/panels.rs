@@ -70,6 +70,23 @@ impl Panels {
             transpose(rows, features, panel.used, features, out, panel.width);
         }
     }
+
+    /// The inverse of [`Panels::fill`]: examples out of panels, as rows of `features`.
+    pub(crate) fn empty(self, panels: &[f32], features: usize, rows: &mut [f32]) {
+        for panel in self.iter() {
+            let (Some(panel_values), Some(rows)) = (
+                panels.get(panel.start * features..(panel.start + panel.width) * features),
+                rows.get_mut(panel.start * features..(panel.start + panel.used) * features),
+            ) else {
+                return;
+            };
+            for (example, row) in rows.chunks_exact_mut(features).enumerate() {
+                for (value, column) in row.iter_mut().zip(panel_values.chunks_exact(panel.width)) {
+                    *value = column.get(example).copied().unwrap_or(f32::NAN);
+                }
+            }
+        }
+    }
 }
 
 /// Vectors in the widest tile: with 32 registers four vectors by six rows, with 16 two by six.
@@ -175,6 +192,9 @@ mod tests {
                     }
                 }
             }
+            let mut again = vec![f32::NAN; rows.len()];
+            panels.empty(&out, features, &mut again);
+            assert_eq!(again, rows);
         }
     }
 }

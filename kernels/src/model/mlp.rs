@@ -95,7 +95,7 @@ impl Mlp {
         })
     }
 
-    fn check(&self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<(), ModelError> {
+    fn check_parameters(&self, parameters: &[&[f32]]) -> Result<(), ModelError> {
         if parameters.len() != self.specs.len() {
             return Err(ModelError::ParameterCount { expected: self.specs.len(), found: parameters.len() });
         }
@@ -105,6 +105,11 @@ impl Mlp {
                 return Err(ModelError::ParameterLength { parameter: spec.name.clone(), expected, found });
             }
         }
+        Ok(())
+    }
+
+    fn check(&self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<(), ModelError> {
+        self.check_parameters(parameters)?;
         let examples = batch.labels.len();
         if examples > self.max_examples {
             return Err(ModelError::TooManyExamples { examples, max_examples: self.max_examples });
@@ -120,12 +125,11 @@ impl Mlp {
         }
     }
 
-    /// Fills the activations; the last are the logits, which become their own gradients.
-    fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Loss {
-        let panels = Panels::new(batch.labels.len());
+    /// Fills the activations; the last are the logits.
+    fn logits(&mut self, parameters: &[&[f32]], inputs: &[f32], panels: Panels) {
         let mut activations = self.activations.as_mut_slice();
         if let Some(input) = activations.first_mut() {
-            panels.fill(batch.inputs, self.layers[0].inputs, input);
+            panels.fill(inputs, self.layers[0].inputs, input);
         }
         for (layer, values) in self.layers.iter().zip(parameters.chunks_exact(2)) {
             let [x, rest @ ..] = std::mem::take(&mut activations) else { break };
@@ -137,6 +141,12 @@ impl Mlp {
                 relu(y);
             }
         }
+    }
+
+    /// As [`Mlp::logits`]; the logits become their own gradients.
+    fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Loss {
+        let panels = Panels::new(batch.labels.len());
+        self.logits(parameters, batch.inputs, panels);
         let classes = self.classes();
         match self.activations.last_mut() {
             Some(logits) => softmax::cross_entropy(
@@ -202,6 +212,36 @@ impl Model for Mlp {
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
         self.check(parameters, batch)?;
         Ok(self.forward(parameters, batch))
+    }
+
+    fn probabilities(
+        &mut self,
+        parameters: &[&[f32]],
+        inputs: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        self.check_parameters(parameters)?;
+        let (features, classes) = (self.input_elements(), self.classes());
+        let examples = inputs.len() / features.max(1);
+        if examples > self.max_examples {
+            return Err(ModelError::TooManyExamples { examples, max_examples: self.max_examples });
+        }
+        if inputs.len() != examples * features || out.len() != examples * classes {
+            return Err(ModelError::OutputLength {
+                inputs: inputs.len(),
+                features,
+                outputs: out.len(),
+                classes,
+            });
+        }
+        let panels = Panels::new(examples);
+        self.logits(parameters, inputs, panels);
+        if let Some(logits) = self.activations.last_mut() {
+            let logits = take_mut(logits, panels, classes);
+            softmax::probabilities(panels, classes, logits, &mut self.scratch);
+            panels.empty(logits, classes, out);
+        }
+        Ok(())
     }
 }
 

@@ -182,4 +182,9 @@ impl Model for Constant {
     fn evaluate(&mut self, _: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
         Ok(Loss { loss_sum: 0.0, correct: 0, examples: batch.labels.len() as u32 })
     }
+
+    fn probabilities(&mut self, _: &[&[f32]], _: &[f32], out: &mut [f32]) -> Result<(), ModelError> {
+        out.fill(0.5);
+        Ok(())
+    }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Sign(SignArguments),
     /// Check that a model is what was signed, and by whom
     Verify(VerifyArguments),
+    /// Answer clients' requests for predictions of a signed model, over HTTPS
+    Serve(super::serve::ServeArguments),
     /// Name everything that is wrong with a cluster's directory and with this machine
     Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine

@@ -1,0 +1,57 @@
+//! The arithmetic of a served model, on threads that may block.
+
+use std::sync::{Mutex, PoisonError};
+
+use testudo_kernels::{Model, ModelSpec};
+
+use super::ServeError;
+use super::model::Loaded;
+use super::refusal::Refusal;
+use super::request::Rows;
+
+/// A model, and as many sets of its buffers as were ever at work at once.
+pub(super) struct Engine {
+    spec: ModelSpec,
+    parameters: Vec<Vec<f32>>,
+    rows: usize,
+    idle: Mutex<Vec<Box<dyn Model>>>,
+}
+
+impl Engine {
+    /// An engine for requests of up to `rows`.
+    ///
+    /// # Errors
+    /// The model is not built in, or its buffers do not fit memory.
+    pub(super) fn new(model: Loaded, rows: usize) -> Result<Engine, ServeError> {
+        let Loaded { spec, parameters, .. } = model;
+        let first = spec.build(rows)?;
+        Ok(Engine { spec, parameters, rows, idle: Mutex::new(vec![first]) })
+    }
+
+    pub(super) fn features(&self) -> usize {
+        self.spec.input_elements()
+    }
+
+    pub(super) fn classes(&self) -> usize {
+        self.spec.classes()
+    }
+
+    /// The probabilities of each class, row by row.
+    pub(super) fn run(&self, rows: &Rows) -> Result<Vec<f32>, Refusal> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = idle().pop();
+        let failed = |why| {
+            tracing::error!("a prediction failed: {why}");
+            Refusal::Internal
+        };
+        let mut model = match taken {
+            Some(model) => model,
+            None => self.spec.build(self.rows).map_err(failed)?,
+        };
+        let parameters: Vec<&[f32]> = self.parameters.iter().map(Vec::as_slice).collect();
+        let mut probabilities = vec![0.0; rows.count * self.classes()];
+        let done = model.probabilities(&parameters, &rows.values, &mut probabilities).map_err(failed);
+        idle().push(model);
+        done.map(|()| probabilities)
+    }
+}

@@ -1,0 +1,212 @@
+//! A signed model on disk, the certificates for serving it, and a server for it in this process.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use testudo::checkpoint::safetensors::{self, MODEL_FILE, Metadata, Tensor};
+use testudo::serve::token::Tokens;
+use testudo::serve::{Limits, Options, Output, ServeError, Trust, prepare};
+use testudo::signing::{PublicKey, SIGNATURE_FILE, SigningKey, sign};
+use testudo_kernels::ModelSpec;
+use testudo_transport::pki::{write_public, write_secret};
+use tokio::sync::oneshot;
+
+use crate::https::{Certified, Client};
+
+/// A folder with `model/`, signed with `key.pem`; `ca.pem`, `cert.pem` and `server.pem`; `state/`.
+#[derive(Debug)]
+pub struct Site {
+    folder: tempfile::TempDir,
+    ca: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A server in this process, which ends in order when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What its clients trust.
+    root: CertificateDer<'static>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Site {
+    /// A site for a model with these parameters, in its own order.
+    ///
+    /// # Panics
+    /// When the parameters are not the model's.
+    #[must_use]
+    pub fn new(spec: &ModelSpec, parameters: &[Vec<f32>]) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("model")).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let site = Site { folder, ca };
+        site.write_model(spec, parameters);
+        SigningKey::create(&site.at("key.pem")).unwrap();
+        site.sign();
+        let key = KeyPair::generate().unwrap();
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &site.ca).unwrap();
+        write_public(&site.at("ca.pem"), site.ca.pem().as_bytes()).unwrap();
+        write_public(&site.at("cert.pem"), cert.pem().as_bytes()).unwrap();
+        write_secret(&site.at("server.pem"), key.serialize_pem().as_bytes()).unwrap();
+        std::fs::DirBuilder::new().mode(0o700).create(site.at("state")).unwrap();
+        site
+    }
+
+    /// A path in its folder.
+    #[must_use]
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts another model in the place of the one that is there; the signature stays as it is.
+    ///
+    /// # Panics
+    /// When the parameters are not the model's.
+    pub fn write_model(&self, spec: &ModelSpec, parameters: &[Vec<f32>]) {
+        self.write_model_as(spec, spec, parameters);
+    }
+
+    /// The same, but the file says that the model is `said`.
+    ///
+    /// # Panics
+    /// When the parameters are not those of `spec`.
+    pub fn write_model_as(&self, said: &ModelSpec, spec: &ModelSpec, parameters: &[Vec<f32>]) {
+        let specs = spec.parameters().unwrap();
+        let mut named: Vec<_> = specs.iter().zip(parameters).collect();
+        named.sort_by_key(|(spec, _)| &spec.name);
+        let mut hasher = blake3::Hasher::new();
+        for (_, values) in &named {
+            hasher.update(bytemuck::cast_slice(values));
+        }
+        let tensors: Vec<Tensor<'_>> = named
+            .iter()
+            .map(|(spec, values)| Tensor { name: &spec.name, shape: spec.shape.dims(), values })
+            .collect();
+        let metadata = Metadata {
+            job: "served".into(),
+            step: 1,
+            params_blake3: *hasher.finalize().as_bytes(),
+            model: Some(serde_json::to_string(said).unwrap()),
+        };
+        safetensors::write(&self.at("model").join(MODEL_FILE), &tensors, &metadata).unwrap();
+    }
+
+    /// Signs what is there.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn sign(&self) {
+        let key = SigningKey::load(&self.at("key.pem")).unwrap();
+        sign(&self.at("model"), &self.at("model").join(SIGNATURE_FILE), &key).unwrap();
+    }
+
+    /// Makes a token.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn token(&self, name: &str) -> String {
+        Tokens::create(&self.at("state/tokens"), name).unwrap().to_string()
+    }
+
+    /// A certificate for a client, of the site's CA, with these URIs in it.
+    ///
+    /// # Panics
+    /// When a URI is none.
+    #[must_use]
+    pub fn certified(&self, uris: &[&str]) -> Certified {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        let cert = params.signed_by(&key, &self.ca).unwrap();
+        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// What a server is told unless a test says otherwise: tokens, the defaults, any free port.
+    ///
+    /// # Panics
+    /// When the public key is gone.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        let key = PublicKey::load(&self.at("key.pub.pem")).unwrap();
+        Options {
+            dir: self.at("model"),
+            trust: Trust::Signed { key, signature: self.at("model").join(SIGNATURE_FILE) },
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cert: self.at("cert.pem"),
+            key: self.at("server.pem"),
+            tokens: Some(self.at("state/tokens")),
+            client_ca: None,
+            state: self.at("state"),
+            output: Output::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Serves.
+    ///
+    /// # Errors
+    /// The server does not start.
+    pub fn serve(&self, options: &Options) -> Result<Running, ServeError> {
+        let prepared = prepare(options)?;
+        let (stop, stopped) = oneshot::channel();
+        let address = prepared.address();
+        let thread = std::thread::spawn(move || {
+            prepared.run(async {
+                let _ = stopped.await;
+            })
+        });
+        Ok(Running { address, root: self.root(), stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The certificate that clients trust.
+    #[must_use]
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.ca.der().clone()
+    }
+}
+
+impl Running {
+    /// A client without anything to show.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(self.address, &self.root)
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn stop(mut self) {
+        self.end().unwrap();
+    }
+
+    fn end(&mut self) -> Result<(), ServeError> {
+        drop(self.stop.take());
+        match self.thread.take() {
+            Some(thread) => thread.join().expect("the server does not panic"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
