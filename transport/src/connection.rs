@@ -15,7 +15,7 @@ mod sender;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 pub(crate) use link::{Broken, Ended, Link, Rx, Tx};
@@ -121,8 +121,23 @@ impl Connection {
         }
     }
 
+    /// A hold on this connection that does not keep it.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched(Arc::downgrade(self.inner()))
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         &self.0.0
+    }
+}
+
+/// A connection as the endpoint watches it: it can be closed, and is not kept.
+pub(crate) struct Watched(Weak<Inner>);
+
+impl Watched {
+    /// Closes the connection if it lives; says whether it did.
+    pub(crate) fn close(&self, code: u32, reason: &str) -> bool {
+        self.0.upgrade().is_some_and(|inner| inner.close(code, reason))
     }
 }
 
@@ -253,12 +268,15 @@ impl Inner {
         self.failure.get().cloned().unwrap_or(error)
     }
 
-    fn close(&self, code: u32, reason: &str) {
+    /// Says whether it was this that closed it.
+    fn close(&self, code: u32, reason: &str) -> bool {
         let peer = self.peer.clone();
         let error = Error::Closed { peer, by_peer: false, code, reason: reason.into() };
-        if self.failure.set(error).is_ok() {
+        let first = self.failure.set(error).is_ok();
+        if first {
             self.link.close(code, reason);
         }
+        first
     }
 
     /// What the link says became of the connection; what we know ourselves goes first.

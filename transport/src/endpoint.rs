@@ -9,12 +9,15 @@
 //!    none waits for another.
 //! 4. Datagrams pass the sieve (`endpoint/sieve.rs`) first. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
 //!    what the door's rates leave them (`endpoint/door.rs`), they are ignored; beyond `max_connections` refused.
+//! 5. Once a list of revoked certificates is in force, nobody in it is dialled or accepted, and nobody at all when it has
+//!    ended; connections that live are closed for the same reasons ([`Endpoint::recheck`]).
 
 mod admit;
 mod congestion;
 mod door;
 mod sieve;
 mod socket;
+mod standing;
 mod transport;
 
 use std::fmt;
@@ -57,6 +60,7 @@ struct Inner {
     client_transport: Arc<quinn::TransportConfig>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
     sieved: Arc<CappedSocket>,
+    followed: std::sync::Mutex<Option<standing::Followed>>,
 }
 
 /// Why an endpoint could not be made.
@@ -179,7 +183,11 @@ impl Endpoint {
         tokio::spawn(admit::run(Arc::clone(&admission), quic.clone(), accepted_tx));
         let accepted = Mutex::new(accepted);
         let client_transport = transport;
-        Ok(Endpoint(Arc::new(Inner { quic, address, admission, client_transport, accepted, sieved })))
+        let followed = std::sync::Mutex::default();
+        let inner =
+            Arc::new(Inner { quic, address, admission, client_transport, accepted, sieved, followed });
+        tokio::spawn(standing::keep(Arc::downgrade(&inner)));
+        Ok(Endpoint(inner))
     }
 
     /// Dials `expect` at an address. Returns once each has authenticated and admitted the other.

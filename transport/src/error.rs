@@ -165,6 +165,8 @@ pub enum CloseCode {
     Stalled = 7,
     /// A node that was not let in: wrong certificate, job or identity.
     Admission = 8,
+    /// A node whose certificate was revoked, or of whom nobody can tell.
+    Untrusted = 9,
 }
 
 impl CloseCode {

@@ -48,7 +48,7 @@ pub use identity::{Address, IdentityError, Role, RoleSet, SpiffeId};
 pub use memory::MemoryOptions;
 pub use message::{Envelope, Message, Outgoing};
 pub use payload::Payload;
-pub use pki::{CertificateInfo, Expected, Identity, JobCa, PkiError, Trust};
+pub use pki::{CertificateInfo, Crl, Expected, Identity, JobCa, PkiError, Trust};
 pub use policy::{Class, Policy, PolicyError, Rule, Violation};
 pub use refusals::{Cause, Refusals, Refused, Who};
 pub use session::Grants;

@@ -16,6 +16,7 @@
 
 mod ca;
 mod certificate;
+mod crl;
 mod enrol;
 mod files;
 mod identity;
@@ -24,6 +25,7 @@ mod journal;
 mod key;
 mod register;
 mod request;
+mod revocation;
 mod token;
 mod trust;
 
@@ -33,12 +35,14 @@ use std::time::Duration;
 pub use ca::JobCa;
 pub(crate) use certificate::to_pem;
 pub use certificate::{CertificateInfo, describe};
+pub use crl::{CRL_FILE, Crl, CrlError, CrlNumber, MAX_CRL, Revocation, RevocationList, Serial};
 pub use enrol::{install, renew, request};
-pub use files::{read_public, read_secret, write_public, write_secret};
+pub use files::{read_crl, read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
 pub use register::{Issued, REGISTER_FILE, Register};
 pub use request::Request;
+pub use revocation::{Installed, SystemClock, WallClock};
 pub use token::{JoinToken, TOKENS_FILE, TokenSecret, Tokens};
 pub use trust::{Expected, Trust};
 
@@ -130,6 +134,26 @@ pub enum PkiError {
     /// A signature that does not verify.
     #[error("signature does not verify under {0}'s certificate")]
     Signature(String),
+    /// A certificate that the CA has taken back.
+    #[error("certificate of {id} is revoked (serial number {serial})")]
+    Revoked {
+        /// Whose it was.
+        id: String,
+        /// Its serial number, in hexadecimal.
+        serial: String,
+    },
+    /// Nobody can tell who is revoked.
+    #[error(
+        "the list of revoked certificates ended {ago} s ago, so nobody is trusted: put a new one in its place \
+         (`testudo pki crl` makes it)"
+    )]
+    RevocationUnknown {
+        /// Seconds since then.
+        ago: u64,
+    },
+    /// A list of revoked certificates that cannot be taken.
+    #[error("list of revoked certificates: {0}")]
+    Crl(#[from] CrlError),
     /// The cryptographic library refused.
     #[error("{0}")]
     Crypto(&'static str),

@@ -13,12 +13,13 @@ use tokio::time::timeout;
 
 use super::door::{Door, Knock, Limits};
 use super::sieve::SieveStats;
+use super::standing::Live;
 use super::transport;
 use crate::config::TransportConfig;
 use crate::connection::{Connection, Link, OnFault, Setup};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
-use crate::pki::{Expected, Identity, PkiError};
+use crate::pki::{Expected, Identity, PkiError, Serial};
 use crate::policy::Policy;
 use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
@@ -46,6 +47,8 @@ pub struct EndpointStats {
     pub over_rate: u64,
     /// Peers of the job turned away, because they had used up their rate of connections.
     pub peers_over_rate: u64,
+    /// Looks at the file with the list of revoked certificates.
+    pub crl_looks: u64,
     /// Connections open now.
     pub open: u64,
     /// Datagrams dropped before anything was computed for them.
@@ -64,6 +67,7 @@ struct Counters {
     turned_away: AtomicU64,
     over_rate: AtomicU64,
     peers_over_rate: AtomicU64,
+    crl_looks: AtomicU64,
 }
 
 /// What is needed to admit a connection.
@@ -77,6 +81,7 @@ pub(super) struct Admission {
     counters: Counters,
     door: Arc<SharedDoor>,
     refusals: Refusals,
+    live: Arc<Live>,
 }
 
 /// The door, and since when its time counts.
@@ -94,7 +99,7 @@ impl SharedDoor {
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
-        let (open, handshakes, peers, counters, refusals) = Default::default();
+        let (open, handshakes, peers, counters, refusals, live) = Default::default();
         let limits = Limits {
             total: config.handshakes,
             per_address: config.handshakes_per_address,
@@ -103,7 +108,7 @@ impl Admission {
         };
         let door = Mutex::new(Door::new(limits, Duration::ZERO));
         let door = Arc::new(SharedDoor { door, since: Instant::now() });
-        Admission { config, identity, policy, open, handshakes, peers, counters, door, refusals }
+        Admission { config, identity, policy, open, handshakes, peers, counters, door, refusals, live }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -118,6 +123,11 @@ impl Admission {
         &self.refusals
     }
 
+    /// The connections that live.
+    pub(super) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
     /// Room for one more connection, if there is.
     pub(super) fn slot(&self) -> Option<Slot> {
         Slot::take(&self.open, self.config.max_connections)
@@ -125,6 +135,10 @@ impl Admission {
 
     pub(super) fn count_dial(&self, is_good: bool) {
         bump(if is_good { &self.counters.dialled } else { &self.counters.dials_failed });
+    }
+
+    pub(super) fn count_crl_look(&self) {
+        bump(&self.counters.crl_looks);
     }
 
     pub(super) fn stats(&self) -> EndpointStats {
@@ -140,6 +154,7 @@ impl Admission {
             turned_away: read(&self.counters.turned_away),
             over_rate: read(&self.counters.over_rate),
             peers_over_rate: read(&self.counters.peers_over_rate),
+            crl_looks: read(&self.counters.crl_looks),
             open: self.open.load(Ordering::Relaxed) as u64,
             sieve: SieveStats::default(),
         }
@@ -162,11 +177,15 @@ impl Admission {
         let mut secret = zeroize::Zeroizing::new([0; 32]);
         quic.export_keying_material(secret.as_mut(), EXPORTER_LABEL, &context)
             .map_err(|_| PkiError::Crypto("TLS exported no key for message authentication"))?;
+        let trust = self.identity.trust();
+        let leaf = leaf(&quic)?;
+        let place = self.live.place(peer.clone(), Serial::of(&leaf)?);
+        let witness = place.witness();
         transport::admit(&quic, &self.config);
         let setup = Setup {
             local,
             peer,
-            certificate: leaf(&quic).map(|leaf| Arc::from(leaf.as_ref())),
+            certificate: Some(Arc::from(leaf.as_ref())),
             policy: Arc::clone(&self.policy),
             link: Link::Quic(quic),
             secret: Some(ConnectionSecret::new(*secret)),
@@ -177,22 +196,24 @@ impl Admission {
             on_fault,
             refusals: self.refusals.clone(),
         };
-        Ok(Connection::start(setup, slot))
+        let connection = Connection::start(setup, (place, slot));
+        witness.started(&connection, trust);
+        Ok(connection)
     }
 
     // The handshake has checked the certificate already; the name is read again from what it checked.
     fn peer(&self, quic: &quinn::Connection) -> Result<SpiffeId, PkiError> {
-        match leaf(quic) {
-            Some(leaf) => self.identity.trust().verify(&leaf, &Expected::Member),
-            None => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
-        }
+        self.identity.trust().verify(&leaf(quic)?, &Expected::Member)
     }
 }
 
 /// The one certificate that the peer showed.
-fn leaf(quic: &quinn::Connection) -> Option<CertificateDer<'static>> {
-    let mut chain = quic.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    if chain.len() == 1 { chain.pop() } else { None }
+fn leaf(quic: &quinn::Connection) -> Result<CertificateDer<'static>, PkiError> {
+    let chain = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    match chain.as_deref().map(Vec::as_slice) {
+        Some([leaf]) => Ok(leaf.clone()),
+        _ => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
+    }
 }
 
 /// Accepts newcomers until the endpoint closes.

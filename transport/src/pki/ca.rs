@@ -167,10 +167,14 @@ impl JobCa {
         Ok(())
     }
 
-    fn sign(&self, params: &CertificateParams, key: &impl rcgen::PublicKeyData) -> Result<String, PkiError> {
+    /// The CA as it signs.
+    pub(super) fn issuer(&self) -> Result<Issuer<'static, SecretKey>, PkiError> {
         let own = ca_params(self.trust.trust_domain(), self.trust.job())?;
-        let issuer = Issuer::new(own, self.key.clone());
-        let signed = params.signed_by(key, &issuer);
+        Ok(Issuer::new(own, self.key.clone()))
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &impl rcgen::PublicKeyData) -> Result<String, PkiError> {
+        let signed = params.signed_by(key, &self.issuer()?);
         Ok(signed.map_err(|_| PkiError::Crypto("signing a certificate failed"))?.pem())
     }
 }

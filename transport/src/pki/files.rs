@@ -64,7 +64,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     // The checks are made on the open file, so that it cannot be swapped between check and use.
     let file = open(path)?;
     check_secret(path, &file)?;
-    read(path, file)
+    read(path, file, MAX_FILE)
 }
 
 fn check_secret(path: &Path, file: &File) -> Result<(), PkiError> {
@@ -85,6 +85,18 @@ fn check_secret(path: &Path, file: &File) -> Result<(), PkiError> {
 /// # Errors
 /// [`PkiError::NotPrivate`] saying what is wrong with it, or [`PkiError::File`].
 pub fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
+    read_public_up_to(path, MAX_FILE)
+}
+
+/// [`read_public`] of a list of revoked certificates, which may be longer than a certificate.
+///
+/// # Errors
+/// As for [`read_public`].
+pub fn read_crl(path: &Path) -> Result<Vec<u8>, PkiError> {
+    read_public_up_to(path, super::crl::MAX_PEM as u64)
+}
+
+fn read_public_up_to(path: &Path, most: u64) -> Result<Vec<u8>, PkiError> {
     let file = open(path)?;
     let found = file.metadata().map_err(|why| failed(path, &why))?;
     if ![rustix::process::geteuid().as_raw(), 0].contains(&found.uid()) {
@@ -94,7 +106,7 @@ pub fn read_public(path: &Path) -> Result<Vec<u8>, PkiError> {
         let what = format!("its mode is {:o}, so others than its owner can change it", found.mode() & 0o7777);
         return Err(not_private(path, &what));
     }
-    Ok(read(path, file)?.to_vec())
+    Ok(read(path, file, most)?.to_vec())
 }
 
 /// Opens a file of records of this user alone for reading and for adding to its end; makes it if it is not there.
@@ -159,12 +171,12 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, PkiError> {
     Ok(file)
 }
 
-fn read(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+fn read(path: &Path, file: File, most: u64) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     // Sized once: a buffer that grows leaves copies of the key behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|why| failed(path, &why))?;
-    if bytes.len() as u64 > MAX_FILE {
-        let what = format!("longer than {MAX_FILE} bytes; this is no key or certificate");
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most as usize + 1));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|why| failed(path, &why))?;
+    if bytes.len() as u64 > most {
+        let what = format!("longer than {most} bytes; this is not what belongs there");
         return Err(PkiError::File { path: path.to_owned(), what });
     }
     Ok(bytes)

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use super::key::SecretKey;
-use super::{CA_FILE, CERT_FILE, Expected, KEY_FILE, NEXT_KEY_FILE, PkiError, Trust, certificate, files};
+use super::{
+    CA_FILE, CERT_FILE, Expected, KEY_FILE, NEXT_KEY_FILE, PkiError, Trust, WallClock, certificate, files,
+};
 use crate::identity::SpiffeId;
 
 /// Certificate, key and trusted CA of one node. Clones share them.
@@ -36,6 +38,7 @@ impl Identity {
         if !key.matches(&certificate::public_key(&certificate)?) {
             return Err(PkiError::OtherKey);
         }
+        let trust = trust.apart();
         Ok(Identity(Arc::new(Inner { id, certificate, certificate_pem, ca_pem, key, trust })))
     }
 
@@ -47,6 +50,20 @@ impl Identity {
     /// The CA, trust domain and job that this node trusts.
     pub fn trust(&self) -> &Trust {
         &self.0.trust
+    }
+
+    /// The same identity by another clock; see [`Trust::with_clock`].
+    #[must_use]
+    pub fn with_clock(&self, clock: Arc<dyn WallClock>) -> Identity {
+        let Inner { id, certificate, certificate_pem, ca_pem, key, trust } = &*self.0;
+        Identity(Arc::new(Inner {
+            id: id.clone(),
+            certificate: certificate.clone(),
+            certificate_pem: certificate_pem.clone(),
+            ca_pem: ca_pem.clone(),
+            key: key.clone(),
+            trust: trust.with_clock(clock),
+        }))
     }
 
     /// The certificate, in DER, for others to check signatures with.

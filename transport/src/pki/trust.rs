@@ -1,4 +1,4 @@
-//! What a node trusts: one CA, one trust domain, one job.
+//! What a node trusts: one CA, one trust domain, one job, and no certificate that the CA has taken back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ParsedCertificate;
 
+use super::crl::{Crl, Serial};
+use super::revocation::{Installed, Standing, SystemClock, WallClock};
 use super::{PkiError, certificate};
 use crate::identity::{Role, SpiffeId};
 
@@ -35,11 +37,12 @@ impl Expected {
     }
 }
 
-/// The CA of one job, for checking what it signed. Cheap to clone.
+/// The CA of one job, for checking what it signed. Cheap to clone; clones share the list of revoked certificates.
 #[derive(Clone)]
 pub struct Trust(Arc<Inner>);
 
 struct Inner {
+    standing: Standing,
     ca: CertificateDer<'static>,
     roots: Arc<RootCertStore>,
     trust_domain: String,
@@ -85,7 +88,51 @@ impl Trust {
         crate::identity::check_scope(&trust_domain, &job)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone()).map_err(|why| PkiError::Certificate(why.to_string()))?;
-        Ok(Trust(Arc::new(Inner { ca, roots: Arc::new(roots), trust_domain, job })))
+        let standing = Standing::new(&ca, Arc::new(SystemClock));
+        Ok(Trust(Arc::new(Inner { standing, ca, roots: Arc::new(roots), trust_domain, job })))
+    }
+
+    /// The same trust by another clock, with a list of revoked certificates of its own, which is not there yet.
+    #[must_use]
+    pub fn with_clock(&self, clock: Arc<dyn WallClock>) -> Trust {
+        let Inner { ca, roots, trust_domain, job, .. } = &*self.0;
+        Trust(Arc::new(Inner {
+            standing: Standing::new(ca, clock),
+            ca: ca.clone(),
+            roots: Arc::clone(roots),
+            trust_domain: trust_domain.clone(),
+            job: job.clone(),
+        }))
+    }
+
+    /// The same trust with a list of revoked certificates of its own, which is not there yet: each node has one.
+    pub(super) fn apart(&self) -> Trust {
+        self.with_clock(self.0.standing.clock())
+    }
+
+    /// Puts a list of revoked certificates (PEM or DER) in force, for every clone of this. From then on there must be one: when
+    /// it ends, nobody is trusted until the next is installed.
+    ///
+    /// # Errors
+    /// [`PkiError::Crl`]; the list that was in force stays so.
+    pub fn install_crl(&self, bytes: &[u8]) -> Result<Installed, PkiError> {
+        Ok(self.0.standing.install(bytes)?)
+    }
+
+    /// The list of revoked certificates in force.
+    #[must_use]
+    pub fn crl(&self) -> Option<Arc<Crl>> {
+        self.0.standing.in_force()
+    }
+
+    /// Now, by the clock of this trust.
+    pub(crate) fn now(&self) -> UnixTime {
+        self.0.standing.now()
+    }
+
+    /// Whether a certificate of `id` that was checked before is good still.
+    pub(crate) fn recheck(&self, serial: &Serial, id: &SpiffeId) -> Result<(), PkiError> {
+        self.0.standing.check(serial, id.short(), self.now())
     }
 
     /// The trust domain whose nodes are accepted.
@@ -107,15 +154,19 @@ impl Trust {
         &self.0.roots
     }
 
-    /// Checks a leaf certificate, now: chain, profile, trust domain, job. Gives whose it is.
+    /// Checks a leaf certificate, now: chain, profile, trust domain, job, revocation. Gives whose it is.
     ///
     /// # Errors
     /// [`PkiError`] saying which check failed.
     pub fn verify(&self, leaf_der: &[u8], expected: &Expected) -> Result<SpiffeId, PkiError> {
-        self.verify_at(leaf_der, expected, UnixTime::now())
+        let now = self.now();
+        let id = self.verify_at(leaf_der, expected, now)?;
+        let serial = Serial::of(leaf_der)?;
+        self.0.standing.check(&serial, id.short(), now)?;
+        Ok(id)
     }
 
-    /// [`Trust::verify`] at another time.
+    /// [`Trust::verify`] at another time, whatever has been revoked by now.
     pub(crate) fn verify_at(
         &self,
         leaf_der: &[u8],
@@ -150,11 +201,12 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<SpiffeId, PkiError> {
-        self.verify_signature_when(leaf_der, expected, message, signature, UnixTime::now())
+        let id = self.verify(leaf_der, expected)?;
+        check_signature(leaf_der, message, signature, id)
     }
 
     /// [`Trust::verify_signature`] as of `at`: for what was signed and kept, by a certificate that was good when it was
-    /// signed and may have expired since. Who holds the key of an expired certificate can say any earlier time.
+    /// signed and may have expired or been revoked since. Who holds the key of an expired certificate can say any earlier time.
     ///
     /// # Errors
     /// [`PkiError`] saying which check failed.
@@ -167,7 +219,8 @@ impl Trust {
         at: SystemTime,
     ) -> Result<SpiffeId, PkiError> {
         let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.verify_signature_when(leaf_der, expected, message, signature, UnixTime::since_unix_epoch(since))
+        let id = self.verify_at(leaf_der, expected, UnixTime::since_unix_epoch(since))?;
+        check_signature(leaf_der, message, signature, id)
     }
 
     /// [`Trust::verify_signature`] as of the moment at which the certificate begins: for what was signed and kept without a
@@ -184,24 +237,22 @@ impl Trust {
     ) -> Result<SpiffeId, PkiError> {
         let begun = certificate::describe_der(leaf_der)?.not_before.max(0).cast_unsigned();
         let at = UnixTime::since_unix_epoch(Duration::from_secs(begun));
-        self.verify_signature_when(leaf_der, expected, message, signature, at)
+        let id = self.verify_at(leaf_der, expected, at)?;
+        check_signature(leaf_der, message, signature, id)
     }
+}
 
-    fn verify_signature_when(
-        &self,
-        leaf_der: &[u8],
-        expected: &Expected,
-        message: &[u8],
-        signature: &[u8],
-        when: UnixTime,
-    ) -> Result<SpiffeId, PkiError> {
-        let id = self.verify_at(leaf_der, expected, when)?;
-        let point = certificate::public_point(leaf_der)?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
-            .verify(message, signature)
-            .map_err(|_| PkiError::Signature(id.to_string()))?;
-        Ok(id)
-    }
+fn check_signature(
+    leaf_der: &[u8],
+    message: &[u8],
+    signature: &[u8],
+    id: SpiffeId,
+) -> Result<SpiffeId, PkiError> {
+    let point = certificate::public_point(leaf_der)?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
+        .verify(message, signature)
+        .map_err(|_| PkiError::Signature(id.to_string()))?;
+    Ok(id)
 }
 
 impl fmt::Debug for Trust {

@@ -1,0 +1,384 @@
+//! Lists of revoked certificates (CRLs): read, checked against the CA, and asked.
+//!
+//! Invariants:
+//!
+//! 1. A [`Crl`] was signed by the CA that it was read for, under that CA's name, and says when it ends. What it does not
+//!    understand but is told that it must (a critical extension: partial, indirect and delta lists have one) it
+//!    refuses.
+//! 2. Reading takes memory in proportion to the text, and no text is longer than [`MAX_CRL`].
+//! 3. Nothing here reads a clock or a file: times are handed in.
+//!
+//! Source: RFC 5280, section 5.
+
+mod issue;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use x509_parser::asn1_rs::{Any, Sequence};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::x509::X509Version;
+
+pub use issue::{Revocation, RevocationList};
+
+use super::{CLOCK_SKEW, PkiError};
+
+/// Longest list read, in bytes of DER: some 6,000 certificates with a reason each.
+pub const MAX_CRL: usize = 240 * 1024;
+/// Name of the list in a CA's directory.
+pub const CRL_FILE: &str = "crl.pem";
+
+/// Longest PEM text: base64 makes 4 characters of 3 bytes, and breaks lines.
+pub(super) const MAX_PEM: usize = MAX_CRL / 3 * 4 + MAX_CRL / 32;
+/// Longest serial and list number that RFC 5280 allows (sections 4.1.2.2 and 5.2.3).
+const MAX_NUMBER: usize = 20;
+/// Version 2 is written as 1 (section 5.1.2.1).
+const VERSION_2: X509Version = X509Version(1);
+
+/// Why a list is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CrlError {
+    /// It is not a list in the profile of RFC 5280.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// It names another CA, or another one's key signed it.
+    #[error("it is not of the job's CA: {0}")]
+    Foreign(&'static str),
+    /// It has ended.
+    #[error("it ended {ago} s ago; have the operator make a new one with `testudo pki crl`")]
+    Expired {
+        /// Seconds since then.
+        ago: u64,
+    },
+    /// It is from the future.
+    #[error("it begins only in {ahead} s: this machine's clock is behind, or the operator's is ahead")]
+    NotYet {
+        /// Seconds until then.
+        ahead: u64,
+    },
+    /// A newer one is in force.
+    #[error("its number is {found}, and number {in_force} is in force")]
+    Older {
+        /// Its number.
+        found: CrlNumber,
+        /// That of the one in force.
+        in_force: CrlNumber,
+    },
+    /// Two lists with one number: the CA is used in two places at once, or was restored from an old copy.
+    #[error("another list with its number, {0}, is in force; make one with a higher number")]
+    Twin(CrlNumber),
+}
+
+/// The number of a list: a later one has a higher one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct CrlNumber([u8; MAX_NUMBER]);
+
+impl CrlNumber {
+    /// From big-endian bytes; `None` if there are too many.
+    fn from_bytes(bytes: &[u8]) -> Option<CrlNumber> {
+        let mut number = [0; MAX_NUMBER];
+        let bytes = trimmed(bytes);
+        number.get_mut(MAX_NUMBER.checked_sub(bytes.len())?..)?.copy_from_slice(bytes);
+        Some(CrlNumber(number))
+    }
+
+    /// The next one; the highest has none.
+    #[must_use]
+    pub fn next(self) -> Option<CrlNumber> {
+        let mut number = self.0;
+        for byte in number.iter_mut().rev() {
+            let (sum, carried) = byte.overflowing_add(1);
+            *byte = sum;
+            if !carried {
+                return Some(CrlNumber(number));
+            }
+        }
+        None
+    }
+
+    fn bytes(&self) -> &[u8] {
+        trimmed(&self.0)
+    }
+}
+
+impl fmt::Display for CrlNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bytes().iter().try_fold(0_u64, |all, byte| Some(all.checked_mul(256)? + u64::from(*byte)))
+        {
+            Some(small) => write!(f, "{small}"),
+            None => write!(f, "0x{}", hex(self.bytes())),
+        }
+    }
+}
+
+impl fmt::Debug for CrlNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A certificate's serial number, as a list has it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(Box<[u8]>);
+
+impl Serial {
+    /// From the bytes of the DER integer; zeroes in front say nothing.
+    ///
+    /// # Errors
+    /// [`CrlError::Malformed`] when there are more than RFC 5280 allows.
+    pub fn new(bytes: &[u8]) -> Result<Serial, CrlError> {
+        let bytes = trimmed(bytes);
+        // A CA may use one more than it should; it is no more than a longer name.
+        if bytes.len() > MAX_NUMBER + 1 {
+            return Err(CrlError::Malformed(format!("a serial number of {} bytes", bytes.len())));
+        }
+        Ok(Serial(bytes.into()))
+    }
+
+    /// From hexadecimal digits, with or without colons.
+    ///
+    /// # Errors
+    /// [`CrlError::Malformed`].
+    pub fn from_hex(text: &str) -> Result<Serial, CrlError> {
+        let bad =
+            || CrlError::Malformed("a serial number is hexadecimal digits, two for each byte".to_owned());
+        let digits: Vec<u8> = text.bytes().filter(|c| *c != b':').take(4 * MAX_NUMBER).collect();
+        let pairs = digits.chunks(2).map(|pair| {
+            let pair = <[u8; 2]>::try_from(pair).ok()?;
+            let value = |c: u8| (c as char).to_digit(16);
+            u8::try_from(value(pair[0])? << 4 | value(pair[1])?).ok()
+        });
+        let bytes: Option<Vec<u8>> = pairs.collect();
+        bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(bad).and_then(|bytes| Serial::new(&bytes))
+    }
+
+    /// That of a certificate in DER.
+    pub(crate) fn of(certificate_der: &[u8]) -> Result<Serial, PkiError> {
+        let malformed = |why: String| PkiError::Certificate(format!("malformed: {why}"));
+        let (_, certificate) =
+            X509Certificate::from_der(certificate_der).map_err(|why| malformed(why.to_string()))?;
+        Serial::new(certificate.raw_serial()).map_err(|why| malformed(why.to_string()))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A list of revoked certificates, signed by the CA that it was read for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Crl {
+    der: Vec<u8>,
+    number: CrlNumber,
+    this_update: i64,
+    next_update: i64,
+    revoked: BTreeSet<Serial>,
+}
+
+impl Crl {
+    /// Reads a list in PEM or DER, and checks that the CA with this certificate signed it. Whether it is of today is not
+    /// asked.
+    ///
+    /// # Errors
+    /// [`CrlError::Malformed`] or [`CrlError::Foreign`].
+    pub fn read(bytes: &[u8], ca_der: &[u8]) -> Result<Crl, CrlError> {
+        let der = to_der(bytes)?;
+        let malformed = |what: &str| CrlError::Malformed(what.to_owned());
+        let (rest, list) = CertificateRevocationList::from_der(&der)
+            .map_err(|why| CrlError::Malformed(format!("not a list of revoked certificates: {why}")))?;
+        if !rest.is_empty() {
+            return Err(malformed("bytes follow it"));
+        }
+        check_signature(&der, &list, ca_der)?;
+        if list.version() != Some(VERSION_2) {
+            return Err(malformed("it is not of version 2"));
+        }
+        let extensions =
+            list.tbs_cert_list.extensions_map().map_err(|_| malformed("an extension stands twice"))?;
+        if extensions.values().any(|extension| extension.critical) {
+            return Err(malformed(
+                "it has a critical extension: lists of all of a CA's certificates have none",
+            ));
+        }
+        let number = list.crl_number().ok_or_else(|| malformed("it has no number"))?;
+        let number = CrlNumber::from_bytes(&number.to_bytes_be())
+            .ok_or_else(|| malformed("its number is too long"))?;
+        let next_update = list.next_update().ok_or_else(|| malformed("it does not say when it ends"))?;
+        let mut revoked = BTreeSet::new();
+        for entry in list.iter_revoked_certificates() {
+            if entry.extensions().iter().any(|extension| extension.critical) {
+                return Err(malformed("an entry has a critical extension"));
+            }
+            revoked.insert(Serial::new(entry.raw_serial())?);
+        }
+        let (this_update, next_update) = (list.last_update().timestamp(), next_update.timestamp());
+        drop(list);
+        Ok(Crl { der, number, this_update, next_update, revoked })
+    }
+
+    /// Whether it may be taken at the time `now`: neither over nor of the future, the clocks' difference allowed for.
+    ///
+    /// # Errors
+    /// [`CrlError::Expired`] or [`CrlError::NotYet`].
+    pub fn check_time(&self, now: UnixTime) -> Result<(), CrlError> {
+        if let Some(ago) = self.expired_since(now) {
+            return Err(CrlError::Expired { ago });
+        }
+        let ahead = self.this_update.saturating_sub(seconds(now)).saturating_sub(skew());
+        match u64::try_from(ahead) {
+            Ok(ahead) if ahead > 0 => Err(CrlError::NotYet { ahead }),
+            _ => Ok(()),
+        }
+    }
+
+    /// For how many seconds it has been over, the clocks' difference allowed for; `None` while it is not.
+    #[must_use]
+    pub fn expired_since(&self, now: UnixTime) -> Option<u64> {
+        let over = seconds(now).saturating_sub(self.next_update);
+        if over > skew() { u64::try_from(over).ok() } else { None }
+    }
+
+    /// Whether it has a certificate.
+    #[must_use]
+    pub fn has(&self, serial: &Serial) -> bool {
+        self.revoked.contains(serial)
+    }
+
+    /// The certificates in it, by serial number.
+    pub fn revoked(&self) -> impl Iterator<Item = &Serial> {
+        self.revoked.iter()
+    }
+
+    /// How many certificates are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.revoked.len()
+    }
+
+    /// Whether no certificate is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.revoked.is_empty()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> CrlNumber {
+        self.number
+    }
+
+    /// When it was made, in seconds since 1970 UTC.
+    #[must_use]
+    pub fn this_update(&self) -> i64 {
+        self.this_update
+    }
+
+    /// When it ends, in seconds since 1970 UTC.
+    #[must_use]
+    pub fn next_update(&self) -> i64 {
+        self.next_update
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+}
+
+impl fmt::Debug for Crl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Crl(number {}, {} revoked)", self.number, self.revoked.len())
+    }
+}
+
+fn to_der(bytes: &[u8]) -> Result<Vec<u8>, CrlError> {
+    // DER of a list is a SEQUENCE; no text begins so.
+    const SEQUENCE: u8 = 0x30;
+    let too_long =
+        |most: usize| CrlError::Malformed(format!("{} bytes; at most {most} are read", bytes.len()));
+    if bytes.first() == Some(&SEQUENCE) {
+        if bytes.len() > MAX_CRL {
+            return Err(too_long(MAX_CRL));
+        }
+        return Ok(bytes.to_vec());
+    }
+    if bytes.len() > MAX_PEM {
+        return Err(too_long(MAX_PEM));
+    }
+    let der = CertificateRevocationListDer::from_pem_slice(bytes)
+        .map_err(|why| CrlError::Malformed(format!("not PEM of an X509 CRL: {why}")))?;
+    Ok(der.as_ref().to_vec())
+}
+
+/// Invariant 1: issuer, algorithm, signature.
+fn check_signature(der: &[u8], list: &CertificateRevocationList<'_>, ca_der: &[u8]) -> Result<(), CrlError> {
+    let (_, ca) = X509Certificate::from_der(ca_der)
+        .map_err(|_| CrlError::Foreign("the CA's certificate is malformed"))?;
+    if list.issuer().as_raw() != ca.subject().as_raw() {
+        return Err(CrlError::Foreign("it names another issuer"));
+    }
+    let may_sign = ca.key_usage().ok().flatten().is_none_or(|usage| usage.value.crl_sign());
+    if !may_sign {
+        return Err(CrlError::Foreign("the CA's certificate does not let it sign lists"));
+    }
+    let malformed = |_| CrlError::Malformed("its frame is not DER".to_owned());
+    if list.tbs_cert_list.signature != list.signature_algorithm || list.signature_value.unused_bits != 0 {
+        return Err(CrlError::Malformed("it names two signature algorithms".to_owned()));
+    }
+    // The algorithms are compared as bytes, as webpki does: there is one encoding of each.
+    let (_, frame) = Sequence::from_der(der).map_err(malformed)?;
+    let (after_list, _) = Any::from_der(&frame.content).map_err(malformed)?;
+    let (_, algorithm) = Any::from_der(after_list).map_err(malformed)?;
+    let (_, key) = Sequence::from_der(ca.public_key().raw).map_err(malformed)?;
+    let (_, key_algorithm) = Any::from_der(&key.content).map_err(malformed)?;
+    let known = crate::tls::signature_algorithms().all.iter().find(|known| {
+        known.signature_alg_id().as_ref() == algorithm.data
+            && known.public_key_alg_id().as_ref() == key_algorithm.data
+    });
+    let known = known.ok_or(CrlError::Foreign("its signature algorithm is not the CA key's"))?;
+    let point = &ca.public_key().subject_public_key.data;
+    known
+        .verify_signature(point, list.tbs_cert_list.as_ref(), &list.signature_value.data)
+        .map_err(|_| CrlError::Foreign("its signature is not the CA's"))
+}
+
+fn seconds(now: UnixTime) -> i64 {
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn skew() -> i64 {
+    i64::try_from(CLOCK_SKEW.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    let zeroes = bytes.iter().take_while(|byte| **byte == 0).count();
+    bytes.get(zeroes..).unwrap_or_default()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A validity that a list may have.
+pub(super) fn check_validity(validity: Duration) -> Result<(), PkiError> {
+    /// A list that is good for longer protects nobody: what it lacks is found out too late.
+    const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+    if validity.is_zero() || validity > LONGEST { Err(PkiError::Validity(validity)) } else { Ok(()) }
+}
