@@ -11,6 +11,7 @@ mod operate;
 mod pki;
 mod replay;
 mod resume;
+mod revoke;
 mod run;
 mod serve;
 mod sign;

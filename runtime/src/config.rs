@@ -321,6 +321,9 @@ pub struct Security {
     /// The three files of a cluster that has a CA of its own; `None` where the run makes one.
     #[serde(flatten)]
     pub files: Option<SecurityFiles>,
+    /// The CA's list of revoked certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crl: Option<PathBuf>,
 }
 
 /// The files of a cluster that has a CA of its own; absolute paths to PEM files.

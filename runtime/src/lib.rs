@@ -8,6 +8,7 @@
 //! the command line ([`main`]).
 
 pub mod audit;
+mod authority;
 pub mod bench;
 pub mod checkpoint;
 mod cli;

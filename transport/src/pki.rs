@@ -34,8 +34,10 @@ use std::time::Duration;
 
 pub use ca::JobCa;
 pub(crate) use certificate::to_pem;
-pub use certificate::{CertificateInfo, describe};
-pub use crl::{CRL_FILE, Crl, CrlError, CrlNumber, MAX_CRL, Revocation, RevocationList, Serial};
+pub use certificate::{CertificateInfo, certificate_der, describe};
+pub use crl::{
+    CRL_FILE, Crl, CrlError, CrlInfo, CrlNumber, MAX_CRL, Revocation, RevocationList, Serial, describe_crl,
+};
 pub use enrol::{install, renew, request};
 pub use files::{read_crl, read_public, read_secret, write_public, write_secret};
 pub use identity::Identity;

@@ -193,6 +193,10 @@ pub(crate) enum PkiCommand {
     Serve(ServeArguments),
     /// On a node: make its key, and have it certified by a token
     Join(JoinArguments),
+    /// Take certificates back: write the CA's next list of revoked certificates, with these in it
+    Revoke(super::revoke::RevokeArguments),
+    /// Write the CA's next list of revoked certificates, with those of the last one, before that ends
+    Crl(super::revoke::CrlArguments),
     /// Show a certificate or request, every one in a folder, or what a CA issued
     Show {
         /// A PEM file, a folder of them, or a CA's folder

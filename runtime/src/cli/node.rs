@@ -11,7 +11,8 @@ use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, 
 use testudo_actors::server::SumOrder;
 use testudo_actors::{NodeError, SignedJob};
 use testudo_observability as observability;
-use testudo_transport::{Endpoint, Identity, Role};
+use testudo_transport::pki::read_crl;
+use testudo_transport::{Endpoint, Identity, PkiError, Role};
 use tracing::level_filters::LevelFilter;
 
 use crate::audit::AuditLog;
@@ -164,9 +165,26 @@ fn bind(
 ) -> Result<Network, Failure> {
     let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
     let _inside = runtime.enter();
+    heed_crl(config, identity)?;
     let endpoint = Endpoint::bind(&transport(config, listen), identity.clone(), Arc::new(policy))
         .map_err(Failure::misconfigured)?;
+    if let Some(path) = &config.security.crl {
+        endpoint.follow_crl(path).map_err(|e| crl_refused(path, &e))?;
+    }
     Ok(Network::Quic(endpoint))
+}
+
+/// Puts the list of revoked certificates that `config` names in force for `identity`, before it knows anybody.
+pub(super) fn heed_crl(config: &Config, identity: &Identity) -> Result<(), Failure> {
+    let Some(path) = &config.security.crl else { return Ok(()) };
+    let installed = read_crl(path).and_then(|bytes| identity.trust().install_crl(&bytes));
+    let installed = installed.map_err(|e| crl_refused(path, &e))?;
+    tracing::info!(number = %installed.number, revoked = installed.revoked, "list of revoked certificates");
+    Ok(())
+}
+
+fn crl_refused(path: &Path, why: &PkiError) -> Failure {
+    Failure::misconfigured(format!("security.crl, {}: {why}", path.display()))
 }
 
 struct Node {

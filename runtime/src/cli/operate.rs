@@ -14,6 +14,7 @@ use testudo_actors::message::Outcome;
 use testudo_actors::operator::{Answered, Line, OperatorError};
 use testudo_transport::{Endpoint, Identity, Role, SpiffeId, TransportConfig};
 
+use crate::cli::node::heed_crl;
 use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Failure, Status};
@@ -262,6 +263,9 @@ impl Site {
         // What operators say and hear is as large whatever the size of slices.
         let slice_bytes = self.config.as_ref().map_or(1 << 20, |c| c.transport.slice_bytes);
         let policy = testudo_actors::policy::policy(slice_bytes).map_err(Failure::failed)?;
+        if let Some(config) = &self.config {
+            heed_crl(config, &self.identity)?;
+        }
         let endpoint = Endpoint::bind(&transport, self.identity.clone(), Arc::new(policy));
         Ok(Network::Quic(endpoint.map_err(Failure::failed)?))
     }

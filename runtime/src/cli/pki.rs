@@ -31,6 +31,8 @@ pub(super) fn pki(arguments: &PkiArguments) -> Result<(), Failure> {
         PkiCommand::Token(arguments) => join::token(arguments),
         PkiCommand::Serve(arguments) => join::serve(arguments),
         PkiCommand::Join(arguments) => join::join(arguments),
+        PkiCommand::Revoke(arguments) => super::revoke::revoke(arguments),
+        PkiCommand::Crl(arguments) => super::revoke::crl(arguments),
         PkiCommand::Show { path, json } => show::show(path, *json),
     }
 }

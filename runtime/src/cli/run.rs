@@ -38,6 +38,12 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
              for this run alone; remove them from the cluster file",
         ));
     }
+    if config.security.crl.is_some() {
+        return Err(Failure::misconfigured(
+            "security.crl is for `testudo node`: `testudo run` makes a CA of its own, which no other list is of; remove it from \
+             the cluster file",
+        ));
+    }
     let data = node::data(&config).map_err(Failure::misconfigured)?;
     let mut spec = job::spec(&config, node::data_spec(&data));
     drop(data);

@@ -91,6 +91,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 (Some(ca), Some(cert), Some(key)) => Some(SecurityFiles { ca, cert, key }),
                 _ => None,
             },
+            crl: from.path("security.crl"),
         },
         checkpoint: Checkpoint {
             export: matches!(values.get("checkpoint.export"), Some(Value::Boolean(true))),

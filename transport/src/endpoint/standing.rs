@@ -18,7 +18,7 @@ use super::{Endpoint, Inner};
 use crate::connection::{Connection, Watched};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
-use crate::pki::{Crl, Installed, PkiError, Serial, Trust, read_crl};
+use crate::pki::{Crl, CrlNumber, Installed, PkiError, Serial, Trust, read_crl};
 
 /// Between two looks at live connections and at the file that is followed: a revoked node has no more than this long, and a
 /// look costs microseconds.
@@ -170,8 +170,33 @@ impl Endpoint {
     }
 }
 
+/// The lists of which it was said that they end soon, and that they have ended: once is enough.
+#[derive(Default)]
+struct Told {
+    soon: Option<CrlNumber>,
+    ended: Option<CrlNumber>,
+}
+
+impl Told {
+    fn look(&mut self, trust: &Trust) {
+        let Some(crl) = trust.crl() else { return };
+        let number = Some(crl.number());
+        let now = trust.now();
+        if crl.expired_since(now).is_some() {
+            if std::mem::replace(&mut self.ended, number) != number {
+                tracing::error!(
+                    "the list of revoked certificates has ended: nobody is trusted until there is a new one"
+                );
+            }
+        } else if crl.ends_soon(now) && std::mem::replace(&mut self.soon, number) != number {
+            tracing::warn!(end = crl.end(), "the list of revoked certificates ends soon: make the next one");
+        }
+    }
+}
+
 /// Looks again and again until the endpoint is gone.
 pub(super) async fn keep(endpoint: Weak<Inner>) {
+    let mut told = Told::default();
     let mut every = tokio::time::interval(RECHECK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -179,6 +204,7 @@ pub(super) async fn keep(endpoint: Weak<Inner>) {
         let Some(inner) = endpoint.upgrade() else { return };
         let endpoint = Endpoint(inner);
         endpoint.look_at_file().await;
+        told.look(endpoint.0.admission.identity().trust());
         endpoint.recheck();
     }
 }

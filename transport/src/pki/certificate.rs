@@ -109,6 +109,14 @@ pub(super) fn pem_block(label: &str, encoded: &str) -> String {
     pem + &format!("-----END {label}-----\n")
 }
 
+/// The bytes of the first certificate of a PEM text.
+///
+/// # Errors
+/// [`PkiError::Pem`] when there is none.
+pub fn certificate_der(pem: &[u8]) -> Result<Vec<u8>, PkiError> {
+    Ok(from_pem(pem)?.to_vec())
+}
+
 /// What a person wants to know of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {

@@ -21,6 +21,7 @@ use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use x509_parser::asn1_rs::{Any, Sequence};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
 pub use issue::{Revocation, RevocationList};
@@ -198,6 +199,13 @@ impl Crl {
     /// # Errors
     /// [`CrlError::Malformed`] or [`CrlError::Foreign`].
     pub fn read(bytes: &[u8], ca_der: &[u8]) -> Result<Crl, CrlError> {
+        Crl::read_if(bytes, |der, list| check_signature(der, list, ca_der))
+    }
+
+    fn read_if(
+        bytes: &[u8],
+        is_signed: impl FnOnce(&[u8], &CertificateRevocationList<'_>) -> Result<(), CrlError>,
+    ) -> Result<Crl, CrlError> {
         let der = to_der(bytes)?;
         let malformed = |what: &str| CrlError::Malformed(what.to_owned());
         let (rest, list) = CertificateRevocationList::from_der(&der)
@@ -205,7 +213,7 @@ impl Crl {
         if !rest.is_empty() {
             return Err(malformed("bytes follow it"));
         }
-        check_signature(&der, &list, ca_der)?;
+        is_signed(&der, &list)?;
         if list.version() != Some(VERSION_2) {
             return Err(malformed("it is not of version 2"));
         }
@@ -254,6 +262,13 @@ impl Crl {
         if over > skew() { u64::try_from(over).ok() } else { None }
     }
 
+    /// Whether less than a quarter of its time is left.
+    #[must_use]
+    pub fn ends_soon(&self, now: UnixTime) -> bool {
+        let life = self.next_update.saturating_sub(self.this_update);
+        self.next_update.saturating_sub(seconds(now)) < life / 4
+    }
+
     /// Whether it has a certificate.
     #[must_use]
     pub fn has(&self, serial: &Serial) -> bool {
@@ -299,6 +314,52 @@ impl Crl {
     #[must_use]
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+}
+
+/// What a person wants to know of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrlInfo {
+    /// Its number.
+    pub number: CrlNumber,
+    /// When it was made, in seconds since 1970 UTC.
+    pub this_update: i64,
+    /// When it ends, in seconds since 1970 UTC.
+    pub next_update: i64,
+    /// The certificates in it.
+    pub revoked: Vec<Serial>,
+}
+
+impl fmt::Display for CrlInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kind         list of revoked certificates")?;
+        writeln!(f, "number       {}", self.number)?;
+        writeln!(f, "valid        {} to {}", date(self.this_update), date(self.next_update))?;
+        write!(f, "revoked      {}", self.revoked.len())?;
+        self.revoked.iter().try_for_each(|serial| write!(f, "\n  serial     {serial}"))
+    }
+}
+
+/// Describes a list; says nothing of whether to trust it.
+///
+/// # Errors
+/// [`CrlError::Malformed`].
+pub fn describe_crl(bytes: &[u8]) -> Result<CrlInfo, CrlError> {
+    let crl = Crl::read_if(bytes, |_, _| Ok(()))?;
+    let Crl { number, this_update, next_update, revoked, .. } = crl;
+    Ok(CrlInfo { number, this_update, next_update, revoked: revoked.into_iter().collect() })
+}
+
+fn date(seconds: i64) -> String {
+    let time = ASN1Time::from_timestamp(seconds).ok();
+    time.and_then(|time| time.to_rfc2822().ok()).unwrap_or_else(|| format!("{seconds} s since 1970"))
+}
+
+impl Crl {
+    /// When it ends, for a person.
+    #[must_use]
+    pub fn end(&self) -> String {
+        date(self.next_update)
     }
 }
 

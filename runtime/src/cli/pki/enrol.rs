@@ -129,9 +129,20 @@ fn grant(arguments: &IssueArguments, ca: &JobCa, file: &Path) -> Result<(), Fail
             )));
         }
     };
+    heed_own_list(ca, &arguments.ca)?;
     let certificate = ca.issue_for(&request, confirmed.as_ref(), arguments.valid_for).map_err(at)?;
     pki::write_public(&arguments.out, certificate.as_bytes()).map_err(Failure::failed)?;
     println!("{id}\nkey sha256 {key}\ncertificate in {}", arguments.out.display());
+    Ok(())
+}
+
+/// What the CA has taken back renews nothing.
+fn heed_own_list(ca: &JobCa, dir: &Path) -> Result<(), Failure> {
+    let list = dir.join(pki::CRL_FILE);
+    if list.exists() {
+        let installed = pki::read_crl(&list).and_then(|bytes| ca.trust().install_crl(&bytes));
+        installed.map_err(|why| Failure::misconfigured(format!("{}: {why}", list.display())))?;
+    }
     Ok(())
 }
 
@@ -168,7 +179,7 @@ pub(super) fn named(text: &str, trust_domain: &str, job: &str) -> Result<SpiffeI
 }
 
 /// A span of time as people write it: `90m`, `24h`.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no span of time; write a number and s, m, h or d, as in 90m or 24h");
     let mut characters = text.chars();
     let unit = characters.next_back().ok_or_else(wrong)?;

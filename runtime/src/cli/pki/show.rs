@@ -52,6 +52,18 @@ fn one(file: &Path) -> Result<(String, Value), Failure> {
         let value = json!({ "file": file, "id": id, "request": true, "renewal": request.is_renewal(), "key_sha256": key });
         return Ok((text, value));
     }
+    if String::from_utf8_lossy(&pem).contains("-----BEGIN X509 CRL-----") {
+        let info = pki::describe_crl(&pem).map_err(|why| at(why.into()))?;
+        let value = json!({
+            "file": file,
+            "crl": true,
+            "number": info.number.to_string(),
+            "this_update": info.this_update,
+            "next_update": info.next_update,
+            "revoked": info.revoked.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+        return Ok((info.to_string(), value));
+    }
     let info = pki::describe(&pem).map_err(at)?;
     let value = json!({
         "file": file,

@@ -376,6 +376,13 @@ pub static KEYS: &[Key] = &[
         doc: "PEM file of this node's private key; nobody but its owner may read it.",
     },
     Key {
+        path: "security.crl",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("no certificate is revoked"),
+        applies: None,
+        doc: "File of the CA's list of revoked certificates, PEM or DER, for `testudo node` and operators' commands: see [identities](identities.md). It is read again when it changes. Once it has ended, the node trusts nobody until there is a new one.",
+    },
+    Key {
         path: "checkpoint.export",
         rule: Rule::Boolean,
         absent: Absent::Is("true"),

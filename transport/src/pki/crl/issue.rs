@@ -10,7 +10,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::{Crl, CrlNumber, MAX_CRL, Serial, check_validity};
-use crate::pki::{JobCa, PkiError};
+use crate::pki::{JobCa, PkiError, certificate};
 
 /// A certificate that is revoked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,19 +128,7 @@ impl Crl {
     #[must_use]
     pub fn to_pem(&self) -> String {
         use base64::Engine as _;
-        // RFC 7468, section 2.
-        const LINE: usize = 64;
-        let text = base64::engine::general_purpose::STANDARD.encode(&self.der);
-        let mut pem = String::with_capacity(text.len() + text.len() / LINE + 64);
-        pem.push_str("-----BEGIN X509 CRL-----\n");
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let (line, tail) = rest.split_at(rest.len().min(LINE));
-            pem.push_str(line);
-            pem.push('\n');
-            rest = tail;
-        }
-        pem.push_str("-----END X509 CRL-----\n");
-        pem
+        let encoded = base64::engine::general_purpose::STANDARD.encode(&self.der);
+        certificate::pem_block("X509 CRL", &encoded)
     }
 }
