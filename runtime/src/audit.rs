@@ -21,7 +21,7 @@ pub mod writer;
 use std::path::PathBuf;
 
 pub use verify::{Options, Verified, read, verify};
-pub use writer::{AuditHandle, AuditLog};
+pub use writer::{AuditHandle, AuditLog, Begun};
 
 /// What is wrong with an audit log.
 #[derive(Debug, thiserror::Error)]

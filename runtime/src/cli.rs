@@ -21,7 +21,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::config::Config;
 use crate::error::Failure;
+use crate::process::{RunAs, user};
+use crate::rundir::{RunDir, in_words};
 use args::{Arguments, Command};
 use operate::Operation;
 
@@ -29,6 +32,10 @@ use operate::Operation;
 #[must_use]
 pub fn main() -> ExitCode {
     crate::process::harden();
+    if user::is_root() {
+        // What a run left behind as whom runs go on unless their cluster file says otherwise.
+        let _ = RunAs::find(user::NOBODY).map(|nobody| testudo_transport::pki::trust_owner(nobody.uid()));
+    }
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Run(run) => run::run(&run),
@@ -51,8 +58,24 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { message, status }) => {
-            eprintln!("error: {message}");
+            eprintln!("error: {}", in_words(&message));
             status.code()
         }
     }
+}
+
+/// Whom this process goes on as; `None` if as whom it was started.
+fn user(config: &Config, allow_root: bool) -> Result<Option<RunAs>, Failure> {
+    let user = user::plan(&config.security.run_as, allow_root).map_err(Failure::misconfigured)?;
+    if let Some(user) = &user {
+        testudo_transport::pki::trust_owner(user.uid());
+    }
+    Ok(user)
+}
+
+/// Goes on as `user`, who gets the run directory.
+fn settle(run_dir: &RunDir, user: Option<&RunAs>) -> Result<(), Failure> {
+    let Some(user) = user else { return Ok(()) };
+    run_dir.hand_over(user).map_err(Failure::misconfigured)?;
+    user.take_over().map_err(Failure::misconfigured)
 }

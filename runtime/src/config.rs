@@ -318,6 +318,8 @@ pub enum KeyExchange {
 pub struct Security {
     /// Life of the certificates that a run issues, in hours.
     pub certificate_hours: u32,
+    /// The user that processes which are started as root go on as.
+    pub run_as: String,
     /// The three files of a cluster that has a CA of its own; `None` where the run makes one.
     #[serde(flatten)]
     pub files: Option<SecurityFiles>,

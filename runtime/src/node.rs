@@ -16,7 +16,7 @@ use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
-use crate::data::mnist::{DataError, Examples, Mnist, Normalisation};
+use crate::data::mnist::{DataError, Examples, Files, Mnist, Normalisation};
 use crate::job;
 use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
 
@@ -62,14 +62,31 @@ pub fn check_addresses(config: &Config) -> Result<(), BindError> {
     Ok(())
 }
 
+/// The files of the data that `config` names, opened.
+///
+/// # Errors
+/// [`DataError`] saying which file cannot be.
+pub fn data_files(config: &Config) -> Result<Files, DataError> {
+    let config::Data::Mnist { path, .. } = &config.data;
+    Files::open(path)
+}
+
 /// The data that `config` names.
 ///
 /// # Errors
 /// [`DataError`] saying which file is wrong, and how.
 pub fn data(config: &Config) -> Result<Mnist, DataError> {
+    read_data(config, &data_files(config)?)
+}
+
+/// The same, from files that are open.
+///
+/// # Errors
+/// As [`data`].
+pub fn read_data(config: &Config, files: &Files) -> Result<Mnist, DataError> {
     let config::Model::Mlp { inputs, classes, .. } = config.model;
     let config::Data::Mnist { path, mean, std } = &config.data;
-    let data = Mnist::load(path, classes, Normalisation { mean: *mean, std: *std })?;
+    let data = Mnist::read(files, classes, Normalisation { mean: *mean, std: *std })?;
     let found = data.train.input_elements();
     if found != inputs {
         return Err(DataError::Inputs { folder: path.clone(), found, expected: inputs });
@@ -127,6 +144,7 @@ impl Dataset for Set {
 pub struct Setup {
     config: Config,
     model: PathBuf,
+    files: Option<Files>,
     data: Option<Mnist>,
 }
 
@@ -134,20 +152,34 @@ impl Setup {
     /// For a node of `config` that writes the final model to the file `model`.
     #[must_use]
     pub fn new(config: Config, model: PathBuf) -> Setup {
-        Setup { config, model, data: None }
+        Setup { config, model, files: None, data: None }
+    }
+
+    /// With data from `files`, which are open, instead of those that the cluster file names.
+    #[must_use]
+    pub fn with_files(self, files: Files) -> Setup {
+        Setup { files: Some(files), ..self }
+    }
+
+    fn read(&mut self) -> Result<Mnist, String> {
+        let files = match self.files.take() {
+            Some(files) => files,
+            None => data_files(&self.config).map_err(|e| e.to_string())?,
+        };
+        read_data(&self.config, &files).map_err(|e| e.to_string())
     }
 }
 
 impl WorkerSetup for Setup {
     fn prepare(&mut self) -> Result<(), String> {
-        self.data = Some(data(&self.config).map_err(|e| e.to_string())?);
+        self.data = Some(self.read()?);
         Ok(())
     }
 
     fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String> {
         let data = match self.data.take() {
             Some(data) => data,
-            None => data(&self.config).map_err(|e| e.to_string())?,
+            None => self.read()?,
         };
         sets(&self.config, data, job)
     }

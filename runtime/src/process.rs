@@ -9,9 +9,19 @@
 //!    user can read this one's memory, no program that is started can gain a privilege, and no capability is left to a
 //!    process that is not root's.
 //! 2. What is said to hold was read back from the kernel, not concluded from what was asked for.
+//! 3. A process that was started as root is nobody's that can become root again before it opens a socket, or ends, unless it was
+//!    told that it may stay root ([`user`]).
+//! 4. What such a process needs and its new user could not open is open before ([`handing`], [`handover::hold`]).
+//! 5. Of what root has made, a run's new user gets the run directory, and nothing that was not root's alone ([`handover`]).
 
+pub mod handing;
+pub mod handover;
 pub mod harden;
+pub mod program;
 pub mod protections;
+pub mod user;
 
 pub use harden::harden;
+pub use program::Program;
 pub use protections::Protections;
+pub use user::RunAs;

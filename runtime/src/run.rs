@@ -23,7 +23,7 @@ use crate::checkpoint::{Layout, keys};
 use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Failure, Status};
-use crate::launch::local::LocalNodes;
+use crate::launch::local::{Inputs, LocalNodes};
 use crate::node::transport;
 use crate::rundir::RunDir;
 
@@ -84,8 +84,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     replace(&Disk, path, bytes).map_err(|e| Failure::file(path, "cannot be written", e))
 }
 
-/// Runs `job` to its end in `run_dir`, from the checkpoint that it resumes from if it does; the age identity in
-/// `identity_file`, or else the run's own, opens that.
+/// Runs `job` to its end in `run_dir`, from the checkpoint that it resumes from if it does. `inputs` are what nodes are handed:
+/// the data and the key that opens that checkpoint; what is missing they look for where `config` says, or in `run_dir`.
 ///
 /// # Errors
 /// [`Failure`] naming the node, its exit and the last lines of its log where one died.
@@ -93,10 +93,10 @@ pub async fn run(
     config: &Config,
     job: &JobSpec,
     run_dir: &RunDir,
-    identity_file: Option<&Path>,
+    inputs: Inputs,
     watcher: &mut dyn Watcher,
 ) -> Result<Completed, Failure> {
-    run_as(&["node"], config, job, run_dir, identity_file, watcher).await
+    run_as(&["node"], config, job, run_dir, inputs, watcher).await
 }
 
 /// As [`run`], with nodes that are started by another command of this program than `node`; it takes the same options.
@@ -108,7 +108,7 @@ pub async fn run_as(
     config: &Config,
     job: &JobSpec,
     run_dir: &RunDir,
-    identity_file: Option<&Path>,
+    inputs: Inputs,
     watcher: &mut dyn Watcher,
 ) -> Result<Completed, Failure> {
     let begun = Instant::now();
@@ -125,7 +125,7 @@ pub async fn run_as(
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;
     write(&run_dir.cluster_file(), toml.as_bytes())?;
-    let mut nodes = LocalNodes::new(command, run_dir.clone())?.with_identity_file(identity_file);
+    let mut nodes = LocalNodes::new(command, run_dir.clone(), inputs);
     let result = {
         let running = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts);
         running.await

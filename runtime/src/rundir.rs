@@ -24,20 +24,35 @@
 //! 1. The directory is new, or a run's that is resumed and not under way: no run ever mixes with another.
 //! 2. It and all inside it have mode 0700.
 //! 3. These names stand here and nowhere else.
+//! 4. A directory that is held ([`RunDir::hold`]) is reached through an open descriptor alone: whoever may enter the
+//!    directory itself can go on using it, whatever its parents allow. [`in_words`] says its name again.
+
+mod held;
+mod time;
 
 use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use held::in_words;
+pub use time::timestamp;
 
 /// How many runs of one job may begin in one second before a name must be given.
 const SAME_SECOND_MOST: u32 = 100;
-const SECONDS_PER_DAY: u64 = 86_400;
 
 /// A run directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RunDir {
+    /// Its name.
     path: PathBuf,
+    /// Where this process reaches it: its name, or its open descriptor's.
+    at: PathBuf,
+    held: Option<Arc<OwnedFd>>,
+    /// Its folder of checkpoints, where that alone is held.
+    checkpoints: Option<(PathBuf, Arc<OwnedFd>)>,
 }
 
 /// Why a run directory could not be made or used.
@@ -61,6 +76,28 @@ pub enum RunDirError {
     Busy {
         /// The directory.
         path: PathBuf,
+    },
+    /// It is a user's whom this process may not become.
+    #[error(
+        "{} belongs to user {owner}, and the run would go on as {run_as} (security.run_as): give --set \
+         security.run_as={owner} if you trust that user, or go on as that user",
+        path.display()
+    )]
+    Others {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
+        /// Whom the run would go on as.
+        run_as: String,
+    },
+    /// It cannot be given to the user that the run goes on as.
+    #[error("{} cannot be given to the user that runs go on as (security.run_as): {source}", path.display())]
+    HandOver {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
     },
     /// The operating system refused.
     #[error("cannot create {}: {source}", path.display())]
@@ -87,7 +124,7 @@ impl RunDir {
             ErrorKind::AlreadyExists => RunDirError::Exists { path: path.clone() },
             _ => failed(&path, source),
         })?;
-        let made = Self { path };
+        let made = Self::named(path);
         for folder in [made.logs(), made.identities(), made.checkpoint_final()] {
             make_private(&folder, true).map_err(|source| failed(&folder, source))?;
         }
@@ -116,44 +153,48 @@ impl RunDir {
     /// There is no directory.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
         match path.is_dir() {
-            true => Ok(Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()) }),
+            true => Ok(Self::named(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()))),
             false => Err(RunDirError::Missing { path: path.to_path_buf() }),
         }
     }
 
-    /// The directory itself, absolute.
+    fn named(path: PathBuf) -> Self {
+        Self { at: path.clone(), path, held: None, checkpoints: None }
+    }
+
+    /// The directory itself, absolute: its name, for people and for other processes.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The effective cluster file.
     pub fn cluster_file(&self) -> PathBuf {
-        self.path.join("cluster.toml")
+        self.at.join("cluster.toml")
     }
 
     /// The job as the operator signed it.
     pub fn signed_job(&self) -> PathBuf {
-        self.path.join("job.signed")
+        self.at.join("job.signed")
     }
 
     /// Where the scheduler is, while the run goes on.
     pub fn control(&self) -> PathBuf {
-        self.path.join("control.json")
+        self.at.join("control.json")
     }
 
     /// One JSON line a step.
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.at.join("metrics.jsonl")
     }
 
     /// The result as JSON.
     pub fn summary(&self) -> PathBuf {
-        self.path.join("summary.json")
+        self.at.join("summary.json")
     }
 
     /// The audit log.
     pub fn audit_log(&self) -> PathBuf {
-        self.path.join("audit.log")
+        self.at.join("audit.log")
     }
 
     /// The folder of the key that signs the audit log.
@@ -163,12 +204,15 @@ impl RunDir {
 
     /// The plot of the loss.
     pub fn loss_plot(&self) -> PathBuf {
-        self.path.join("loss.svg")
+        self.at.join("loss.svg")
     }
 
     /// The folder of checkpoints, the exported model among them.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoint")
+        match &self.checkpoints {
+            Some((at, _)) => at.clone(),
+            None => self.at.join("checkpoint"),
+        }
     }
 
     /// The folder of the exported model.
@@ -183,12 +227,12 @@ impl RunDir {
 
     /// The public key that the exported model is signed with.
     pub fn model_key(&self) -> PathBuf {
-        self.path.join("checkpoint").join("model.pub.pem")
+        self.checkpoints().join("model.pub.pem")
     }
 
     /// The folder of the nodes' logs.
     pub fn logs(&self) -> PathBuf {
-        self.path.join("logs")
+        self.at.join("logs")
     }
 
     /// The log of one node; `role` in lower case.
@@ -198,7 +242,7 @@ impl RunDir {
 
     /// The folder of all identities.
     pub fn identities(&self) -> PathBuf {
-        self.path.join("identities")
+        self.at.join("identities")
     }
 
     /// The folder of one node's key and certificate; `role` in lower case.
@@ -211,8 +255,8 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError::Busy`], or it cannot be written.
     pub fn lock(&self) -> Result<RunLock, RunDirError> {
-        let path = self.path.join("lock");
-        let failed = |source| RunDirError::Create { path: path.clone(), source };
+        let path = self.at.join("lock");
+        let failed = |source| RunDirError::Create { path: self.path.join("lock"), source };
         let mut options = std::fs::OpenOptions::new();
         options.create(true).truncate(false).write(true);
         #[cfg(unix)]
@@ -234,14 +278,14 @@ impl RunDir {
         let taken = |n: &u32| {
             ["job-{n}.signed", "cluster-{n}.toml"]
                 .iter()
-                .any(|name| self.path.join(name.replace("{n}", &n.to_string())).exists())
+                .any(|name| self.at.join(name.replace("{n}", &n.to_string())).exists())
         };
         let number = (1..).find(|n| !taken(n)).unwrap_or(u32::MAX);
         for (from, to) in [
             (self.signed_job(), format!("job-{number}.signed")),
             (self.cluster_file(), format!("cluster-{number}.toml")),
         ] {
-            match std::fs::copy(from, self.path.join(to)) {
+            match std::fs::copy(from, self.at.join(to)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -279,77 +323,14 @@ fn make_private(path: &Path, recursive: bool) -> io::Result<()> {
     builder.create(path)
 }
 
-/// `time` in UTC as `20261123T081613Z` (ISO 8601, basic form), which sorts by age and holds nothing a
-/// file system dislikes. Times before 1970 count as 1970.
-pub fn timestamp(time: SystemTime) -> String {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (year, month, day) = civil_from_days(seconds / SECONDS_PER_DAY);
-    let of_day = seconds % SECONDS_PER_DAY;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
-}
-
-/// Year, month and day of the day that is `days` after 1970-01-01, in the Gregorian calendar. Years begin
-/// in March, so that the leap day is the last one (Howard Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms", civil_from_days).
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    const DAYS_PER_ERA: u64 = 146_097; // 400 years
-    const FROM_MARCH_OF_YEAR_0: u64 = 719_468;
-    let shifted = days + FROM_MARCH_OF_YEAR_0;
-    let (era, of_era) = (shifted / DAYS_PER_ERA, shifted % DAYS_PER_ERA);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn timestamps_are_utc() {
-        for (seconds, expected) in [
-            (0, "19700101T000000Z"),
-            (68_169_599, "19720228T235959Z"),
-            (68_169_600, "19720229T000000Z"),
-            (951_782_400, "20000229T000000Z"),
-            (1_795_421_773, "20261123T081613Z"),
-            (4_107_542_399, "21000228T235959Z"),
-            (4_107_542_400, "21000301T000000Z"),
-            (253_402_300_799, "99991231T235959Z"),
-        ] {
-            assert_eq!(timestamp(at(seconds)), expected);
-        }
-        assert_eq!(timestamp(SystemTime::UNIX_EPOCH - Duration::from_secs(9)), "19700101T000000Z");
-    }
-
-    /// Day by day over eight centuries, against counting.
-    #[test]
-    fn the_calendar_agrees_with_counting() {
-        let (mut year, mut month, mut day) = (1970, 1, 1);
-        for days in 0..300_000 {
-            assert_eq!(civil_from_days(days), (year, month, day));
-            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-            let last = match month {
-                2 if leap => 29,
-                2 => 28,
-                4 | 6 | 9 | 11 => 30,
-                _ => 31,
-            };
-            (year, month, day) = match (month, day) {
-                (12, 31) => (year + 1, 1, 1),
-                (_, day) if day == last => (year, month + 1, 1),
-                _ => (year, month, day + 1),
-            };
-        }
     }
 
     /// Invariants 1 and 2.
@@ -373,13 +354,32 @@ mod tests {
         assert!(matches!(error, RunDirError::Exists { .. }));
         assert!(error.to_string().contains("--run-dir"), "{error}");
         assert!(run.create_identity("worker", 1).is_err(), "an identity is never written over");
-        assert_eq!(RunDir::open(&path).unwrap(), run);
+        assert_eq!(RunDir::open(&path).unwrap().path(), run.path());
         assert!(RunDir::open(&folder.path().join("none")).is_err());
 
         std::fs::write(folder.path().join("file"), "").unwrap();
         assert!(matches!(RunDir::create(&folder.path().join("file")), Err(RunDirError::Exists { .. })));
         let error = RunDir::create(&folder.path().join("file/run")).unwrap_err();
         assert!(error.to_string().contains("file"), "{error}");
+    }
+
+    /// Invariant 4: it is found although it is called something else by now, and is still called what it was.
+    #[test]
+    fn a_held_directory_is_reached_through_its_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let run = RunDir::create(&path).unwrap().hold().unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        std::fs::write(run.metrics(), "here").unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join("moved/metrics.jsonl")).unwrap(), "here");
+        assert_eq!(run.path(), path);
+        assert_eq!(run.reach(&path.join("logs/a.log")), run.logs().join("a.log"));
+        assert_eq!(run.reach(Path::new("/elsewhere")), Path::new("/elsewhere"));
+        let said = in_words(&format!("{}: no; {}7/x: no", run.summary().display(), run.at.display()));
+        let other = format!("{}7/x: no", run.at.display());
+        assert_eq!(said, format!("{}: no; {other}", path.join("summary.json").display()));
+        let again = RunDir::of_descriptor(&path, run.descriptor().unwrap().try_clone_to_owned().unwrap());
+        assert_eq!(std::fs::read_to_string(again.metrics()).unwrap(), "here");
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_manual() {
-        let run = RunDir { path: PathBuf::from("/r") };
+        let run = RunDir::named(PathBuf::from("/r"));
         let names = [
             (run.cluster_file(), "cluster.toml"),
             (run.signed_job(), "job.signed"),

@@ -2,11 +2,11 @@
 //!
 //! Some of this takes root to set up: those tests say so and check nothing for others.
 
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use testudo_tests::files;
-use testudo_tests::process::{self, Started, assert_nothing_left, nodes, steps};
+use testudo_tests::process::{self, Ended, Started, assert_nothing_left, nodes, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -44,7 +44,12 @@ fn assert_hardened(pid: u32) {
 
 /// Waits until the run is under way; the launcher and every node.
 fn processes(run: &mut Started) -> Vec<u32> {
-    run.until("steps", |dir| (steps(dir) >= 3).then_some(()));
+    processes_after(run, 0)
+}
+
+/// The same for a run that is resumed after so many steps.
+fn processes_after(run: &mut Started, before: usize) -> Vec<u32> {
+    run.until("steps", |dir| (steps(dir) >= before + 3).then_some(()));
     let nodes = run.until("all nodes", |dir| Some(nodes(dir)).filter(|nodes| nodes.len() == 5));
     std::iter::once(run.pid()).chain(nodes.iter().map(|node| node.pid)).collect()
 }
@@ -140,4 +145,272 @@ fn capabilities_that_are_handed_down_are_dropped() {
         &place.dir("run"),
         &["runs as nobody (65534)", "an unprivileged user, no capabilities"],
     );
+}
+
+/// A job in a folder that root alone may enter, with files that root alone may read.
+struct Roots {
+    folder: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Roots {
+    fn new() -> Roots {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let file = files::write_job(folder.path());
+        for entry in std::fs::read_dir(folder.path().join("data")).unwrap() {
+            std::fs::set_permissions(entry.unwrap().path(), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        Roots { folder, file }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, name: &str, options: &[&str]) -> Ended {
+        self.start_with(PROGRAM, &[], name, options).wait()
+    }
+
+    /// `before` comes before the program: `setpriv`, for instance.
+    fn start_with(&self, program: &str, before: &[&str], name: &str, options: &[&str]) -> Started {
+        let dir = self.path(name);
+        let arguments =
+            [before, &["run", text(&self.file), "--run-dir", text(&dir), "--json"], options].concat();
+        process::start(program, &arguments, &dir)
+    }
+
+    fn testudo(&self, arguments: &[&str]) -> Ended {
+        process::run(PROGRAM, arguments, self.folder.path())
+    }
+}
+
+/// The owners of everything in `dir`, itself included, as the set of their numbers.
+fn owners(dir: &Path) -> Vec<u32> {
+    let mut all = vec![std::fs::symlink_metadata(dir).unwrap().uid()];
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let found = std::fs::symlink_metadata(&path).unwrap();
+            all.push(found.uid());
+            if found.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Asserts that a process is nobody's, cannot become anybody else's again, and has no capability nor a way to one.
+fn assert_nobodys(pid: u32) {
+    assert_hardened(pid);
+    let four = |name| status(pid, name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(four("Uid"), ["65534"; 4]);
+    assert_eq!(four("Gid"), ["65534"; 4]);
+    assert_eq!(four("Groups"), [""; 0]);
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
+    let shown = std::fs::metadata(format!("/proc/{pid}/environ")).unwrap();
+    assert_eq!(shown.uid(), 0, "what cannot be dumped is shown as root's");
+}
+
+/// Attack class I, root: the launcher and every node are nobody's by the time they train, in a folder that only root may enter,
+/// on data that only root may read. What they leave behind is nobody's, and root can use it.
+#[test]
+fn started_as_root_every_process_is_nobodys() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let dir = place.path("run");
+    let mut run = place.start_with(PROGRAM, &[], "run", &["--set", "checkpoint.every_steps=20"]);
+    for pid in processes(&mut run) {
+        assert_nobodys(pid);
+    }
+    let seen = process::run(PROGRAM, &["status", text(&dir), "--json"], &place.path("none")).succeeded();
+    assert_eq!(seen.json()["state"], "training", "{seen:?}");
+    let said = ["runs as nobody (65534)", "an unprivileged user, no capabilities, no_new_privs"];
+    ends_and_says(run, &dir, &said);
+    assert_eq!(owners(&dir), [NOBODY]);
+    assert_eq!(owners(&place.path("data")), [0]);
+    let (model, key) = (dir.join("checkpoint/final"), dir.join("checkpoint/model.pub.pem"));
+    let _ = place.testudo(&["verify", text(&model), "--public-key", text(&key)]).succeeded();
+    let listed = place.testudo(&["checkpoint", "list", text(&dir), "--json"]).succeeded().json();
+    let step = listed["checkpoints"].as_array().unwrap().last().unwrap()["step"].as_u64().unwrap();
+    let set = format!("training.max_steps={}", step + 5);
+    let resumed = place.testudo(&["run", "--resume", text(&dir), "--set", &set, "--json"]).succeeded().json();
+    assert_eq!(resumed["resumed_from_step"], step);
+    let exported = place.path("model.safetensors");
+    let _ = place.testudo(&["checkpoint", "export", text(&dir), "--out", text(&exported)]).succeeded();
+    let _ = place.testudo(&["checkpoint", "prune", text(&dir), "--destroy-key", "--yes"]).succeeded();
+    assert_eq!(owners(&dir), [NOBODY]);
+    assert!(!dir.join("checkpoint/key.txt").exists());
+}
+
+/// A program that only root may even execute, as a build under a strict umask leaves it, and another user.
+#[test]
+fn a_program_that_only_root_may_reach_and_another_user() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let program = place.path("testudo");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
+    let set = ["--set", "training.max_steps=5", "--set", "security.run_as=3141592"];
+    let _ = place.start_with(text(&program), &[], "run", &set).wait().succeeded();
+    assert_eq!(owners(&place.path("run")), [3_141_592]);
+}
+
+/// Where root cannot be left, nothing is begun.
+#[test]
+fn a_switch_that_fails_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let refused = |ended: Ended, parts: &[&str]| {
+        assert_eq!(ended.code(), Some(2), "{ended:#?}");
+        for part in parts {
+            assert!(ended.stderr.contains(part), "no {part:?} in {}", ended.stderr);
+        }
+        assert!(!place.path("run").exists(), "a run directory was made for a run that never began");
+    };
+    for missing in ["-setuid", "-setgid"] {
+        let bounding = format!("--bounding-set={missing}");
+        let ended = place.start_with("setpriv", &[&bounding, PROGRAM], "run", &[]).wait();
+        refused(ended, &["cannot become the user `nobody`", "security.run_as", "--allow-root"]);
+    }
+    refused(
+        place.run("run", &["--set", "security.run_as=no-such-user"]),
+        &["there is no user `no-such-user`"],
+    );
+    for root in ["root", "0"] {
+        let set = format!("security.run_as={root}");
+        refused(place.run("run", &["--set", &set]), &["security.run_as", "root"]);
+    }
+}
+
+/// Whoever says so stays root, and the line says that too.
+#[test]
+fn root_stays_root_only_when_told_to() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let mut run = place.start_with(PROGRAM, &[], "run", &["--allow-root"]);
+    for pid in processes(&mut run) {
+        assert_hardened(pid);
+        assert_eq!(status(pid, "Uid").split_whitespace().collect::<Vec<_>>(), ["0"; 4]);
+    }
+    ends_and_says(run, &place.path("run"), &["runs as root (0)", "that do not: an unprivileged user"]);
+    assert_eq!(owners(&place.path("run")), [0]);
+    // What root made is handed over when the run goes on as nobody.
+    let dir = place.path("run");
+    let before = steps(&dir);
+    let mut run = process::start(PROGRAM, &["run", "--resume", text(&dir), "--json"], &dir);
+    for pid in processes_after(&mut run, before) {
+        assert_nobodys(pid);
+    }
+    run.signal(process::Signal::INT);
+    let _ = run.wait().succeeded();
+    assert_eq!(owners(&dir), [NOBODY]);
+}
+
+/// A run directory was its user's all the time, who may have put anything anywhere: root writes nothing there, and follows no
+/// link out of it.
+#[test]
+fn links_that_a_runs_user_planted_lead_root_nowhere() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let dir = place.path("run");
+    let _ = place.run("run", &["--set", "training.max_steps=5"]).succeeded();
+    let precious = place.path("precious");
+    std::fs::write(&precious, "root's\n").unwrap();
+    let again = ["run", "--resume", text(&dir), "--set", "training.max_steps=8", "--quiet"];
+    for name in ["logs/worker-0.log", "metrics.jsonl", "control.json", "lock", "checkpoint/deletions.jsonl"] {
+        let _ = std::fs::remove_file(dir.join(name));
+        symlink(&precious, dir.join(name)).unwrap();
+        rustix::fs::chownat(
+            rustix::fs::CWD,
+            dir.join(name),
+            Some(rustix::fs::Uid::from_raw(NOBODY)),
+            None,
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .unwrap();
+        let ended = place.testudo(&again);
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "root's\n", "{name}: {ended:?}");
+        assert_eq!(std::fs::metadata(&precious).unwrap().uid(), 0, "{name} gave away what is root's");
+        let _ = std::fs::remove_file(dir.join(name));
+        assert_nothing_left(&dir);
+    }
+    std::fs::hard_link(&precious, dir.join("second-name")).unwrap();
+    let _ = place.testudo(&again);
+    assert_eq!(std::fs::metadata(&precious).unwrap().uid(), 0);
+    // A file that its user wrote decides nothing about whom root becomes.
+    let cluster = dir.join("cluster.toml");
+    let text_of = std::fs::read_to_string(&cluster).unwrap();
+    std::fs::write(&cluster, text_of.replace("run_as = \"nobody\"", "run_as = \"3141592\"")).unwrap();
+    let refused = place.testudo(&again);
+    assert_eq!(refused.code(), Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("belongs to user 65534"), "{}", refused.stderr);
+}
+
+/// Nodes that are started by hand, as in a container, in a folder that is root's and stays so.
+#[test]
+fn nodes_that_root_starts_by_hand_are_nobodys_too() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    let job = place.path("small.toml");
+    let settings = std::fs::read_to_string(&job).unwrap().replace("servers = 2", "servers = 1");
+    std::fs::write(&job, settings.replace("workers = 2", "workers = 1")).unwrap();
+    let _ = place.testudo(&["pki", "init", text(&place.path("ca")), "--job", "small"]).succeeded();
+    for role in ["operator", "scheduler", "server", "worker"] {
+        let out = place.path(role);
+        let (ca, out) = (place.path("ca"), text(&out));
+        let arguments = ["pki", "issue", "--ca", text(&ca), "--role", role, "--out", out];
+        let _ = place.testudo(&arguments).succeeded();
+    }
+    let operator = place.path("operator");
+    let sign = ["job", text(&job), "--identity", text(&operator), "--set", "training.max_steps=100000000"];
+    let _ = place.testudo(&sign).succeeded();
+    let start = |role: &str, more: &[&str]| {
+        let (identity, log) = (place.path(role), place.path(&format!("{role}.log")));
+        let node = ["node", "--role", role, "--config", text(&job), "--identity", text(&identity)];
+        let arguments = [&node[..], &["--log", text(&log)], more].concat();
+        process::start(PROGRAM, &arguments, &place.path(role))
+    };
+    let mut scheduler = start("scheduler", &[]);
+    let log = place.path("scheduler.log");
+    let at = scheduler.until("the scheduler to be bound", |_| {
+        let log = std::fs::read_to_string(&log).ok()?;
+        Some(log.split_once("address=")?.1.split_whitespace().next()?.to_owned())
+    });
+    let server = start("server", &["--scheduler", &at]);
+    let worker = start("worker", &["--scheduler", &at]);
+    let root = place.folder.path().to_owned();
+    scheduler.until("steps", |_| (steps(&root) >= 3).then_some(()));
+    for node in [&scheduler, &server, &worker] {
+        assert_nobodys(node.pid());
+    }
+    let stop = ["stop", "--scheduler", &at, "--identity", text(&operator)];
+    let _ = place.testudo(&stop).succeeded();
+    for node in [scheduler, server, worker] {
+        let _ = node.wait().succeeded();
+    }
+    assert!(place.path("checkpoint/final/model.safetensors").exists());
+    assert_eq!(owners(&place.path("checkpoint")), [NOBODY]);
+    for stays in ["", "ca", "data", "worker", "small.toml", "small.job"] {
+        assert_eq!(std::fs::metadata(place.path(stays)).unwrap().uid(), 0, "{stays} is root's as before");
+    }
 }

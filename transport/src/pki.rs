@@ -39,7 +39,10 @@ pub use crl::{
     CRL_FILE, Crl, CrlError, CrlInfo, CrlNumber, MAX_CRL, Revocation, RevocationList, Serial, describe_crl,
 };
 pub use enrol::{install, renew, request};
-pub use files::{read_crl, read_public, read_secret, write_public, write_secret};
+pub use files::{
+    is_ours, open_secret, read_crl, read_open, read_public, read_secret, trust_owner, write_public,
+    write_secret,
+};
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
 pub use register::{Issued, REGISTER_FILE, Register};

@@ -51,6 +51,32 @@ impl AuditHandle {
     }
 }
 
+/// A log that is open, with the key and the job in it.
+pub struct Begun(Writer);
+
+impl Begun {
+    /// Starts the thread that goes on with it.
+    ///
+    /// # Errors
+    /// [`AuditLogError`] when there can be no thread.
+    pub fn start(self) -> Result<AuditLog, AuditLogError> {
+        let Begun(writer) = self;
+        let path = writer.path.clone();
+        let (sender, receiver) = mpsc::sync_channel(WAITING);
+        let thread = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || {
+                let result = writer.run(&receiver);
+                if let Err(error) = &result {
+                    tracing::error!(%error, "the audit log ends here");
+                }
+                result
+            })
+            .map_err(|e| file_error(&path, "has no thread", &e))?;
+        Ok(AuditLog { sender, thread })
+    }
+}
+
 struct AuditKey(Identity);
 
 impl Signer for AuditKey {
@@ -71,6 +97,20 @@ impl AuditLog {
         signed: &SignedJob,
         operator: &str,
     ) -> Result<AuditLog, AuditLogError> {
+        AuditLog::begin(path, identity, job, signed, operator)?.start()
+    }
+
+    /// The same, without a thread yet: for a process that may open the file now and not later, and starts threads only then.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn begin(
+        path: &Path,
+        identity: &Identity,
+        job: &JobSpec,
+        signed: &SignedJob,
+        operator: &str,
+    ) -> Result<Begun, AuditLogError> {
         let (chain, torn_bytes) = recover(path)?;
         let mut writer = Writer {
             file: append(path)?,
@@ -94,18 +134,7 @@ impl AuditLog {
             signed_blake3: Hex::hash(&signed.to_bytes()),
         })?;
         writer.finish()?;
-        let (sender, receiver) = mpsc::sync_channel(WAITING);
-        let thread = std::thread::Builder::new()
-            .name("audit".into())
-            .spawn(move || {
-                let result = writer.run(&receiver);
-                if let Err(error) = &result {
-                    tracing::error!(%error, "the audit log ends here");
-                }
-                result
-            })
-            .map_err(|e| file_error(path, "has no thread", &e))?;
-        Ok(AuditLog { sender, thread })
+        Ok(Begun(writer))
     }
 
     /// A way to tell it what happened.

@@ -17,6 +17,7 @@ use testudo_kernels::{
 use crate::bench::transport::{Scratch, median};
 use crate::config::Config;
 use crate::error::Failure;
+use crate::launch::local::Inputs;
 use crate::report::metrics;
 use crate::run::{self, Watcher};
 use crate::rundir::RunDir;
@@ -55,7 +56,8 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prefix = &["bench", "node"];
-    let completed = runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, None, &mut Silent))?;
+    let completed =
+        runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, Inputs::default(), &mut Silent))?;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
     let ends: Vec<f64> = records.iter().map(|r| r.elapsed_seconds).collect();
     let spans = ends.windows(2).skip(WARM_UP as usize - 1).map(|pair| match pair {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::error::Failure;
+use crate::process::Program;
 use crate::rundir::timestamp;
 
 /// Long enough for any measurement.
@@ -114,9 +115,8 @@ async fn sender(plan: &Plan) -> Result<Measured, Failure> {
     let scratch = Scratch::new()?;
     let folder = scratch.path().join("server");
     ca.issue(&server, VALIDITY).and_then(|i| i.save(&folder)).map_err(Failure::failed)?;
-    let program = std::env::current_exe().map_err(Failure::failed)?;
     let mib = (plan.messages as u64 * plan.message_bytes as u64) >> 20;
-    let mut child = Command::new(program)
+    let mut child = Command::new(Program::default().path())
         .args(["bench", "transport", "--message-bytes", &plan.message_bytes.to_string()])
         .args(["--mib", &mib.to_string(), "--receive"])
         .arg(&folder)

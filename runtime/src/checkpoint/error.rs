@@ -115,6 +115,6 @@ impl CheckpointError {
 
 impl From<CheckpointError> for testudo_actors::CheckpointError {
     fn from(error: CheckpointError) -> Self {
-        testudo_actors::CheckpointError(error.to_string())
+        testudo_actors::CheckpointError(crate::rundir::in_words(&error.to_string()))
     }
 }

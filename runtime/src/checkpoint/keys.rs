@@ -6,7 +6,9 @@
 //!    or log, and the bytes read are cleared.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{ErrorKind, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use std::time::SystemTime;
 
 use age::secrecy::ExposeSecret as _;
 use age::x25519;
-use testudo_transport::pki::read_secret_file;
+use testudo_transport::pki::{open_secret, read_open, read_secret_file};
 use zeroize::Zeroizing;
 
 use super::CheckpointError;
@@ -43,10 +45,14 @@ impl Identities {
     /// # Errors
     /// [`CheckpointError::Pki`] when others can read the file, [`CheckpointError::Key`] when it holds no such key.
     pub fn load(path: &Path) -> Result<Identities, CheckpointError> {
+        Identities::parse(path, &read_secret_file(path)?)
+    }
+
+    /// What such a file holds; `path` names it in errors.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Identities, CheckpointError> {
         let refuse = |reason: String| CheckpointError::Key { path: path.to_path_buf(), reason };
-        let bytes = read_secret_file(path)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| refuse("no text: this is no age identity file".into()))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|_| refuse("no text: this is no age identity file".into()))?;
         let mut found = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -75,6 +81,44 @@ impl Identities {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &dyn age::Identity> {
         self.0.iter().map(|identity| identity as &dyn age::Identity)
+    }
+}
+
+/// An age identity file that is open: it was checked when it was opened, and can be handed to a process that could not open it.
+#[derive(Debug)]
+pub struct KeyFile {
+    file: File,
+    identities: Identities,
+}
+
+impl KeyFile {
+    /// Opens and reads it.
+    ///
+    /// # Errors
+    /// As [`Identities::load`].
+    pub fn open(path: &Path) -> Result<KeyFile, CheckpointError> {
+        KeyFile::read(path, open_secret(path)?)
+    }
+
+    /// Reads what another process has opened; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Key`] when it holds no key.
+    pub fn read(path: &Path, file: File) -> Result<KeyFile, CheckpointError> {
+        let identities = Identities::parse(path, &read_open(path, &file)?)?;
+        Ok(KeyFile { file, identities })
+    }
+
+    /// The keys in it.
+    #[must_use]
+    pub fn identities(&self) -> &Identities {
+        &self.identities
+    }
+}
+
+impl AsFd for KeyFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

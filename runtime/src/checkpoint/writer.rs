@@ -1,6 +1,5 @@
 //! A server's side: its part of each checkpoint, and what it begins with when a run is resumed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use age::x25519;
@@ -59,15 +58,15 @@ pub struct Setup {
     layout: Layout,
     /// As `checkpoint.recipients` names them.
     recipients: Vec<String>,
-    /// Where the secret key is, if it is not the run's own.
-    identity_file: Option<PathBuf>,
+    /// The secret keys, if they are not the run's own.
+    identities: Option<Identities>,
 }
 
 impl Setup {
-    /// Checkpoints under `layout`, for `recipients`, opened with the key in `identity_file` or with the run's own.
+    /// Checkpoints under `layout`, for `recipients`, opened with `identities` or with the run's own key.
     #[must_use]
-    pub fn new(layout: Layout, recipients: Vec<String>, identity_file: Option<PathBuf>) -> Setup {
-        Setup { layout, recipients, identity_file }
+    pub fn new(layout: Layout, recipients: Vec<String>, identities: Option<Identities>) -> Setup {
+        Setup { layout, recipients, identities }
     }
 }
 
@@ -79,8 +78,10 @@ impl ServerSetup for Setup {
     }
 
     fn source(&mut self, _: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
-        let file = self.identity_file.clone().unwrap_or_else(|| self.layout.key());
-        let identities = Identities::load(&file).map_err(|e| e.to_string())?;
+        let identities = match &self.identities {
+            Some(given) => given.clone(),
+            None => Identities::load(&self.layout.key()).map_err(|e| e.to_string())?,
+        };
         Ok(Box::new(Source::new(self.layout.clone(), identities, *resume)))
     }
 }

@@ -95,6 +95,9 @@ pub(crate) struct RunArguments {
     /// The run directory, which must not exist [default: output.dir/JOB-TIME]
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// Stay root, if this is root, instead of going on as security.run_as
+    #[arg(long)]
+    pub(crate) allow_root: bool,
     /// Print no progress and no summary
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -149,7 +152,11 @@ pub(crate) struct NodeArguments {
     /// Write the log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
-    /// End when standard input ends: how a launcher makes sure that no node outlives it
+    /// Stay root, if this is root, instead of going on as security.run_as
+    #[arg(long)]
+    pub(crate) allow_root: bool,
+    /// Take what the launcher hands over by the socket that is standard input, and end when that does: no node outlives its
+    /// launcher
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
 }

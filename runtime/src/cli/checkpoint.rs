@@ -17,7 +17,8 @@ use crate::checkpoint::{CheckpointError, Checkpoints, Whole, load};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::job;
-use crate::rundir::RunDir;
+use crate::process::{RunAs, user};
+use crate::rundir::{RunDir, in_words};
 
 /// `testudo checkpoint`
 #[derive(Debug, Args)]
@@ -309,7 +310,18 @@ fn prune(
     destroy_key: Option<bool>,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let (run_dir, checkpoints) = open(run_dir)?;
+    let run_dir = RunDir::open(run_dir).map_err(Failure::misconfigured)?;
+    // What is written and deleted here is the run's user's, who might have put anything in its place: root does it as him.
+    let run_dir = match run_dir.owner() {
+        Ok(owner @ 1..) if user::is_root() => {
+            let run_dir = run_dir.hold().map_err(Failure::misconfigured)?;
+            let user = RunAs::find(&owner.to_string()).map_err(Failure::misconfigured)?;
+            user.take_over().map_err(Failure::misconfigured)?;
+            run_dir
+        }
+        _ => run_dir,
+    };
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     let config = Config::load::<&str>(&run_dir.cluster_file(), &[]).map_err(Failure::misconfigured)?;
     let mut retention = Retention::new(&config.checkpoint);
@@ -344,7 +356,8 @@ fn prune(
     };
     if as_json {
         let steps: Vec<u64> = deleted.iter().map(|d| d.step).collect();
-        let object = json!({ "deleted": steps, "leftovers_deleted": folders, "key_destroyed": destroyed });
+        let leftovers: Vec<String> = folders.iter().map(|folder| in_words(&shown(folder))).collect();
+        let object = json!({ "deleted": steps, "leftovers_deleted": leftovers, "key_destroyed": destroyed });
         println!("{object}");
         return Ok(());
     }
@@ -352,7 +365,7 @@ fn prune(
         println!("deleted step {} ({})", deletion.step, deletion.why);
     }
     for folder in &folders {
-        println!("deleted {}", folder.display());
+        println!("deleted {}", in_words(&shown(folder)));
     }
     match (destroy_key, destroyed) {
         (Some(_), true) => {
@@ -367,13 +380,17 @@ fn prune(
     Ok(())
 }
 
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
 fn confirm(key: &Path) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::misconfigured("--destroy-key asks first, and there is no terminal: give --yes"));
     }
     eprint!(
         "{} opens this run's checkpoints. Without it nobody can, ever. Destroy it? Type yes: ",
-        key.display()
+        in_words(&shown(key))
     );
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(Failure::failed)?;

@@ -1,6 +1,10 @@
 //! `testudo node`: one node of a cluster.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,17 +19,20 @@ use testudo_transport::pki::read_crl;
 use testudo_transport::{Endpoint, Identity, PkiError, Role};
 use tracing::level_filters::LevelFilter;
 
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, AuditLogError, Begun};
+use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::Retention;
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::{Layout, keys, writer};
 use crate::cli::args::{NodeArguments, NodeRole};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::data::mnist::Files;
 use crate::error::Failure;
 use crate::launch::local::end_with_parent;
-use crate::node::{Metrics, Setup, transport};
-use crate::rundir::RunDir;
+use crate::node::{Metrics, Setup, data_files, transport};
+use crate::process::handing::{self, Handed};
+use crate::rundir::{RunDir, in_words};
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
 /// machines have few.
@@ -58,15 +65,36 @@ fn environment(role: NodeRole) -> Environment {
 pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
     let environment = environment(arguments.role);
     let index = arguments.index.or(environment.index).unwrap_or(0);
-    let config = Config::load(&arguments.config, &environment.overrides).map_err(Failure::misconfigured)?;
-    let identity = load_identity(arguments.identity.as_deref(), &config)?;
-    check_identity(&identity, arguments.role, index)?;
-    let role = arguments.role.role();
-    let options = observability::Options::new(format!("{role}/{index}"));
-    let options = match &arguments.log {
-        Some(log) => options.with_log_file(log).with_stderr(LevelFilter::OFF),
-        None => options.with_log_writer(std::io::stderr()).with_stderr(LevelFilter::OFF),
+    let handed = match arguments.with_parent {
+        true => handing::take(std::io::stdin())
+            .map_err(|e| Failure::failed(format!("nothing came from the launcher: {e}")))?,
+        false => Handed::default(),
     };
+    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| folder_of(&arguments.config));
+    let run_dir = match handed.run_dir {
+        Some(held) => RunDir::of_descriptor(&run_dir, held),
+        None => RunDir::open(&run_dir).map_err(Failure::misconfigured)?,
+    };
+    let file = run_dir.reach(&arguments.config);
+    let config = Config::load(&file, &environment.overrides).map_err(Failure::misconfigured)?;
+    let user = super::user(&config, arguments.allow_root)?;
+    let identity = arguments.identity.as_deref().map(|dir| run_dir.reach(dir));
+    let identity = load_identity(identity.as_deref(), &config)?;
+    check_identity(&identity, arguments.role, index)?;
+    let run_dir = match &user {
+        Some(user) if run_dir.descriptor().is_none() => {
+            run_dir.hold_checkpoints(user).map_err(Failure::misconfigured)?
+        }
+        _ => run_dir,
+    };
+    // Everything that the user this goes on as might not be able to open is open from here on.
+    let inputs = Inputs::open(arguments, &config, &run_dir, &identity, handed.data, handed.key, setup)?;
+    let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
+    super::settle(&run_dir, user.as_ref())?;
+    let role = arguments.role.role();
+    let options = observability::Options::new(format!("{role}/{index}"))
+        .with_log_writer(log)
+        .with_stderr(LevelFilter::OFF);
     let _guard = observability::init(options).map_err(Failure::misconfigured)?;
     if arguments.with_parent {
         end_with_parent();
@@ -87,11 +115,6 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
     tracing::info!("{}", crate::process::Protections::read());
     tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");
-    let run_dir = match &arguments.run_dir {
-        Some(dir) => dir.clone(),
-        None => folder_of(&arguments.config),
-    };
-    let run_dir = RunDir::open(&run_dir).map_err(Failure::misconfigured)?;
     let node = Node {
         identity: Arc::new(identity),
         network,
@@ -100,21 +123,123 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         run_dir,
         index,
         scheduler: arguments.scheduler.clone().or(environment.scheduler),
-        identity_file: arguments.identity_file.clone(),
-        audit_identity: arguments.audit_identity.clone(),
     };
-    let result = match arguments.role {
-        NodeRole::Scheduler => {
-            let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
-            node.scheduler(&job)
+    let result = match inputs {
+        Inputs::Scheduler(inputs) => {
+            let SchedulerInputs { job, metrics, audit } = *inputs;
+            node.scheduler(job, metrics, audit.map(Begun::start).transpose())
         }
-        NodeRole::Server => node.server(),
-        NodeRole::Worker => node.worker(setup),
+
+        Inputs::Server { key } => node.server(key),
+        Inputs::Worker { setup } => node.worker(setup),
     };
     if let Err(failure) = &result {
-        tracing::error!("{}", failure.message);
+        tracing::error!("{}", in_words(&failure.message));
     }
     result
+}
+
+/// What a node reads or has open before it becomes the user that it goes on as.
+enum Inputs {
+    Scheduler(Box<SchedulerInputs>),
+    Server { key: Option<KeyFile> },
+    Worker { setup: Box<dyn WorkerSetup> },
+}
+
+struct SchedulerInputs {
+    job: SignedJob,
+    metrics: Metrics,
+    audit: Option<Begun>,
+}
+
+impl Inputs {
+    fn open(
+        arguments: &NodeArguments,
+        config: &Config,
+        run_dir: &RunDir,
+        identity: &Identity,
+        data: Option<[OwnedFd; Files::COUNT]>,
+        key: Option<OwnedFd>,
+        setup: Option<Box<dyn WorkerSetup>>,
+    ) -> Result<Inputs, Failure> {
+        match arguments.role {
+            NodeRole::Scheduler => {
+                let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
+                let job = read_job(&job, &run_dir.reach(&job))?;
+                let metrics = run_dir.metrics();
+                let metrics =
+                    Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+                let audit = begin_audit(arguments.audit_identity.as_deref(), run_dir, identity, &job)?;
+                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, audit })))
+            }
+            NodeRole::Server => {
+                let key = match (key, &arguments.identity_file) {
+                    (Some(handed), _) => {
+                        Some(KeyFile::read(Path::new("the age identity from the launcher"), handed.into()))
+                    }
+                    (None, Some(file)) => Some(KeyFile::open(file)),
+                    (None, None) => None,
+                };
+                Ok(Inputs::Server { key: key.transpose().map_err(Failure::misconfigured)? })
+            }
+            NodeRole::Worker => {
+                let setup = match setup {
+                    Some(setup) => setup,
+                    None => {
+                        let config::Data::Mnist { path, .. } = &config.data;
+                        let files = match data {
+                            Some(handed) => Files::of_descriptors(path, handed),
+                            None => data_files(config).map_err(Failure::misconfigured)?,
+                        };
+                        Box::new(Setup::new(config.clone(), run_dir.model()).with_files(files))
+                    }
+                };
+                Ok(Inputs::Worker { setup })
+            }
+        }
+    }
+}
+
+/// The audit log, if there is a key for it.
+fn begin_audit(
+    named: Option<&Path>,
+    run_dir: &RunDir,
+    node: &Identity,
+    signed: &SignedJob,
+) -> Result<Option<Begun>, Failure> {
+    let folder = named.map_or_else(|| run_dir.audit_identity(), |folder| run_dir.reach(folder));
+    if named.is_none() && !folder.exists() {
+        return Ok(None);
+    }
+    let identity = Identity::load(&folder).map_err(Failure::misconfigured)?;
+    let (spec, operator) = signed.check(node.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
+    let expected = spec.audit_key().map_err(Failure::misconfigured)?;
+    if *identity.id() != expected || identity.trust().ca_der() != node.trust().ca_der() {
+        return Err(Failure::misconfigured(format!(
+            "{}: the audit log is signed by {expected}, certified by this node's CA; this is {}",
+            folder.display(),
+            identity.id()
+        )));
+    }
+    let log = AuditLog::begin(&run_dir.audit_log(), &identity, &spec, signed, operator.short());
+    log.map(Some).map_err(Failure::misconfigured)
+}
+
+fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
+    let bytes = std::fs::read(at).map_err(|e| {
+        Failure::misconfigured(format!(
+            "{}: the signed job cannot be read: {e}; an operator makes it with `testudo job`",
+            name.display()
+        ))
+    })?;
+    SignedJob::from_bytes(&bytes).map_err(|e| Failure::misconfigured(format!("{}: {e}", name.display())))
+}
+
+fn open_log(path: Option<PathBuf>) -> Result<Box<dyn Write + Send>, Failure> {
+    let Some(path) = path else { return Ok(Box::new(std::io::stderr())) };
+    let file = File::options().create(true).append(true).mode(0o600).open(&path);
+    let why = |e| format!("cannot open the log file {}: {e}; check that its folder exists", path.display());
+    Ok(Box::new(file.map_err(|e| Failure::misconfigured(why(e)))?))
 }
 
 impl NodeRole {
@@ -195,8 +320,6 @@ struct Node {
     run_dir: RunDir,
     index: u32,
     scheduler: Option<String>,
-    identity_file: Option<PathBuf>,
-    audit_identity: Option<PathBuf>,
 }
 
 impl Node {
@@ -219,24 +342,22 @@ impl Node {
         })
     }
 
-    fn scheduler(self, job: &Path) -> Result<(), Failure> {
-        let bytes = std::fs::read(job).map_err(|e| {
-            Failure::misconfigured(format!(
-                "{}: the signed job cannot be read: {e}; an operator makes it with `testudo job`",
-                job.display()
-            ))
-        })?;
-        let signed = SignedJob::from_bytes(&bytes)
-            .map_err(|e| Failure::misconfigured(format!("{}: {e}", job.display())))?;
-        let metrics = self.run_dir.metrics();
-        let mut observer =
-            Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+    fn scheduler(
+        self,
+        signed: SignedJob,
+        mut observer: Metrics,
+        audit: Result<Option<AuditLog>, AuditLogError>,
+    ) -> Result<(), Failure> {
         if let Some(ledger) = self.ledger(&signed)? {
             observer = observer.with_ledger(Box::new(ledger));
         }
-        let audit = self.audit(&signed)?;
-        if let Some(audit) = &audit {
-            observer = observer.with_audit(audit.handle());
+        let audit = audit.map_err(Failure::misconfigured)?;
+        match &audit {
+            Some(audit) => observer = observer.with_audit(audit.handle()),
+            None => tracing::warn!(
+                "no audit log is kept: issue its key with `testudo pki issue --role actor --name audit`, and give the folder \
+                 with --audit-identity"
+            ),
         }
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure);
@@ -250,32 +371,6 @@ impl Node {
             Outcome::Finished(_) => Ok(()),
             Outcome::Failed(reason) => Err(Failure::failed(reason)),
         }
-    }
-
-    /// The audit log, if there is a key for it.
-    fn audit(&self, signed: &SignedJob) -> Result<Option<AuditLog>, Failure> {
-        let folder = self.audit_identity.clone().unwrap_or_else(|| self.run_dir.audit_identity());
-        if self.audit_identity.is_none() && !folder.exists() {
-            tracing::warn!(
-                "no audit log is kept: issue its key with `testudo pki issue --role actor --name audit`, and give the folder \
-                 with --audit-identity"
-            );
-            return Ok(None);
-        }
-        let identity = Identity::load(&folder).map_err(Failure::misconfigured)?;
-        let (spec, operator) =
-            signed.check(self.identity.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
-        let expected = spec.audit_key().map_err(Failure::misconfigured)?;
-        if *identity.id() != expected || identity.trust().ca_der() != self.identity.trust().ca_der() {
-            return Err(Failure::misconfigured(format!(
-                "{}: the audit log is signed by {expected}, certified by this node's CA; this is {}",
-                folder.display(),
-                identity.id()
-            )));
-        }
-        let path = self.run_dir.audit_log();
-        let log = AuditLog::open(&path, &identity, &spec, signed, operator.short());
-        log.map(Some).map_err(Failure::misconfigured)
     }
 
     fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {
@@ -299,17 +394,15 @@ impl Node {
         ledger.map(Some).map_err(Failure::misconfigured)
     }
 
-    fn server(self) -> Result<(), Failure> {
+    fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
         let layout = Layout::new(&self.run_dir.checkpoints());
         let recipients = self.config.checkpoint.recipients.clone();
-        let mut setup = writer::Setup::new(layout, recipients, self.identity_file.clone());
+        let identities = key.map(|key| key.identities().clone());
+        let mut setup = writer::Setup::new(layout, recipients, identities);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 
-    fn worker(self, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
-        let from_file =
-            || Box::new(Setup::new(self.config.clone(), self.run_dir.model())) as Box<dyn WorkerSetup>;
-        let mut setup = setup.unwrap_or_else(from_file);
+    fn worker(self, mut setup: Box<dyn WorkerSetup>) -> Result<(), Failure> {
         run_worker(self.options()?, setup.as_mut()).map_err(failure)
     }
 }

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::node::transport;
+use crate::process::user;
 use crate::report::status;
 use crate::rundir::RunDir;
 
@@ -36,6 +37,9 @@ pub(crate) struct Target {
     /// The cluster file, for cluster.scheduler and the settings of the network
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Stay root, if this is root, instead of going on as the run's user
+    #[arg(long)]
+    allow_root: bool,
 }
 
 /// `testudo status`
@@ -181,9 +185,21 @@ impl Target {
             (None, Some(run)) => Some(run.cluster_file()).filter(|file| file.exists()),
             (None, None) => None,
         };
-        let none: [&str; 0] = [];
-        let config =
-            config.map(|file| Config::load(&file, &none)).transpose().map_err(Failure::misconfigured)?;
+        let owner = run.as_ref().and_then(|run| run.owner().ok());
+        let config = config
+            .map(|file| Config::load::<&str>(&file, &[]))
+            .transpose()
+            .map_err(Failure::misconfigured)?;
+        // What the run left behind is its user's; and whoever commands has no more need to be root than it.
+        let user = match (owner, &config) {
+            (Some(owner @ 1..), _) => owner.to_string(),
+            (_, Some(config)) => config.security.run_as.clone(),
+            _ => user::NOBODY.to_owned(),
+        };
+        let user = user::plan(&user, self.allow_root).map_err(Failure::misconfigured)?;
+        if let Some(user) = &user {
+            testudo_transport::pki::trust_owner(user.uid());
+        }
         let control = match &run {
             Some(run) if self.scheduler.is_none() => match Control::read(run)? {
                 Some(control) => Some(control),
@@ -222,6 +238,12 @@ impl Target {
         }
         let scheduler = SpiffeId::new(id.trust_domain(), id.job(), Role::Scheduler, "0")
             .map_err(Failure::misconfigured)?;
+        if let Some(config) = &config {
+            heed_crl(config, &identity)?;
+        }
+        if let Some(user) = user {
+            user.take_over().map_err(Failure::misconfigured)?;
+        }
         Ok(Found::Scheduler(Box::new(Site { address, scheduler, identity, config })))
     }
 }
@@ -263,9 +285,6 @@ impl Site {
         // What operators say and hear is as large whatever the size of slices.
         let slice_bytes = self.config.as_ref().map_or(1 << 20, |c| c.transport.slice_bytes);
         let policy = testudo_actors::policy::policy(slice_bytes).map_err(Failure::failed)?;
-        if let Some(config) = &self.config {
-            heed_crl(config, &self.identity)?;
-        }
         let endpoint = Endpoint::bind(&transport, self.identity.clone(), Arc::new(policy));
         Ok(Network::Quic(endpoint.map_err(Failure::failed)?))
     }

@@ -8,67 +8,64 @@ use testudo_actors::{JobSpec, Resume};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::Plaintext;
 use crate::checkpoint::{Checkpoints, resume};
-use crate::cli::args::RunArguments;
 use crate::error::Failure;
 use crate::report::metrics;
 use crate::report::summary::Summary;
 use crate::run::Watcher;
-use crate::rundir::{RunDir, RunLock};
+use crate::rundir::RunDir;
 
-/// A run directory that is taken for another run.
-pub(super) struct Resumed {
-    pub(super) run_dir: RunDir,
-    pub(super) lock: RunLock,
+/// The directory of the run that is to be resumed.
+pub(super) fn open(dir: &Path) -> Result<RunDir, Failure> {
+    let run_dir = RunDir::open(dir).and_then(RunDir::hold).map_err(Failure::misconfigured)?;
+    match run_dir.cluster_file().exists() {
+        true => Ok(run_dir),
+        false => Err(Failure::misconfigured(format!("{} is no run directory", dir.display()))),
+    }
 }
 
-impl Resumed {
-    /// Takes the run in `dir`, which must not be under way.
-    pub(super) fn open(dir: &Path) -> Result<Resumed, Failure> {
-        let run_dir = RunDir::open(dir).map_err(Failure::misconfigured)?;
-        let lock = run_dir.lock().map_err(Failure::misconfigured)?;
-        if !run_dir.cluster_file().exists() {
-            return Err(Failure::misconfigured(format!("{} is no run directory", dir.display())));
-        }
-        Ok(Resumed { run_dir, lock })
-    }
-
-    /// The checkpoint that `spec` is to go on from: whole, signed, of this job, and open to the key at hand.
-    pub(super) fn from(&self, spec: &JobSpec, arguments: &RunArguments) -> Result<Resume, Failure> {
-        let checkpoints = Checkpoints::open(&self.run_dir.checkpoints()).map_err(Failure::misconfigured)?;
-        let whole = match arguments.step {
-            Some(step) => checkpoints.read(step).map_err(|error| {
-                let steps = checkpoints.steps().unwrap_or_default();
-                let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-                Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
-            }),
-            None => checkpoints.newest(None).map_err(Failure::misconfigured),
-        }?;
-        let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
-        checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
-        let layout = checkpoints.layout();
-        let key = arguments.identity_file.clone().unwrap_or_else(|| layout.key());
-        if !key.exists() {
+/// The checkpoint that `spec` is to go on from: whole, signed, of this job, and open to the key at hand: `key`, or the run's own.
+pub(super) fn from(
+    run_dir: &RunDir,
+    spec: &JobSpec,
+    step: Option<u64>,
+    key: Option<&Identities>,
+) -> Result<Resume, Failure> {
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let whole = match step {
+        Some(step) => checkpoints.read(step).map_err(|error| {
+            let steps = checkpoints.steps().unwrap_or_default();
+            let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+            Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
+        }),
+        None => checkpoints.newest(None).map_err(Failure::misconfigured),
+    }?;
+    let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+    checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+    let layout = checkpoints.layout();
+    let identities = match key {
+        Some(given) => given.clone(),
+        None if layout.key().exists() => Identities::load(&layout.key()).map_err(Failure::misconfigured)?,
+        None => {
             return Err(Failure::misconfigured(format!(
                 "{} is not there, and without a key the checkpoint cannot be opened: give the one of a recipient with \
-                 --identity-file",
-                key.display()
+                     --identity-file",
+                layout.key().display()
             )));
         }
-        let identities = Identities::load(&key).map_err(Failure::misconfigured)?;
-        for entry in &whole.manifest.parts {
-            let path = layout.part(whole.step(), entry.server);
-            Plaintext::open(&path, entry.receipt(), &identities).map_err(Failure::misconfigured)?;
-        }
-        let steps = Plan::new(spec).steps();
-        if whole.step() > steps {
-            return Err(Failure::misconfigured(format!(
-                "the checkpoint is at step {}, beyond the {steps} steps of this job: raise training.max_steps, or name an \
-                 earlier checkpoint with --step",
-                whole.step()
-            )));
-        }
-        Ok(resume)
+    };
+    for entry in &whole.manifest.parts {
+        let path = layout.part(whole.step(), entry.server);
+        Plaintext::open(&path, entry.receipt(), &identities).map_err(Failure::misconfigured)?;
     }
+    let steps = Plan::new(spec).steps();
+    if whole.step() > steps {
+        return Err(Failure::misconfigured(format!(
+            "the checkpoint is at step {}, beyond the {steps} steps of this job: raise training.max_steps, or name an \
+                 earlier checkpoint with --step",
+            whole.step()
+        )));
+    }
+    Ok(resume)
 }
 
 /// Cuts off what will be written again, and tells where the run goes on.

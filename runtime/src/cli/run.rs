@@ -1,23 +1,26 @@
 //! `testudo run`: a whole cluster on this machine, from the cluster file to a model.
 
 use std::io::{IsTerminal, Stderr};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use testudo_actors::JobSpec;
 use testudo_actors::message::{Finished, Phase, StatusReport};
 
+use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::safetensors::Metadata;
 use crate::cli::args::RunArguments;
-use crate::cli::resume::{self, Resumed};
+use crate::cli::resume;
 use crate::config::{Checkpoint, Config};
 use crate::error::Failure;
-use crate::process::Protections;
+use crate::launch::local::Inputs;
+use crate::process::{Program, Protections, user};
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
 use crate::report::summary::Summary;
 use crate::run::{Completed, Watcher};
-use crate::rundir::{RunDir, RunDirError, RunLock};
+use crate::rundir::{RunDir, in_words};
 use crate::signing::{SigningKey, export, hex};
 use crate::{job, node, run as training};
 
@@ -26,9 +29,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
     let mut display =
         Display { progress: Progress::new(std::io::stderr(), style), training: None, stalled: None };
-    let resumed = arguments.resume.as_deref().map(Resumed::open).transpose()?;
-    let file = match &resumed {
-        Some(resumed) => resumed.run_dir.cluster_file(),
+    let former = arguments.resume.as_deref().map(resume::open).transpose()?;
+    let file = match &former {
+        Some(run_dir) => run_dir.cluster_file(),
         None => arguments.file.clone().unwrap_or_default(),
     };
     let config = Config::load(&file, &overrides(arguments)).map_err(Failure::misconfigured)?;
@@ -44,14 +47,15 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
              the cluster file",
         ));
     }
-    let data = node::data(&config).map_err(Failure::misconfigured)?;
+    // Whom the run goes on as. Until then, inputs are opened and read, and nothing else is.
+    let user = super::user(&config, arguments.allow_root)?;
+    let files = node::data_files(&config).map_err(Failure::misconfigured)?;
+    let data = node::read_data(&config, &files).map_err(Failure::misconfigured)?;
     let mut spec = job::spec(&config, node::data_spec(&data));
     drop(data);
-    if let Some(resumed) = &resumed {
-        spec.resume = Some(resumed.from(&spec, arguments)?);
-    }
     spec.validate().map_err(Failure::misconfigured)?;
-    node::check_addresses(&config).map_err(Failure::misconfigured)?;
+    let opening = arguments.identity_file.as_deref().map(KeyFile::open).transpose();
+    let opening = opening.map_err(Failure::misconfigured)?;
     // Read before anything is started: a key that cannot be used is no reason to lose a day of training.
     let key = match &config.checkpoint {
         Checkpoint { export: false, .. } => None,
@@ -59,13 +63,24 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         Checkpoint { sign_key: None, .. } => Some(SigningKey::generate()),
     };
     let key = key.transpose().map_err(Failure::misconfigured)?;
-    let (run_dir, _lock) = match (resumed, &arguments.run_dir) {
-        (Some(Resumed { run_dir, lock }), _) => (run_dir, lock),
-        (None, Some(dir)) => lock(RunDir::create(dir))?,
-        (None, None) => {
-            lock(RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now()))?
-        }
+    let free = user::try_as(user.as_ref(), || node::check_addresses(&config));
+    free.map_err(Failure::misconfigured)?.map_err(Failure::misconfigured)?;
+    let program = Program::open(user.as_ref())
+        .map_err(|e| Failure::failed(format!("this program cannot start nodes: {e}")))?;
+    let run_dir = match (former, &arguments.run_dir) {
+        (Some(run_dir), _) => Ok(run_dir),
+        (None, Some(dir)) => RunDir::create(dir).and_then(RunDir::hold),
+        (None, None) => RunDir::create_default(&config.output.dir, &config.job.name, SystemTime::now())
+            .and_then(RunDir::hold),
     };
+    let run_dir = run_dir.map_err(Failure::misconfigured)?;
+    super::settle(&run_dir, user.as_ref())?;
+    let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
+    if arguments.resume.is_some() {
+        let opening = opening.as_ref().map(KeyFile::identities);
+        spec.resume = Some(resume::from(&run_dir, &spec, arguments.step, opening)?);
+        spec.validate().map_err(Failure::misconfigured)?;
+    }
     if let Some(resume) = &spec.resume {
         resume::make_ready(&run_dir, resume, &spec, &mut display)?;
     }
@@ -82,8 +97,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
-    let identity_file = arguments.identity_file.as_deref();
-    let result = runtime.block_on(training::run(&config, &spec, &run_dir, identity_file, &mut display));
+    let inputs = Inputs {
+        data: Some(Arc::new(files)),
+        key: opening.map(Arc::new),
+        program,
+        allow_root: arguments.allow_root,
+    };
+    let result = runtime.block_on(training::run(&config, &spec, &run_dir, inputs, &mut display));
     display.progress.finish();
     let completed = result.map_err(|failure| resume::with_advice(failure, &run_dir))?;
     let mut summary = leave_results(&config, &spec, &run_dir, &completed)?;
@@ -100,12 +120,6 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         println!("{}", summary.to_json_line().map_err(Failure::failed)?);
     }
     Ok(())
-}
-
-fn lock(made: Result<RunDir, RunDirError>) -> Result<(RunDir, RunLock), Failure> {
-    let run_dir = made.map_err(Failure::misconfigured)?;
-    let lock = run_dir.lock().map_err(Failure::misconfigured)?;
-    Ok((run_dir, lock))
 }
 
 fn plural(count: u32) -> &'static str {
@@ -213,6 +227,6 @@ impl Watcher for Display {
     }
 
     fn notice(&mut self, text: &str) {
-        self.progress.note(text);
+        self.progress.note(&in_words(text));
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         },
         security: Security {
             certificate_hours: from.integer("security.certificate_hours"),
+            run_as: from.text("security.run_as"),
             files: match (from.path("security.ca"), from.path("security.cert"), from.path("security.key")) {
                 (Some(ca), Some(cert), Some(key)) => Some(SecurityFiles { ca, cert, key }),
                 _ => None,

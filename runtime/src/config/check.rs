@@ -7,6 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+/// Longest name of a user, as `useradd` has it.
+const USER_MOST: usize = 32;
 /// Longest job name: it is one segment of a path in every identity, and part of a folder's name.
 const NAME_MOST: usize = 63;
 /// Longest trust domain (SPIFFE ID specification, section 2.1).
@@ -59,6 +61,20 @@ pub(super) fn recipient(text: &str) -> Result<(), String> {
     text.parse::<age::x25519::Recipient>()
         .map(|_| ())
         .map_err(|why| format!("it is no X25519 recipient ({why})"))
+}
+
+/// A user's name as `useradd` takes it, or a number; whether there is such a user is this machine's to say.
+pub(super) fn user(text: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let name = text.strip_suffix('$').unwrap_or(text);
+    if name.is_empty() || text.len() > USER_MOST || name.starts_with('-') || !name.chars().all(good) {
+        return Err(format!("a name of 1 to {USER_MOST} of `a-z A-Z 0-9 _ - .`, or a number, is needed"));
+    }
+    match text.parse() {
+        Ok(0_u64) => Err("that is root".into()),
+        _ if text == "root" => Err("that is root".into()),
+        _ => Ok(()),
+    }
 }
 
 fn port(number: u16) -> Result<(), String> {
@@ -126,6 +142,16 @@ mod tests {
         assert_eq!(trust_domain("testudo.local"), Ok(()));
         for bad in ["", "Testudo.local", "a/b", "a:1", "a b"] {
             assert!(trust_domain(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn users_are_names_and_numbers_but_not_roots() {
+        for good in ["nobody", "www-data", "_testudo", "machine$", "65534", "a.b"] {
+            assert_eq!(user(good), Ok(()), "{good}");
+        }
+        for bad in ["", "root", "0", "00", "-1", "a b", "$", "a:b", "../x", &"a".repeat(33)] {
+            assert!(user(bad).is_err(), "{bad}");
         }
     }
 

@@ -12,12 +12,17 @@
 //!    [`BYTES_MOST`]; memory grows with what was read, never with what was announced.
 //! 4. [`Mnist::content_hash`] covers dimensions, pixels, labels and normalisation, and not how the files
 //!    were compressed.
+//! 5. Files are read through descriptors that are opened once ([`Files`]), so that a process may open them, give away the
+//!    right to, and read them then.
 
-use std::fs::File;
+mod files;
+
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
+
+pub use files::{Files, OpenFile};
 
 /// Most bytes of pixels in one file: 5,000 times MNIST's test set, and still within a machine's memory.
 pub const BYTES_MOST: u64 = 4 << 30;
@@ -187,12 +192,20 @@ impl Mnist {
     /// # Errors
     /// See [`DataError`]; the first problem found, with its file.
     pub fn load(folder: &Path, classes: usize, normalisation: Normalisation) -> Result<Self, DataError> {
-        let load = |images, labels| Examples::load(folder, images, labels, classes, normalisation);
-        let train = load("train-images-idx3-ubyte", "train-labels-idx1-ubyte")?;
-        let test = load("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")?;
+        Mnist::read(&Files::open(folder)?, classes, normalisation)
+    }
+
+    /// [`Mnist::load`] from files that are open already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(files: &Files, classes: usize, normalisation: Normalisation) -> Result<Self, DataError> {
+        let [train_images, train_labels, test_images, test_labels] = files.all();
+        let train = Examples::read(train_images, train_labels, classes, normalisation)?;
+        let test = Examples::read(test_images, test_labels, classes, normalisation)?;
         if (train.rows, train.columns) != (test.rows, test.columns) {
             return Err(DataError::Dimensions {
-                path: folder.join("t10k-images-idx3-ubyte"),
+                path: test_images.path().to_path_buf(),
                 train: format!("{}x{}", train.rows, train.columns),
                 test: format!("{}x{}", test.rows, test.columns),
             });
@@ -218,15 +231,15 @@ impl Mnist {
 }
 
 impl Examples {
-    fn load(
-        folder: &Path,
-        images: &'static str,
-        labels: &'static str,
+    fn read(
+        images: &OpenFile,
+        labels: &OpenFile,
         classes: usize,
         normalisation: Normalisation,
     ) -> Result<Self, DataError> {
-        let (images_path, [count, rows, columns], pixels) = read_idx(folder, images, "IDX files of images")?;
-        let (labels_path, [labels_count], labels) = read_idx(folder, labels, "IDX files of labels")?;
+        let (images_path, labels_path) = (images.path().to_path_buf(), labels.path().to_path_buf());
+        let ([count, rows, columns], pixels) = read_idx(images, "IDX files of images")?;
+        let ([labels_count], labels) = read_idx(labels, "IDX files of labels")?;
         if count != labels_count {
             return Err(DataError::Count { images_path, images: count, labels_path, labels: labels_count });
         }
@@ -282,35 +295,17 @@ impl std::fmt::Debug for Examples {
     }
 }
 
-/// Reads the IDX file `name` (or `name.gz`) of bytes with `D` dimensions, none of them 0.
-fn read_idx<const D: usize>(
-    folder: &Path,
-    name: &'static str,
-    what: &'static str,
-) -> Result<(PathBuf, [usize; D], Vec<u8>), DataError> {
-    let plain = folder.join(name);
-    let zipped = folder.join(format!("{name}.gz"));
-    let (path, file) = match (File::open(&plain), File::open(&zipped)) {
-        (Ok(file), _) => (plain, file),
-        (_, Ok(file)) => (zipped, file),
-        (Err(first), Err(second)) => {
-            use std::io::ErrorKind::NotFound;
-            return Err(match (first.kind(), second.kind()) {
-                (NotFound, NotFound) => DataError::Missing { folder: folder.to_path_buf(), name },
-                (NotFound, _) => DataError::Unreadable { path: zipped, source: second },
-                _ => DataError::Unreadable { path: plain, source: first },
-            });
-        }
-    };
-    let mut reader = BufReader::with_capacity(READ_BUFFER, file);
+/// Reads an open IDX file of bytes with `D` dimensions, none of them 0.
+fn read_idx<const D: usize>(file: &OpenFile, what: &'static str) -> Result<([usize; D], Vec<u8>), DataError> {
+    let path = file.path();
+    let mut reader = BufReader::with_capacity(READ_BUFFER, file.whole());
     let start = std::io::BufRead::fill_buf(&mut reader)
-        .map_err(|source| DataError::Unreadable { path: path.clone(), source })?;
-    let (dimensions, bytes) = if start.starts_with(&GZIP_MAGIC) {
-        parse_idx(&path, what, MultiGzDecoder::new(reader), true)?
+        .map_err(|source| DataError::Unreadable { path: path.to_path_buf(), source })?;
+    if start.starts_with(&GZIP_MAGIC) {
+        parse_idx(path, what, MultiGzDecoder::new(reader), true)
     } else {
-        parse_idx(&path, what, reader, false)?
-    };
-    Ok((path, dimensions, bytes))
+        parse_idx(path, what, reader, false)
+    }
 }
 
 fn parse_idx<const D: usize>(

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use testudo_transport::pki::{CA_FILE, CA_KEY_FILE, CERT_FILE, KEY_FILE, PkiError, inspect};
+use testudo_transport::pki::{CA_FILE, CA_KEY_FILE, CERT_FILE, KEY_FILE, PkiError, inspect, is_ours};
 use zeroize::Zeroizing;
 
 use super::{Found, Report, quoted, shown};
@@ -141,7 +141,7 @@ pub(super) fn privacy(report: &mut Report, path: &Path, kind: Kind) {
         return report.problem(place, what, "put the file itself there");
     }
     let me = rustix::process::geteuid().as_raw();
-    let is_owner = found.uid() == me || kind == Kind::Public && found.uid() == 0;
+    let is_owner = is_ours(found.uid()) || kind == Kind::Public && found.uid() == 0;
     if !is_owner {
         let what = format!("belongs to user {}, and this is user {me}", found.uid());
         report.problem(&place, what, format!("chown {me} {}", quoted(path)));

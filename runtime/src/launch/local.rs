@@ -1,24 +1,33 @@
 //! The local launcher: every node a process of its own on this machine.
 //!
 //! 1. No process is left behind: children are killed when the launcher drops them, and end by themselves when their
-//!    standard input, whose other end the launcher holds, closes.
+//!    standard input, a socket whose other end the launcher holds, closes.
 //! 2. Children are in process groups of their own, so an interrupt at the terminal reaches the launcher alone.
 //! 3. What a node prints or panics with ends up in its log.
+//! 4. A node needs no path but those of the system: the program, the run directory, the data and keys are open in the launcher,
+//!    which may have opened them as another user than the node is ([`handing`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_transport::Role;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::checkpoint::keys::KeyFile;
+use crate::data::mnist::Files;
 use crate::error::Failure;
+use crate::process::Program;
+use crate::process::handing::{self, ToHand};
 use crate::rundir::RunDir;
 
 /// What `testudo node` takes from the environment when another launcher starts it; here everything is said by options.
@@ -49,36 +58,41 @@ pub struct NodeProcess {
     /// Its index.
     pub index: u32,
     log: PathBuf,
+    /// What the log is called.
+    log_name: PathBuf,
     child: Child,
+    /// The other end of its standard input.
+    _line: UnixStream,
     exit: Option<ExitStatus>,
+}
+
+/// What nodes are handed beside the run directory; all open.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The data set, for workers.
+    pub data: Option<Arc<Files>>,
+    /// What opens the checkpoint that servers begin with, if it is not the run's own key.
+    pub key: Option<Arc<KeyFile>>,
+    /// What to execute for a node.
+    pub program: Program,
+    /// Whether nodes may be root.
+    pub allow_root: bool,
 }
 
 /// The processes of a cluster on this machine.
 #[derive(Debug)]
 pub struct LocalNodes {
-    program: PathBuf,
     command: Vec<&'static str>,
     run_dir: RunDir,
-    identity_file: Option<PathBuf>,
+    inputs: Inputs,
     nodes: Vec<NodeProcess>,
 }
 
 impl LocalNodes {
     /// None yet; they will run this program with `command`, on the cluster file and the identities in `run_dir`.
-    ///
-    /// # Errors
-    /// When the program cannot be found.
-    pub fn new(command: &[&'static str], run_dir: RunDir) -> Result<LocalNodes, Failure> {
-        let program = std::env::current_exe()
-            .map_err(|e| Failure::failed(format!("the running program cannot be found: {e}")))?;
-        Ok(LocalNodes { program, command: command.to_vec(), run_dir, identity_file: None, nodes: Vec::new() })
-    }
-
-    /// Servers open the checkpoint that they begin with by the age identity in this file.
     #[must_use]
-    pub fn with_identity_file(mut self, file: Option<&Path>) -> LocalNodes {
-        self.identity_file = file.map(Path::to_path_buf);
-        self
+    pub fn new(command: &[&'static str], run_dir: RunDir, inputs: Inputs) -> LocalNodes {
+        LocalNodes { command: command.to_vec(), run_dir, inputs, nodes: Vec::new() }
     }
 
     /// Starts a node and waits until it is bound; returns where.
@@ -99,36 +113,47 @@ impl LocalNodes {
             .mode(0o600)
             .open(&log)
             .map_err(|e| Failure::file(&log, "cannot be written", e))?;
-        let mut command = Command::new(&self.program);
+        let name_of = |path: PathBuf| self.run_dir.name_of(&path);
+        let log_name = name_of(log.clone());
+        let mut command = Command::new(self.inputs.program.path());
+        // For those who look at the list of processes.
+        command.arg0(std::env::args_os().next().unwrap_or("testudo".into()));
         command
             .args(&self.command)
             .args(["--role", &name, "--index", &index.to_string(), "--with-parent", "--config"])
-            .arg(self.run_dir.cluster_file())
+            .arg(name_of(self.run_dir.cluster_file()))
             .arg("--identity")
-            .arg(self.run_dir.identity(&name, index))
+            .arg(name_of(self.run_dir.identity(&name, index)))
             .arg("--job")
-            .arg(self.run_dir.signed_job())
+            .arg(name_of(self.run_dir.signed_job()))
             .arg("--run-dir")
             .arg(self.run_dir.path())
             .arg("--log")
-            .arg(&log)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(output)
-            .kill_on_drop(true)
-            .process_group(0);
+            .arg(&log_name);
         if let Some(scheduler) = scheduler {
             command.args(["--scheduler", &scheduler.to_string()]);
         }
-        if let Some(file) = self.identity_file.as_ref().filter(|_| role == Role::Server) {
-            command.arg("--identity-file").arg(file);
+        if self.inputs.allow_root {
+            command.arg("--allow-root");
         }
         for variable in LAUNCHER_VARIABLES {
             command.env_remove(variable);
         }
-        let mut child = command.spawn().map_err(|e| Failure::file(&self.program, "cannot be started", e))?;
+        let not_started =
+            |e: std::io::Error| Failure::failed(format!("{name}/{index} cannot be started: {e}"));
+        let (line, theirs) = UnixStream::pair().map_err(not_started)?;
+        command
+            .stdin(OwnedFd::from(theirs))
+            .stdout(std::process::Stdio::piped())
+            .stderr(output)
+            .kill_on_drop(true)
+            .process_group(0);
+        handing::hand(&line, &self.to_hand(role)).map_err(|e| not_started(e.into()))?;
+        let mut child = command.spawn().map_err(not_started)?;
+        // The command holds the node's end of the line, which must close with the node.
+        drop(command);
         let stdout = child.stdout.take();
-        self.nodes.push(NodeProcess { role, index, log, child, exit: None });
+        self.nodes.push(NodeProcess { role, index, log, log_name, child, _line: line, exit: None });
         let bound = tokio::time::timeout(START_DEADLINE, first_line(stdout)).await;
         if let Ok(Some(address)) = bound {
             return Ok(address);
@@ -140,6 +165,15 @@ impl LocalNodes {
             _ => format!("was not up after {} s", START_DEADLINE.as_secs()),
         };
         Err(node.failure(&how))
+    }
+
+    /// What a node of that role needs.
+    fn to_hand(&self, role: Role) -> ToHand<'_> {
+        ToHand {
+            run_dir: self.run_dir.descriptor(),
+            data: self.inputs.data.as_deref().filter(|_| role == Role::Worker),
+            key: self.inputs.key.as_deref().filter(|_| role == Role::Server).map(|key| key.as_fd()),
+        }
     }
 
     /// Waits until a node that lived has ended, and returns it; never returns once all have.
@@ -161,8 +195,6 @@ impl LocalNodes {
 
     /// Waits until all have ended, `grace` at most; returns whether they have.
     pub async fn wait_all(&mut self, grace: Duration) -> bool {
-        // Waiting closes a child's standard input, and a node ends at once when that closes, whatever it has left to write.
-        let _held: Vec<_> = self.nodes.iter_mut().map(|node| node.child.stdin.take()).collect();
         let all = async {
             for node in &mut self.nodes {
                 if node.exit.is_none() {
@@ -201,7 +233,7 @@ impl NodeProcess {
         let mut message = format!("{}/{} {how}", self.role, self.index);
         let lines = last_lines(&self.log);
         if !lines.is_empty() {
-            message += &format!("\nthe last lines of {}:", self.log.display());
+            message += &format!("\nthe last lines of {}:", self.log_name.display());
             for line in lines {
                 message += "\n  ";
                 message += &line;

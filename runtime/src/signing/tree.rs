@@ -55,11 +55,15 @@ impl Tree {
     /// # Errors
     /// It has none, or one that is not UTF-8.
     pub fn model_name(&self) -> Result<String, SigningError> {
-        let whole = std::fs::canonicalize(&self.path).map_err(|source| SigningError::File {
-            path: self.path.clone(),
-            what: "cannot be found",
-            source,
-        })?;
+        let whole = match std::fs::canonicalize(&self.path) {
+            Ok(whole) => whole,
+            // The folder is open, and one above it may not be entered: its name is what it was called.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.path.clone(),
+            Err(source) => {
+                let (path, what) = (self.path.clone(), "cannot be found");
+                return Err(SigningError::File { path, what, source });
+            }
+        };
         let name = whole.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         name.ok_or_else(|| self.refused("", "has no name that can be signed"))
     }

@@ -1,9 +1,13 @@
 //! Secret files: written for the owner alone, and read only if that is still so.
+//!
+//! Whose a file must be: this user's. Root, who may read everybody's, takes besides only those of the user that it has nodes run
+//! as, once that is said ([`trust_owner`]): what a run has left behind is that user's.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -23,6 +27,25 @@ const DIRECTORY_MODE: u32 = 0o700;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Any permission of group or others.
 const OTHERS: u32 = 0o077;
+
+/// The number that the kernel gives to no user.
+const NO_USER: u32 = u32::MAX;
+
+/// Whose files root takes like its own.
+static TRUSTED: AtomicU32 = AtomicU32::new(NO_USER);
+
+/// From here on, and only as long as this process is root, files of the user `uid` count like root's own.
+pub fn trust_owner(uid: u32) {
+    TRUSTED.store(uid, Ordering::Relaxed);
+}
+
+/// Whether files of the user `uid` count as this user's own.
+#[must_use]
+pub fn is_ours(uid: u32) -> bool {
+    let me = rustix::process::geteuid();
+    let trusted = TRUSTED.load(Ordering::Relaxed);
+    uid == me.as_raw() || me.is_root() && trusted != NO_USER && uid == trusted
+}
 
 /// Makes a directory for the owner alone, or takes an existing one that belongs to this user.
 pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
@@ -61,15 +84,23 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
 /// # Errors
 /// [`PkiError::NotPrivate`] saying what is wrong with it, or [`PkiError::File`].
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    read_open(path, &open_secret(path)?)
+}
+
+/// Opens a file as [`read_secret`] does, for [`read_open`].
+///
+/// # Errors
+/// As there.
+pub fn open_secret(path: &Path) -> Result<File, PkiError> {
     // The checks are made on the open file, so that it cannot be swapped between check and use.
     let file = open(path)?;
     check_secret(path, &file)?;
-    read(path, file, MAX_FILE)
+    Ok(file)
 }
 
 fn check_secret(path: &Path, file: &File) -> Result<(), PkiError> {
     let found = file.metadata().map_err(|why| failed(path, &why))?;
-    if found.uid() != rustix::process::geteuid().as_raw() {
+    if !is_ours(found.uid()) {
         return Err(not_private(path, "it belongs to another user"));
     }
     if found.mode() & OTHERS != 0 {
@@ -99,14 +130,14 @@ pub fn read_crl(path: &Path) -> Result<Vec<u8>, PkiError> {
 fn read_public_up_to(path: &Path, most: u64) -> Result<Vec<u8>, PkiError> {
     let file = open(path)?;
     let found = file.metadata().map_err(|why| failed(path, &why))?;
-    if ![rustix::process::geteuid().as_raw(), 0].contains(&found.uid()) {
+    if !is_ours(found.uid()) && found.uid() != 0 {
         return Err(not_private(path, "it belongs to another user"));
     }
     if found.mode() & WRITABLE_BY_OTHERS != 0 {
         let what = format!("its mode is {:o}, so others than its owner can change it", found.mode() & 0o7777);
         return Err(not_private(path, &what));
     }
-    Ok(read(path, file, most)?.to_vec())
+    Ok(read_up_to(path, &file, most)?.to_vec())
 }
 
 /// Opens a file of records of this user alone for reading and for adding to its end; makes it if it is not there.
@@ -171,14 +202,31 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, PkiError> {
     Ok(file)
 }
 
-fn read(path: &Path, file: File, most: u64) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+/// Reads an open file from its start, wherever its position is; `path` names it in errors.
+///
+/// # Errors
+/// [`PkiError::File`].
+pub fn read_open(path: &Path, file: &File) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    read_up_to(path, file, MAX_FILE)
+}
+
+fn read_up_to(path: &Path, file: &File, most: u64) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     // Sized once: a buffer that grows leaves copies of the key behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(most as usize + 1));
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|why| failed(path, &why))?;
-    if bytes.len() as u64 > most {
+    let mut bytes = Zeroizing::new(vec![0; most as usize + 1]);
+    let mut end = 0;
+    while let Some(rest) = bytes.get_mut(end..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, end as u64) {
+            Ok(0) => break,
+            Ok(read) => end += read,
+            Err(why) if why.kind() == ErrorKind::Interrupted => {}
+            Err(why) => return Err(failed(path, &why)),
+        }
+    }
+    if end as u64 > most {
         let what = format!("longer than {most} bytes; this is not what belongs there");
         return Err(PkiError::File { path: path.to_owned(), what });
     }
+    bytes.truncate(end);
     Ok(bytes)
 }
 

@@ -355,6 +355,13 @@ pub static KEYS: &[Key] = &[
         doc: "Life of the certificates that a run issues, in hours.",
     },
     Key {
+        path: "security.run_as",
+        rule: Rule::Text { check: check::user, allowed: "a user's name or number, not root's" },
+        absent: Absent::Is("\"nobody\""),
+        applies: None,
+        doc: "The user that `testudo run` and `testudo node` go on as when they are started as root: they open their inputs, give the run directory to that user, and become it before a socket opens. Means nothing for others.",
+    },
+    Key {
         path: "security.ca",
         rule: Rule::Path { base: Base::File },
         absent: Absent::Unset("`--identity` gives it"),

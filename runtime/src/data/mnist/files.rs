@@ -1,0 +1,135 @@
+//! The four files of a data set, opened once.
+//!
+//! Whoever has them open can read them whatever he may open since, and hand the descriptors to another process. Reading never
+//! moves a descriptor's position, which all its holders share.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::DataError;
+
+/// The files' names, without `.gz`, in the order in which they are kept.
+const NAMES: [&str; 4] = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+];
+
+/// One open file.
+#[derive(Debug)]
+pub struct OpenFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// Training images, training labels, test images, test labels.
+#[derive(Debug)]
+pub struct Files([OpenFile; 4]);
+
+impl Files {
+    /// How many there are.
+    pub const COUNT: usize = NAMES.len();
+
+    /// Opens them in `folder`, each as it is or with `.gz`.
+    ///
+    /// # Errors
+    /// [`DataError::Missing`] or [`DataError::Unreadable`] for the first that cannot be opened.
+    pub fn open(folder: &Path) -> Result<Files, DataError> {
+        let [a, b, c, d] = NAMES.map(|name| OpenFile::open(folder, name));
+        Ok(Files([a?, b?, c?, d?]))
+    }
+
+    /// Those of `folder` that another process has opened, in this order.
+    #[must_use]
+    pub fn of_descriptors(folder: &Path, descriptors: [OwnedFd; Files::COUNT]) -> Files {
+        let mut names = NAMES.into_iter();
+        Files(descriptors.map(|descriptor| OpenFile {
+            path: folder.join(names.next().unwrap_or_default()),
+            file: descriptor.into(),
+        }))
+    }
+
+    /// Their descriptors, in order.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; Files::COUNT] {
+        self.0.each_ref().map(|open| open.file.as_fd())
+    }
+
+    pub(super) fn all(&self) -> &[OpenFile; Files::COUNT] {
+        &self.0
+    }
+}
+
+impl OpenFile {
+    fn open(folder: &Path, name: &'static str) -> Result<OpenFile, DataError> {
+        let plain = folder.join(name);
+        let zipped = folder.join(format!("{name}.gz"));
+        match (File::open(&plain), File::open(&zipped)) {
+            (Ok(file), _) => Ok(OpenFile { path: plain, file }),
+            (_, Ok(file)) => Ok(OpenFile { path: zipped, file }),
+            (Err(first), Err(second)) => {
+                use io::ErrorKind::NotFound;
+                Err(match (first.kind(), second.kind()) {
+                    (NotFound, NotFound) => DataError::Missing { folder: folder.to_path_buf(), name },
+                    (NotFound, _) => DataError::Unreadable { path: zipped, source: second },
+                    _ => DataError::Unreadable { path: plain, source: first },
+                })
+            }
+        }
+    }
+
+    /// Where it was found.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn whole(&self) -> Whole<'_> {
+        Whole { file: &self.file, at: 0 }
+    }
+}
+
+/// Reads a file from its start, wherever its own position is.
+#[derive(Debug)]
+pub(super) struct Whole<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Whole<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariant 5 of the module above: a removed file is read, again and again, also through a copy of its descriptor.
+    #[test]
+    fn open_files_are_read_from_their_start_whoever_has_read_them() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in NAMES {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let files = Files::open(folder.path()).unwrap();
+        let copies = files.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
+        let copies = Files::of_descriptors(folder.path(), copies);
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        for _ in 0..2 {
+            for (open, name) in files.all().iter().chain(copies.all()).zip(NAMES.iter().cycle()) {
+                let mut text = String::new();
+                open.whole().read_to_string(&mut text).unwrap();
+                assert_eq!(text, *name);
+            }
+        }
+        assert!(matches!(Files::open(folder.path()), Err(DataError::Missing { .. })));
+    }
+}

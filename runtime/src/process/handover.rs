@@ -1,0 +1,117 @@
+//! A run's directory becomes the user's that the run will go on as.
+//!
+//! Root walks a folder here that may have been another user's before, so nothing is taken for what it is called: every entry
+//! is opened without following links, looked at, and given away through that same descriptor; and of what is not root's, or
+//! has a second name somewhere, nothing is.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
+use rustix::io::{Errno, Result};
+
+use super::RunAs;
+
+/// Folders in one another at most: a run's are four.
+const DEPTH_MOST: usize = 16;
+
+/// Gives the folder that `folder` is open on, and what root has made below it, to `user`.
+///
+/// # Errors
+/// The operating system's refusal; a part may have been given away.
+pub fn hand_over(folder: &OwnedFd, user: &RunAs) -> Result<()> {
+    // Last, so that nobody changes what is below while it is looked at, unless he could before.
+    below(folder, user, DEPTH_MOST)?;
+    give(folder, user)
+}
+
+fn below(folder: &OwnedFd, user: &RunAs, depth: usize) -> Result<()> {
+    if depth == 0 {
+        return Err(Errno::LOOP);
+    }
+    let listing = openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in Dir::read_from(&listing)? {
+        let entry = entry?;
+        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = match openat(&listing, entry.file_name(), flags, Mode::empty()) {
+            Ok(entry) => entry,
+            // Nodes that run already come and go.
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        if FileType::from_raw_mode(fstat(&entry)?.st_mode) == FileType::Directory {
+            below(&entry, user, depth - 1)?;
+        }
+        give(&entry, user)?;
+    }
+    Ok(())
+}
+
+/// Gives one file or folder away, if it is root's and nobody else has a name for it.
+fn give(entry: &OwnedFd, user: &RunAs) -> Result<()> {
+    let found = fstat(entry)?;
+    let ours = match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => true,
+        FileType::RegularFile => found.st_nlink == 1,
+        _ => false,
+    };
+    if !ours || found.st_uid != 0 {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    chownat(entry.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+}
+
+/// Opens a folder for its name alone: what lies in it is then reached through the descriptor, wherever the folder stands and
+/// whoever may enter those above it.
+///
+/// # Errors
+/// The operating system's refusal.
+pub fn hold(path: &std::path::Path) -> std::io::Result<OwnedFd> {
+    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Whose a folder is.
+///
+/// # Errors
+/// The operating system's refusal.
+pub fn owner(folder: &OwnedFd) -> std::io::Result<u32> {
+    Ok(fstat(folder)?.st_uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+
+    use super::*;
+
+    /// Invariant 5 of the module above. Checks nothing for others than root.
+    #[test]
+    fn what_root_made_is_given_and_nothing_else() {
+        if !super::super::user::is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let run = at("run");
+        std::fs::create_dir_all(run.join("a/b")).unwrap();
+        std::fs::write(at("precious"), "root's").unwrap();
+        for file in ["a/b/ours", "theirs"] {
+            std::fs::write(run.join(file), "").unwrap();
+        }
+        chown(run.join("theirs"), Some(7), Some(7)).unwrap();
+        std::fs::hard_link(at("precious"), run.join("second-name")).unwrap();
+        symlink(at("precious"), run.join("link")).unwrap();
+        let user = RunAs::find("3141592").unwrap();
+        hand_over(&hold(&run).unwrap(), &user).unwrap();
+        let owner = |path: &std::path::Path| std::fs::symlink_metadata(path).unwrap().uid();
+        for given in ["", "a", "a/b", "a/b/ours"] {
+            assert_eq!(owner(&run.join(given)), 3_141_592, "{given}");
+        }
+        assert_eq!(owner(&run.join("theirs")), 7, "another's stays his");
+        assert_eq!(owner(&at("precious")), 0, "neither a link nor a second name leads out");
+        assert_eq!(owner(&run.join("link")), 0);
+    }
+}
