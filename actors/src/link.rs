@@ -78,14 +78,19 @@ impl Network {
         let Network::Quic(endpoint) = self else { return Load::default() };
         let stats = endpoint.stats();
         Load {
+            held_bytes: stats.held_bytes,
+            promised_bytes: stats.promised_bytes,
+            budget_bytes: stats.memory,
             connections: u32::try_from(stats.open).unwrap_or(u32::MAX),
             refused: Refused {
-                handshakes: stats.ignored,
+                datagrams: stats.sieve.not_allowed + stats.sieve.malformed + stats.sieve.strays,
+                knocks: stats.sieve.newcomers,
+                handshakes: stats.ignored + stats.over_rate,
                 strangers: stats.refused + stats.timed_out,
-                full: stats.turned_away,
-                ..Refused::default()
+                full: stats.turned_away + stats.out_of_memory,
+                faults: stats.faults,
+                shut_out: stats.peers_over_rate,
             },
-            ..Load::default()
         }
     }
 

@@ -68,6 +68,9 @@ pub struct TransportConfig {
     pub handshakes_per_address: Rate,
     /// Connections that one identity may begin.
     pub handshakes_per_peer: Rate,
+    /// Bytes that all peers together may make this node hold, read and unread, by the credit they are granted: see
+    /// [`TransportConfig::promise`].
+    pub memory: u64,
     /// Which key exchanges are allowed.
     pub key_exchange: KeyExchange,
 }
@@ -105,6 +108,14 @@ impl TransportConfig {
     pub const DEFAULT_HANDSHAKES_PER_ADDRESS: Rate = Rate { per_second: 8, burst: 1024 };
     /// A node connects once, and again when it was cut off: far less often than this.
     pub const DEFAULT_HANDSHAKES_PER_PEER: Rate = Rate { per_second: 2, burst: 32 };
+    /// A hundred peers with the credit above.
+    pub const DEFAULT_MEMORY: u64 = 8 << 30;
+
+    /// Bytes that one connection may occupy: both classes' credit for what comes, and as much for what goes and is not read.
+    #[must_use]
+    pub fn promise(&self) -> u64 {
+        self.control_credit.bytes.saturating_add(self.data_credit.bytes).saturating_mul(2)
+    }
 }
 
 impl Default for TransportConfig {
@@ -128,6 +139,7 @@ impl Default for TransportConfig {
             handshakes: Self::DEFAULT_HANDSHAKES,
             handshakes_per_address: Self::DEFAULT_HANDSHAKES_PER_ADDRESS,
             handshakes_per_peer: Self::DEFAULT_HANDSHAKES_PER_PEER,
+            memory: Self::DEFAULT_MEMORY,
             key_exchange: KeyExchange::default(),
         }
     }

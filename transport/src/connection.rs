@@ -44,7 +44,7 @@ impl Connection {
             link: setup.link,
             secret: setup.secret,
             direction: setup.direction,
-            inbound: Inbound::new(setup.control_credit, setup.data_credit),
+            inbound: Inbound::counted(setup.control_credit, setup.data_credit, setup.held),
             outbound: Outbound::default(),
             stall_timeout: setup.stall_timeout,
             on_fault: setup.on_fault,
@@ -162,6 +162,8 @@ pub(crate) struct Setup {
     pub(crate) control_credit: CreditConfig,
     pub(crate) data_credit: CreditConfig,
     pub(crate) stall_timeout: Duration,
+    /// Counts what is held for this peer and others.
+    pub(crate) held: Arc<AtomicU64>,
     /// Told when the peer is found at fault.
     pub(crate) on_fault: Option<OnFault>,
     /// Where the peer's fault is counted.

@@ -128,6 +128,11 @@ pub enum ConnectError {
     /// This node has all the connections that it may.
     #[error("this node has {0} connections, as many as `max_connections` allows")]
     Full(usize),
+    /// This node has promised all the memory that it has for peers.
+    #[error(
+        "this node's memory for peers is promised: {0} bytes, of which a connection takes {1}; raise `memory` or lower credits"
+    )]
+    Memory(u64, u64),
     /// The call makes no sense here.
     #[error("cannot dial {address}: {what}")]
     Local {
@@ -198,6 +203,8 @@ impl Endpoint {
         let admission = &self.0.admission;
         let limit = admission.config().handshake_timeout;
         let slot = admission.slot().ok_or(ConnectError::Full(admission.config().max_connections))?;
+        let needed = admission.config().promise();
+        let slot = admission.promised(slot).ok_or(ConnectError::Memory(admission.config().memory, needed))?;
         let dialled = timeout(limit, self.dial(address, expect, slot)).await;
         let result = dialled.unwrap_or_else(|_| {
             let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -314,6 +321,12 @@ fn check(config: &TransportConfig, policy: &Policy) -> Result<(), BindError> {
     }
     if !(1200..=65_527).contains(&config.mtu) {
         return refuse(format!("mtu is {}; it may be 1200 to 65527", config.mtu));
+    }
+    if config.memory < config.promise() {
+        let (memory, needed) = (config.memory, config.promise());
+        return refuse(format!(
+            "memory of {memory} bytes is not enough for one peer, whose credit takes {needed}; raise it or lower credits"
+        ));
     }
     if config.keep_alive >= config.idle_timeout {
         return refuse(format!(

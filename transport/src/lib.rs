@@ -34,6 +34,7 @@ pub mod message;
 pub mod payload;
 pub mod pki;
 pub mod policy;
+mod promises;
 pub mod refusals;
 pub mod session;
 mod tls;

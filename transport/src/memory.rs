@@ -75,6 +75,7 @@ pub fn pair(
             control_credit: options.control_credit,
             data_credit: options.data_credit,
             stall_timeout: options.stall_timeout,
+            held: Arc::default(),
             on_fault: None,
             refusals: Refusals::default(),
         };

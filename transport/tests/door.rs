@@ -147,3 +147,25 @@ async fn a_flood_of_datagrams_is_sieved_out() {
     sender.send(Outgoing::new(common::BEAT, 2, Vec::new())).await.unwrap();
     assert!(receiver.recv().await.unwrap().is_some());
 }
+
+/// What peers are promised together is never more than there is, and is given back.
+#[tokio::test]
+async fn a_node_promises_no_more_memory_than_it_has() {
+    let job = Job::new();
+    let memory = patient().promise() * 2;
+    let endpoint = job.endpoint(Role::Server, 0, &TransportConfig { memory, ..patient() });
+    let (address, expect) = (endpoint.local_addr(), id(Role::Server, 0));
+    let workers: Vec<Endpoint> = (0..3).map(|index| job.endpoint(Role::Worker, index, &patient())).collect();
+    let (first, theirs) = tokio::join!(workers[0].connect(address, &expect), endpoint.accept());
+    let (second, _theirs) = tokio::join!(workers[1].connect(address, &expect), endpoint.accept());
+    assert!(first.is_ok() && second.is_ok());
+    assert_eq!(endpoint.stats().promised_bytes, memory);
+    let error = workers[2].connect(address, &expect).await.unwrap_err();
+    assert!(error.to_string().contains("promised to others"), "{error}");
+    assert_eq!((endpoint.stats().out_of_memory, endpoint.stats().promised_bytes), (1, memory));
+    let error = endpoint.connect(workers[2].local_addr(), &id(Role::Worker, 2)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Memory(..)), "{error}");
+    drop((first, theirs));
+    until(&endpoint, |stats| stats.promised_bytes < memory).await;
+    assert!(workers[2].connect(address, &expect).await.is_ok());
+}

@@ -84,6 +84,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             handshakes_per_second: from.integer("limits.handshakes_per_second"),
             handshakes_per_address: from.integer("limits.handshakes_per_address"),
             connections_per_peer: from.integer("limits.connections_per_peer"),
+            memory_mib: values.get("limits.memory_mib").map(|_| from.integer("limits.memory_mib")),
         },
         security: Security {
             certificate_hours: from.integer("security.certificate_hours"),

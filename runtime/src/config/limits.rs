@@ -1,7 +1,7 @@
 //! `[limits]`: what anybody may ask of a node.
 
 use serde::Serialize;
-use testudo_transport::{Rate, TransportConfig};
+use testudo_transport::{CreditConfig, Rate, TransportConfig};
 
 use super::Config;
 
@@ -14,6 +14,9 @@ pub struct Limits {
     pub handshakes_per_address: u32,
     /// Connections a second that one identity begins.
     pub connections_per_peer: u32,
+    /// MiB that all peers together may make a node hold; `None` for what their credit comes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
 }
 
 /// Handshakes at once beside a start of the whole cluster: operators, and nodes that come back.
@@ -21,7 +24,39 @@ const SPARE_HANDSHAKES: u32 = 64;
 /// Seconds' worth of connections that one identity may begin at once.
 const PEER_SECONDS: u32 = 16;
 
+/// Peers beside the nodes of the cluster: operators, and the scheduler.
+const SPARE_PEERS: u64 = 8;
+/// Connections that each peer may have without taking another's memory: one that lives, and one that has not timed out yet.
+const CONNECTIONS_EACH: u64 = 2;
+
+/// How memory is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// A peer's credit for data.
+    pub(super) data_credit: u64,
+    /// What all peers together may occupy.
+    pub(super) memory: u64,
+}
+
 impl Config {
+    /// A node's memory for its peers: as much as is configured, a peer's credit cut to its share of it; or what their
+    /// credit comes to.
+    pub(super) fn shares(&self) -> Shares {
+        let nodes = u64::from(self.cluster.workers) + u64::from(self.cluster.servers);
+        let connections = (nodes + SPARE_PEERS) * CONNECTIONS_EACH;
+        let control = TransportConfig::DEFAULT_CONTROL_CREDIT.bytes;
+        let asked = self.transport.max_in_flight_bytes;
+        match self.limits.memory_mib {
+            None => Shares { data_credit: asked, memory: connections * 2 * (control + asked) },
+            Some(mib) => {
+                let memory = mib << 20;
+                // What comes and what goes each take the credit of both classes.
+                let share = (memory / connections / 2).saturating_sub(control);
+                Shares { data_credit: asked.min(share), memory }
+            }
+        }
+    }
+
     /// Puts these limits into the transport's settings.
     pub(crate) fn limit(&self, transport: TransportConfig) -> TransportConfig {
         // The whole cluster may start at once, each node twice, and from behind one address.
@@ -30,12 +65,15 @@ impl Config {
             let burst = nodes.saturating_add(SPARE_HANDSHAKES).saturating_add(per_second);
             Rate { per_second, burst }
         };
+        let Shares { data_credit, memory } = self.shares();
         let per_second = self.limits.connections_per_peer;
         TransportConfig {
             allow: self.network.allow.clone(),
             handshakes: start(self.limits.handshakes_per_second),
             handshakes_per_address: start(self.limits.handshakes_per_address),
             handshakes_per_peer: Rate { per_second, burst: per_second.saturating_mul(PEER_SECONDS) },
+            memory,
+            data_credit: CreditConfig { bytes: data_credit, ..transport.data_credit },
             ..transport
         }
     }

@@ -73,6 +73,18 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         },
     );
+    let (granted, least) = (config.shares().data_credit, least_credit(transport.slice_bytes));
+    report(
+        &["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"],
+        config.limits.memory_mib.is_some() && transport.max_in_flight_bytes >= least && granted < least,
+        &|| {
+            format!(
+                "`limits.memory_mib` leaves each peer a credit of {granted} bytes, and one slice with its frame takes {least} \
+                 (`transport.slice_bytes` is {}); raise it, or lower `transport.slice_bytes`",
+                transport.slice_bytes
+            )
+        },
+    );
     for (path, timeout) in [
         ("cluster.heartbeat_timeout_ms", cluster.heartbeat_timeout_ms),
         ("transport.idle_timeout_ms", transport.idle_timeout_ms),

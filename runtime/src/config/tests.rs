@@ -88,6 +88,7 @@ idle_timeout_ms = 3000
 handshakes_per_second = 100
 handshakes_per_address = 20
 connections_per_peer = 4
+memory_mib = 512
 
 [security]
 certificate_hours = 2
@@ -233,6 +234,7 @@ fn rules_between_keys() {
             "the scheduler and server 0 would both listen on 127.0.0.1:7000",
         ),
         (&["network.listen=0.0.0.0:7000"], "nobody can dial that"),
+        (&["limits.memory_mib=64"], "leaves each peer a credit of 0 bytes"),
         (&["network.allow=[\"10.0.0.0/8\"]"], "leaves out 127.0.0.1"),
         (&["network.allow=[\"10.0.0.1/8\"]"], "10.0.0.0/8 is meant"),
         (&["network.scheduler.listen=[::]:7000"], "nobody can dial that"),

@@ -21,6 +21,7 @@ use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Expected, Identity, PkiError, Serial};
 use crate::policy::Policy;
+use crate::promises::{Promise, Promises};
 use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
 
@@ -49,8 +50,18 @@ pub struct EndpointStats {
     pub peers_over_rate: u64,
     /// Looks at the file with the list of revoked certificates.
     pub crl_looks: u64,
+    /// Connections turned away, because the memory for peers was promised to others.
+    pub out_of_memory: u64,
+    /// Connections that ended by a fault of the peer.
+    pub faults: u64,
     /// Connections open now.
     pub open: u64,
+    /// Bytes that peers may occupy, by their credit.
+    pub promised_bytes: u64,
+    /// Bytes of messages that arrived and are not released.
+    pub held_bytes: u64,
+    /// Bytes that may be promised.
+    pub memory: u64,
     /// Datagrams dropped before anything was computed for them.
     pub sieve: SieveStats,
 }
@@ -68,6 +79,8 @@ struct Counters {
     over_rate: AtomicU64,
     peers_over_rate: AtomicU64,
     crl_looks: AtomicU64,
+    out_of_memory: AtomicU64,
+    faults: Arc<AtomicU64>,
 }
 
 /// What is needed to admit a connection.
@@ -78,6 +91,7 @@ pub(super) struct Admission {
     open: Arc<AtomicUsize>,
     handshakes: Arc<AtomicUsize>,
     peers: Peers,
+    promises: Arc<Promises>,
     counters: Counters,
     door: Arc<SharedDoor>,
     refusals: Refusals,
@@ -108,7 +122,20 @@ impl Admission {
         };
         let door = Mutex::new(Door::new(limits, Duration::ZERO));
         let door = Arc::new(SharedDoor { door, since: Instant::now() });
-        Admission { config, identity, policy, open, handshakes, peers, counters, door, refusals, live }
+        let promises = Promises::new(config.memory);
+        Admission {
+            config,
+            identity,
+            policy,
+            open,
+            handshakes,
+            peers,
+            promises,
+            counters,
+            door,
+            refusals,
+            live,
+        }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -133,6 +160,16 @@ impl Admission {
         Slot::take(&self.open, self.config.max_connections)
     }
 
+    /// The same place, with memory for what its peer may make this node hold.
+    pub(super) fn promised(&self, mut slot: Slot) -> Option<Slot> {
+        slot._promise = self.promises.promise(self.config.promise());
+        if slot._promise.is_none() {
+            bump(&self.counters.out_of_memory);
+            return None;
+        }
+        Some(slot)
+    }
+
     pub(super) fn count_dial(&self, is_good: bool) {
         bump(if is_good { &self.counters.dialled } else { &self.counters.dials_failed });
     }
@@ -155,7 +192,12 @@ impl Admission {
             over_rate: read(&self.counters.over_rate),
             peers_over_rate: read(&self.counters.peers_over_rate),
             crl_looks: read(&self.counters.crl_looks),
+            out_of_memory: read(&self.counters.out_of_memory),
+            faults: read(&self.counters.faults),
             open: self.open.load(Ordering::Relaxed) as u64,
+            promised_bytes: self.promises.promised(),
+            held_bytes: read(self.promises.held()),
+            memory: self.config.memory,
             sieve: SieveStats::default(),
         }
     }
@@ -193,6 +235,7 @@ impl Admission {
             control_credit: self.config.control_credit,
             data_credit: self.config.data_credit,
             stall_timeout: self.config.stall_timeout,
+            held: Arc::clone(self.promises.held()),
             on_fault,
             refusals: self.refusals.clone(),
         };
@@ -324,6 +367,9 @@ impl Admission {
         let Some(slot) = slot.of_peer(&self.peers, &peer, most) else {
             return Err(busy(format!("{peer} has {most} connections already")));
         };
+        let Some(slot) = self.promised(slot) else {
+            return Err(busy("this node's memory for peers is promised to others".to_owned()));
+        };
         let on_fault = self.blame(address, peer.clone());
         self.start(quic.clone(), peer, Direction::FromAcceptor, slot, Some(on_fault)).map_err(refuse)
     }
@@ -332,8 +378,11 @@ impl Admission {
 impl Admission {
     /// What charges a fault of `peer`, who came from `address`, to both.
     fn blame(&self, address: IpAddr, peer: SpiffeId) -> OnFault {
-        let door = Arc::clone(&self.door);
-        Box::new(move || door.with(|door, now| door.fault(now, address, &peer)))
+        let (door, faults) = (Arc::clone(&self.door), Arc::clone(&self.counters.faults));
+        Box::new(move || {
+            bump(&faults);
+            door.with(|door, now| door.fault(now, address, &peer));
+        })
     }
 }
 
@@ -375,13 +424,14 @@ type Peers = Arc<Mutex<HashMap<SpiffeId, usize>>>;
 pub(super) struct Slot {
     count: Arc<AtomicUsize>,
     peer: Option<(Peers, SpiffeId)>,
+    _promise: Option<Promise>,
 }
 
 impl Slot {
     fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Slot> {
         let next = |held: usize| (held < limit).then_some(held + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        Some(Slot { count: Arc::clone(count), peer: None })
+        Some(Slot { count: Arc::clone(count), peer: None, _promise: None })
     }
 
     /// The same place, if it is within what one peer may have.

@@ -38,3 +38,11 @@ pub(super) const CONNECTIONS_PER_PEER: Key = Key {
     applies: None,
     doc: "Connections a second that one identity may begin with a node, once it has begun sixteen times as many. A fault of the peer counts ninefold, down to a debt of a minute.",
 };
+
+pub(super) const MEMORY: Key = Key {
+    path: "limits.memory_mib",
+    rule: Rule::Integer { min: 64, max: 1 << 20 },
+    absent: Absent::Unset("what the credit of all nodes comes to, twice over"),
+    applies: None,
+    doc: "MiB that all peers of a node together may make it hold, read and unread. Each is granted its share of it as credit, at most `transport.max_in_flight_bytes`; a connection for which there is none left is refused.",
+};

@@ -347,6 +347,7 @@ pub static KEYS: &[Key] = &[
     limits::HANDSHAKES,
     limits::HANDSHAKES_PER_ADDRESS,
     limits::CONNECTIONS_PER_PEER,
+    limits::MEMORY,
     Key {
         path: "security.certificate_hours",
         rule: Rule::Integer { min: 1, max: 8760 },

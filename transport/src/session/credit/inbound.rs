@@ -1,5 +1,6 @@
 //! The receiving side: grants credit, charges what arrives, and takes back what actors release.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -32,16 +33,22 @@ impl InLane {
 pub struct Inbound {
     lanes: [Mutex<InLane>; 2],
     due: Notify,
+    held: Arc<AtomicU64>,
 }
 
 impl Inbound {
     /// Windows as configured; nothing is granted yet.
     pub fn new(control: CreditConfig, data: CreditConfig) -> Arc<Self> {
+        Inbound::counted(control, data, Arc::default())
+    }
+
+    /// The same; `held` counts the bytes of all connections that share it.
+    pub fn counted(control: CreditConfig, data: CreditConfig, held: Arc<AtomicU64>) -> Arc<Self> {
         let lane = |credit: CreditConfig| {
             let window = Grant { bytes: credit.bytes, messages: credit.messages };
             Mutex::new(InLane { window, ..InLane::default() })
         };
-        Arc::new(Inbound { lanes: [lane(control), lane(data)], due: Notify::new() })
+        Arc::new(Inbound { lanes: [lane(control), lane(data)], due: Notify::new(), held })
     }
 
     /// Charges an announced message to its class.
@@ -57,6 +64,7 @@ impl Inbound {
             return Err(Overrun { class, bytes, bytes_left, messages_left });
         }
         lane.received = received;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
         Ok(Charge { ledger: Arc::clone(self), class, bytes })
     }
 
@@ -90,6 +98,7 @@ impl Inbound {
     fn release(&self, class: Class, bytes: u64) {
         let mut lane = self.lane(class);
         lane.released = lane.released.plus(Grant::one(bytes));
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
         let is_due = lane.is_due();
         drop(lane);
         if is_due {
