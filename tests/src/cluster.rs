@@ -45,6 +45,8 @@ pub struct Site {
     pub links: Links,
     /// The role table.
     pub policy: Arc<Policy>,
+    /// The nodes' transport, if they are connected by QUIC.
+    pub transport: TransportConfig,
     /// Where connections' tasks run.
     pub runtime: Runtime,
     hub: MemoryHub,
@@ -64,7 +66,7 @@ impl Site {
         let policy = Arc::new(policy::policy(job.slice_bytes).unwrap());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Site { job, ca, links, policy, runtime, hub: MemoryHub::default() }
+        Site { job, ca, links, policy, transport: unhurried(), runtime, hub: MemoryHub::default() }
     }
 
     /// The identity of one node.
@@ -74,10 +76,10 @@ impl Site {
         Arc::new(self.ca.issue(&id, VALIDITY).unwrap())
     }
 
-    /// The network of one node, without rates at its door.
+    /// The network of one node.
     #[must_use]
     pub fn network(&self, identity: &Identity) -> Network {
-        self.network_with(identity, &unhurried())
+        self.network_with(identity, &self.transport)
     }
 
     /// The network of one node, with that configuration if it is QUIC.

@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod files;
+pub mod flood;
 pub mod fuzz;
 pub mod https;
 pub mod left;

@@ -3,8 +3,8 @@
 //! What the transport's own connections refuse to send, this sends.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -27,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct RawEndpoint {
     endpoint: quinn::Endpoint,
-    /// By identity: reading a key takes longer than a handshake.
-    configs: Mutex<HashMap<SpiffeId, quinn::ClientConfig>>,
 }
 
 /// One connection.
@@ -44,17 +42,31 @@ impl RawEndpoint {
     /// Bound on loopback; must be called within a tokio runtime.
     #[must_use]
     pub fn bind() -> RawEndpoint {
-        let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-        RawEndpoint { endpoint, configs: Mutex::default() }
+        RawEndpoint::bind_to(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The same at that address of this machine.
+    #[must_use]
+    pub fn bind_to(ip: IpAddr) -> RawEndpoint {
+        RawEndpoint { endpoint: quinn::Endpoint::client(SocketAddr::new(ip, 0)).unwrap() }
     }
 
     /// Connects to `expect` at `address` as `identity`, and waits until that node has admitted it and granted credit, or has
     /// closed the connection. Whoever answers is believed to be `expect`.
     pub async fn connect(&self, identity: &Identity, address: SocketAddr, expect: &SpiffeId) -> RawPeer {
-        let fresh = || quinn::ClientConfig::new(Arc::new(client(identity)));
-        let config = self.configs.lock().unwrap().entry(identity.id().clone()).or_insert_with(fresh).clone();
+        self.try_connect(identity, address, expect).await.unwrap()
+    }
+
+    /// The same; nothing if the handshake fails.
+    pub async fn try_connect(
+        &self,
+        identity: &Identity,
+        address: SocketAddr,
+        expect: &SpiffeId,
+    ) -> Option<RawPeer> {
+        let config = client_config(Some(identity));
         let connecting = self.endpoint.connect_with(config, address, "testudo.invalid").unwrap();
-        let connection = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let connection = tokio::time::timeout(PATIENCE, connecting).await.ok()?.ok()?;
         let mut secret = [0; 32];
         let context = exporter_context(identity.id(), expect);
         connection.export_keying_material(&mut secret, EXPORTER_LABEL, &context).unwrap();
@@ -63,8 +75,13 @@ impl RawEndpoint {
             credit.read_chunk(1, true).await.ok()?;
             Some(credit)
         };
-        let _credit = tokio::time::timeout(PATIENCE, admission).await.unwrap();
-        RawPeer { connection, secret: ConnectionSecret::new(secret), _credit }
+        let _credit = tokio::time::timeout(PATIENCE, admission).await.ok()?;
+        Some(RawPeer { connection, secret: ConnectionSecret::new(secret), _credit })
+    }
+
+    /// Waits until the other ends were told of every close.
+    pub async fn wait_idle(&self) {
+        self.endpoint.wait_idle().await;
     }
 }
 
@@ -105,20 +122,33 @@ impl RawPeer {
     }
 }
 
-fn client(identity: &Identity) -> QuicClientConfig {
-    let folder = tempfile::tempdir().unwrap();
-    identity.save(folder.path()).unwrap();
-    let key = PrivateKeyDer::from_pem_file(folder.path().join("key.pem")).unwrap();
-    let chain = vec![CertificateDer::from(identity.certificate_der().to_vec())];
+/// How to dial as `identity`, or without a certificate. Made once for each: reading a key takes longer than a handshake.
+#[must_use]
+pub fn client_config(identity: Option<&Identity>) -> quinn::ClientConfig {
+    static MADE: LazyLock<Mutex<HashMap<Vec<u8>, quinn::ClientConfig>>> = LazyLock::new(Mutex::default);
+    let key = identity.map(|identity| identity.certificate_der().to_vec()).unwrap_or_default();
+    let fresh = || quinn::ClientConfig::new(Arc::new(client(identity)));
+    MADE.lock().unwrap().entry(key).or_insert_with(fresh).clone()
+}
+
+fn client(identity: Option<&Identity>) -> QuicClientConfig {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Believe))
-        .with_client_auth_cert(chain, key)
-        .unwrap();
+        .with_custom_certificate_verifier(Arc::new(Believe));
+    let mut config = match identity {
+        Some(identity) => {
+            let folder = tempfile::tempdir().unwrap();
+            identity.save(folder.path()).unwrap();
+            let key = PrivateKeyDer::from_pem_file(folder.path().join("key.pem")).unwrap();
+            let chain = vec![CertificateDer::from(identity.certificate_der().to_vec())];
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     QuicClientConfig::try_from(config).unwrap()
 }

@@ -1,0 +1,126 @@
+//! Every flood of `testudo_tests::flood`, a short one each, at a cluster that trains on with the transport's own limits:
+//! what it computes is what it would have computed, nobody is lost, memory stays bounded, and what was refused is counted.
+//! What floods cost is measured by the program `flood` (`tests/src/bin/flood`).
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use testudo_actors::JobSpec;
+use testudo_actors::message::Load;
+use testudo_actors::operator::Line;
+use testudo_actors::server::SumOrder;
+use testudo_tests::cluster::{Cluster, Links, Site, VALIDITY, Wiring};
+use testudo_tests::flood::{Attack, Attacker, Done, Target, run};
+use testudo_tests::pace::hold;
+use testudo_tests::sim::Simulation;
+use testudo_tests::toy;
+use testudo_transport::{JobCa, Role, SpiffeId, TransportConfig};
+
+/// Attempts of one attack in a round: more than any burst of first packets or handshakes would need to show.
+const ATTEMPTS: u64 = 400;
+/// The longest that one attack of a round goes on, where limits keep it from so many attempts.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// What this process, attackers and cluster together, may grow by: the handshakes and connections that limits allow to be open.
+const GROWTH_MIB: u64 = 512;
+
+fn job() -> JobSpec {
+    JobSpec { heartbeat_timeout_ms: 600_000, ..toy::job(2, 1, 4, 40) }
+}
+
+fn status(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<u64>().unwrap() / 1024
+}
+
+/// One attack, until it has tried so often or so long.
+fn attack(attack: Attack, attacker: &Attacker, targets: &[Target]) {
+    let done = Arc::new(Done::default());
+    std::thread::scope(|scope| {
+        let flood = Arc::clone(&done);
+        scope.spawn(move || run(attack, attacker, targets, &flood));
+        let began = Instant::now();
+        while done.sent.load(Ordering::Relaxed) < ATTEMPTS && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        done.stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Follows the run, and keeps what the scheduler last said of its own door.
+fn watch(cluster: &Cluster) -> Arc<Mutex<Load>> {
+    let seen = Arc::new(Mutex::new(Load::default()));
+    let (network, kept) =
+        (cluster.site.network(&cluster.site.identity(Role::Operator, "0")), Arc::clone(&seen));
+    let (address, scheduler) =
+        (cluster.scheduler.to_string(), cluster.site.job.member(Role::Scheduler, 0).unwrap());
+    cluster.site.runtime.spawn(async move {
+        let line = Line::dial(&network, &address, &scheduler).await.unwrap();
+        let (_commands, mut reports) = line.follow(50, true).await.unwrap();
+        while let Ok(report) = reports.next().await {
+            *kept.lock().unwrap() = report.load;
+        }
+    });
+    seen
+}
+
+#[test]
+fn a_cluster_trains_on_through_every_flood() {
+    let expected = Simulation::new(job(), 0, SumOrder::Canonical).finish();
+    let (held, adapt) = hold(0);
+    let mut site = Site::new(job(), Links::Quic);
+    site.transport = TransportConfig::default();
+    let cluster = Cluster::start_with(site, Wiring { adapt, ..Wiring::default() });
+    let _ = held.reached();
+    let seen = watch(&cluster);
+    let before = status("VmRSS");
+
+    let target =
+        |role, address: SocketAddr| Target { address, id: cluster.site.job.member(role, 0).unwrap() };
+    let targets = vec![target(Role::Scheduler, cluster.scheduler), target(Role::Server, cluster.servers[0])];
+    let foreign = JobCa::create(&cluster.site.job.trust_domain, &cluster.site.job.name, VALIDITY).unwrap();
+    let id =
+        SpiffeId::new(&cluster.site.job.trust_domain, &cluster.site.job.name, Role::Worker, "9").unwrap();
+    let attacker = Attacker {
+        from: [127, 0, 0, 66].into(),
+        identity: cluster.site.identity(Role::Worker, "9"),
+        foreign: Arc::new(foreign.issue(&id, VALIDITY).unwrap()),
+    };
+    let over = AtomicBool::new(false);
+    let (finished, load) = std::thread::scope(|scope| {
+        let (attacker, targets, over) = (&attacker, &targets, &over);
+        let kinds = || Attack::ALL.iter().map(|(_, kind)| *kind).filter(|kind| *kind != Attack::Busy);
+        // Once all of them while a step is under way, so that each is seen however fast training is; then on, to its end.
+        kinds().for_each(|kind| attack(kind, attacker, targets));
+        let until = Instant::now() + Duration::from_secs(60);
+        let load = loop {
+            let load = *seen.lock().unwrap();
+            let refused = load.refused;
+            if refused.datagrams > 0
+                && refused.strangers > 0
+                && refused.handshakes + refused.knocks > 0
+                && refused.faults > 0
+            {
+                break load;
+            }
+            assert!(Instant::now() < until, "what was refused is not counted: {load:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        scope.spawn(move || {
+            for kind in kinds().cycle().take_while(|_| !over.load(Ordering::Relaxed)) {
+                attack(kind, attacker, targets);
+            }
+        });
+        held.release();
+        let (finished, _) = cluster.finish();
+        over.store(true, Ordering::Relaxed);
+        (finished, load)
+    });
+    assert_eq!(finished.params_blake3, expected.params_blake3);
+    assert_eq!(finished.workers_lost, 0);
+    assert!(load.promised_bytes <= load.budget_bytes && load.held_bytes <= load.promised_bytes, "{load:?}");
+    let growth = status("VmHWM").saturating_sub(before);
+    assert!(growth < GROWTH_MIB, "{growth} MiB more than before");
+}
