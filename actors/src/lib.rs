@@ -39,6 +39,7 @@ pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod replay;
+mod revoke;
 pub mod scheduler;
 pub mod server;
 pub mod time;

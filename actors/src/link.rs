@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use testudo_transport::pki::Installed;
 use testudo_transport::{Connection, Endpoint, MemoryOptions, Policy, SpiffeId, memory};
 use tokio::sync::mpsc;
 
@@ -91,6 +92,27 @@ impl Network {
                 faults: stats.faults,
                 shut_out: stats.peers_over_rate,
             },
+        }
+    }
+
+    /// Puts the certificate authority's list of revoked certificates in force at this node, and closes the connections of those
+    /// in it.
+    ///
+    /// # Errors
+    /// Why it is not taken; the one before stays in force.
+    pub fn install_crl(&self, crl: &[u8]) -> Result<Installed, String> {
+        match self {
+            Network::Quic(endpoint) => endpoint.install_crl(crl).map_err(|e| e.to_string()),
+            Network::Memory(_) => Err("nodes of one process have no certificates to revoke".into()),
+        }
+    }
+
+    /// The list of revoked certificates in force, in DER.
+    #[must_use]
+    pub fn crl(&self) -> Option<Vec<u8>> {
+        match self {
+            Network::Quic(endpoint) => endpoint.crl().map(|crl| crl.der().to_vec()),
+            Network::Memory(_) => None,
         }
     }
 

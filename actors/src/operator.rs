@@ -6,7 +6,7 @@
 use testudo_transport::{Class, Connection, Message, Outgoing, Receiver, Sender, SpiffeId};
 
 use crate::link::Network;
-use crate::message::{Answer, Body, Ended, Member, Pause, Resume, Status, StatusReport, Stop};
+use crate::message::{Answer, Body, Ended, Member, Pause, Resume, Revoke, Status, StatusReport, Stop};
 
 /// Streams of an operator are few and small; any priority does.
 const PRIORITY: i32 = 0;
@@ -88,6 +88,14 @@ impl Line {
     /// As [`pause`](Line::pause).
     pub async fn stop(&mut self) -> Result<Answered, OperatorError> {
         self.ask(&Stop {}).await
+    }
+
+    /// Hands in the certificate authority's list of revoked certificates (DER), for every node of the run.
+    ///
+    /// # Errors
+    /// As [`pause`](Line::pause).
+    pub async fn revoke(&mut self, crl: Vec<u8>) -> Result<Answered, OperatorError> {
+        self.ask(&Revoke { crl }).await
     }
 
     async fn ask<B: Body>(&mut self, body: &B) -> Result<Answered, OperatorError> {

@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use testudo_actors::JobSpec;
 use testudo_transport::pki::{
-    CERT_FILE, CRL_FILE, Crl, Issued, Register, Revocation, RevocationList, Serial, certificate_der,
-    describe, read_crl, read_public,
+    CA_KEY_FILE, CERT_FILE, CRL_FILE, Crl, Issued, Register, Revocation, RevocationList, Serial,
+    certificate_der, describe, read_crl, read_public,
 };
 use testudo_transport::{Expected, JobCa, SpiffeId};
 
 use crate::checkpoint::storage::{Disk, replace};
 use crate::error::Failure;
+use crate::rundir::RunDir;
 
 /// A list is for everybody to read: nodes may run as other users.
 const LIST_MODE: u32 = 0o644;
@@ -61,6 +63,13 @@ impl Authority {
             }
         };
         Ok(Authority { ca, register: Register::of(dir), path, last, _alone: alone })
+    }
+
+    /// How long the CA's own certificate is good still.
+    pub(crate) fn rest(&self) -> Result<Duration, Failure> {
+        let end = describe(self.ca.certificate_pem().as_bytes()).map_err(Failure::misconfigured)?.not_after;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+        Ok(Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or_default()))
     }
 
     /// Where the list is.
@@ -148,5 +157,36 @@ impl Authority {
             .and_then(|()| std::fs::set_permissions(&self.path, Permissions::from_mode(LIST_MODE)))
             .map_err(|e| Failure::file(&self.path, "cannot be written", e))?;
         Ok(Listed { crl, revoked, before })
+    }
+}
+
+/// The certificate authority of one run on this machine. Its key lies in the run directory as long as this lives.
+#[derive(Debug)]
+pub(crate) struct RunAuthority {
+    ca: JobCa,
+    key: PathBuf,
+}
+
+impl RunAuthority {
+    /// Makes one for `job`, in the directory of its run.
+    pub(crate) fn make(job: &JobSpec, run_dir: &RunDir, validity: Duration) -> Result<RunAuthority, Failure> {
+        let dir = run_dir.authority();
+        let made = JobCa::create(&job.trust_domain, &job.name, validity).map_err(Failure::misconfigured)?;
+        made.save(&dir).map_err(Failure::failed)?;
+        // From its directory it keeps a record of what it issues.
+        let ca = JobCa::load(&dir).map_err(Failure::failed)?;
+        Ok(RunAuthority { ca, key: dir.join(CA_KEY_FILE) })
+    }
+
+    pub(crate) fn ca(&self) -> &JobCa {
+        &self.ca
+    }
+}
+
+impl Drop for RunAuthority {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.key) {
+            tracing::warn!(%error, key = %self.key.display(), "the key of the run's CA could not be removed");
+        }
     }
 }

@@ -46,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Pause(pause) => operate::operate(&pause, Operation::Pause),
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
+        Command::Revoke(arguments) => revoke::in_run(&arguments),
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Audit(arguments) => audit::audit(&arguments),

@@ -1,8 +1,8 @@
 //! A whole training run on this machine: identities, processes, progress, outcome.
 //!
 //! 1. Nothing is started before the cluster file, the data and the run directory have been found good.
-//! 2. The run's certificate authority lives in this process's memory alone: its key is never written, and is gone when
-//!    the run ends.
+//! 2. The key of the run's certificate authority is in the run directory, for its owner alone, so that `testudo revoke` can
+//!    sign; it is removed when the run ends, however it ends, unless this process is killed ([`RunAuthority`]).
 //! 3. However the run ends, no process is left behind ([`crate::launch::local`]).
 
 use std::path::Path;
@@ -14,10 +14,11 @@ use testudo_actors::link::Network;
 use testudo_actors::message::{Finished, Member, MemberRole, Outcome, Phase, StatusReport};
 use testudo_actors::operator::{self, Commands, Reports};
 use testudo_actors::{JobSpec, SignedJob};
-use testudo_transport::{Endpoint, Identity, JobCa, Role, SpiffeId};
+use testudo_transport::{Endpoint, Identity, Role, SpiffeId};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit;
+use crate::authority::RunAuthority;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{Layout, keys};
 use crate::config::Config;
@@ -55,11 +56,15 @@ pub trait Watcher {
     fn notice(&mut self, text: &str);
 }
 
-/// Makes the run's identities: one for each node, one for the audit log and one for the operator, all under a certificate authority that exists
-/// only while this function runs.
-fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<Identity, Failure> {
+/// Makes the run's identities: one for each node, one for the audit log and one for the operator.
+fn make_identities(
+    config: &Config,
+    job: &JobSpec,
+    run_dir: &RunDir,
+) -> Result<(RunAuthority, Identity), Failure> {
     let validity = Duration::from_secs(u64::from(config.security.certificate_hours) * 3600);
-    let ca = JobCa::create(&job.trust_domain, &job.name, validity).map_err(Failure::misconfigured)?;
+    let authority = RunAuthority::make(job, run_dir, validity)?;
+    let ca = authority.ca();
     let issue = |role: Role, index: u32| {
         let id = job.member(role, index).map_err(Failure::misconfigured)?;
         let identity = ca.issue(&id, validity).map_err(Failure::failed)?;
@@ -76,7 +81,8 @@ fn make_identities(config: &Config, job: &JobSpec, run_dir: &RunDir) -> Result<I
     for index in 0..job.workers {
         issue(Role::Worker, index)?;
     }
-    issue(Role::Operator, 0)
+    let operator = issue(Role::Operator, 0)?;
+    Ok((authority, operator))
 }
 
 /// Whole or not at all: a run that is resumed has the files of the run before until it has its own.
@@ -120,7 +126,7 @@ pub async fn run_as(
         let layout = Layout::new(&run_dir.checkpoints());
         keys::recipients(&config.checkpoint.recipients, &layout, &Disk).map_err(Failure::misconfigured)?;
     }
-    let operator = make_identities(config, job, run_dir)?;
+    let (_authority, operator) = make_identities(config, job, run_dir)?;
     let signed = SignedJob::sign(job, &operator).map_err(Failure::misconfigured)?;
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;

@@ -18,6 +18,7 @@
 //!   logs/worker-1.log                     each node's log
 //!   identities/worker-1/                  each node's key and certificate
 //!   identities/audit/                     the audit log's key and certificate
+//!   ca/                                   the run's certificate authority; its key is there while the run goes on
 //! ```
 //!
 //! Invariants:
@@ -245,6 +246,11 @@ impl RunDir {
         self.at.join("identities")
     }
 
+    /// The folder of the run's certificate authority.
+    pub fn authority(&self) -> PathBuf {
+        self.path.join("ca")
+    }
+
     /// The folder of one node's key and certificate; `role` in lower case.
     pub fn identity(&self, role: &str, index: u32) -> PathBuf {
         self.identities().join(format!("{role}-{index}"))
@@ -290,9 +296,11 @@ impl RunDir {
                 _ => {}
             }
         }
-        match std::fs::remove_dir_all(self.identities()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for gone in [self.identities(), self.authority()] {
+            match std::fs::remove_dir_all(gone) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         make_private(&self.identities(), true)?;
         make_private(&self.checkpoint_final(), true)
@@ -405,6 +413,7 @@ mod tests {
             (run.model(), "checkpoint/final/model.safetensors"),
             (run.log("scheduler", 0), "logs/scheduler-0.log"),
             (run.identity("server", 12), "identities/server-12"),
+            (run.authority(), "ca"),
         ];
         for (path, name) in names {
             assert_eq!(path, Path::new("/r").join(name));

@@ -106,6 +106,13 @@ impl Connection {
         self.inner().lost(why)
     }
 
+    /// Why the connection is closed; `None` while it is open.
+    #[must_use]
+    pub fn ended(&self) -> Option<Error> {
+        let failed = self.inner().failure.get().cloned();
+        failed.or_else(|| self.inner().link.ended().map(|why| self.inner().lost(why)))
+    }
+
     /// What went over this connection so far.
     pub fn stats(&self) -> ConnectionStats {
         let inner = self.inner();

@@ -16,7 +16,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Status, StatusReport, Stop,
+    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke, Status, StatusReport, Stop,
     Welcome,
 };
 use crate::outbox::{Budget, Outbox};
@@ -156,6 +156,7 @@ impl SchedulerActor {
                     certificate_blake3: certificate.map(Hex::hash),
                 });
                 self.tell(connection, &Welcome { incarnation, job: self.signed.clone() });
+                self.pass_on_to(connection);
             }
             Effect::Refuse { connection, reason } => self.tell(connection, &JoinRefused { reason }),
             Effect::Send { connection, member: _, message } => match message {
@@ -215,7 +216,15 @@ impl SchedulerActor {
         }
     }
 
-    fn tell<B: Body>(&self, link: u64, body: &B) {
+    pub(super) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(super) fn peers(&self) -> impl Iterator<Item = (u64, &SpiffeId)> {
+        self.links.iter().map(|(link, Link { peer, .. })| (*link, peer))
+    }
+
+    pub(super) fn tell<B: Body>(&self, link: u64, body: &B) {
         self.reply(link, 0, body);
     }
 
@@ -327,6 +336,12 @@ impl SchedulerActor {
                     None => context.cancel_future(timer),
                 };
                 self.report_to(link);
+                return Ok(());
+            }
+            Revoke::KIND => {
+                let Revoke { crl } = Revoke::decode(&message.body).map_err(unreadable)?;
+                let result = self.revoke(crl);
+                self.answer(link, request, result);
                 return Ok(());
             }
             Pause::KIND => Pause::decode(&message.body).map(|_| Command::Pause).map_err(unreadable)?,

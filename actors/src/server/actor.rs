@@ -18,7 +18,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces,
-    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Shutdown, SliceVersion,
+    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Revocations, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
@@ -263,6 +263,7 @@ impl ServerActor {
                 let HashOrder { version } = HashOrder::decode(&message.body).map_err(|e| e.to_string())?;
                 self.work(context, Work::Hash { version });
             }
+            Revocations::KIND => crate::revoke::passed_on(&self.network, &message.body)?,
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(reason = shutdown.reason, "leaving");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler};
 use bytes::Bytes;
 use testudo_observability::set_remote_parent;
-use testudo_transport::{Class, Connection, Message, Outgoing, Payload, Receiver, Role};
+use testudo_transport::{Class, CloseCode, Connection, Error, Message, Outgoing, Payload, Receiver, Role};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -18,7 +18,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, Evaluate, Export, Exported, Failure, Heartbeat, Hello, LeaseExtended, Membership, NodeDone, Pull,
-    PullRefused, Push, PushAccepted, PushRefused, ServerMember, Shutdown, SliceVersion,
+    PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember, Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
@@ -271,6 +271,13 @@ impl WorkerActor {
         }
     }
 
+    /// Whether a server hung up because this node is trusted no longer.
+    fn is_cut_off(&self, server: u32) -> bool {
+        let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
+        let untrusted = CloseCode::Untrusted.number();
+        matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if code == untrusted)
+    }
+
     /// The operator hears of it through the scheduler, which then ends the run.
     fn fatal(&mut self, reason: String) {
         tracing::error!(reason, "cannot go on");
@@ -363,6 +370,7 @@ impl WorkerActor {
             }
             Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
             Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
+            Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
                 tracing::info!(reason = shutdown.reason, "leaving");
@@ -426,6 +434,10 @@ impl Handler<Letter<Mail>> for WorkerActor {
                 if let Err(what) = self.answer(context, server, message) {
                     self.fatal(format!("server/{server} misbehaved: {what}"));
                 }
+            }
+            // A node that was revoked is lost, and no reason for the run to end.
+            Mail::ServerGone { server, why } if self.is_cut_off(server) => {
+                self.end(context, Err(NodeError::Untrusted(why)));
             }
             Mail::ServerGone { server, why } => {
                 self.fatal(format!("server/{server} cannot be reached: {why}"));

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Resume(CommandArguments),
     /// End a run in order, with a model of the steps that were taken
     Stop(CommandArguments),
+    /// Take nodes' certificates back, at once, in a run that goes on
+    Revoke(super::revoke::RunRevokeArguments),
     /// List, check, open, export and delete the training checkpoints of a run
     Checkpoint(CheckpointArguments),
     /// Compute a step of a run again, and confirm or refute what the run recorded of it

@@ -24,16 +24,16 @@ use crate::report::status;
 use crate::rundir::RunDir;
 
 /// Which run an operator means, and who the operator is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
     /// The directory of a run on this machine; it says where the scheduler is and holds an operator's identity
-    run_dir: Option<PathBuf>,
+    pub(super) run_dir: Option<PathBuf>,
     /// The folder with the operator's ca.pem, cert.pem and key.pem [default: the run directory's]
     #[arg(long, value_name = "DIR")]
     identity: Option<PathBuf>,
     /// Where the scheduler is [default: the run directory's, or cluster.scheduler]
     #[arg(long, value_name = "HOST:PORT")]
-    scheduler: Option<String>,
+    pub(super) scheduler: Option<String>,
     /// The cluster file, for cluster.scheduler and the settings of the network
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -102,7 +102,7 @@ pub(super) fn answered(answer: Answered) -> Result<(), Failure> {
     }
 }
 
-fn over(target: &Target) -> Failure {
+pub(super) fn over(target: &Target) -> Failure {
     let dir = target.run_dir.as_deref().unwrap_or(std::path::Path::new("."));
     let message = format!("no run goes on in {}: it has not begun, or is over", dir.display());
     Failure { message, status: Status::Unreachable }
@@ -161,7 +161,7 @@ fn unreachable(error: OperatorError) -> Failure {
 
 /// What a target leads to.
 #[derive(Debug)]
-enum Found {
+pub(super) enum Found {
     Scheduler(Box<Site>),
     /// The summary of a run that is over.
     Summary(String),
@@ -179,6 +179,14 @@ pub(super) struct Site {
 
 impl Target {
     fn find(&self) -> Result<Found, Failure> {
+        Ok(self.find_and(|_, _| Ok(()))?.0)
+    }
+
+    /// What this leads to, and what `first` makes of it while files of root and of the run's user alike can be read.
+    pub(super) fn find_and<T>(
+        &self,
+        first: impl FnOnce(Option<&RunDir>, &Identity) -> Result<T, Failure>,
+    ) -> Result<(Found, Option<T>), Failure> {
         let run = self.run_dir.as_deref().map(RunDir::open).transpose().map_err(Failure::misconfigured)?;
         let config = match (&self.config, &run) {
             (Some(file), _) => Some(file.clone()),
@@ -204,10 +212,11 @@ impl Target {
             Some(run) if self.scheduler.is_none() => match Control::read(run)? {
                 Some(control) => Some(control),
                 None => {
-                    return Ok(match std::fs::read_to_string(run.summary()) {
+                    let over = match std::fs::read_to_string(run.summary()) {
                         Ok(text) => Found::Summary(text),
                         Err(_) => Found::Nothing,
-                    });
+                    };
+                    return Ok((over, None));
                 }
             },
             _ => None,
@@ -241,10 +250,11 @@ impl Target {
         if let Some(config) = &config {
             heed_crl(config, &identity)?;
         }
+        let first = first(run.as_ref(), &identity)?;
         if let Some(user) = user {
             user.take_over().map_err(Failure::misconfigured)?;
         }
-        Ok(Found::Scheduler(Box::new(Site { address, scheduler, identity, config })))
+        Ok((Found::Scheduler(Box::new(Site { address, scheduler, identity, config })), Some(first)))
     }
 }
 

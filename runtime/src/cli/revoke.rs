@@ -1,13 +1,18 @@
-//! `testudo pki revoke` and `testudo pki crl`: the CA's list of revoked certificates.
+//! `testudo pki revoke` and `testudo pki crl`: the CA's list of revoked certificates. `testudo revoke`: the same, and at once in
+//! force in a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use testudo_transport::pki::{CrlError, read_crl};
+use testudo_transport::{Crl, Identity};
 
+use super::operate::{Found, Target, answered, over};
 use super::pki::enrol::span;
 use crate::authority::Authority;
 use crate::error::Failure;
+use crate::rundir::RunDir;
 
 /// `testudo pki revoke`
 #[derive(Debug, Args)]
@@ -23,6 +28,81 @@ pub(crate) struct RevokeArguments {
     list: CrlArguments,
 }
 
+/// How long a list is good if nothing else is said: a week to make the next one in.
+const VALID_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// `testudo revoke`
+#[derive(Debug, Args)]
+pub(crate) struct RunRevokeArguments {
+    #[command(flatten)]
+    target: Target,
+    /// Whom to revoke: ROLE/INDEX for every certificate that this node has, the folder of an identity, a certificate's PEM file,
+    /// or a serial number in hexadecimal
+    #[arg(value_name = "NODE")]
+    nodes: Vec<String>,
+    /// The certificate authority's folder, which signs [default: the run directory's]
+    #[arg(long, value_name = "DIR")]
+    ca: Option<PathBuf>,
+    /// Hand in this list, which the CA has signed elsewhere
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "ca", "compromised", "valid_for"])]
+    crl: Option<PathBuf>,
+    /// Say in the list that the keys are known or feared to be in other hands
+    #[arg(long)]
+    compromised: bool,
+    /// How long the list is good, as in 12h or 7d; nodes trust nobody once it has ended [default: 7d; a run's own CA: as long as
+    /// that is good]
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    valid_for: Option<Duration>,
+}
+
+impl RunRevokeArguments {
+    /// The run and the nodes: without a run directory, the first word is a node's.
+    fn whom(&self) -> (Target, Vec<String>) {
+        let (mut target, mut nodes) = (self.target.clone(), self.nodes.clone());
+        if target.scheduler.is_some()
+            && let Some(word) = target.run_dir.take_if(|word| !word.is_dir())
+        {
+            nodes.insert(0, word.to_string_lossy().into_owned());
+        }
+        (target, nodes)
+    }
+
+    /// The list to hand in: read, or signed by the CA that was named, or by the run's own.
+    fn list(&self, run_dir: Option<&RunDir>, nodes: &[String], operator: &Identity) -> Result<Crl, Failure> {
+        if let Some(file) = &self.crl {
+            let wrong = |e: CrlError| Failure::misconfigured(format!("{}: {e}", file.display()));
+            let bytes = read_crl(file).map_err(Failure::misconfigured)?;
+            return Crl::read(&bytes, operator.trust().ca_der()).map_err(wrong);
+        }
+        if nodes.is_empty() {
+            return Err(Failure::misconfigured(
+                "whom? name a node, as in worker/3, or give a list with --crl",
+            ));
+        }
+        let (authority, validity) = match (&self.ca, run_dir) {
+            (Some(ca), _) => (Authority::open(ca)?, VALID_FOR),
+            (None, Some(run_dir)) => {
+                let authority = Authority::open(&run_dir.authority())?;
+                let rest = authority.rest()?;
+                (authority, rest)
+            }
+            (None, None) => {
+                return Err(Failure::misconfigured(
+                    "who signs? give the CA's folder with --ca, or a list that it has signed with --crl",
+                ));
+            }
+        };
+        write(&authority, nodes, self.compromised, self.valid_for.unwrap_or(validity))
+    }
+}
+
+pub(super) fn in_run(arguments: &RunRevokeArguments) -> Result<(), Failure> {
+    let (target, nodes) = arguments.whom();
+    let found = target.find_and(|run_dir, operator| arguments.list(run_dir, &nodes, operator))?;
+    let (Found::Scheduler(site), Some(crl)) = found else { return Err(over(&target)) };
+    answered(site.run(async |line| line.revoke(crl.der().to_vec()).await)?)
+}
+
 /// `testudo pki crl`
 #[derive(Debug, Args)]
 pub(crate) struct CrlArguments {
@@ -36,15 +116,23 @@ pub(crate) struct CrlArguments {
 
 pub(super) fn revoke(arguments: &RevokeArguments) -> Result<(), Failure> {
     let RevokeArguments { targets, compromised, list } = arguments;
-    write(&list.ca, targets, *compromised, list.valid_for)
+    write(&Authority::open(&list.ca)?, targets, *compromised, list.valid_for)?;
+    println!("nodes take it from the file that security.crl names");
+    Ok(())
 }
 
 pub(super) fn crl(arguments: &CrlArguments) -> Result<(), Failure> {
-    write(&arguments.ca, &[], false, arguments.valid_for)
+    write(&Authority::open(&arguments.ca)?, &[], false, arguments.valid_for)?;
+    println!("nodes take it from the file that security.crl names");
+    Ok(())
 }
 
-fn write(ca: &Path, targets: &[String], compromised: bool, validity: Duration) -> Result<(), Failure> {
-    let authority = Authority::open(ca)?;
+fn write(
+    authority: &Authority,
+    targets: &[String],
+    compromised: bool,
+    validity: Duration,
+) -> Result<Crl, Failure> {
     let listed = authority.list(targets, compromised, validity)?;
     for (whose, serial) in &listed.revoked {
         println!("revoked {whose} (serial number {serial})");
@@ -53,11 +141,11 @@ fn write(ca: &Path, targets: &[String], compromised: bool, validity: Duration) -
         println!("revoked before: {}", listed.before);
     }
     println!(
-        "list {} in {}: {} revoked, good until {}; nodes take it from the file that security.crl names",
+        "list {} in {}: {} revoked, good until {}",
         listed.crl.number(),
         authority.path().display(),
         listed.crl.len(),
         listed.crl.end()
     );
-    Ok(())
+    Ok(listed.crl)
 }

@@ -104,6 +104,14 @@ impl Link {
         }
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        match self {
+            Link::Quic(connection) => connection.close_reason().map(Ended::from),
+            Link::Memory(end) => end.ended(),
+        }
+    }
+
     pub(crate) async fn closed(&self) -> Ended {
         match self {
             Link::Quic(connection) => connection.closed().await.into(),

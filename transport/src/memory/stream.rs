@@ -105,6 +105,10 @@ impl End {
         });
     }
 
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.closing.borrow().as_ref().map(|closing| closing.seen_by(self.side))
+    }
+
     pub(crate) async fn closed(&self) -> Ended {
         closed(&self.closing, self.side).await
     }
