@@ -9,6 +9,7 @@ mod folder;
 mod identity;
 mod job;
 mod machine;
+mod revocation;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -98,6 +99,7 @@ fn files(report: &mut Report, path: &Path) {
     identity::compare(report, &identities);
     for folder in &found.authorities {
         identity::authority(report, folder, &found.identities);
+        revocation::authority(report, folder, now);
     }
     for key in &found.stray_keys {
         let what = "holds a private key";

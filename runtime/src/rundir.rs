@@ -248,7 +248,7 @@ impl RunDir {
 
     /// The folder of the run's certificate authority.
     pub fn authority(&self) -> PathBuf {
-        self.path.join("ca")
+        self.at.join("ca")
     }
 
     /// The folder of one node's key and certificate; `role` in lower case.

@@ -5,10 +5,11 @@ use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use testudo_tests::process::{Ended, run};
+use testudo_transport::pki::{Revocation, RevocationList, Serial, describe};
 use testudo_transport::{JobCa, Role, SpiffeId};
 
 const TESTUDO: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -160,6 +161,46 @@ fn a_good_cluster_has_no_problem_until_its_file_changes() {
     let (status, findings) = examined(root);
     assert_eq!(status, Some(1));
     assert!(complaints(&findings).contains("says something else"), "{}", complaints(&findings));
+}
+
+/// What can be wrong with the list of revoked certificates that a cluster file names, one after the other.
+#[test]
+fn a_list_of_revoked_certificates_is_looked_at() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path();
+    let ca = JobCa::create("testudo.local", "j", 100 * HOUR).unwrap();
+    let stranger = JobCa::create("testudo.local", "j", 100 * HOUR).unwrap();
+    let worker = ca.issue(&id("j", Role::Worker, "0"), HOUR * 9).unwrap();
+    worker.save(&root.join("worker-0")).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
+    fs::write(root.join("cluster.toml"), cluster_file(&data, "[security]\ncrl = \"crl.pem\"\n")).unwrap();
+    let list = root.join("crl.pem");
+    let says = |text: Option<String>, severity: &str, file: &str, what: &str| {
+        if let Some(text) = text {
+            fs::write(&list, text).unwrap();
+            mode(&list, 0o644);
+        }
+        let (status, findings) = examined(root);
+        let found = findings.iter().find(|f| f[0] == severity && f[1].ends_with(file) && f[2].contains(what));
+        assert!(found.is_some(), "nothing of `{what}` at {file}:\n{}", complaints(&findings));
+        assert_eq!(status, Some(i32::from(severity == "problem")), "{}", complaints(&findings));
+    };
+    let (empty, now) = (RevocationList::default(), SystemTime::now());
+    let from =
+        |ca: &JobCa, begun: Duration| Some(ca.sign_crl_at(&empty, HOUR, now - begun).unwrap().to_pem());
+    says(None, "problem", "crl.pem", "is not there");
+    says(Some("nonsense".into()), "problem", "crl.pem", "is no list of revoked certificates");
+    says(from(&stranger, Duration::ZERO), "problem", "crl.pem", "its signature is not the CA's");
+    says(from(&ca, 2 * HOUR), "problem", "crl.pem", "ended 60 min ago: nodes trust nobody");
+    says(from(&ca, HOUR * 9 / 10), "warning", "crl.pem", "then nodes trust nobody");
+    says(from(&ca, Duration::ZERO), "good", "crl.pem", "list 1: 0 revoked");
+    mode(&list, 0o666);
+    says(None, "problem", "crl.pem", "others than its owner can change it");
+    let mut revoked = RevocationList::default();
+    let serial = describe(worker.certificate_pem().as_bytes()).unwrap().serial;
+    revoked.revoke(Serial::from_hex(&serial).unwrap(), Revocation { at: 0, compromised: false });
+    let crl = ca.sign_crl(&revoked, HOUR).unwrap();
+    says(Some(crl.to_pem()), "problem", "worker-0/cert.pem", "worker/0 is revoked");
 }
 
 #[test]

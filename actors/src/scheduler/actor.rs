@@ -16,8 +16,8 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke, Status, StatusReport, Stop,
-    Welcome,
+    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke, Status,
+    StatusReport, Stop, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;

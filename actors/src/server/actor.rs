@@ -18,7 +18,8 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces,
-    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Revocations, Shutdown, SliceVersion,
+    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Revocations, Shutdown,
+    SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use testudo_actors::{DataSpec, JobSpec};
 
-use super::{Found, Report, identity, shown};
+use super::{Found, Report, identity, revocation, shown};
 use crate::config::{Config, ConfigErrors, Place};
 
 /// A cluster file that could be read, and its data.
@@ -47,6 +47,9 @@ pub(super) fn look(
         if !identities.iter().any(|found| found.files == files) {
             identities.extend(identity::look(report, &files, now));
         }
+    }
+    if let Some(list) = &config.security.crl {
+        revocation::look(report, list, identities, now);
     }
     for found in identities.iter() {
         let (job, domain) = (&config.job.name, &config.job.trust_domain);

@@ -170,7 +170,7 @@ fn text(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 /// A number of seconds for a person.
-fn span(seconds: i64) -> String {
+pub(super) fn span(seconds: i64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
         120..=7199 => format!("{} min", seconds / 60),
