@@ -134,6 +134,8 @@ pub struct JobSpec {
     pub checkpoints: Checkpoints,
     /// What the audit log is told.
     pub audit: Audit,
+    /// Share of the parameters' values whose updates the scheduler computes a second time, 0 to 1: see [`crate::witness`].
+    pub witness_rate: f64,
     /// Where the run goes on from; `None` if it begins at the seed.
     pub resume: Option<Resume>,
 }
@@ -223,6 +225,12 @@ impl JobSpec {
                 "transport.slice_bytes is {}: a multiple of 4 up to {} is needed",
                 self.slice_bytes,
                 crate::policy::MAX_SLICE_BYTES
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.witness_rate) {
+            return bad(format!(
+                "audit.witness_rate is {}: a share from 0 to 1 is needed",
+                self.witness_rate
             ));
         }
         if self.heartbeat_ms == 0 || self.heartbeat_timeout_ms <= self.heartbeat_ms {

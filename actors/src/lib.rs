@@ -44,6 +44,7 @@ pub mod scheduler;
 pub mod server;
 pub mod time;
 pub mod tree;
+pub mod witness;
 pub mod worker;
 
 pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, ServerSetup};

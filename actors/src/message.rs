@@ -12,6 +12,7 @@ use crate::lease::Lease;
 use crate::params_hash::Piece;
 use crate::placement::SliceId;
 use crate::tree::Node;
+use crate::witness::Key;
 
 /// A message body with its kind on the wire.
 pub trait Body: Serialize + DeserializeOwned {
@@ -316,6 +317,23 @@ bodies! {
     }
     /// The scheduler wants such pieces of the version that every slice is at.
     41 HashOrder {
+        /// The version.
+        version: u64,
+    }
+    /// The scheduler tells workers what decides which values it witnesses. No server is ever told.
+    50 Witnessed {
+        /// The key.
+        key: Key,
+    }
+    /// A worker tells the scheduler the witnessed values of its contribution for one tree node; they are the payload.
+    51 Testimony {
+        /// The step, from 0.
+        step: u64,
+        /// The node.
+        node: Node,
+    }
+    /// A worker tells the scheduler the witnessed values of a version, as servers gave them to it; they are the payload.
+    52 Given {
         /// The version.
         version: u64,
     }

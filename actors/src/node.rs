@@ -12,7 +12,7 @@ use testudo_transport::{Class, Connection, Identity, Outgoing, Receiver, Role, S
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::checkpoint::{CheckpointSink, ServerSetup};
+use crate::checkpoint::{CheckpointSink, PartSource, ServerSetup};
 use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{JobError, JobSpec, SignedJob};
@@ -25,6 +25,7 @@ use crate::scheduler::actor::SchedulerActor;
 use crate::scheduler::{Observer, SchedulerCore};
 use crate::server::actor::{ServerActor, ServerParts};
 use crate::server::{ServerCore, SliceMath, Store, SumOrder};
+use crate::witness::{Key, Witness};
 use crate::worker::actor::{WorkerActor, WorkerParts};
 use crate::worker::{ComputeError, ShardCompute, WorkerCore};
 
@@ -162,13 +163,18 @@ pub fn run_scheduler(
     identity: &Identity,
     network: Network,
     signed: SignedJob,
-    observer: Box<dyn Observer>,
+    mut observer: Box<dyn Observer>,
     runtime: Handle,
 ) -> Result<Outcome, NodeError> {
-    let Derived { job, names, .. } = derive(signed.open(identity)?)?;
+    let Derived { job, map, names, parameters } = derive(signed.open(identity)?)?;
+    let witness = witness(&job, &map, &parameters, observer.as_mut())?;
     System::new().block_on(async move {
         let (over, outcome) = oneshot::channel();
         let core = SchedulerCore::new(job, RELEASE.to_owned(), names);
+        let core = match witness {
+            Some((key, witness)) => core.with_witness(key, witness),
+            None => core,
+        };
         let actor = SchedulerActor::new(core, signed, network.clone(), runtime, observer, over);
         let _address = actor.start();
         let outcome =
@@ -176,6 +182,34 @@ pub fn run_scheduler(
         network.close("the run is over").await;
         outcome
     })
+}
+
+/// What the scheduler of `job` witnesses, if anything. A resumed run whose checkpoint it cannot read is not witnessed.
+fn witness(
+    job: &Arc<JobSpec>,
+    map: &SliceMap,
+    parameters: &[testudo_kernels::ParameterSpec],
+    observer: &mut dyn Observer,
+) -> Result<Option<(Key, Witness)>, NodeError> {
+    if job.witness_rate == 0.0 {
+        return Ok(None);
+    }
+    let key = Key::new().map_err(NodeError::Environment)?;
+    let source = job.resume.as_ref().map(|resume| observer.source(job, resume)).transpose();
+    let witness = source.and_then(|mut source| {
+        let source = source.as_mut().map(|source| source.as_mut() as &mut dyn PartSource);
+        Witness::new(job, map, parameters, &key, source)
+    });
+    match witness {
+        Ok(witness) => {
+            tracing::info!(values = witness.elements(), "updates are witnessed");
+            Ok(Some((key, witness)))
+        }
+        Err(reason) => {
+            tracing::warn!(reason, "no update of this run is witnessed");
+            Ok(None)
+        }
+    }
 }
 
 /// Runs a server until the scheduler dismisses it.

@@ -52,6 +52,9 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
     };
     let control = |kind, name, from, to, max_header| row(kind, name, from, to, Class::Control, max_header, 0);
     let data = |kind, name, from, to, payload| row(kind, name, from, to, Class::Data, SMALL, payload);
+    let witnessed = |kind, name| {
+        row(kind, name, WORKER, SCHEDULER, Class::Control, SMALL, 4 * crate::witness::MOST as u64)
+    };
     vec![
         control(Join::KIND, "join", MEMBERS, SCHEDULER, SMALL),
         control(Welcome::KIND, "welcome", SCHEDULER, MEMBERS, MAX_SIGNED_JOB + SMALL),
@@ -86,6 +89,9 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(Revoke::KIND, "revoke", OPERATOR, SCHEDULER, REVOCATIONS),
         control(Revocations::KIND, "revocations", SCHEDULER, MEMBERS, REVOCATIONS),
         control(Ended::KIND, "ended", OPERATOR, SCHEDULER, TEXT),
+        control(Witnessed::KIND, "witnessed", SCHEDULER, WORKER, SMALL),
+        witnessed(Testimony::KIND, "testimony"),
+        witnessed(Given::KIND, "given"),
         control(Answer::KIND, "answer", SCHEDULER, OPERATOR, TEXT),
     ]
 }

@@ -15,7 +15,7 @@ use crate::checkpoint::{
     CheckpointError, CheckpointSink, FinalModel, NamedTensor, PartSource, SliceSnapshot, params_blake3,
 };
 use crate::dataset::TrainAndTest;
-use crate::job::{Checkpoints, JobError, JobSpec, Resume};
+use crate::job::{Audit, Checkpoints, JobError, JobSpec, Resume};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
 use crate::server::{Contribution, MathError, SliceMath, Store, SumOrder};
@@ -100,6 +100,7 @@ impl Replay {
             servers: 1,
             max_steps: None,
             checkpoints: Checkpoints::default(),
+            audit: Audit { hash_every: 0 },
             resume,
             ..job.clone()
         };
@@ -159,7 +160,7 @@ impl Replay {
                 let values = bytemuck::pod_collect_to_vec(&values);
                 updated = math.contribute(Contribution { slice, step, node, values }).map(|_| ());
             }
-            Event::Gradient { .. } => {}
+            Event::Gradient { .. } | Event::Testimony { .. } => {}
             Event::Computed { loss: of_root, .. } => loss = of_root.loss_sum,
         })?;
         updated?;

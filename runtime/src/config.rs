@@ -359,10 +359,12 @@ pub struct Checkpoint {
 }
 
 /// `[audit]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Audit {
     /// Steps between hashes of the parameters; 0 for none.
     pub hash_every: u64,
+    /// Share of the parameters' values whose updates are computed a second time, 0 to 1.
+    pub witness_rate: f64,
 }
 
 /// `[output]`

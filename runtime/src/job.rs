@@ -37,6 +37,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
             at_end: config.checkpoint.at_end,
         },
         audit: Audit { hash_every: config.audit.hash_every },
+        witness_rate: config.audit.witness_rate,
         resume: None,
     }
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::audit::Entry;
-use testudo_actors::checkpoint::Ledger;
+use testudo_actors::checkpoint::{Ledger, PartSource, ServerSetup};
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
-use testudo_actors::{CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, TrainAndTest};
+use testudo_actors::{
+    CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, Resume, TrainAndTest,
+};
 use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
 
 use crate::audit::AuditHandle;
@@ -219,6 +221,7 @@ pub struct Metrics {
     writer: MetricsWriter,
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
+    source: Option<Box<dyn ServerSetup>>,
 }
 
 impl Metrics {
@@ -227,7 +230,7 @@ impl Metrics {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
-        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None, audit: None })
+        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None, audit: None, source: None })
     }
 
     /// With an audit log.
@@ -245,10 +248,26 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// With where a resumed run's checkpoint is read.
+    #[must_use]
+    pub fn with_source(mut self, source: Box<dyn ServerSetup>) -> Metrics {
+        self.source = Some(source);
+        self
+    }
+}
+
 impl Observer for Metrics {
     fn audit(&mut self, entry: Entry) {
         if let Some(audit) = &self.audit {
             audit.tell(entry);
+        }
+    }
+
+    fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
+        match &mut self.source {
+            Some(source) => source.source(job, resume),
+            None => Err("the scheduler has no checkpoints to begin with".into()),
         }
     }
 

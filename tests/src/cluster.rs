@@ -151,8 +151,8 @@ impl WorkerSetup for ToySetup {
 
 /// What is unusual about a cluster.
 pub struct Wiring {
-    /// The order in which servers sum.
-    pub order: SumOrder,
+    /// The order in which each server sums, by index.
+    pub order: Box<dyn FnMut(u32) -> SumOrder>,
     /// May wrap a worker's arithmetic, by index.
     pub adapt: Box<dyn FnMut(u32) -> Option<Adapt>>,
     /// May put something between the scheduler or a server and whoever dials it, given its role, its index and where it is
@@ -166,7 +166,7 @@ impl Default for Wiring {
     /// Nothing unusual.
     fn default() -> Wiring {
         Wiring {
-            order: SumOrder::Canonical,
+            order: Box::new(|_| SumOrder::Canonical),
             adapt: Box::new(|_| None),
             advertise: Box::new(|_, _, address| address),
             absent: Vec::new(),
@@ -217,7 +217,8 @@ impl Cluster {
             let runtime = site.runtime.handle().clone();
             let options =
                 NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
-            nodes.push(std::thread::spawn(move || run_server(options, wiring.order, &mut NoCheckpoints)));
+            let order = (wiring.order)(index);
+            nodes.push(std::thread::spawn(move || run_server(options, order, &mut NoCheckpoints)));
         }
         for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use testudo_actors::checkpoint::{Commit, Committed, RestoredSlice, Snapshot};
+use testudo_actors::checkpoint::{Commit, Committed, PartSource, RestoredSlice, Snapshot};
 use testudo_actors::message::{
-    Body, CheckpointPart, Finished, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome, PartOutcome,
-    Pull, PullRefusal, Push, PushRefusal, SliceVersion,
+    Body, CheckpointPart, Finished, Given, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome,
+    PartOutcome, Pull, PullRefusal, Push, PushRefusal, SliceVersion, Testimony, Witnessed,
 };
 use testudo_actors::placement::{Slice, SliceId, SliceMap};
 use testudo_actors::plan::Plan;
@@ -21,8 +21,9 @@ use testudo_actors::server::{
     Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath,
     SnapshotEvent, Store, SumOrder,
 };
+use testudo_actors::witness::{Key, Witness};
 use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
-use testudo_actors::{JobSpec, Time};
+use testudo_actors::{CheckpointError, JobSpec, Time};
 
 use crate::toy;
 
@@ -78,7 +79,8 @@ struct Worker {
 
 enum Work {
     Install(SliceId, Values),
-    Adopt,
+    Adopt(u64),
+    Witness(Key),
     Compute(u64, Vec<testudo_actors::tree::Node>),
     Evaluate(testudo_actors::message::Evaluate),
     Export(testudo_actors::message::Export),
@@ -173,6 +175,14 @@ impl Simulation {
                 }
             })
             .collect();
+        let mut scheduler = SchedulerCore::new(Arc::clone(&job), "1".into(), names.clone());
+        if job.witness_rate > 0.0 {
+            let key = Key::known([seed as u8; 32]);
+            let mut kept = Kept(restored.clone());
+            let source = job.resume.as_ref().map(|_| &mut kept as &mut dyn PartSource);
+            let witness = Witness::new(&job, &map, &parameters, &key, source).unwrap();
+            scheduler = scheduler.with_witness(key, witness);
+        }
         let (train, test) = toy::data();
         let workers = (0..job.workers)
             .map(|index| Worker {
@@ -200,7 +210,7 @@ impl Simulation {
         let mut simulation = Simulation {
             choice: Choice(seed),
             clock: Time::default(),
-            scheduler: SchedulerCore::new(Arc::clone(&job), "1".into(), names),
+            scheduler,
             servers,
             workers,
             links: BTreeMap::new(),
@@ -422,6 +432,10 @@ impl Simulation {
                     ToMember::Extended(e) => WorkerInput::Extended { epoch: e.epoch, until: e.until },
                     ToMember::Evaluate(e) => WorkerInput::Evaluate(e),
                     ToMember::Export(e) => WorkerInput::Export(e),
+                    ToMember::Witnessed(Witnessed { key }) => {
+                        self.workers[i as usize].work.push_back(Work::Witness(key));
+                        return;
+                    }
                     ToMember::Checkpoint(order) => panic!("a worker is ordered to write {order:?}"),
                     ToMember::Hash(order) => panic!("a worker is ordered to hash {order:?}"),
                     ToMember::Shutdown(_) => {
@@ -564,7 +578,7 @@ impl Simulation {
                 WorkerEffect::Install { slice, values } => {
                     self.workers[i].work.push_back(Work::Install(slice, values));
                 }
-                WorkerEffect::Adopt { .. } => self.workers[i].work.push_back(Work::Adopt),
+                WorkerEffect::Adopt { version } => self.workers[i].work.push_back(Work::Adopt(version)),
                 WorkerEffect::Compute { step, nodes } => {
                     self.workers[i].work.push_back(Work::Compute(step, nodes));
                 }
@@ -593,11 +607,24 @@ impl Simulation {
                 let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&values[..]);
                 worker.compute.install(slice, &floats);
             }
-            Work::Adopt => worker.compute.adopt(),
+            Work::Adopt(version) => {
+                worker.compute.adopt();
+                if let Some(values) = worker.compute.given() {
+                    let given = Given { version };
+                    let input = SchedulerInput::Given { worker: i as u32, given, values };
+                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                }
+            }
+            Work::Witness(key) => worker.compute.witness(&key),
             Work::Compute(step, nodes) => {
-                let events = &mut worker.events;
+                let (events, mut told) = (&mut worker.events, Vec::new());
                 let emit = |event| {
                     events.push_back(match event {
+                        Event::Testimony { step, node, values } => {
+                            let testimony = Testimony { step, node };
+                            told.push(SchedulerInput::Testimony { worker: i as u32, testimony, values });
+                            return;
+                        }
                         Event::Gradient { step, node, slice, values } => {
                             WorkerInput::Gradient { step, node, slice, values }
                         }
@@ -607,6 +634,9 @@ impl Simulation {
                     });
                 };
                 worker.compute.compute(step, &nodes, emit).unwrap();
+                for input in told {
+                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                }
             }
             Work::Evaluate(order) => {
                 let result = worker.compute.evaluate(&order).unwrap();
@@ -691,6 +721,16 @@ impl Simulation {
         let part = CheckpointPart { version, outcome };
         let input = SchedulerInput::CheckpointPart { server: i as u32, part };
         self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
+    }
+}
+
+/// What servers kept at one step, as a source.
+#[derive(Clone, Debug)]
+pub struct Kept(pub Vec<Snapshot>);
+
+impl PartSource for Kept {
+    fn load(&mut self, _: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError> {
+        Ok(restored(&self.0, wanted))
     }
 }
 

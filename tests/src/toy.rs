@@ -74,6 +74,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         export: true,
         checkpoints: Checkpoints::default(),
         audit: Audit::default(),
+        witness_rate: 0.0,
         resume: None,
     }
 }

@@ -15,10 +15,11 @@ use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Heartbeat, Join, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke, Status,
-    StatusReport, Stop, Welcome,
+    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, Heartbeat, Join,
+    JoinRefused, Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke,
+    Status, StatusReport, Stop, Testimony, Welcome,
 };
+use crate::numbers;
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
 use crate::scheduler::{Command, Effect, Input, Observer, SchedulerCore, ToMember};
@@ -164,6 +165,7 @@ impl SchedulerActor {
                 ToMember::Extended(body) => self.tell(connection, &body),
                 ToMember::Evaluate(body) => self.tell(connection, &body),
                 ToMember::Export(body) => self.tell(connection, &body),
+                ToMember::Witnessed(body) => self.tell(connection, &body),
                 ToMember::Checkpoint(body) => self.tell(connection, &body),
                 ToMember::Hash(body) => self.tell(connection, &body),
                 ToMember::Shutdown(body) => self.tell(connection, &body),
@@ -299,6 +301,16 @@ impl SchedulerActor {
             EvaluationResult::KIND => Input::Evaluated {
                 worker: index,
                 result: EvaluationResult::decode(body).map_err(unreadable)?,
+            },
+            Testimony::KIND => Input::Testimony {
+                worker: index,
+                testimony: Testimony::decode(body).map_err(unreadable)?,
+                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
+            },
+            Given::KIND => Input::Given {
+                worker: index,
+                given: Given::decode(body).map_err(unreadable)?,
+                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
             },
             CheckpointPart::KIND => Input::CheckpointPart {
                 server: index,

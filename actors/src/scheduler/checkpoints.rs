@@ -239,6 +239,7 @@ mod tests {
             export: true,
             checkpoints: Wanted { every_steps, at_end },
             audit: crate::job::Audit::default(),
+            witness_rate: 0.0,
             resume: None,
         })
     }

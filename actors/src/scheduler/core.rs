@@ -13,6 +13,7 @@ mod io;
 mod operate;
 mod reports;
 mod stall;
+mod witnessing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
 use crate::time::Time;
 use crate::tree::ReductionTree;
+use crate::witness::{Key, Witness};
 
 /// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
 /// few enough that a stop takes effect soon.
@@ -75,6 +77,7 @@ pub struct SchedulerCore<C> {
     checkpoints: Checkpoints,
     parameters: Parameters,
     ending: Option<Ending>,
+    witness: Option<(Key, Witness)>,
     outcome: Option<Outcome>,
     workers_lost: u32,
     joins_refused: u64,
@@ -110,6 +113,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             stop_at: None,
             paused: false,
             ending: None,
+            witness: None,
             outcome: None,
             workers_lost: 0,
             joins_refused: 0,
@@ -158,6 +162,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.hand_out();
                 self.finish();
             }
+            Input::Testimony { worker, testimony, values } => self.testified(now, worker, &testimony, values),
+            Input::Given { worker, given, values } => self.was_given(now, worker, &given, values),
             Input::CheckpointPart { server, part } => self.part(now, server, part),
             Input::Pieces { server, told } => self.pieces(now, server, told),
             Input::Committed { step, result } => self.committed(now, step, result),
@@ -304,6 +310,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.phase = Phase::Training;
                 self.stalled = None;
                 self.progress.begin(now);
+                self.tell_choice();
             }
             self.last_progress = now;
             let membership = ToMember::Membership(self.membership());

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::audit::Entry;
-use crate::checkpoint::{Committed, Ledger};
-use crate::job::Resume;
+use crate::checkpoint::{Committed, Ledger, PartSource};
+use crate::job::{JobSpec, Resume};
 use crate::message::{NodeDone, NodeLoss};
 use crate::time::Time;
 use crate::tree::{Node, Partials, ReductionTree};
@@ -55,6 +55,14 @@ pub trait Observer: Send {
 
     /// Something happened that the audit log tells of.
     fn audit(&mut self, _: Entry) {}
+
+    /// The checkpoint that `job` resumes from, for what is witnessed.
+    ///
+    /// # Errors
+    /// When it cannot be read here; the text is for the operator.
+    fn source(&mut self, _: &JobSpec, _: &Resume) -> Result<Box<dyn PartSource>, String> {
+        Err("the scheduler has no checkpoints to begin with".into())
+    }
 
     /// What makes checkpoints whole. Asked for once, before training begins.
     fn ledger(&mut self) -> Option<Box<dyn Ledger>> {

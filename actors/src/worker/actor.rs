@@ -17,10 +17,12 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Evaluate, Export, Exported, Failure, Heartbeat, Hello, LeaseExtended, Membership, NodeDone, Pull,
-    PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember, Shutdown, SliceVersion,
+    Body, Evaluate, Export, Exported, Failure, Given, Heartbeat, Hello, LeaseExtended, Membership, NodeDone,
+    Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember, Shutdown, SliceVersion,
+    Testimony, Witnessed,
 };
 use crate::node::NodeError;
+use crate::numbers;
 use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::time::Clock;
@@ -75,6 +77,22 @@ pub enum Mail {
     SchedulerGone(String),
     /// The final model is hashed, and stored if it was to be.
     Exported(Exported),
+    /// What the scheduler witnesses of a contribution.
+    Testimony {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The values.
+        values: Vec<f32>,
+    },
+    /// What the scheduler witnesses of a version as servers gave it.
+    Given {
+        /// The version.
+        version: u64,
+        /// The values.
+        values: Vec<f32>,
+    },
     /// The arithmetic cannot go on.
     Fatal(String),
 }
@@ -207,7 +225,7 @@ impl WorkerActor {
                     self.work(context, Work::Install { slice, values });
                 }
             }
-            Effect::Adopt { .. } => self.work(context, Work::Adopt),
+            Effect::Adopt { version } => self.work(context, Work::Adopt { version }),
             Effect::Compute { step, nodes } => {
                 self.step = tracing::info_span!(parent: None, "step", step);
                 if let Some(parent) = self.parent {
@@ -263,6 +281,12 @@ impl WorkerActor {
 
     fn tell<B: Body>(&self, body: &B) {
         self.scheduler.post(Outgoing::new(B::KIND, 0, body.encode()));
+    }
+
+    /// With values as the payload.
+    fn tell_values<B: Body>(&self, body: &B, values: Vec<f32>) {
+        let message = Outgoing::new(B::KIND, 0, body.encode());
+        self.scheduler.post(message.with_payload(numbers::share(&Arc::new(values))));
     }
 
     fn work(&mut self, context: &mut Context<Self>, work: Work) {
@@ -368,6 +392,11 @@ impl WorkerActor {
                     LeaseExtended::decode(&message.body).map_err(unreadable)?;
                 Input::Extended { epoch, until }
             }
+            Witnessed::KIND => {
+                let Witnessed { key } = Witnessed::decode(&message.body).map_err(unreadable)?;
+                self.work(context, Work::Witness(key));
+                return Ok(());
+            }
             Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
             Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
             Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
@@ -449,6 +478,8 @@ impl Handler<Letter<Mail>> for WorkerActor {
             }
             Mail::SchedulerGone(why) => self.end(context, Err(NodeError::SchedulerLost(why))),
             Mail::Exported(exported) => self.tell(&exported),
+            Mail::Testimony { step, node, values } => self.tell_values(&Testimony { step, node }, values),
+            Mail::Given { version, values } => self.tell_values(&Given { version }, values),
             Mail::Fatal(reason) => self.fatal(reason),
         }
     }

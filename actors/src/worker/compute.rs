@@ -19,6 +19,7 @@ use crate::numbers::SlicePool;
 use crate::placement::{SliceId, SliceMap};
 use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
+use crate::witness::{Choice, Key};
 
 /// Test examples that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
 const EVALUATION_BATCH: usize = 256;
@@ -36,6 +37,15 @@ pub enum Event {
         slice: SliceId,
         /// Its values, little-endian.
         values: Bytes,
+    },
+    /// What the scheduler witnesses of a node's gradient.
+    Testimony {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// The chosen values, in the order of the choice.
+        values: Vec<f32>,
     },
     /// A node is complete.
     Computed {
@@ -87,6 +97,13 @@ pub struct ShardCompute {
     spare: Vec<Vec<f32>>,
     pool: SlicePool,
     pace: Option<Box<dyn Pace>>,
+    witnessed: Option<Witnessed>,
+}
+
+/// What the scheduler witnesses, and its values in the sum under way.
+struct Witnessed {
+    choice: Choice,
+    values: Vec<f32>,
 }
 
 impl std::fmt::Debug for ShardCompute {
@@ -145,6 +162,7 @@ impl ShardCompute {
             spare: Vec::new(),
             pool: SlicePool::default(),
             pace: None,
+            witnessed: None,
             model,
             job,
         })
@@ -155,6 +173,23 @@ impl ShardCompute {
     pub fn with_pace(mut self, pace: Box<dyn Pace>) -> ShardCompute {
         self.pace = Some(pace);
         self
+    }
+
+    /// Tells what the scheduler witnesses from now on: [`Event::Testimony`] for each node, and [`given`](ShardCompute::given).
+    pub fn witness(&mut self, key: &Key) {
+        let choice = Choice::new(key, &self.map, self.job.witness_rate);
+        self.witnessed = Some(Witnessed { values: vec![0.0; choice.elements()], choice });
+    }
+
+    /// The witnessed values of the adopted parameters; `None` if nothing is witnessed.
+    #[must_use]
+    pub fn given(&self) -> Option<Vec<f32>> {
+        let Witnessed { choice, values } = self.witnessed.as_ref()?;
+        let mut given = vec![0.0; values.len()];
+        for (parameter, values) in self.current.iter().enumerate() {
+            choice.gather(parameter, values, &mut given);
+        }
+        Some(given)
     }
 
     /// Puts a slice into the next version. A slice or length that the core would refuse is ignored.
@@ -216,6 +251,9 @@ impl ShardCompute {
                         }
                     });
             }
+            if let Some(Witnessed { values, .. }) = &self.witnessed {
+                emit(Event::Testimony { step, node: *node, values: values.clone() });
+            }
             if let Some(loss) = total {
                 let compute_us = begun.elapsed().as_micros() as u64;
                 emit(Event::Computed { step, loss: NodeLoss { node: *node, ..loss }, compute_us });
@@ -239,7 +277,7 @@ impl ShardCompute {
         emit: &mut impl FnMut(Event),
     ) -> Result<NodeLoss, ComputeError> {
         let (tree, map, pool) = (self.tree, &self.map, &self.pool);
-        let (spare, pace) = (&mut self.spare, &mut self.pace);
+        let (spare, pace, witnessed) = (&mut self.spare, &mut self.pace, &mut self.witnessed);
         let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
         let batch = Batch { inputs: &self.inputs, labels: &self.labels };
         let completes = node.end() == u64::from(shard) + 1;
@@ -247,6 +285,9 @@ impl ShardCompute {
         let mut ready = |parameter: usize, gradient: &[f32]| {
             let Some(sums) = sums.get_mut(parameter) else { return };
             let mut hand_over = |sum: &[f32]| {
+                if let Some(Witnessed { choice, values }) = witnessed {
+                    choice.gather(parameter, sum, values);
+                }
                 for slice in map.of_parameter(parameter) {
                     let Some(part) = sum.get(slice.first..slice.first + slice.elements) else { continue };
                     emit(Event::Gradient { step, node, slice: slice.id, values: pool.copy(part) });

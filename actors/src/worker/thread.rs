@@ -16,13 +16,15 @@ use crate::message::{Evaluate, Export};
 use crate::numbers;
 use crate::placement::SliceId;
 use crate::tree::Node;
+use crate::witness::Key;
 use crate::worker::actor::{Mail, Values, WorkerActor};
 use crate::worker::{Event, Input, ShardCompute};
 
 /// Work for the thread.
 pub(super) enum Work {
     Install { slice: SliceId, values: Payload },
-    Adopt,
+    Adopt { version: u64 },
+    Witness(Key),
     Compute { step: u64, nodes: Vec<Node> },
     Evaluate(Evaluate),
     Export(Export),
@@ -70,7 +72,13 @@ impl Thread {
                 let view = numbers::view(&values).map_err(|e| e.to_string())?;
                 self.compute.install(slice, view);
             }
-            Work::Adopt => self.compute.adopt(),
+            Work::Adopt { version } => {
+                self.compute.adopt();
+                if let Some(values) = self.compute.given() {
+                    self.deliver(Mail::Given { version, values });
+                }
+            }
+            Work::Witness(key) => self.compute.witness(&key),
             Work::Compute { step, nodes } => {
                 let Thread { compute, mailbox, runtime, in_flight, gone } = self;
                 let emit = |event| {
@@ -83,6 +91,7 @@ impl Thread {
                             let values = Values::Gradient(values, permit);
                             Mail::Input(Input::Gradient { step, node, slice, values })
                         }
+                        Event::Testimony { step, node, values } => Mail::Testimony { step, node, values },
                         Event::Computed { step, loss, compute_us } => {
                             Mail::Input(Input::Computed { step, loss, compute_us })
                         }

@@ -95,6 +95,7 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
         epochs: rounds,
         // What is measured is pushes and pulls.
         audit: Audit { hash_every: 0 },
+        witness_rate: 0.0,
         ..crate::job::spec(config, data)
     })
 }

@@ -126,8 +126,8 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     };
     let result = match inputs {
         Inputs::Scheduler(inputs) => {
-            let SchedulerInputs { job, metrics, audit } = *inputs;
-            node.scheduler(job, metrics, audit.map(Begun::start).transpose())
+            let SchedulerInputs { job, metrics, key, audit } = *inputs;
+            node.scheduler(job, metrics, key, audit.map(Begun::start).transpose())
         }
 
         Inputs::Server { key } => node.server(key),
@@ -149,6 +149,8 @@ enum Inputs {
 struct SchedulerInputs {
     job: SignedJob,
     metrics: Metrics,
+    /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
+    key: Option<KeyFile>,
     audit: Option<Begun>,
 }
 
@@ -162,6 +164,14 @@ impl Inputs {
         key: Option<OwnedFd>,
         setup: Option<Box<dyn WorkerSetup>>,
     ) -> Result<Inputs, Failure> {
+        let key = match (key, &arguments.identity_file) {
+            (Some(handed), _) => {
+                Some(KeyFile::read(Path::new("the age identity from the launcher"), handed.into()))
+            }
+            (None, Some(file)) => Some(KeyFile::open(file)),
+            (None, None) => None,
+        };
+        let key = key.transpose().map_err(Failure::misconfigured)?;
         match arguments.role {
             NodeRole::Scheduler => {
                 let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
@@ -170,18 +180,9 @@ impl Inputs {
                 let metrics =
                     Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
                 let audit = begin_audit(arguments.audit_identity.as_deref(), run_dir, identity, &job)?;
-                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, audit })))
+                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit })))
             }
-            NodeRole::Server => {
-                let key = match (key, &arguments.identity_file) {
-                    (Some(handed), _) => {
-                        Some(KeyFile::read(Path::new("the age identity from the launcher"), handed.into()))
-                    }
-                    (None, Some(file)) => Some(KeyFile::open(file)),
-                    (None, None) => None,
-                };
-                Ok(Inputs::Server { key: key.transpose().map_err(Failure::misconfigured)? })
-            }
+            NodeRole::Server => Ok(Inputs::Server { key }),
             NodeRole::Worker => {
                 let setup = match setup {
                     Some(setup) => setup,
@@ -346,8 +347,10 @@ impl Node {
         self,
         signed: SignedJob,
         mut observer: Metrics,
+        key: Option<KeyFile>,
         audit: Result<Option<AuditLog>, AuditLogError>,
     ) -> Result<(), Failure> {
+        observer = observer.with_source(Box::new(self.checkpoints(key)));
         if let Some(ledger) = self.ledger(&signed)? {
             observer = observer.with_ledger(Box::new(ledger));
         }
@@ -373,6 +376,13 @@ impl Node {
         }
     }
 
+    /// This run's checkpoints, opened with `key` or with the run's own.
+    fn checkpoints(&self, key: Option<KeyFile>) -> writer::Setup {
+        let layout = Layout::new(&self.run_dir.checkpoints());
+        let recipients = self.config.checkpoint.recipients.clone();
+        writer::Setup::new(layout, recipients, key.map(|key| key.identities().clone()))
+    }
+
     fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {
         let spec = signed.open(&self.identity).map_err(Failure::misconfigured)?;
         if !spec.checkpoints.wanted() {
@@ -395,10 +405,7 @@ impl Node {
     }
 
     fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
-        let layout = Layout::new(&self.run_dir.checkpoints());
-        let recipients = self.config.checkpoint.recipients.clone();
-        let identities = key.map(|key| key.identities().clone());
-        let mut setup = writer::Setup::new(layout, recipients, identities);
+        let mut setup = self.checkpoints(key);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 

@@ -104,7 +104,10 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             recipients: from.texts("checkpoint.recipients").map(str::to_string).collect(),
             sign_key: from.path("checkpoint.sign_key"),
         },
-        audit: Audit { hash_every: from.integer("audit.hash_every") },
+        audit: Audit {
+            hash_every: from.integer("audit.hash_every"),
+            witness_rate: from.number("audit.witness_rate"),
+        },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }
 }

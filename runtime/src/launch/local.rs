@@ -71,7 +71,7 @@ pub struct NodeProcess {
 pub struct Inputs {
     /// The data set, for workers.
     pub data: Option<Arc<Files>>,
-    /// What opens the checkpoint that servers begin with, if it is not the run's own key.
+    /// What opens the checkpoint that servers and witnesses begin with, if it is not the run's own key.
     pub key: Option<Arc<KeyFile>>,
     /// What to execute for a node.
     pub program: Program,
@@ -172,7 +172,12 @@ impl LocalNodes {
         ToHand {
             run_dir: self.run_dir.descriptor(),
             data: self.inputs.data.as_deref().filter(|_| role == Role::Worker),
-            key: self.inputs.key.as_deref().filter(|_| role == Role::Server).map(|key| key.as_fd()),
+            key: self
+                .inputs
+                .key
+                .as_deref()
+                .filter(|_| matches!(role, Role::Server | Role::Scheduler))
+                .map(|key| key.as_fd()),
         }
     }
 

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use testudo_actors::SignedJob;
 use testudo_actors::message::{
-    Body, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull,
-    Push, PushRefusal, PushRefused, ServerMember, StatusReport, StepTimes, Welcome, WorkerMember,
+    Body, Given, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase,
+    Pull, Push, PushRefusal, PushRefused, ServerMember, StatusReport, StepTimes, Testimony, Welcome,
+    Witnessed, WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
 use testudo_actors::tree::Node;
+use testudo_actors::witness::Key;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
 
 use super::{envelope, files, id, sealed, sealer};
@@ -94,6 +96,9 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("welcome", &Welcome { incarnation: 1, job: signed_job() }),
         of("report", &report()),
         of("pieces", &pieces()),
+        of("witnessed", &Witnessed { key: Key::known([9; 32]) }),
+        of("testimony", &Testimony { step: 700, node: node() }),
+        of("given", &Given { version: 70_000 }),
     ]
 }
 

@@ -2,8 +2,9 @@
 
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, HashOrder, Heartbeat,
-    Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
+    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Given, HashOrder,
+    Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
+    Testimony, Witnessed,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -84,6 +85,24 @@ pub enum Input<C> {
         /// How; why not, for the operator.
         result: Result<Committed, String>,
     },
+    /// A worker tells what is witnessed of its contribution.
+    Testimony {
+        /// The worker's index.
+        worker: u32,
+        /// To what.
+        testimony: Testimony,
+        /// The values.
+        values: Vec<f32>,
+    },
+    /// A worker tells what is witnessed of a version as it was given it.
+    Given {
+        /// The worker's index.
+        worker: u32,
+        /// Which version.
+        given: Given,
+        /// The values.
+        values: Vec<f32>,
+    },
     /// A member cannot go on.
     Failure {
         /// Who.
@@ -133,6 +152,8 @@ pub enum ToMember {
     Evaluate(Evaluate),
     /// Export the final model.
     Export(Export),
+    /// What is witnessed: for workers alone.
+    Witnessed(Witnessed),
     /// Write a checkpoint.
     Checkpoint(CheckpointOrder),
     /// Tell what is kept of the last version.

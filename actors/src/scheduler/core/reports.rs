@@ -42,6 +42,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
             self.effects.push_back(Effect::Step(summary));
             self.passed();
+            self.check_witness();
         }
         if self.progress.completed() >= self.steps() {
             return self.end();

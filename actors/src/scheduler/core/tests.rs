@@ -37,6 +37,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         export: true,
         checkpoints: crate::job::Checkpoints::default(),
         audit: crate::job::Audit { hash_every: 0 },
+        witness_rate: 0.0,
         resume: None,
     }
 }

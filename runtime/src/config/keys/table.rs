@@ -447,6 +447,13 @@ pub static KEYS: &[Key] = &[
         doc: "Steps between hashes of the parameters in the audit log; the first and the last are hashed whatever this is, but for 0: then none are.",
     },
     Key {
+        path: "audit.witness_rate",
+        rule: FRACTION,
+        absent: Absent::Is("0.01"),
+        applies: None,
+        doc: "Share of the parameters' values whose updates the scheduler computes a second time, from what workers tell it, so that a server that applies wrong updates is named and the run ends; 0 for none. At most 16,384 values are chosen, by chance, anew for each run.",
+    },
+    Key {
         path: "output.dir",
         rule: Rule::Path { base: Base::Current },
         absent: Absent::Is("\"runs\""),

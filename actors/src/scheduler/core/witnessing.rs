@@ -1,0 +1,90 @@
+//! What workers tell of witnessed values: see [`crate::witness`].
+
+use super::SchedulerCore;
+use crate::message::{Given, Member, MemberRole, Phase, Testimony, Witnessed};
+use crate::scheduler::{Effect, ToMember};
+use crate::time::Time;
+use crate::witness::{Heard, Key, Witness};
+
+impl<C: Clone + PartialEq> SchedulerCore<C> {
+    /// Witnesses what `key` chooses; `witness` was made with it.
+    #[must_use]
+    pub fn with_witness(mut self, key: Key, witness: Witness) -> SchedulerCore<C> {
+        self.witness = Some((key, witness));
+        self
+    }
+
+    /// Before anything else of training, so that every worker knows it by its first step. Workers alone (invariant 1 of
+    /// [`crate::witness`]).
+    pub(super) fn tell_choice(&mut self) {
+        if let Some((key, _)) = &self.witness {
+            let message = ToMember::Witnessed(Witnessed { key: key.clone() });
+            self.send_all(MemberRole::Worker, &message);
+        }
+    }
+
+    pub(super) fn testified(&mut self, now: Time, worker: u32, testimony: &Testimony, values: Vec<f32>) {
+        let Testimony { step, node } = *testimony;
+        let held = self.leases.iter().any(|l| l.worker == worker && l.node == node);
+        // What is not leased, or was moved on, is nobody's contribution.
+        if !self.may_tell(now, worker, values.len()) || !held || step >= self.until {
+            return;
+        }
+        if let Some((_, witness)) = &mut self.witness {
+            let heard = witness.contributed(step, node, values);
+            self.heed(heard);
+        }
+    }
+
+    pub(super) fn was_given(&mut self, now: Time, worker: u32, given: &Given, values: Vec<f32>) {
+        if !self.may_tell(now, worker, values.len()) || given.version > self.until {
+            return;
+        }
+        if let Some((_, witness)) = &mut self.witness {
+            let heard = witness.given(worker, given.version, values);
+            self.heed(heard);
+        }
+    }
+
+    /// Whether `worker` is a member that tells as many values as are witnessed; other numbers of them end the run.
+    fn may_tell(&mut self, now: Time, worker: u32, values: usize) -> bool {
+        let member = Member { role: MemberRole::Worker, index: worker };
+        let Some(expected) = self.witness.as_ref().map(|(_, witness)| witness.elements()) else {
+            return false;
+        };
+        if self.hear(now, member).is_none() || !matches!(self.phase, Phase::Training | Phase::Finishing) {
+            return false;
+        }
+        if values != expected {
+            self.fail(format!(
+                "{member} misbehaves: it tells {values} values of the {expected} that are witnessed"
+            ));
+        }
+        values == expected
+    }
+
+    /// A step is complete. Whoever reported it told before what it contributed, so what is not told by now never will be.
+    pub(super) fn check_witness(&mut self) {
+        let completed = self.progress.completed();
+        if self.witness.as_ref().is_some_and(|(_, witness)| witness.version() < completed) {
+            self.heed(Heard::Lost(format!(
+                "step {completed} is complete, and a worker that was lost has not told what it contributed"
+            )));
+        }
+    }
+
+    fn heed(&mut self, heard: Heard) {
+        match heard {
+            Heard::Fine => {}
+            Heard::Wrong(finding) => {
+                self.witness = None;
+                self.fail(finding.to_string());
+            }
+            Heard::Lost(reason) => {
+                self.witness = None;
+                self.effects
+                    .push_back(Effect::Notice(format!("no update is witnessed any longer: {reason}")));
+            }
+        }
+    }
+}
