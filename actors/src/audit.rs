@@ -49,8 +49,8 @@ pub enum Entry {
         node: String,
         /// How many times it has joined.
         incarnation: u64,
-        /// BLAKE3 of the certificate that it showed; none over memory.
-        certificate_blake3: Option<Hex>,
+        /// The certificate that it showed, in DER; none over memory.
+        certificate: Option<Base64>,
     },
     /// A node is a member no longer.
     Leave {
@@ -77,6 +77,39 @@ pub enum Entry {
         /// Their hash: [`params_blake3`](crate::checkpoint::params_blake3).
         params_blake3: Hex,
     },
+    /// A worker signed what it contributed to a step: [`contributions`](crate::contributions) says over what.
+    Contributions {
+        /// The worker.
+        node: String,
+        /// The step, from 0.
+        step: u64,
+        /// How many pushes it signed.
+        count: u64,
+        /// BLAKE3 over them.
+        digest: Hex,
+        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with.
+        signature: Base64,
+    },
+    /// A node signed a head of this log: [`countersign`](crate::countersign) says over what.
+    Countersignature {
+        /// The node.
+        node: String,
+        /// The record whose hash the head is.
+        record: u64,
+        /// That hash.
+        head: Hex,
+        /// The head that the node signed before, by record and hash.
+        before: Option<Head>,
+        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with.
+        signature: Base64,
+    },
+    /// Whom a node refused, since its last such record.
+    Refusals {
+        /// The node that refused.
+        node: String,
+        /// Whom, why, and how often.
+        refused: Vec<Refusal>,
+    },
     /// A checkpoint is whole.
     Checkpoint {
         /// Its step.
@@ -102,6 +135,28 @@ pub enum Entry {
         /// Why the run failed, if it did.
         failure: Option<String>,
     },
+}
+
+/// A head of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// The record.
+    pub record: u64,
+    /// Its hash.
+    pub hash: Hex,
+}
+
+/// So many refusals of one cause and name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// One of [`Cause`](testudo_transport::Cause)'s words.
+    pub cause: String,
+    /// A node, a proved address, `anyone` where neither is known, or `others` where there were too many to name.
+    pub who: String,
+    /// How often.
+    pub count: u64,
 }
 
 /// A checkpoint, by what it is known by.

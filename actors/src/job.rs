@@ -65,11 +65,13 @@ impl Checkpoints {
 pub struct Audit {
     /// The hash of the parameters after every so many steps, and of the first and the last; 0 for none at all.
     pub hash_every: u64,
+    /// The log's head is counter-signed by every server and worker after every so many steps; 0 for never.
+    pub countersign_every: u64,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Audit { hash_every: 1 }
+        Audit { hash_every: 1, countersign_every: 100 }
     }
 }
 

@@ -22,6 +22,8 @@ compile_error!("payloads are little-endian numbers in place; big-endian hosts ar
 pub mod audit;
 pub mod checkpoint;
 mod compute_thread;
+pub mod contributions;
+pub mod countersign;
 pub mod dataset;
 mod hear;
 pub mod incarnation;

@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use testudo_transport::pki::Installed;
-use testudo_transport::{Connection, Endpoint, MemoryOptions, Policy, SpiffeId, memory};
+use testudo_transport::{Connection, Endpoint, MemoryOptions, Policy, Refusals, SpiffeId, memory};
 use tokio::sync::mpsc;
 
-use crate::message::{Load, Refused};
+use crate::audit::Refusal;
+use crate::message::{Load, RefusalReport, Refused};
 
 /// Connections that may wait to be accepted on a memory network.
 const MEMORY_BACKLOG: usize = 64;
@@ -116,6 +117,27 @@ impl Network {
         }
     }
 
+    /// Whom this node refused; its actors count theirs here too.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        match self {
+            Network::Quic(endpoint) => endpoint.refusals(),
+            Network::Memory(memory) => &memory.refusals,
+        }
+    }
+
+    /// What was refused since the last call, to tell the scheduler; `None` if nothing was.
+    #[must_use]
+    pub fn refusal_report(&self) -> Option<RefusalReport> {
+        let line = |r: testudo_transport::Refused| Refusal {
+            cause: r.cause.to_string(),
+            who: r.who.to_string(),
+            count: r.count,
+        };
+        let refused: Vec<Refusal> = self.refusals().drain().into_iter().map(line).collect();
+        (!refused.is_empty()).then_some(RefusalReport { refused })
+    }
+
     /// Closes every connection in order and waits until peers have been told.
     pub async fn close(&self, reason: &str) {
         if let Network::Quic(endpoint) = self {
@@ -138,7 +160,8 @@ impl MemoryHub {
         let (sender, receiver) = mpsc::channel(MEMORY_BACKLOG);
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender);
         let incoming = Arc::new(tokio::sync::Mutex::new(receiver));
-        Network::Memory(MemoryNetwork { id, hub: self.clone(), policy, options, incoming })
+        let refusals = Refusals::default();
+        Network::Memory(MemoryNetwork { id, hub: self.clone(), policy, options, incoming, refusals })
     }
 }
 
@@ -150,6 +173,7 @@ pub struct MemoryNetwork {
     policy: Arc<Policy>,
     options: MemoryOptions,
     incoming: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
+    refusals: Refusals,
 }
 
 impl MemoryNetwork {

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use testudo_transport::{Role, WireError};
 
+use crate::audit::Refusal;
 use crate::incarnation::Secret;
 use crate::job::SignedJob;
 use crate::lease::Lease;
@@ -320,6 +321,36 @@ bodies! {
         /// The version.
         version: u64,
     }
+    /// A worker signs what it contributed to a step; see [`crate::contributions`]. Comes before the report of these nodes.
+    42 Contributions {
+        /// The step, from 0.
+        step: u64,
+        /// How many pushes.
+        count: u64,
+        /// BLAKE3 over them.
+        digest: [u8; 32],
+        /// Its signature.
+        signature: Vec<u8>,
+    }
+    /// The scheduler shows the head of the audit log; see [`crate::countersign`].
+    43 AuditHead {
+        /// The head.
+        head: HeadName,
+    }
+    /// A node has signed that head.
+    44 Countersigned {
+        /// The head.
+        head: HeadName,
+        /// The one that it signed before.
+        before: Option<HeadName>,
+        /// Its signature.
+        signature: Vec<u8>,
+    }
+    /// Whom a node refused since its last report.
+    45 RefusalReport {
+        /// By cause and name.
+        refused: Vec<Refusal>,
+    }
     /// The scheduler tells workers what decides which values it witnesses. No server is ever told.
     50 Witnessed {
         /// The key.
@@ -337,6 +368,15 @@ bodies! {
         /// The version.
         version: u64,
     }
+}
+
+/// A head of the audit log: a record, and its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadName {
+    /// The record's place.
+    pub record: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
 }
 
 /// What has become of a server's part of a checkpoint.

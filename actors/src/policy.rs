@@ -23,6 +23,9 @@ const REVOCATIONS: u32 = 256 << 10;
 /// Header bytes of pieces of a hash: 64 of them, each of less than 2 KiB and some hashes.
 const PIECES: u32 = 512 << 10;
 
+/// Header bytes of a report of refusals: some 160 lines of a cause, a name and a count.
+const REFUSALS: u32 = 32 << 10;
+
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
 const WORKER: RoleSet = RoleSet::of(&[Role::Worker]);
@@ -75,6 +78,10 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
         control(ParameterPieces::KIND, "parameter pieces", SERVER, SCHEDULER, PIECES),
         control(HashOrder::KIND, "hash order", SCHEDULER, SERVER, SMALL),
+        control(Contributions::KIND, "contributions", WORKER, SCHEDULER, SMALL),
+        control(AuditHead::KIND, "audit head", SCHEDULER, MEMBERS, SMALL),
+        control(Countersigned::KIND, "counter-signed", MEMBERS, SCHEDULER, SMALL),
+        control(RefusalReport::KIND, "refusals", MEMBERS, SCHEDULER, REFUSALS),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
         data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),

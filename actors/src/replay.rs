@@ -100,7 +100,7 @@ impl Replay {
             servers: 1,
             max_steps: None,
             checkpoints: Checkpoints::default(),
-            audit: Audit { hash_every: 0 },
+            audit: Audit { hash_every: 0, countersign_every: 0 },
             resume,
             ..job.clone()
         };

@@ -119,7 +119,8 @@ impl Witness {
         let store = Arc::new(Store::default());
         let blocks = choice.blocks().to_vec();
         // What is witnessed is nobody's checkpoint, and no part of the parameters' hash.
-        let (checkpoints, audit) = (crate::Checkpoints::default(), crate::Audit { hash_every: 0 });
+        let (checkpoints, audit) =
+            (crate::Checkpoints::default(), crate::Audit { hash_every: 0, countersign_every: 0 });
         let alone = Arc::new(JobSpec { checkpoints, audit, ..(**job).clone() });
         let mut math = SliceMath::new(
             0,

@@ -365,6 +365,8 @@ pub struct Audit {
     pub hash_every: u64,
     /// Share of the parameters' values whose updates are computed a second time, 0 to 1.
     pub witness_rate: f64,
+    /// Steps between counter-signatures of the log's head; 0 for none.
+    pub countersign_every: u64,
 }
 
 /// `[output]`

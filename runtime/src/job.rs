@@ -36,7 +36,10 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
             every_steps: config.checkpoint.every_steps,
             at_end: config.checkpoint.at_end,
         },
-        audit: Audit { hash_every: config.audit.hash_every },
+        audit: Audit {
+            hash_every: config.audit.hash_every,
+            countersign_every: config.audit.countersign_every,
+        },
         witness_rate: config.audit.witness_rate,
         resume: None,
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use testudo_actors::audit::Entry;
+use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Ledger, PartSource, ServerSetup};
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
@@ -258,6 +258,10 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
+    fn audit_head(&mut self) -> Option<Head> {
+        self.audit.as_ref()?.head()
+    }
+
     fn audit(&mut self, entry: Entry) {
         if let Some(audit) = &self.audit {
             audit.tell(entry);

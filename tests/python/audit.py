@@ -24,10 +24,23 @@ def certified(certificate, ca):
     )
 
 
+def said_by_member(kind, body, heads):
+    """What a worker or a server signed."""
+    number = lambda n: n.to_bytes(8, "big")
+    if kind == "contributions":
+        digest = bytes.fromhex(body["digest"])
+        return b"testudo contributions, format 1\0" + number(body["step"]) + number(body["count"]) + digest
+    assert heads[body["record"]] == body["head"], "another log was counter-signed"
+    before = body["before"] or {"record": 0, "hash": "00" * 32}
+    parts = [number(body["record"]), bytes.fromhex(body["head"]), bytes([body["before"] is not None])]
+    parts += [number(before["record"]), bytes.fromhex(before["hash"])]
+    return b"testudo audit counter-signature, format 1\0" + b"".join(parts)
+
+
 def main(path, expected):
     data = open(path, "rb").read()
     assert data.endswith(b"\n"), "cut in the middle of a record"
-    head, at, key, unsigned, ended, heads = bytes(32), 0, None, 0, False, []
+    head, at, key, unsigned, ended, heads, members = bytes(32), 0, None, 0, False, [], {}
     lines = data[:-1].split(b"\n")
     for number, line in enumerate(lines):
         record = json.loads(line)
@@ -44,6 +57,13 @@ def main(path, expected):
             name = f"spiffe://{body['trust_domain']}/job/{body['job']}/actor/audit"
             names = key.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             assert names.get_values_for_type(x509.UniformResourceIdentifier) == [name], "another's key"
+        if kind == "join":
+            members[body["node"]] = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
+            certified(members[body["node"]], ca)
+        if kind in ("contributions", "countersignature"):
+            member = members[body["node"]]
+            signature = base64.b64decode(body["signature"], validate=True)
+            member.public_key().verify(signature, said_by_member(kind, body, heads), ec.ECDSA(hashes.SHA256()))
         if kind == "signature":
             when = datetime.fromtimestamp(at / 1000, timezone.utc)
             assert key.not_valid_before_utc <= when <= key.not_valid_after_utc, "an expired key"

@@ -97,6 +97,7 @@ fn the_log_of_a_run_tells_what_happened_and_summary_names_its_head() {
     let checkpoints = verified.kinds["checkpoint"];
     assert!((2..=4).contains(&checkpoints), "{checkpoints}");
     assert_eq!(verified.kinds["deletion"], checkpoints - 1, "one is kept");
+    assert_eq!(verified.kinds["contributions"], 24, "two workers, twelve steps");
     assert!(verified.kinds[SIGNATURE] >= 2, "the beginning and the end are signed");
 
     let shown = run.command(&["--json"]).succeeded().json();
@@ -105,7 +106,7 @@ fn the_log_of_a_run_tells_what_happened_and_summary_names_its_head() {
     let shown = process::run(PROGRAM, &["audit", "show", text(&run.dir), "--kind", "join"], &run.dir);
     let shown = shown.succeeded().stdout;
     assert_eq!(shown.lines().count(), 4, "{shown}");
-    assert!(shown.contains("worker/1") && shown.contains("certificate_blake3"), "{shown}");
+    assert!(shown.contains("worker/1") && shown.contains("certificate"), "{shown}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(run.log()).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 }
@@ -240,7 +241,7 @@ fn what_lies_beside_the_log_must_be_what_it_says() {
     let run = Run::finished();
     let manifest = std::fs::read_dir(run.dir.join("checkpoint")).unwrap().flatten();
     let manifest = manifest.map(|e| e.path().join("manifest.json")).find(|path| path.exists()).unwrap();
-    for path in [run.dir.join("job.signed"), run.dir.join("summary.json"), manifest] {
+    for path in [run.dir.join("job.signed"), run.dir.join("summary.json"), manifest.clone()] {
         let good = std::fs::read(&path).unwrap();
         let bad = String::from_utf8_lossy(&good).replace(&run.head().to_string(), &"0".repeat(64));
         let bad = if bad.as_bytes() == good { [&good[..], b" "].concat() } else { bad.into_bytes() };
@@ -250,6 +251,12 @@ fn what_lies_beside_the_log_must_be_what_it_says() {
         std::fs::write(&path, good).unwrap();
     }
     run.check(&Options::default()).unwrap();
+    std::fs::remove_dir_all(manifest.parent().unwrap()).unwrap();
+    let found = run.check(&Options::default());
+    assert!(
+        matches!(&found, Err(e) if e.to_string().contains("no record says that it was deleted")),
+        "{found:?}"
+    );
 }
 
 /// Invariants 2 and 3.
@@ -292,6 +299,65 @@ fn a_killed_run_leaves_a_log_that_a_resumed_one_goes_on_with() {
     let refused = run.resume(&["--set", &format!("training.max_steps={}", most + 9)]);
     assert!(!refused.status.success());
     assert!(refused.stderr.contains("audit.log, line 3"), "{}", refused.stderr);
+}
+
+/// Every server and worker signs heads on the way, and the log holds their signatures.
+#[test]
+fn nodes_counter_sign_the_head() {
+    let run = Run::place();
+    let options = ["--set", "training.max_steps=300", "--set", "audit.countersign_every=1"];
+    let _ = run.run(&options).succeeded();
+    let verified = run.check(&Options::default()).unwrap();
+    assert!(verified.kinds["countersignature"] >= 4, "two servers and two workers");
+    assert!(verified.countersigned.is_some());
+    // A signature by somebody else does not hold, and what was signed was the log as it is.
+    let lines = run.lines();
+    let text = |line: &[u8]| String::from_utf8(line.to_vec()).unwrap();
+    let at = lines.iter().position(|line| text(line).contains("countersignature")).unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&lines[at]).unwrap();
+    let record = said["body"]["record"].as_u64().unwrap() as usize;
+    let hash = testudo_observability::audit::record_hash(lines[record].trim_ascii_end());
+    assert_eq!(said["body"]["head"], hash.to_string());
+    for node in ["server/0", "server/1", "worker/0", "worker/1"] {
+        let log =
+            std::fs::read_to_string(run.dir.join(format!("logs/{}.log", node.replace('/', "-")))).unwrap();
+        assert!(log.contains("counter-signed the audit log"), "{node} keeps what it signed");
+        let in_log = |line: &Vec<u8>| text(line).contains("countersignature") && text(line).contains(node);
+        assert!(lines.iter().any(in_log), "{node}");
+    }
+}
+
+/// A stranger at the door of a real run's scheduler: counted, and recorded with its cause.
+#[test]
+fn refusals_are_recorded_with_cause_and_count() {
+    let run = Run::place();
+    let fixed = ["run", text(&run.file), "--run-dir", text(&run.dir), "--json", "--quiet"];
+    let mut started =
+        process::start(PROGRAM, &[&fixed[..], &["--set", "training.max_steps=100000"]].concat(), &run.dir);
+    started.until("training", |dir| (steps(dir) > 2).then_some(()));
+    let control: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(run.dir.join("control.json")).unwrap()).unwrap();
+    let address = control["scheduler"].as_str().or(control["address"].as_str()).expect("an address");
+    // An operator of another job: its certificate is none here.
+    let other = tempfile::tempdir().unwrap();
+    let (ca, ids) = (other.path().join("ca"), other.path().join("ids"));
+    let pki =
+        |arguments: &[&str]| process::run(PROGRAM, &[&["pki"], arguments].concat(), other.path()).succeeded();
+    let _ = pki(&["init", text(&ca), "--job", "small"]);
+    let _ =
+        pki(&["issue", "--ca", text(&ca), "--role", "operator", "--name", "mallory", "--out", text(&ids)]);
+    let refused = ["status", "--scheduler", address, "--identity", text(&ids)];
+    assert!(!process::run(PROGRAM, &refused, other.path()).status.success());
+    started.until("the refusal in the log", |dir| {
+        let log = std::fs::read_to_string(dir.join("audit.log")).unwrap_or_default();
+        log.contains("\"kind\":\"refusals\"").then_some(())
+    });
+    started.signal(Signal::INT);
+    let _ = started.wait().succeeded();
+    run.check(&Options::default()).unwrap();
+    let shown = process::run(PROGRAM, &["audit", "show", text(&run.dir), "--kind", "refusals"], &run.dir);
+    let shown = shown.succeeded().stdout;
+    assert!(shown.contains("\"scheduler/0\"") && shown.contains("\"cause\":"), "{shown}");
 }
 
 /// A reader in another language, with its own cryptography, agrees: `tests/python/audit.py`.

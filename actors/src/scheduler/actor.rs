@@ -1,29 +1,33 @@
 //! The scheduler's shell: members and operators in, orders and reports out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use testudo_transport::{Connection, Message, Outgoing, Role, SpiffeId};
+use testudo_transport::{Cause, Connection, Message, Outgoing, Role, SpiffeId, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::audit::{self, Entry, Hex};
+use self::audited::Recorded;
+use crate::audit::{self, Base64, Entry, Hex};
 use crate::checkpoint::{Commit, Committed};
 use crate::hear::hear;
 use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, Heartbeat, Join,
-    JoinRefused, Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke,
+    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, HeadName, Heartbeat,
+    Join, JoinRefused, Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke,
     Status, StatusReport, Stop, Testimony, Welcome,
 };
 use crate::numbers;
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
+use crate::scheduler::refusals::RefusalLog;
 use crate::scheduler::{Command, Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
+
+mod audited;
 
 /// Orders that may wait for one member: it reads them as they come, and a member that does not is cut off.
 const MAX_ORDERS: usize = 1024;
@@ -81,6 +85,7 @@ struct Link {
     connection: Connection,
     outbox: Outbox,
     follows: Option<Follows>,
+    recorded: Recorded,
 }
 
 /// How a peer follows the run.
@@ -101,6 +106,10 @@ pub struct SchedulerActor {
     observer: Box<dyn Observer>,
     commits: Option<std::sync::mpsc::SyncSender<Commit>>,
     links: BTreeMap<u64, Link>,
+    refusals: RefusalLog,
+    /// Heads of the audit log that members were shown lately.
+    heads: VecDeque<HeadName>,
+    countersign_every: u64,
     run: tracing::Span,
     outcome: Option<Outcome>,
     over: Option<oneshot::Sender<Outcome>>,
@@ -123,6 +132,7 @@ impl SchedulerActor {
         observer: Box<dyn Observer>,
         over: oneshot::Sender<Outcome>,
     ) -> SchedulerActor {
+        let countersign_every = core.job().audit.countersign_every;
         SchedulerActor {
             core,
             clock: Clock::start(),
@@ -132,6 +142,9 @@ impl SchedulerActor {
             observer,
             commits: None,
             links: BTreeMap::new(),
+            refusals: RefusalLog::default(),
+            heads: VecDeque::new(),
+            countersign_every,
             run: tracing::info_span!("run"),
             outcome: None,
             over: Some(over),
@@ -154,12 +167,17 @@ impl SchedulerActor {
                 self.observer.audit(Entry::Join {
                     node: member.to_string(),
                     incarnation,
-                    certificate_blake3: certificate.map(Hex::hash),
+                    certificate: certificate.map(|der| Base64(der.to_vec())),
                 });
                 self.tell(connection, &Welcome { incarnation, job: self.signed.clone() });
                 self.pass_on_to(connection);
             }
-            Effect::Refuse { connection, reason } => self.tell(connection, &JoinRefused { reason }),
+            Effect::Refuse { connection, reason } => {
+                if let Some(link) = self.links.get(&connection) {
+                    self.network.refusals().count(Cause::Join, Who::node(&link.peer));
+                }
+                self.tell(connection, &JoinRefused { reason });
+            }
             Effect::Send { connection, member: _, message } => match message {
                 ToMember::Membership(body) => self.tell(connection, &body),
                 ToMember::Extended(body) => self.tell(connection, &body),
@@ -178,7 +196,10 @@ impl SchedulerActor {
                 self.observer.audit(Entry::Leave { node, incarnation, reason: audit::text(&reason) });
             }
             Effect::Answer { connection, request, result } => self.answer(connection, request, result),
-            Effect::Step(summary) => self.observer.step(&summary),
+            Effect::Step(summary) => {
+                self.observer.step(&summary);
+                self.show_head(summary.step + 1);
+            }
             Effect::Parameters { version, params_blake3 } => {
                 let (step, params_blake3) = (version, Hex(params_blake3));
                 self.observer.audit(Entry::Parameters { step, params_blake3 });
@@ -246,6 +267,7 @@ impl SchedulerActor {
 
     fn end(&mut self, context: &mut Context<Self>) {
         if let (Some(over), Some(outcome)) = (self.over.take(), self.outcome.take()) {
+            self.record_refusals(true);
             self.observer.audit(Entry::end(self.core.report().steps_done, &outcome));
             let _ = over.send(outcome);
         }
@@ -282,6 +304,9 @@ impl SchedulerActor {
         let member = member_of(&peer).ok_or("neither server nor worker")?;
         if message.kind != Join::KIND && !self.core.speaks_for(&link, member) {
             return Err(format!("{member} has not joined on this connection"));
+        }
+        if let Some(taken) = self.audited(link, member, message) {
+            return taken;
         }
         let (index, body) = (member.index, message.body.as_slice());
         let unreadable = |e: testudo_transport::WireError| e.to_string();
@@ -407,6 +432,7 @@ fn tick(actor: &mut SchedulerActor, context: &mut Context<SchedulerActor>) {
     context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
         let run = actor.run.clone();
         run.in_scope(|| actor.drive(context, Input::Tick));
+        actor.record_refusals(false);
         tick(actor, context);
     });
 }
@@ -428,13 +454,19 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                 );
             }
             Mail::Opened { link, peer, connection, outbox } => {
-                self.links.insert(link, Link { peer, connection, outbox, follows: None });
+                self.links.insert(
+                    link,
+                    Link { peer, connection, outbox, follows: None, recorded: Recorded::default() },
+                );
             }
             Mail::Said { link, message } => {
                 if let Err(what) = self.said(context, link, &message)
                     && let Some(link) = self.links.get(&link)
                 {
-                    tracing::warn!(peer = %link.peer, what, "malformed message");
+                    let who = Who::node(&link.peer);
+                    if let Some(left_out) = self.network.refusals().count(Cause::Message, who) {
+                        tracing::warn!(peer = %link.peer, what, left_out, "malformed message");
+                    }
                     link.connection
                         .close(testudo_transport::CloseCode::Framing.number(), "malformed message");
                 }

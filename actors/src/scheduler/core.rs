@@ -124,6 +124,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
+    /// The job.
+    #[must_use]
+    pub fn job(&self) -> &JobSpec {
+        &self.job
+    }
+
     /// What happened, at `now`.
     pub fn handle(&mut self, now: Time, input: Input<C>) {
         match input {

@@ -9,6 +9,7 @@ mod ending;
 mod ledger;
 mod parameters;
 mod progress;
+mod refusals;
 mod revoke;
 
 pub use core::{Command, Effect, Input, SchedulerCore, ToMember};

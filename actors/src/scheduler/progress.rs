@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::audit::Entry;
+use crate::audit::{Entry, Head};
 use crate::checkpoint::{Committed, Ledger, PartSource};
 use crate::job::{JobSpec, Resume};
 use crate::message::{NodeDone, NodeLoss};
@@ -62,6 +62,11 @@ pub trait Observer: Send {
     /// When it cannot be read here; the text is for the operator.
     fn source(&mut self, _: &JobSpec, _: &Resume) -> Result<Box<dyn PartSource>, String> {
         Err("the scheduler has no checkpoints to begin with".into())
+    }
+
+    /// The head of the audit log as it is on the disk; `None` if there is no log.
+    fn audit_head(&mut self) -> Option<Head> {
+        None
     }
 
     /// What makes checkpoints whole. Asked for once, before training begins.

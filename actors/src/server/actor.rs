@@ -6,20 +6,23 @@ use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
 use testudo_kernels::Codec;
-use testudo_transport::{CloseCode, Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId};
+use testudo_transport::{
+    Cause, CloseCode, Connection, Identity, Message, Outgoing, Payload, Receiver, Role, SpiffeId, Who,
+};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::checkpoint::{PartSource, PartWriter};
+use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};
 use crate::incarnation;
 use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership, ParameterPieces,
-    PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Revocations, Shutdown,
-    SliceVersion,
+    AuditHead, Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Hello, Membership,
+    ParameterPieces, PartOutcome, Pull, PullRefused, Push, PushAccepted, PushRefused, Ready, Revocations,
+    Shutdown, SliceVersion,
 };
 use crate::node::NodeError;
 use crate::outbox::{Budget, Outbox};
@@ -103,6 +106,7 @@ pub struct ServerActor {
     work: Option<mpsc::Sender<Work>>,
     runtime: Handle,
     network: Network,
+    countersigner: Countersigner,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
     live: LiveWorkers,
@@ -140,6 +144,8 @@ pub struct ServerParts {
     pub bytes: usize,
     /// Where it is dialled.
     pub network: Network,
+    /// What it signs with.
+    pub identity: Arc<Identity>,
     /// To the scheduler.
     pub scheduler: Outbox,
     /// From the scheduler.
@@ -169,6 +175,7 @@ impl ServerActor {
             work: None,
             runtime: parts.runtime,
             network: parts.network,
+            countersigner: Countersigner::new(parts.identity),
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
             live: LiveWorkers::default(),
@@ -195,7 +202,10 @@ impl ServerActor {
             }
             Effect::Accept { reply, duplicate } => reply.answer(&PushAccepted { duplicate }),
             Effect::RefusePush { reply, worker, reason } => {
-                tracing::warn!(worker, %reason, "refused a push");
+                let who = Who::Node(format!("worker/{worker}"));
+                if let Some(left_out) = self.network.refusals().count(Cause::Request, who) {
+                    tracing::warn!(worker, %reason, left_out, "refused a push");
+                }
                 reply.answer(&PushRefused { reason });
             }
             Effect::Answer { reply, slice, version } => answer_pull(&self.store, reply, slice, version),
@@ -203,6 +213,9 @@ impl ServerActor {
             Effect::Ready { epoch } => self.tell(&Ready { epoch }),
             Effect::Heartbeat(heartbeat) => {
                 self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
+                if let Some(report) = self.network.refusal_report() {
+                    self.tell(&report);
+                }
             }
         }
     }
@@ -265,6 +278,11 @@ impl ServerActor {
                 self.work(context, Work::Hash { version });
             }
             Revocations::KIND => crate::revoke::passed_on(&self.network, &message.body)?,
+            AuditHead::KIND => {
+                let shown = AuditHead::decode(&message.body).map_err(|e| e.to_string())?;
+                let signed = self.countersigner.sign(&shown)?;
+                self.tell(&signed);
+            }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(reason = shutdown.reason, "leaving");
@@ -376,6 +394,7 @@ impl Serving {
         // The first word says which process this is; until then, no other stream is heard.
         let Some((first, shown)) = greeted(&connection).await else { return };
         if !self.live.is(worker, &shown) {
+            self.network.refusals().count(Cause::Incarnation, Who::node(&peer));
             tracing::warn!(%peer, "another incarnation of it takes part; this one is not served");
             connection
                 .close(CloseCode::Admission.number(), "another incarnation of this identity takes part");
@@ -453,6 +472,7 @@ impl Stream {
                     }
                 }
                 Err(error) => {
+                    self.serving.network.refusals().count(Cause::Message, Who::node(self.connection.peer()));
                     tracing::warn!(worker = self.worker, error, "malformed request");
                     self.connection.close(CloseCode::Framing.number(), "malformed request");
                     return;

@@ -41,7 +41,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         heartbeat_timeout_ms: 2,
         export: false,
         checkpoints: Checkpoints::default(),
-        audit: crate::job::Audit { hash_every: 0 },
+        audit: crate::job::Audit { hash_every: 0, countersign_every: 0 },
         witness_rate: rate,
         resume: None,
     })

@@ -7,19 +7,23 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler};
 use bytes::Bytes;
 use testudo_observability::set_remote_parent;
-use testudo_transport::{Class, CloseCode, Connection, Error, Message, Outgoing, Payload, Receiver, Role};
+use testudo_transport::{
+    Class, CloseCode, Connection, Error, Identity, Message, Outgoing, Payload, Receiver, Role,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::contributions::{self, Pushed};
+use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};
 use crate::incarnation::Secret;
 use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Evaluate, Export, Exported, Failure, Given, Heartbeat, Hello, LeaseExtended, Membership, NodeDone,
-    Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember, Shutdown, SliceVersion,
-    Testimony, Witnessed,
+    AuditHead, Body, Contributions, Evaluate, Export, Exported, Failure, Given, Heartbeat, Hello,
+    LeaseExtended, Membership, NodeDone, Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations,
+    ServerMember, Shutdown, SliceVersion, Testimony, Witnessed,
 };
 use crate::node::NodeError;
 use crate::numbers;
@@ -129,6 +133,8 @@ pub struct WorkerParts {
     pub slices: usize,
     /// What it dials with.
     pub network: Network,
+    /// What it signs with.
+    pub identity: Arc<Identity>,
     /// What shows servers that it is the process that joined.
     pub secret: Secret,
     /// To the scheduler.
@@ -151,6 +157,9 @@ pub struct WorkerActor {
     lanes: u32,
     slices: usize,
     network: Network,
+    identity: Arc<Identity>,
+    pushed: Pushed,
+    countersigner: Countersigner,
     secret: Secret,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
@@ -181,6 +190,9 @@ impl WorkerActor {
             lanes: parts.lanes,
             slices: parts.slices,
             network: parts.network,
+            countersigner: Countersigner::new(Arc::clone(&parts.identity)),
+            identity: parts.identity,
+            pushed: Pushed::default(),
             secret: parts.secret,
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
@@ -212,7 +224,11 @@ impl WorkerActor {
                 let Push { step, node, slice, .. } = push;
                 let Values::Gradient(bytes, permit) = values else { return };
                 let request = self.ask(server, Asked::Push { step, node, slice });
+                // Hashed once: for the MAC, and for what this worker signs of its step.
+                let hash = *blake3::hash(&bytes).as_bytes();
+                self.pushed.add(step, node, slice, hash);
                 let message = Outgoing::new(Push::KIND, request, push.encode()).with_payload(bytes);
+                let message = Outgoing { payload_hash: Some(hash), ..message };
                 self.post(server, slice, message, Some(Box::new(permit)));
             }
             Effect::Pull { server, pull } => {
@@ -245,12 +261,30 @@ impl WorkerActor {
                 };
                 self.reported = (sent, received);
                 tracing::debug!(step = done.step, "step done");
+                self.sign(&done);
                 self.tell(&done);
             }
             Effect::Result(result) => self.tell(&result),
             Effect::Heartbeat(heartbeat) => {
                 self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
+                if let Some(report) = self.network.refusal_report() {
+                    self.tell(&report);
+                }
             }
+        }
+    }
+
+    /// Signs what was pushed for the nodes of a report.
+    fn sign(&mut self, done: &NodeDone) {
+        let Some(digest) = self.pushed.take(done.step, done.nodes.iter().map(|n| n.node)) else { return };
+        match self.identity.sign(&contributions::signed_bytes(done.step, &digest)) {
+            Ok(signature) => self.tell(&Contributions {
+                step: done.step,
+                count: digest.count,
+                digest: digest.blake3,
+                signature,
+            }),
+            Err(error) => tracing::error!(%error, step = done.step, "contributions are not signed"),
         }
     }
 
@@ -400,6 +434,12 @@ impl WorkerActor {
             Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
             Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
             Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
+            AuditHead::KIND => {
+                let shown = AuditHead::decode(&message.body).map_err(unreadable)?;
+                let signed = self.countersigner.sign(&shown)?;
+                self.tell(&signed);
+                return Ok(());
+            }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
                 tracing::info!(reason = shutdown.reason, "leaving");

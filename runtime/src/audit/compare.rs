@@ -1,6 +1,6 @@
 //! What lies beside the log, against what it says: signed job, summary, checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,7 +10,7 @@ use testudo_transport::Trust;
 
 use super::AuditLogError;
 use super::verify::{Seen, Verified};
-use crate::checkpoint::Layout;
+use crate::checkpoint::{Layout, retention};
 use crate::report::summary::Summary;
 use crate::rundir::RunDir;
 
@@ -34,6 +34,7 @@ pub(super) struct Facts<'a> {
     job: Option<LoggedJob>,
     end: Option<(u64, Option<Hex>)>,
     checkpoints: BTreeMap<u64, Hex>,
+    deleted: BTreeSet<Hex>,
 }
 
 impl<'a> Facts<'a> {
@@ -52,6 +53,7 @@ impl<'a> Facts<'a> {
             job: None,
             end: None,
             checkpoints: BTreeMap::new(),
+            deleted: BTreeSet::new(),
         })
     }
 
@@ -80,6 +82,9 @@ impl<'a> Facts<'a> {
             Entry::Checkpoint { step, manifest_blake3 } => {
                 self.checkpoints.insert(*step, *manifest_blake3);
             }
+            Entry::Deletion { manifest_blake3, .. } => {
+                self.deleted.insert(*manifest_blake3);
+            }
             Entry::End { steps, params_blake3, .. } => self.end = Some((*steps, *params_blake3)),
             _ => {}
         }
@@ -102,12 +107,23 @@ impl<'a> Facts<'a> {
         self.signed_job()?;
         self.summary(verified)?;
         let layout = Layout::new(&self.run_dir.checkpoints());
+        // What was pruned after the run, or put aside when it was resumed, is recorded beside the checkpoints alone.
+        let records = retention::read_deletions(&layout)
+            .map_err(|error| differs(&layout.deletions(), error.to_string()))?;
+        let pruned: BTreeSet<Hex> = records.iter().map(|record| Hex(record.manifest_blake3.0)).collect();
         for (step, logged) in &self.checkpoints {
             let path = layout.manifest(*step);
-            if let Some(bytes) = read_small(&path)?
-                && Hex::hash(&bytes) != *logged
-            {
-                return Err(differs(&path, format!("the log names manifest {logged} at step {step}")));
+            match read_small(&path)? {
+                Some(bytes) if Hex::hash(&bytes) == *logged => {}
+                Some(_) => {
+                    return Err(differs(&path, format!("the log names manifest {logged} at step {step}")));
+                }
+                None if self.deleted.contains(logged) || pruned.contains(logged) => {}
+                None => {
+                    let what =
+                        format!("it is gone, and no record says that it was deleted (manifest {logged})");
+                    return Err(differs(&path, what));
+                }
             }
         }
         Ok(())

@@ -1,11 +1,14 @@
 //! Checking a log: every line, every signature, its end, and what lies beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
-use testudo_actors::audit::{Base64, CheckpointName, Entry, Hex, KEY_NAME};
+use testudo_actors::audit::{Base64, CheckpointName, Entry, Head, Hex, KEY_NAME};
+use testudo_actors::contributions::{self, Digest};
+use testudo_actors::countersign;
+use testudo_actors::message::HeadName;
 use testudo_observability::audit::{Chain, Record, SIGNATURE, Signature, signed_bytes};
 use testudo_transport::{Expected, Role, SpiffeId, Trust};
 
@@ -50,6 +53,8 @@ pub struct Verified {
     pub ended: bool,
     /// The runs: more than one where a run was resumed.
     pub sessions: Vec<Session>,
+    /// The newest record up to which some node has counter-signed the log.
+    pub countersigned: Option<u64>,
     /// Records after the expected head.
     pub since_expected: Option<u64>,
     /// Records that a crash left without a signature of their own session's key; later keys signed them.
@@ -86,6 +91,8 @@ pub fn read(
         unsigned: 0,
         job_due: false,
         parameters: None,
+        members: BTreeMap::new(),
+        hashes: VecDeque::new(),
     };
     let mut chain = Chain::new();
     for line in Lines::open(path)? {
@@ -97,6 +104,7 @@ pub fn read(
         }
         let record = chain.follow(&line.bytes).map_err(|why| damaged(why.to_string()))?;
         let entry = reader.record(&record).map_err(damaged)?;
+        reader.remember(record.seq, chain.head());
         let trust = reader.session.as_ref().map(|s| &s.trust);
         see(&Seen { record: &record, hash: chain.head(), trust }, entry.as_ref());
     }
@@ -155,6 +163,20 @@ struct Reader<'a> {
     job_due: bool,
     /// The newest step at which the servers told their parameters, and the hash.
     parameters: Option<(u64, Hex)>,
+    /// By role and index: who has joined this session.
+    members: BTreeMap<String, Member>,
+    /// Records and their hashes, the newest last.
+    hashes: VecDeque<(u64, Hex)>,
+}
+
+/// Records whose hashes are remembered: a node counter-signs a head within moments of being shown it.
+const HASHES: usize = 1 << 16;
+
+struct Member {
+    id: SpiffeId,
+    certificate: Vec<u8>,
+    /// The last head that it counter-signed.
+    signed: Option<Head>,
 }
 
 impl Reader<'_> {
@@ -178,12 +200,67 @@ impl Reader<'_> {
         self.job_due = false;
         self.verified.ended = matches!(entry, Entry::End { .. });
         self.parameters(&entry)?;
+        self.signed_by_members(record, &entry)?;
         if let Entry::Key { trust_domain, job, ca, certificate, resumed_from, .. } = &entry {
             let first = record.seq;
             self.key((trust_domain, job), ca, certificate, (first, *resumed_from))?;
         }
         self.unsigned += 1;
         Ok(Some(entry))
+    }
+
+    fn remember(&mut self, record: u64, hash: Hex) {
+        self.hashes.push_back((record, hash));
+        if self.hashes.len() > HASHES {
+            self.hashes.pop_front();
+        }
+    }
+
+    /// Signatures of workers over their contributions, and of nodes over the log itself.
+    fn signed_by_members(&mut self, record: &Record, entry: &Entry) -> Result<(), String> {
+        match entry {
+            Entry::Key { .. } => self.members.clear(),
+            Entry::Join { node, certificate: Some(certificate), .. } => {
+                let trust = self.session.as_ref().map(|s| &s.trust).ok_or("a node joins before any key")?;
+                let id = format!("spiffe://{}/job/{}/{node}", trust.trust_domain(), trust.job());
+                let id = SpiffeId::parse(&id).map_err(|e| e.to_string())?;
+                let member = Member { id, certificate: certificate.0.clone(), signed: None };
+                self.members.insert(node.clone(), member);
+            }
+            Entry::Contributions { node, step, count, digest, signature } => {
+                let digest = Digest { count: *count, blake3: digest.0 };
+                self.check(node, &contributions::signed_bytes(*step, &digest), signature, record.at)?;
+            }
+            Entry::Countersignature { node, record: at, head, before, signature } => {
+                let holds = self.hashes.iter().rev().find(|(record, _)| record == at);
+                if holds.is_none_or(|(_, hash)| hash != head) {
+                    return Err(format!("{node} counter-signed another log: its record {at} is {head}"));
+                }
+                let name = |h: &Head| HeadName { record: h.record, hash: h.hash.0 };
+                let shown = Head { record: *at, hash: *head };
+                let message = countersign::signed_bytes(&name(&shown), before.as_ref().map(name).as_ref());
+                self.check(node, &message, signature, record.at)?;
+                let member = self.members.get_mut(node);
+                if let Some(member) = member
+                    && member.signed.replace(shown) != *before
+                {
+                    return Err(format!("{node} counter-signed a head before that the log does not show"));
+                }
+                self.verified.countersigned = self.verified.countersigned.max(Some(*at));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self, node: &str, message: &[u8], signature: &Base64, at: u64) -> Result<(), String> {
+        let member = self.members.get(node).ok_or_else(|| format!("{node} signs and has not joined"))?;
+        let trust = self.session.as_ref().map(|s| &s.trust).ok_or("a signature before any key")?;
+        let expected = Expected::Node(member.id.clone());
+        trust
+            .verify_signature_at(&member.certificate, &expected, message, &signature.0, time(at))
+            .map(|_| ())
+            .map_err(|e| format!("{node}: {e}"))
     }
 
     /// The final parameters are those that the servers told.

@@ -10,10 +10,11 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use testudo_actors::audit::{Base64, CheckpointName, Entry, Hex};
+use testudo_actors::audit::{Base64, CheckpointName, Entry, Head, Hex};
 use testudo_actors::{JobSpec, SignedJob};
 use testudo_observability::audit::{Chain, Scribe, Signer};
 use testudo_transport::Identity;
@@ -35,19 +36,28 @@ enum Mail {
 /// A log being written.
 #[derive(Debug)]
 pub struct AuditLog {
-    sender: SyncSender<Mail>,
+    handle: AuditHandle,
     thread: JoinHandle<Result<Hex, AuditLogError>>,
 }
 
 /// Tells the log what happened.
 #[derive(Clone, Debug)]
-pub struct AuditHandle(SyncSender<Mail>);
+pub struct AuditHandle {
+    sender: SyncSender<Mail>,
+    synced: Arc<Mutex<Option<Head>>>,
+}
 
 impl AuditHandle {
     /// Adds a record. One that comes after the log was closed is not written.
     pub fn tell(&self, entry: Entry) {
         // Fails only when the thread has ended, which `close` reports.
-        self.0.send(Mail::Entry(entry)).ok();
+        self.sender.send(Mail::Entry(entry)).ok();
+    }
+
+    /// The head of what is signed and on the disk.
+    #[must_use]
+    pub fn head(&self) -> Option<Head> {
+        *self.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,6 +73,7 @@ impl Begun {
         let Begun(writer) = self;
         let path = writer.path.clone();
         let (sender, receiver) = mpsc::sync_channel(WAITING);
+        let handle = AuditHandle { sender, synced: Arc::clone(&writer.synced) };
         let thread = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || {
@@ -73,7 +84,7 @@ impl Begun {
                 result
             })
             .map_err(|e| file_error(&path, "has no thread", &e))?;
-        Ok(AuditLog { sender, thread })
+        Ok(AuditLog { handle, thread })
     }
 }
 
@@ -116,6 +127,7 @@ impl AuditLog {
             file: append(path)?,
             path: path.to_owned(),
             scribe: Scribe::new(chain, Box::new(AuditKey(identity.clone()))),
+            synced: Arc::default(),
         };
         let trust = identity.trust();
         writer.entry(&Entry::Key {
@@ -140,7 +152,7 @@ impl AuditLog {
     /// A way to tell it what happened.
     #[must_use]
     pub fn handle(&self) -> AuditHandle {
-        AuditHandle(self.sender.clone())
+        self.handle.clone()
     }
 
     /// Writes, signs and syncs what was told, and ends. Returns the head.
@@ -148,7 +160,7 @@ impl AuditLog {
     /// # Errors
     /// [`AuditLogError`] if something could not be written, then or before.
     pub fn close(self) -> Result<Hex, AuditLogError> {
-        self.sender.send(Mail::Close).ok();
+        self.handle.sender.send(Mail::Close).ok();
         self.thread.join().unwrap_or_else(|_| {
             let what = "a bug in Testudo: writing it panicked".to_owned();
             Err(AuditLogError::File { path: PathBuf::from("audit.log"), what })
@@ -160,6 +172,7 @@ struct Writer {
     path: PathBuf,
     file: File,
     scribe: Scribe,
+    synced: Arc<Mutex<Option<Head>>>,
 }
 
 impl Writer {
@@ -201,7 +214,10 @@ impl Writer {
     }
 
     fn sync(&self) -> Result<(), AuditLogError> {
-        self.file.sync_data().map_err(|e| file_error(&self.path, "cannot be synced", &e))
+        self.file.sync_data().map_err(|e| file_error(&self.path, "cannot be synced", &e))?;
+        let head = Head { record: self.scribe.records().saturating_sub(1), hash: self.scribe.head() };
+        *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        Ok(())
     }
 }
 

@@ -94,7 +94,7 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
         schedule: Schedule::Constant,
         epochs: rounds,
         // What is measured is pushes and pulls.
-        audit: Audit { hash_every: 0 },
+        audit: Audit { hash_every: 0, countersign_every: 0 },
         witness_rate: 0.0,
         ..crate::job::spec(config, data)
     })

@@ -111,6 +111,7 @@ fn report(run_dir: &RunDir, verified: &Verified) -> serde_json::Value {
         "head": verified.head,
         "ended": verified.ended,
         "late_signed": verified.late_signed,
+        "countersigned": verified.countersigned,
         "since_expected": verified.since_expected,
         "sessions": sessions.collect::<Vec<_>>(),
     })
@@ -125,6 +126,9 @@ fn tell(run_dir: &RunDir, verified: &Verified, options: &Options) {
     }
     if options.cas.is_empty() {
         println!("  note: the CAs are those that the log names; --ca says which one to trust");
+    }
+    if let Some(record) = verified.countersigned {
+        println!("  counter-signed by nodes up to record {record}");
     }
     if verified.late_signed > 0 {
         println!("  note: {} records were signed by a later run's key alone", verified.late_signed);

@@ -107,6 +107,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         audit: Audit {
             hash_every: from.integer("audit.hash_every"),
             witness_rate: from.number("audit.witness_rate"),
+            countersign_every: from.integer("audit.countersign_every"),
         },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use testudo_actors::SignedJob;
+use testudo_actors::audit::Refusal;
 use testudo_actors::message::{
-    Body, Given, Heartbeat, Join, Load, MemberRole, Membership, NodeDone, NodeLoss, ParameterPieces, Phase,
-    Pull, Push, PushRefusal, PushRefused, ServerMember, StatusReport, StepTimes, Testimony, Welcome,
-    Witnessed, WorkerMember,
+    AuditHead, Body, Contributions, Countersigned, Given, HeadName, Heartbeat, Join, Load, MemberRole,
+    Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal, PushRefused,
+    RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome, Witnessed, WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
@@ -99,7 +100,20 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("witnessed", &Witnessed { key: Key::known([9; 32]) }),
         of("testimony", &Testimony { step: 700, node: node() }),
         of("given", &Given { version: 70_000 }),
+        of("contributions", &Contributions { step: 5, count: 9, digest: [1; 32], signature: vec![2; 71] }),
+        of("audit-head", &AuditHead { head: head() }),
+        of("countersigned", &Countersigned { head: head(), before: Some(head()), signature: vec![3; 70] }),
+        of("refusals", &refusals()),
     ]
+}
+
+fn head() -> HeadName {
+    HeadName { record: 700, hash: [6; 32] }
+}
+
+fn refusals() -> RefusalReport {
+    let line = Refusal { cause: "mac".into(), who: "worker/1".into(), count: 3 };
+    RefusalReport { refused: vec![line.clone(), line] }
 }
 
 fn pieces() -> ParameterPieces {

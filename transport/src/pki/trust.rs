@@ -240,6 +240,16 @@ impl Trust {
         let id = self.verify_at(leaf_der, expected, at)?;
         check_signature(leaf_der, message, signature, id)
     }
+
+    /// Checks a signature by the key of a certificate that was checked before, in the handshake above all. Nothing else of the
+    /// certificate is checked here.
+    ///
+    /// # Errors
+    /// [`PkiError`] when it does not hold.
+    pub fn verify_with(leaf_der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), PkiError> {
+        let id = certificate::leaf_identity(leaf_der)?;
+        check_signature(leaf_der, message, signature, id).map(|_| ())
+    }
 }
 
 fn check_signature(

@@ -39,6 +39,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
+    /// Steps completed.
+    #[must_use]
+    pub fn steps_done(&self) -> u64 {
+        self.progress.completed()
+    }
+
     /// Every member, as it was last heard.
     #[must_use]
     pub fn nodes(&self, now: Time) -> Vec<NodeStatus> {

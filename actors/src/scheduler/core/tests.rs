@@ -36,7 +36,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         heartbeat_timeout_ms: 1_000,
         export: true,
         checkpoints: crate::job::Checkpoints::default(),
-        audit: crate::job::Audit { hash_every: 0 },
+        audit: crate::job::Audit { hash_every: 0, countersign_every: 0 },
         witness_rate: 0.0,
         resume: None,
     }

@@ -447,6 +447,13 @@ pub static KEYS: &[Key] = &[
         doc: "Steps between hashes of the parameters in the audit log; the first and the last are hashed whatever this is, but for 0: then none are.",
     },
     Key {
+        path: "audit.countersign_every",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("100"),
+        applies: None,
+        doc: "Steps after which every server and worker signs the head of the audit log, so that a log that is cut later has them against it; 0 for never.",
+    },
+    Key {
         path: "audit.witness_rate",
         rule: FRACTION,
         absent: Absent::Is("0.01"),

@@ -18,7 +18,7 @@ fn pieces(job: &JobSpec, server: u32, version: u64, value: f32) -> ParameterPiec
 }
 
 fn hashed_job() -> JobSpec {
-    JobSpec { audit: crate::job::Audit { hash_every: 1 }, slice_bytes: 8, ..job(1, 2) }
+    JobSpec { audit: crate::job::Audit::default(), slice_bytes: 8, ..job(1, 2) }
 }
 
 fn hash_of(value: f32) -> [u8; 32] {
