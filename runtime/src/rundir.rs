@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use held::in_words;
+pub(crate) use held::reached;
 pub use time::timestamp;
 
 /// How many runs of one job may begin in one second before a name must be given.

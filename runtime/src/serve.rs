@@ -22,6 +22,7 @@ pub mod options;
 mod predict;
 pub mod refusal;
 pub mod request;
+mod revocation;
 mod state;
 pub mod tls;
 pub mod token;
@@ -82,8 +83,8 @@ pub enum ServeError {
     },
 }
 
-/// A server that holds everything that it needs, and has answered nobody yet: every file is open or read, the address is
-/// bound. What a process is no longer to be able to do is best given up now.
+/// A server that holds everything that it needs, and has answered nobody yet: every file is open or read, root's rights are
+/// given up, the address is bound.
 pub struct Prepared {
     listener: TcpListener,
     address: SocketAddr,
@@ -91,18 +92,25 @@ pub struct Prepared {
     shared: Shared,
 }
 
-/// Verifies and loads the model, reads keys and tokens, opens the state, binds the address.
+/// Verifies and loads the model, reads keys and tokens, opens the state, goes on as [`Options::user`], binds the address.
 ///
 /// # Errors
 /// [`ServeError`]; then nothing is listened on.
 pub fn prepare(options: &Options) -> Result<Prepared, ServeError> {
     options.check()?;
     let model = model::load(&options.dir, &options.trust)?;
-    let clients =
-        options.client_ca.as_deref().map(|ca| tls::ClientCa { ca, required: options.tokens.is_none() });
+    let clients = options.client_ca.as_deref().map(|ca| tls::ClientCa {
+        ca,
+        revoked: options.client_crl.as_deref(),
+        required: options.tokens.is_none(),
+    });
     let tls = tls::server_config(&options.cert, &options.key, clients)?;
     let state = state::StateDir::open(&options.state)?;
     let shared = Shared::new(options, model, state)?;
+    if let Some(user) = &options.user {
+        shared.hand_over(user)?;
+        user.take_over().map_err(|why| ServeError::Option(why.to_string()))?;
+    }
     let failed = |source| ServeError::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

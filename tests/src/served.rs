@@ -5,7 +5,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+};
+use rcgen::{DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use testudo::checkpoint::safetensors::{self, MODEL_FILE, Metadata, Tensor};
 use testudo::serve::token::Tokens;
@@ -46,6 +49,9 @@ impl Site {
         std::fs::create_dir(folder.path().join("model")).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
+        params.distinguished_name.push(DnType::CommonName, "the CA of a test");
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let site = Site { folder, ca };
         site.write_model(spec, parameters);
@@ -53,7 +59,9 @@ impl Site {
         site.sign();
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &site.ca).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&key, &site.ca).unwrap();
         write_public(&site.at("ca.pem"), site.ca.pem().as_bytes()).unwrap();
         write_public(&site.at("cert.pem"), cert.pem().as_bytes()).unwrap();
         write_secret(&site.at("server.pem"), key.serialize_pem().as_bytes()).unwrap();
@@ -130,11 +138,61 @@ impl Site {
     /// When a URI is none.
     #[must_use]
     pub fn certified(&self, uris: &[&str]) -> Certified {
+        let (cert, key) = self.certificate(uris, None);
+        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// A certificate for a client under this serial number.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn certified_as(&self, serial: u64) -> Certified {
+        let (cert, key) = self.certificate(&[], Some(serial));
+        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// The CA's list of revoked certificates, in PEM, good until the beginning of the year `until`.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn revoked(&self, serials: &[u64], until: i32) -> String {
+        let then = rcgen::date_time_ymd(2020, 1, 1);
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: then,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: then,
+            next_update: rcgen::date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.ca).unwrap().pem().unwrap()
+    }
+
+    /// The same, certificate and key each in PEM.
+    ///
+    /// # Panics
+    /// When a URI is none.
+    #[must_use]
+    pub fn certified_pem(&self, uris: &[&str]) -> (String, String) {
+        let (cert, key) = self.certificate(uris, None);
+        (cert.pem(), key.serialize_pem())
+    }
+
+    fn certificate(&self, uris: &[&str], serial: Option<u64>) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = serial.map(SerialNumber::from);
         params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
-        let cert = params.signed_by(&key, &self.ca).unwrap();
-        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        (params.signed_by(&key, &self.ca).unwrap(), key)
     }
 
     /// What a server is told unless a test says otherwise: tokens, the defaults, any free port.
@@ -152,7 +210,9 @@ impl Site {
             key: self.at("server.pem"),
             tokens: Some(self.at("state/tokens")),
             client_ca: None,
+            client_crl: None,
             state: self.at("state"),
+            user: None,
             output: Output::default(),
             limits: Limits::default(),
         }

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -385,6 +386,44 @@ fn clients_with_certificates_are_who_these_say() {
     assert_eq!(alice.with_token("tstd_x").predict(&row).status, 401, "also one that is wrong");
 }
 
+/// A list that changes while the server runs counts from the next handshake on; one that cannot be used lets nobody in.
+#[test]
+fn revoked_clients_are_turned_away_and_bad_lists_let_nobody_in() {
+    let site = site();
+    let list = site.at("crl.pem");
+    let put = |text: &str| {
+        // In another file's place, as whoever publishes lists should do it.
+        let new = site.at("crl.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::rename(&new, &list).unwrap();
+    };
+    let mut options = site.options();
+    (options.client_ca, options.client_crl) = (Some(site.at("ca.pem")), Some(list.clone()));
+    options.tokens = None;
+    let refused = |options: &Options| site.serve(options).map(|_| ()).unwrap_err().to_string();
+    assert!(refused(&options).contains("crl.pem"), "no list at all");
+    put(&site.revoked(&[], 4000));
+    let running = site.serve(&options).unwrap();
+    let [alice, bob] = [1, 2].map(|serial| {
+        Client::build(running.address, &site.root(), Some(site.certified_as(serial)), &rustls::version::TLS13)
+    });
+    let let_in = || [&alice, &bob].map(|client| client.request("GET", "/healthz", "").is_ok());
+    assert_eq!(let_in(), [true, true]);
+    put(&site.revoked(&[1], 4000));
+    assert_eq!(let_in(), [false, true]);
+    put(&site.revoked(&[], 2021));
+    assert_eq!(let_in(), [false, false], "past its time");
+    put(&Site::new(&regression().0, &regression().1).revoked(&[], 4000));
+    assert_eq!(let_in(), [false, false], "another CA's");
+    put("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
+    assert_eq!(let_in(), [false, false], "no list");
+    std::fs::remove_file(&list).unwrap();
+    assert_eq!(let_in(), [false, false], "gone");
+    put(&site.revoked(&[2], 4000));
+    assert_eq!(let_in(), [true, false]);
+}
+
 /// A server as a process of its own, which does not outlive the test.
 struct Server {
     child: Child,
@@ -502,6 +541,9 @@ fn the_command_serves_and_ends_in_order() {
     let single = ["--budget", "100000", "--max-requests-per-client", "1"];
     let mut server = Server::start(&[&signed[..], &single].concat());
     let client = Client::new(server.address, &site.root()).with_token(&token);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    assert!(!users.split_whitespace().any(|user| user == "0"), "it serves as root: {users}");
     let mut under_way = hold_the_place(&client);
     server.signal(Signal::TERM);
     under_way.write_all(&HELD.as_bytes()[1..]).unwrap();

@@ -7,11 +7,12 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, ValueEnum};
 use testudo_observability as observability;
 use testudo_transport::Identity;
-use testudo_transport::pki::{CERT_FILE, KEY_FILE};
+use testudo_transport::pki::{CERT_FILE, KEY_FILE, trust_owner};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
 use crate::error::Failure;
+use crate::process::{RunAs, user};
 use crate::serve::options::{Budget, DIGITS_MOST};
 use crate::serve::token::{self, Tokens};
 use crate::serve::{Digits, Limits, Options, Output, ServeError, Trust, make_state, prepare};
@@ -56,6 +57,9 @@ pub(crate) struct ServeArguments {
     /// Clients may show a certificate of this CA
     #[arg(long, value_name = "CA.pem")]
     client_ca: Option<PathBuf>,
+    /// Lists of certificates that this CA has revoked; read again whenever the file changes
+    #[arg(long, value_name = "CRL.pem", requires = "client_ca")]
+    client_crl: Option<PathBuf>,
     /// The file of clients' tokens [default: tokens in the state's folder, if it is there]
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
@@ -65,6 +69,12 @@ pub(crate) struct ServeArguments {
     /// The folder for tokens and for what each client has had [default: MODEL_DIR with the ending .serve]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Whom to go on as before anything is listened on, if this is root: a name or a number
+    #[arg(long, value_name = "USER", default_value = user::NOBODY)]
+    run_as: String,
+    /// Stay root, if this is root
+    #[arg(long)]
+    allow_root: bool,
     /// What answers say
     #[arg(long, value_enum, default_value_t = Say::Probabilities)]
     output: Say,
@@ -121,6 +131,10 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         Some(state) => state.clone(),
         None => beside(&arguments.dir)?,
     };
+    let user = user::plan(&arguments.run_as, arguments.allow_root).map_err(Failure::misconfigured)?;
+    if let Some(user) = &user {
+        trust_owner(user.uid());
+    }
     let tokens = arguments.tokens.clone().unwrap_or_else(|| token::default_path(&state));
     if let Some(name) = &arguments.new_token {
         if arguments.tokens.is_none() {
@@ -131,21 +145,20 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         println!("{}", *token);
         return Ok(());
     }
-    let options = arguments.options(state, tokens)?;
+    let options = arguments.options(state, tokens, user)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
     let _guard = observability::init(log).map_err(Failure::misconfigured)?;
-    tracing::info!("{}", crate::process::Protections::read());
     if matches!(options.trust, Trust::Unsigned) {
         tracing::warn!(
             "--allow-unsigned: NOBODY'S SIGNATURE IS CHECKED; whoever can write the model's folder chooses the answers"
         );
     }
-    // Everything is open after this: what the process no longer needs to be able to do can be given up here.
     let prepared = prepare(&options).map_err(|error| match error {
         ServeError::Listen { .. } => Failure::failed(error),
         error => Failure::misconfigured(error),
     })?;
     println!("listening https://{}", prepared.address());
+    tracing::info!("{}", crate::process::Protections::read());
     tracing::info!("serving {}: {}", options.dir.display(), prepared.describe());
     prepared
         .run(async {
@@ -186,7 +199,7 @@ fn beside(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 impl ServeArguments {
-    fn options(&self, state: PathBuf, tokens: PathBuf) -> Result<Options, Failure> {
+    fn options(&self, state: PathBuf, tokens: PathBuf, user: Option<RunAs>) -> Result<Options, Failure> {
         let Some(listen) = self.listen else { return Err(Failure::misconfigured("--listen is needed")) };
         let trust = match &self.public_key {
             Some(path) => Trust::Signed {
@@ -229,7 +242,9 @@ impl ServeArguments {
             key,
             tokens: has_tokens.then_some(tokens),
             client_ca: self.client_ca.clone(),
+            client_crl: self.client_crl.clone(),
             state,
+            user,
             output: match self.output {
                 Say::Probabilities => Output::Probabilities(self.digits),
                 Say::Labels => Output::Labels,

@@ -35,7 +35,7 @@ pub fn in_words(text: &str) -> String {
 }
 
 /// The descriptor's name in this process, which is `name`'s from now on.
-fn reached(descriptor: &OwnedFd, name: &Path) -> PathBuf {
+pub(crate) fn reached(descriptor: &OwnedFd, name: &Path) -> PathBuf {
     let at = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
     if let Ok(mut held) = HELD.lock() {
         // A number that is used again means what it was used for last.

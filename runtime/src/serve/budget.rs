@@ -18,6 +18,7 @@ use testudo_transport::pki::read_secret_file;
 use super::ServeError;
 use super::client::ClientId;
 use super::refusal::Refusal;
+use crate::rundir::in_words;
 use crate::signing::write_whole_as;
 
 /// What the file says that it is.
@@ -109,7 +110,8 @@ impl Ledger {
             let mut given = given(&accounts, |account| account.set_aside);
             given.insert(name.to_owned(), account.set_aside);
             self.write(given).map_err(|why| {
-                tracing::error!(file = %self.path.display(), "budgets cannot be written, so nothing is answered: {why}");
+                let file = in_words(&self.path.display().to_string());
+                tracing::error!(file, "budgets cannot be written, so nothing is answered: {why}");
                 Refusal::State
             })?;
         }

@@ -31,6 +31,7 @@ use super::request::{self, Rows};
 use super::state::StateDir;
 use super::tls;
 use super::token::Tokens;
+use crate::process::RunAs;
 
 /// How long requests under way may take once the server is to end.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
@@ -57,7 +58,7 @@ struct Inner {
     places: Arc<Semaphore>,
     threads: Semaphore,
     told: Told,
-    _state: StateDir,
+    state: StateDir,
 }
 
 impl Shared {
@@ -87,8 +88,13 @@ impl Shared {
             threads: Semaphore::new(threads),
             limits,
             told: Told::default(),
-            _state: state,
+            state,
         })))
+    }
+
+    /// Gives what is kept between runs to the user that the server goes on as.
+    pub(super) fn hand_over(&self, user: &RunAs) -> Result<(), ServeError> {
+        self.0.state.hand_over(user)
     }
 
     /// Writes budgets as they really are. To be called at the end.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ServeError;
+use crate::process::RunAs;
 use crate::signing::PublicKey;
 
 /// Most digits that probabilities can be rounded to; beyond this `full` says what is meant.
@@ -138,8 +139,12 @@ pub struct Options {
     /// The CA of clients' certificates, in PEM, if they have certificates. Without tokens, a connection without a
     /// certificate ends in its handshake.
     pub client_ca: Option<PathBuf>,
+    /// Lists of the certificates that this CA has revoked, in PEM, if it has such lists.
+    pub client_crl: Option<PathBuf>,
     /// Where budgets are kept between runs.
     pub state: PathBuf,
+    /// Whom the process becomes before it listens; nobody else if it is not root, or may stay root.
+    pub user: Option<RunAs>,
     /// What answers say.
     pub output: Output,
     /// What clients may ask for.

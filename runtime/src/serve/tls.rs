@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::ServeError;
 use super::client::ClientId;
+use super::revocation::Revocable;
 use crate::signing::hex;
 
 /// Longest SPIFFE ID that a budget is kept under; a longer one's client goes by its key.
@@ -31,6 +32,8 @@ const NAME_MOST: usize = 80;
 pub struct ClientCa<'a> {
     /// The CA's certificates, in PEM.
     pub ca: &'a Path,
+    /// The lists of those that it has revoked, in PEM.
+    pub revoked: Option<&'a Path>,
     /// Whether a client without a certificate is turned away in the handshake.
     pub required: bool,
 }
@@ -58,15 +61,23 @@ pub fn server_config(
         .map_err(|why| wrong(why.to_string()))?;
     let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(ClientCa { ca, required }) => {
+        Some(ClientCa { ca, revoked, required }) => {
             let mut roots = RootCertStore::empty();
             for root in certificates(ca)? {
                 roots.add(root).map_err(|why| wrong(format!("{}: {why}", ca.display())))?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let roots = Arc::new(roots);
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
             let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
             let verifier = verifier.build().map_err(|why| wrong(format!("{}: {why}", ca.display())))?;
-            builder.with_client_cert_verifier(verifier)
+            match revoked {
+                None => builder.with_client_cert_verifier(verifier),
+                Some(lists) => {
+                    let verifier = Revocable::new(roots, provider, lists, required)?;
+                    builder.with_client_cert_verifier(Arc::new(verifier))
+                }
+            }
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
@@ -183,7 +194,7 @@ mod tests {
         assert!(why(&key_file, &key_file).contains("no certificate"));
         assert!(why(&cert, &write("open.pem", &key.serialize_pem(), 0o640)).contains("chmod 600"));
         assert!(why(&write("shared.pem", &good.pem(), 0o666), &key_file).contains("others"));
-        let ca = ClientCa { ca: &key_file, required: true };
+        let ca = ClientCa { ca: &key_file, revoked: None, required: true };
         assert!(server_config(&cert, &key_file, Some(ca)).is_err(), "a CA without a certificate");
     }
 }
