@@ -110,6 +110,15 @@ pub enum Entry {
         /// Whom, why, and how often.
         refused: Vec<Refusal>,
     },
+    /// A list of revoked certificates was put in force; the command of the operator who handed it in follows.
+    Revocation {
+        /// The list's number.
+        list: String,
+        /// Certificates in it.
+        revoked: u64,
+        /// BLAKE3 of the list, in DER.
+        crl_blake3: Hex,
+    },
     /// A checkpoint is whole.
     Checkpoint {
         /// Its step.

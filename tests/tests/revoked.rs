@@ -120,6 +120,10 @@ fn a_revoked_worker_is_cut_off_everywhere_and_training_goes_on_to_the_same_bits(
     let result = run.wait().succeeded().json();
     assert_nothing_left(&dir);
     assert!(!key.exists(), "the CA's key is gone with the run");
+    let log = std::fs::read_to_string(dir.join("audit.log")).unwrap();
+    assert!(log.contains("\"kind\":\"revocation\"") && log.contains("\"list\":\"1\""), "{log}");
+    assert!(log.contains("\"cause\":\"revoked\""), "whoever shows it is counted");
+    let _ = process::run(PROGRAM, &["audit", "verify", text(&dir)], &dir).succeeded();
     let late = operate("revoke", &dir, &["worker/0"]);
     assert!(late.code() == Some(4) && late.stderr.contains("is over"), "{late:#?}");
 

@@ -239,6 +239,10 @@ impl SchedulerActor {
         }
     }
 
+    pub(super) fn record(&mut self, entry: Entry) {
+        self.observer.audit(entry);
+    }
+
     pub(super) fn network(&self) -> &Network {
         &self.network
     }

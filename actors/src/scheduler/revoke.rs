@@ -3,12 +3,18 @@
 use testudo_transport::Role;
 
 use super::actor::SchedulerActor;
+use crate::audit::{Entry, Hex};
 use crate::message::Revocations;
 
 impl SchedulerActor {
     /// Puts `crl` in force here, which closes the connections of those in it, and passes it on to every member.
-    pub(super) fn revoke(&self, crl: Vec<u8>) -> Result<String, String> {
+    pub(super) fn revoke(&mut self, crl: Vec<u8>) -> Result<String, String> {
         let installed = self.network().install_crl(&crl)?;
+        self.record(Entry::Revocation {
+            list: installed.number.to_string(),
+            revoked: installed.revoked as u64,
+            crl_blake3: Hex::hash(&crl),
+        });
         let members = self.pass_on(&Revocations { crl });
         Ok(format!(
             "list {} is in force, with {} revoked, and was passed on to {members} node{}",
