@@ -128,8 +128,17 @@ impl Observer for Steps {
     }
 }
 
-struct ToySetup {
+/// A worker's set-up on the toy data.
+pub struct ToySetup {
     adapt: Option<Adapt>,
+}
+
+impl ToySetup {
+    /// With arithmetic that `adapt` wraps.
+    #[must_use]
+    pub fn adapted(adapt: Adapt) -> ToySetup {
+        ToySetup { adapt: Some(adapt) }
+    }
 }
 
 impl WorkerSetup for ToySetup {

@@ -6,12 +6,14 @@
     reason = "test support: a failure is a panic"
 )]
 
+pub mod attacker;
 pub mod cluster;
 pub mod files;
 pub mod flood;
 pub mod fuzz;
 pub mod https;
 pub mod left;
+pub mod live;
 pub mod member;
 pub mod pace;
 pub mod process;

@@ -114,6 +114,13 @@ impl Started {
         self.child.id()
     }
 
+    /// The same, with this long from now instead of [`DEADLINE`].
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Started {
+        self.deadline = Instant::now() + patience;
+        self
+    }
+
     /// Sends the command itself a signal.
     pub fn signal(&self, signal: Signal) {
         send(self.pid(), signal);

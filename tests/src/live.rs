@@ -1,0 +1,586 @@
+//! A cluster that trains on while it is attacked, and what must hold of it afterwards.
+//!
+//! Scheduler and servers are processes of their own, so that their memory and their logs are nobody else's. The workers run
+//! in the test's process, over real QUIC, and take a step only when the test grants one: so steps go on during every attack and
+//! after it, however long it takes, and their number is always the same.
+//!
+//! 1. A [case](Live::case) passes if its attack ended as it should and steps were completed while it ran and after it.
+//! 2. [`Live::finish`] passes if every case did, the run ends with the `params_blake3` of an undisturbed one and no worker lost,
+//!    no node restarted, panicked or failed, and no node's peak of resident memory has grown by more than [`MEMORY`].
+//! 3. Every case that failed is named.
+//! 4. One cluster at a time is under attack in a process: what floods one would starve the others.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testudo_actors::message::{Finished, Load, Member, MemberRole, Outcome, StatusReport};
+use testudo_actors::node::{NodeOptions, run_worker};
+use testudo_actors::operator::Line;
+use testudo_actors::server::SumOrder;
+use testudo_actors::worker::{Pace, ShardCompute};
+use testudo_actors::{JobSpec, NodeError};
+use testudo_transport::{CloseCode, Role, SpiffeId};
+
+use crate::cluster::{Adapt, Links, Site, ToySetup};
+use crate::process::{self, Started};
+use crate::sim::Simulation;
+use crate::{files, toy};
+
+/// Steps of the job under attack.
+const STEPS: u64 = 150;
+
+/// Steps that each case sees: the first as it begins, the last when its attack is over.
+const PER_CASE: u64 = 3;
+
+/// Between two steps while an attack goes on.
+const BETWEEN_STEPS: Duration = Duration::from_millis(40);
+
+/// Far beyond what anything waited for takes, attacks on a busy machine included.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// No class takes longer than this.
+const LIFE: Duration = Duration::from_secs(1500);
+
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// By how much an attack may raise a node's peak of resident memory: what a few peers' credit (as the cluster file below
+/// grants it), handshakes and allocators may take.
+pub const MEMORY: u64 = 48 << 20;
+
+/// Bytes that one peer may have on their way to a node.
+pub const IN_FLIGHT: u64 = 4 << 20;
+
+/// The job under attack: some forty slices on two servers, two workers.
+#[must_use]
+pub fn job() -> JobSpec {
+    JobSpec { slice_bytes: 256, epochs: 10_000, heartbeat_timeout_ms: 20_000, ..toy::job(2, 2, 4, STEPS) }
+}
+
+/// Held by the cluster that is under attack.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The parameters of an undisturbed run, computed once.
+fn undisturbed() -> [u8; 32] {
+    static EXPECTED: OnceLock<[u8; 32]> = OnceLock::new();
+    *EXPECTED.get_or_init(|| Simulation::new(job(), 0, SumOrder::Canonical).finish().params_blake3)
+}
+
+/// One process of the cluster.
+#[derive(Debug)]
+pub struct Node {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    process: Started,
+    log: PathBuf,
+    /// Its peak of resident memory when training had begun.
+    calm: u64,
+}
+
+/// The cluster.
+pub struct Live {
+    /// Its certificate authority and identities.
+    pub site: Site,
+    folder: TempDir,
+    nodes: Vec<Node>,
+    workers: Vec<JoinHandle<Result<(), NodeError>>>,
+    gate: Arc<Gate>,
+    report: Arc<Mutex<Option<StatusReport>>>,
+    granted: u64,
+    /// Workers that will be lost, because the attack has them leave.
+    lost: u32,
+    failed: Vec<String>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// What is unusual about a cluster under attack.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Workers of the job.
+    pub workers: u32,
+    /// Those that are not started: an attacker plays them.
+    pub absent: Vec<u32>,
+    /// How many of them will be lost on the way.
+    pub lost: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan { workers: 2, absent: Vec::new(), lost: 0 }
+    }
+}
+
+/// How a connection was closed, as an attacker saw it.
+#[derive(Debug, Deserialize)]
+pub struct Closed {
+    /// The code: an application's, or QUIC's own.
+    pub code: u64,
+    /// The reason in words.
+    pub reason: String,
+}
+
+impl Closed {
+    /// Whether it was closed with that code.
+    #[must_use]
+    pub fn is(&self, code: CloseCode) -> bool {
+        self.code == u64::from(code.number())
+    }
+}
+
+impl Live {
+    /// Starts the cluster with `program`, and waits until it trains.
+    #[must_use]
+    pub fn start(program: &str) -> Live {
+        Live::start_with(program, Plan::default(), |_| ())
+    }
+
+    /// As [`start`](Live::start), as `plan` says. `before` is done when everybody that it does not play itself has been started,
+    /// and before training is waited for; if it panics, that is a case that failed.
+    #[must_use]
+    pub fn start_with(program: &str, plan: Plan, before: impl FnOnce(&Live)) -> Live {
+        // A test that failed while it held it has ended its cluster.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let site = Site::new(JobSpec { workers: plan.workers, ..job() }, Links::Quic);
+        let folder = tempfile::tempdir().unwrap();
+        let config = write_config(folder.path());
+        std::fs::write(config.with_extension("job"), site.signed().to_bytes()).unwrap();
+        site.ca.save(&folder.path().join("ca")).unwrap();
+        let gate = Arc::new(Gate::default());
+        let (nodes, workers, report, lost) = (Vec::new(), Vec::new(), Arc::default(), plan.lost);
+        let mut live = Live {
+            site,
+            folder,
+            nodes,
+            workers,
+            gate,
+            report,
+            granted: 0,
+            lost,
+            failed: Vec::new(),
+            _alone: alone,
+        };
+        live.spawn(program, Role::Scheduler, 0);
+        for index in 0..live.site.job.servers {
+            live.spawn(program, Role::Server, index);
+        }
+        for index in (0..plan.workers).filter(|index| !plan.absent.contains(index)) {
+            let worker = live.worker(index);
+            live.workers.push(worker);
+        }
+        live.watch();
+        if let Err(why) = catch_unwind(AssertUnwindSafe(|| before(&live))) {
+            live.failed.push(format!("before training: {}", told(&*why)));
+            live.give_up();
+        }
+        live.grant(PER_CASE);
+        live.trained("training to begin");
+        for node in &mut live.nodes {
+            node.calm = peak(node.process.pid()).unwrap();
+        }
+        live
+    }
+
+    /// Where everything of the run is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The run directory of a node.
+    #[must_use]
+    pub fn run_dir(&self, role: Role, index: u32) -> PathBuf {
+        self.folder().join(format!("run-{role}-{index}"))
+    }
+
+    /// The folder with a member's certificate and key.
+    #[must_use]
+    pub fn identity(&self, role: Role, index: u32) -> PathBuf {
+        let folder = self.folder().join(format!("{role}-{index}"));
+        if !folder.exists() {
+            self.site.identity(role, &index.to_string()).save(&folder).unwrap();
+        }
+        folder
+    }
+
+    /// The scheduler (with [`Role::Scheduler`]) or a server.
+    #[must_use]
+    pub fn node(&self, role: Role, index: u32) -> &Node {
+        let id = self.site.job.member(role, index).unwrap();
+        self.nodes.iter().find(|node| node.id == id).unwrap()
+    }
+
+    /// Scheduler and servers.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// An order to attack `node`, with the CA at hand, under the name of worker 0.
+    #[must_use]
+    pub fn order(&self, node: &Node) -> Value {
+        json!({
+            "target": node.target(),
+            "ca": self.folder().join("ca"),
+            "name": format!("{}/0", self.stem("worker")),
+            "expect": node.id.as_str(),
+        })
+    }
+
+    /// An order to speak to `node` under the key of that worker.
+    #[must_use]
+    pub fn order_as(&self, node: &Node, worker: u32) -> Value {
+        json!({
+            "target": node.target(),
+            "identity": self.identity(Role::Worker, worker),
+            "name": format!("{}/{worker}", self.stem("worker")),
+            "expect": node.id.as_str(),
+        })
+    }
+
+    /// The names of that role's nodes, without their index.
+    #[must_use]
+    pub fn stem(&self, role: &str) -> String {
+        format!("spiffe://{}/job/{}/{role}", self.site.job.trust_domain, self.site.job.name)
+    }
+
+    /// What the scheduler last told an operator.
+    #[must_use]
+    pub fn report(&self) -> StatusReport {
+        self.report.lock().unwrap().clone().expect("the scheduler reports")
+    }
+
+    /// What a node last told of its load.
+    #[must_use]
+    pub fn load(&self, node: &Node) -> Load {
+        let report = self.report();
+        if node.id.role() == Role::Scheduler {
+            return report.load;
+        }
+        let index = node.id.index();
+        let is = |m: &Member| m.role == MemberRole::Server && Some(m.index) == index;
+        report.nodes.iter().find(|n| is(&n.member)).map(|n| n.load).unwrap_or_default()
+    }
+
+    /// Runs one case: `attack` panics if the attack did not end as it should.
+    pub fn case(&mut self, name: &str, attack: impl FnOnce(&Live)) {
+        let began = Instant::now();
+        self.grant(1);
+        let (over, gate) = (AtomicBool::new(false), Arc::clone(&self.gate));
+        let ended = std::thread::scope(|scope| {
+            let during = scope.spawn(|| {
+                let mut given = 1;
+                while given < PER_CASE - 1 && !over.load(Ordering::SeqCst) {
+                    std::thread::sleep(BETWEEN_STEPS);
+                    gate.grant(1);
+                    given += 1;
+                }
+                given
+            });
+            let ended = catch_unwind(AssertUnwindSafe(|| attack(self)));
+            over.store(true, Ordering::SeqCst);
+            (ended, during.join().unwrap())
+        });
+        self.granted += ended.1 - 1;
+        self.grant(PER_CASE - ended.1);
+        if let Err(why) = ended.0 {
+            self.failed.push(format!("{name}: {}", told(&*why)));
+        } else if let Err(why) = catch_unwind(AssertUnwindSafe(|| self.trained("steps after the attack"))) {
+            self.failed.push(format!("{name}: training did not go on: {}", told(&*why)));
+        }
+        println!("{name}: {} ms", began.elapsed().as_millis());
+    }
+
+    /// Lets the run end, and checks everything that must hold.
+    ///
+    /// # Panics
+    /// With every case that failed and everything that does not hold.
+    pub fn finish(mut self) {
+        let mut failed = std::mem::take(&mut self.failed);
+        for node in &self.nodes {
+            match peak(node.process.pid()) {
+                None => failed.push(format!("{} has ended", node.id.short())),
+                Some(now) => {
+                    let grown = now.saturating_sub(node.calm);
+                    println!(
+                        "{}: peak grown by {} KiB over {}",
+                        node.id.short(),
+                        grown >> 10,
+                        node.calm >> 10
+                    );
+                    if grown > MEMORY {
+                        let what = format!("{}: memory grew by {} MiB", node.id.short(), grown >> 20);
+                        failed.push(what);
+                    }
+                }
+            }
+        }
+        self.failed = failed;
+        if !self.failed.is_empty() {
+            // Whatever else does not hold may well follow from these.
+            self.give_up();
+        }
+        self.gate.open();
+        let Finished { params_blake3, workers_lost, steps, .. } = self.outcome();
+        assert_eq!((steps, workers_lost), (STEPS, self.lost));
+        assert_eq!(params_blake3, undisturbed(), "the attacks changed the parameters");
+        for node in std::mem::take(&mut self.nodes) {
+            let (log, name) = (node.log(), node.id.short().to_string());
+            let ended = node.process.wait();
+            assert_eq!(ended.code(), Some(0), "{name}: {ended:?}\n{log}");
+            for words in ["panicked", "a bug in Testudo", " ERROR "] {
+                assert!(!log.contains(words) && !ended.stderr.contains(words), "{name}: {ended:?}\n{log}");
+            }
+            assert_eq!(log.matches(" is up").count(), 1, "{name} was started once");
+        }
+        for worker in std::mem::take(&mut self.workers) {
+            worker.join().expect("no worker panics").unwrap();
+        }
+    }
+
+    /// Fails with every case that failed.
+    fn give_up(&self) -> ! {
+        let logs: String = self.nodes.iter().map(Node::log).collect();
+        panic!("{}\nlogs:\n{}", self.failed.join("\n"), last(&logs, 6_000));
+    }
+
+    fn outcome(&self) -> Finished {
+        let outcome = until("the run's end", || self.report().outcome);
+        match outcome {
+            Outcome::Finished(finished) => finished,
+            Outcome::Failed(why) => panic!("the run failed: {why}"),
+        }
+    }
+
+    fn grant(&mut self, steps: u64) {
+        self.gate.grant(steps);
+        self.granted += steps;
+        assert!(self.granted < STEPS - 4, "there are too many cases for {STEPS} steps");
+    }
+
+    /// Waits until every step that was granted is complete.
+    fn trained(&self, what: &str) {
+        until(what, || {
+            (process::steps(&self.run_dir(Role::Scheduler, 0)) as u64 >= self.granted).then_some(())
+        });
+    }
+
+    fn spawn(&mut self, program: &str, role: Role, index: u32) {
+        let (config, run) = (self.folder().join("small.toml"), self.run_dir(role, index));
+        // One each: a node that is started as root hands its own to the user that it becomes.
+        std::fs::create_dir(&run).unwrap();
+        let log = run.join("node.log");
+        let identity = self.identity(role, index);
+        let mut arguments: Vec<String> =
+            ["node", "--role", &role.to_string(), "--index", &index.to_string()].map(str::to_owned).into();
+        for (option, path) in
+            [("--config", &config), ("--identity", &identity), ("--run-dir", &run), ("--log", &log)]
+        {
+            arguments.extend([option.to_owned(), path.to_str().unwrap().to_owned()]);
+        }
+        if let Some(scheduler) = self.nodes.first() {
+            arguments.extend(["--scheduler".to_owned(), scheduler.address.to_string()]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut process = process::start(program, &arguments, self.folder()).patient(LIFE);
+        let address = process.until("an address", |_| listening(&log));
+        let id = self.site.job.member(role, index).unwrap();
+        self.nodes.push(Node { id, address, process, log, calm: 0 });
+    }
+
+    fn worker(&self, index: u32) -> JoinHandle<Result<(), NodeError>> {
+        let identity = self.site.identity(Role::Worker, &index.to_string());
+        let options = NodeOptions {
+            network: self.site.network(&identity),
+            identity,
+            scheduler: self.nodes[0].address.to_string(),
+            advertise: None,
+            lanes: 2,
+            runtime: self.site.runtime.handle().clone(),
+        };
+        let mut paced =
+            Some(Paced { gate: Arc::clone(&self.gate), taken: 0, a_step: 1 + u64::from(self.lost) });
+        let adapt: Adapt = Box::new(move |compute: ShardCompute| match paced.take() {
+            Some(pace) => compute.with_pace(Box::new(pace)),
+            None => compute,
+        });
+        std::thread::spawn(move || run_worker(options, &mut ToySetup::adapted(adapt)))
+    }
+
+    /// Keeps the scheduler's newest report, as an operator gets it.
+    fn watch(&self) {
+        let network = self.site.network(&self.site.identity(Role::Operator, "watch"));
+        let (scheduler, report) = (&self.nodes[0], Arc::clone(&self.report));
+        let (address, id) = (scheduler.address.to_string(), scheduler.id.clone());
+        let mut reports = self.site.runtime.block_on(async {
+            let line = Line::dial(&network, &address, &id).await.unwrap();
+            line.follow(50, true).await.unwrap()
+        });
+        let first = self.site.runtime.block_on(reports.1.next()).unwrap();
+        *report.lock().unwrap() = Some(first);
+        self.site.runtime.spawn(async move {
+            let (_network, _commands) = (network, reports.0);
+            while let Ok(next) = reports.1.next().await {
+                let over = next.outcome.is_some();
+                *report.lock().unwrap() = Some(next);
+                if over {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Node {
+    /// Where it is, for orders.
+    #[must_use]
+    pub fn target(&self) -> Value {
+        json!([self.address.ip().to_string(), self.address.port()])
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it logs a line with all of `words` that stands after `since` bytes of its log.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn logs(&self, since: usize, words: &[&str]) {
+        let line = || {
+            let log = self.log();
+            let new = log.get(since..).unwrap_or_default();
+            new.lines().any(|line| words.iter().all(|w| line.contains(w))).then_some(())
+        };
+        if within(Duration::from_secs(20), line).is_none() {
+            let log = self.log();
+            panic!("{} logged no {words:?}, but\n{}", self.id.short(), log.get(since..).unwrap_or_default());
+        }
+    }
+}
+
+/// Waits for `ready` to give something.
+///
+/// # Panics
+/// When it does not in two minutes.
+pub fn until<T>(what: &str, ready: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, ready).unwrap_or_else(|| panic!("waited for {what} in vain"))
+}
+
+/// Waits at most that long for `ready` to give something.
+pub fn within<T>(patience: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = ready() {
+            return Some(found);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Steps that workers may take.
+#[derive(Debug, Default)]
+struct Gate {
+    granted: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn grant(&self, steps: u64) {
+        let mut granted = self.granted.lock().unwrap();
+        *granted = granted.saturating_add(steps);
+        self.changed.notify_all();
+    }
+
+    fn open(&self) {
+        self.grant(u64::MAX);
+    }
+}
+
+/// A worker that ends a step's backward pass only when the step has been granted.
+struct Paced {
+    gate: Arc<Gate>,
+    taken: u64,
+    /// Nodes of the tree that it computes a step: its own, and one of each worker that was lost.
+    a_step: u64,
+}
+
+impl Pace for Paced {
+    fn handed_over(&mut self, _: usize, last: bool) {
+        if !last {
+            return;
+        }
+        self.taken += 1;
+        let granted = self.gate.granted.lock().unwrap();
+        let waits = |granted: &mut u64| granted.saturating_mul(self.a_step) < self.taken;
+        let _ = self.gate.changed.wait_timeout_while(granted, LIFE, waits).unwrap();
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.gate.open();
+    }
+}
+
+/// The small job's file, so that nodes bind, allow and frame what this test's job needs.
+fn write_config(folder: &Path) -> PathBuf {
+    let file = files::write_job(folder);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let transport = format!(
+        "slice_bytes = 256\nkey_exchange = \"pq-first\"\nmax_in_flight_bytes = {IN_FLIGHT}\n\
+         max_in_flight_messages = 512"
+    );
+    let text = text
+        .replace("slice_bytes = 1024", &transport)
+        .replace("name = \"small\"", "name = \"toy\"\ntrust_domain = \"test.local\"");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+/// Where a node says that it listens.
+fn listening(log: &Path) -> Option<SocketAddr> {
+    let log = std::fs::read_to_string(log).ok()?;
+    let line = log.lines().find(|line| line.contains(" is up"))?;
+    line.split("address=").nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+/// The peak of a process's resident memory in bytes; `None` once it has ended.
+fn peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+}
+
+fn told(why: &(dyn std::any::Any + Send)) -> &str {
+    let text = why.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| why.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
+}
+
+fn last(text: &str, bytes: usize) -> &str {
+    let mut from = text.len().saturating_sub(bytes);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    &text[from..]
+}
