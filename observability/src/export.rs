@@ -97,6 +97,12 @@ impl Environment {
     }
 }
 
+/// Whether this process's environment names a collector that spans go to, over TCP.
+#[must_use]
+pub fn exports() -> bool {
+    matches!(Environment::from_process().traces_url(), Ok(Some(_)))
+}
+
 /// A tracer provider for the node `role_name`; it exports if and only if `environment` names an endpoint.
 /// Without one it still hands out trace ids, so that logs on different nodes can be matched, but marks
 /// them as not sampled.

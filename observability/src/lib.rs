@@ -17,7 +17,7 @@ pub mod redact;
 pub mod setup;
 pub mod trace_context;
 
-pub use export::Environment;
+pub use export::{Environment, exports};
 pub use redact::Redacted;
 pub use setup::{Guard, InitError, LOG_FILTER_VARIABLE, LogTarget, Options, build, init};
 pub use trace_context::{TraceContextError, TraceParent, current_traceparent, set_remote_parent};

@@ -13,10 +13,14 @@
 //!    told that it may stay root ([`user`]).
 //! 4. What such a process needs and its new user could not open is open before ([`handing`], [`handover::hold`]).
 //! 5. Of what root has made, a run's new user gets the run directory, and nothing that was not root's alone ([`handover`]).
+//! 6. From then on it opens what its role needs, and nothing else ([`paths`], where the kernel has Landlock).
+//! 7. And it makes no system call that only a process which was taken over would make ([`calls`], where it has seccomp).
 
+pub mod calls;
 pub mod handing;
 pub mod handover;
 pub mod harden;
+pub mod paths;
 pub mod program;
 pub mod protections;
 pub mod user;
@@ -25,3 +29,11 @@ pub use harden::harden;
 pub use program::Program;
 pub use protections::Protections;
 pub use user::RunAs;
+
+/// Confines this process to what `needs` says and what that role does, as far as this kernel can (invariants 6 and 7). To be called
+/// by the only thread, once everything else is given away; [`Protections`] says what holds.
+pub fn confine(role: calls::Role, needs: paths::Needs) {
+    // Second walls, both of them: a kernel that lacks one, or a container that forbids it, is no reason not to train.
+    let _ = paths::restrict(needs);
+    let _ = calls::restrict(role);
+}

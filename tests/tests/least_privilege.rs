@@ -35,11 +35,22 @@ fn status(pid: u32, name: &str) -> String {
 /// Asserts what holds for every process of a run, whoever started it.
 fn assert_hardened(pid: u32) {
     assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2", "a filter of system calls");
     assert_eq!(status(pid, "CapAmb"), "0000000000000000");
     assert_eq!(status(pid, "CapInh"), "0000000000000000");
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"], "{limits}");
+}
+
+/// What this kernel has of Landlock, as the doctor finds out; nothing, if it has none.
+fn landlock() -> Option<String> {
+    let said = process::run(PROGRAM, &["doctor", "--verbose"], Path::new("/no/mark")).stdout;
+    let at = said.find("Landlock (ABI ");
+    if at.is_none() {
+        eprintln!("not checked: this kernel has no Landlock");
+    }
+    Some(said.get(at?..)?.split(')').next()?.to_owned())
 }
 
 /// Waits until the run is under way; the launcher and every node.
@@ -62,12 +73,19 @@ fn ends_and_says(run: Started, dir: &Path, parts: &[&str]) {
     for node in ["scheduler-0", "server-0", "server-1", "worker-0", "worker-1"] {
         said.push(std::fs::read_to_string(dir.join(format!("logs/{node}.log"))).unwrap());
     }
+    let landlock = landlock();
     for said in said {
         let line = said.lines().find(|line| line.contains("protections that hold: "));
         let line = line.unwrap_or_else(|| panic!("it does not say what holds: {said}"));
         for part in parts {
             assert!(line.contains(part), "no {part:?} in {line}");
         }
+        assert!(line.contains("seccomp"), "{line}");
+        let held = line.split("that do not:").next().unwrap();
+        assert!(
+            landlock.as_ref().is_none_or(|landlock| held.contains(landlock)),
+            "no {landlock:?} in {line}"
+        );
     }
     assert_nothing_left(dir);
 }

@@ -23,7 +23,7 @@ use crate::audit::{AuditLog, AuditLogError, Begun};
 use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::Retention;
-use crate::checkpoint::storage::Disk;
+use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::checkpoint::{Layout, keys, writer};
 use crate::cli::args::{NodeArguments, NodeRole};
 use crate::config::{self, Config};
@@ -32,6 +32,8 @@ use crate::error::Failure;
 use crate::launch::local::end_with_parent;
 use crate::node::{Metrics, Setup, data_files, transport};
 use crate::process::handing::{self, Handed};
+use crate::process::paths::Needs;
+use crate::process::{calls, confine};
 use crate::rundir::{RunDir, in_words};
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
@@ -91,6 +93,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let inputs = Inputs::open(arguments, &config, &run_dir, &identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
     super::settle(&run_dir, user.as_ref())?;
+    confine(calls::Role::Node, needs(arguments.role, &run_dir, &config));
     let role = arguments.role.role();
     let options = observability::Options::new(format!("{role}/{index}"))
         .with_log_writer(log)
@@ -137,6 +140,24 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         tracing::error!("{}", in_words(&failure.message));
     }
     result
+}
+
+/// What a node of that role still opens. A worker writes the model alone, and reads no checkpoint.
+fn needs(role: NodeRole, run_dir: &RunDir, config: &Config) -> Needs {
+    let folder = match role {
+        NodeRole::Worker => run_dir.checkpoint_final(),
+        NodeRole::Scheduler | NodeRole::Server => run_dir.checkpoints(),
+    };
+    // A folder that is not there cannot be allowed; one that cannot be made will be told when it is written to.
+    let _ = Disk.create_dir(&folder);
+    // The list of revoked certificates is replaced, so its folder is what is read.
+    let crl = config.security.crl.as_deref().map(|file| folder_of(file).as_path().into());
+    Needs {
+        read: crl.into_iter().collect(),
+        write: vec![folder.as_path().into()],
+        tcp: observability::exports(),
+        start: None,
+    }
 }
 
 /// What a node reads or has open before it becomes the user that it goes on as.

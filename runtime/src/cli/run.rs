@@ -14,7 +14,8 @@ use crate::cli::resume;
 use crate::config::{Checkpoint, Config};
 use crate::error::Failure;
 use crate::launch::local::Inputs;
-use crate::process::{Program, Protections, user};
+use crate::process::paths::Needs;
+use crate::process::{Program, Protections, calls, confine, user};
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
@@ -75,6 +76,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     };
     let run_dir = run_dir.map_err(Failure::misconfigured)?;
     super::settle(&run_dir, user.as_ref())?;
+    confine(calls::Role::Launcher, needs(&run_dir, &program));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     if arguments.resume.is_some() {
         let opening = opening.as_ref().map(KeyFile::identities);
@@ -120,6 +122,16 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         println!("{}", summary.to_json_line().map_err(Failure::failed)?);
     }
     Ok(())
+}
+
+/// What the launcher still opens: all of the run directory, and the program that it starts nodes of.
+fn needs(run_dir: &RunDir, program: &Program) -> Needs {
+    Needs {
+        write: vec![run_dir.reach(run_dir.path()).as_path().into()],
+        start: Some(program.clone()),
+        tcp: testudo_observability::exports(),
+        ..Needs::default()
+    }
 }
 
 fn plural(count: u32) -> &'static str {

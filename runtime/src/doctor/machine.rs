@@ -6,7 +6,8 @@ use rustix::process::{Resource, getrlimit};
 use testudo_transport::TransportConfig;
 
 use super::{Report, shown};
-use crate::process::Protections;
+use crate::process::paths::Needs;
+use crate::process::{Protections, calls, confine};
 
 /// Files that a node of a large cluster may have open: a descriptor for each connection is not needed, its log, data and
 /// checkpoint files are.
@@ -35,14 +36,19 @@ pub(super) fn look(report: &mut Report, path: &Path) {
     }
 }
 
-/// This command gave away what a node does; what holds for it holds for a node.
+/// This command gave away what every command does; the rest is tried out on a thread of its own, which alone is confined.
 fn protections(report: &mut Report) {
-    let found = Protections::read();
-    let closed = found.no_new_privs && found.no_core_dumps && found.closed;
-    match closed && (found.user == 0 || found.capabilities == 0) {
+    let tried = std::thread::spawn(|| {
+        confine(calls::Role::Node, Needs::default());
+        Protections::read()
+    });
+    let Ok(found) = tried.join() else { return };
+    let whole = found.no_new_privs && found.no_core_dumps && found.closed && found.seccomp;
+    match whole && found.landlock.is_some() {
         true => report.good("this machine", found),
         false => {
-            report.warning("this machine", found, "run on a Linux kernel that has these, with /proc mounted")
+            let fix = "run on a Linux kernel that has these, in a container that lets them be asked for";
+            report.warning("this machine", found, fix);
         }
     }
 }

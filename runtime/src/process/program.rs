@@ -23,12 +23,12 @@ const THIS: &str = "/proc/self/exe";
 #[derive(Clone, Debug)]
 pub struct Program {
     path: PathBuf,
-    _copy: Option<Arc<OwnedFd>>,
+    copy: Option<Arc<OwnedFd>>,
 }
 
 impl Default for Program {
     fn default() -> Program {
-        Program { path: PathBuf::from(THIS), _copy: None }
+        Program { path: PathBuf::from(THIS), copy: None }
     }
 }
 
@@ -50,6 +50,12 @@ impl Program {
         &self.path
     }
 
+    /// Its file, if it has one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.copy.is_none().then_some(&self.path)
+    }
+
     fn copy() -> io::Result<Program> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let copy = match memfd_create("testudo", flags | MemfdFlags::EXEC) {
@@ -63,7 +69,7 @@ impl Program {
         fcntl_add_seals(&copy, seals)?;
         let copy = OwnedFd::from(copy);
         let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
-        Ok(Program { path, _copy: Some(Arc::new(copy)) })
+        Ok(Program { path, copy: Some(Arc::new(copy)) })
     }
 }
 

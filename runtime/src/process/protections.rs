@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::paths;
 use nix::unistd::{Uid, User};
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 
@@ -22,24 +23,27 @@ pub struct Protections {
     pub closed: bool,
     /// Whether a filter of system calls is in force.
     pub seccomp: bool,
+    /// Which files it may touch is restricted, by this.
+    pub landlock: Option<&'static str>,
 }
 
 impl Protections {
-    /// Asks the kernel. What it does not tell does not hold.
+    /// Asks the kernel about this thread, and whatever it starts. What it does not tell does not hold.
     #[must_use]
     pub fn read() -> Protections {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         let core = getrlimit(Resource::Core);
         let no_core = core.current == Some(0) && core.maximum == Some(0);
         let closed = matches!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
         let mut found = Protections::from_status(&status);
         found.no_core_dumps = no_core && closed;
         found.closed = closed;
+        found.landlock = paths::held();
         found.user_name = User::from_uid(Uid::from_raw(found.user)).ok().flatten().map(|user| user.name);
         found
     }
 
-    /// What `/proc/self/status` alone tells.
+    /// What the kernel's list of a thread's properties alone tells.
     fn from_status(status: &str) -> Protections {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let set = |name: &str| field(name).and_then(|text| u64::from_str_radix(text, 16).ok());
@@ -54,6 +58,7 @@ impl Protections {
             no_core_dumps: false,
             closed: false,
             seccomp: field("Seccomp:") == Some("2"),
+            landlock: None,
         }
     }
 
@@ -74,6 +79,7 @@ impl fmt::Display for Protections {
             (self.no_new_privs, "no_new_privs".to_owned()),
             (self.no_core_dumps, "no core dumps".to_owned()),
             (self.closed, "memory closed to other processes".to_owned()),
+            (self.landlock.is_some(), self.landlock.unwrap_or("Landlock").to_owned()),
             (self.seccomp, "seccomp".to_owned()),
         ];
         let list = |held: bool| {
@@ -108,6 +114,7 @@ mod tests {
         let mut found = Protections::from_status(CONFINED);
         assert!(found.no_new_privs && found.seccomp && found.capabilities == 0 && found.user == 65534);
         (found.no_core_dumps, found.closed, found.user_name) = (true, true, Some("nobody".into()));
+        found.landlock = Some("Landlock (ABI 7)");
         let line = found.to_string();
         assert!(line.starts_with("runs as nobody (65534); protections that hold: an unpriv"), "{line}");
         assert!(!line.contains("do not"), "{line}");
@@ -119,6 +126,6 @@ mod tests {
         assert_eq!(saved.user, 0, "who can become root again is root");
         let cap = CONFINED.replace("CapInh:\t0000000000000000", "CapInh:\t0000000000000400");
         assert_eq!(Protections::from_status(&cap).capabilities, 0x400);
-        assert!(Protections::from_status(&cap).to_string().contains("that do not: no capabilities"));
+        assert!(Protections::from_status(&cap).to_string().contains("that do not: no capabilities, "));
     }
 }
