@@ -432,3 +432,19 @@ fn nodes_that_root_starts_by_hand_are_nobodys_too() {
         assert_eq!(std::fs::metadata(place.path(stays)).unwrap().uid(), 0, "{stays} is root's as before");
     }
 }
+
+/// The enrolment service needs the authority's key, which no other user may have: it is its owner's, and that is all it can do.
+#[test]
+fn what_hands_out_identities_has_no_capability_and_one_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca");
+    let _ = process::run(PROGRAM, &["pki", "init", text(&ca), "--job", "small"], folder.path()).succeeded();
+    let serve = ["pki", "serve", "--ca", text(&ca), "--listen", "127.0.0.1:0"];
+    let mut serving = process::start(PROGRAM, &serve, &ca);
+    let pid = serving.pid();
+    serving.until("it to be confined", |_| (status(pid, "Seccomp") == "2").then_some(()));
+    assert_hardened(pid);
+    for set in ["CapPrm", "CapEff"] {
+        assert_eq!(status(pid, set), "0000000000000000");
+    }
+}

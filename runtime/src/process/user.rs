@@ -174,6 +174,12 @@ pub fn try_as<T: Send>(user: Option<&RunAs>, act: impl FnOnce() -> T + Send) -> 
     tried.unwrap_or_else(|_| Err(user.refused("the attempt failed")))
 }
 
+/// Leaves this process, root's or not, no capability and no way to one: what it may open is what its user owns.
+pub fn keep_no_capability() {
+    empty_bounding_set();
+    harden::drop_capabilities();
+}
+
 /// No program that this process starts can have a capability again. Takes one itself; without it, there is nothing to take.
 fn empty_bounding_set() {
     for bit in 0..u64::BITS {

@@ -15,6 +15,8 @@ use zeroize::Zeroizing;
 
 use super::enrol::{named, span};
 use crate::error::Failure;
+use crate::process::paths::Needs;
+use crate::process::{Protections, RunAs, calls, confine, user};
 
 /// Longest token read, in bytes.
 const MAX_TOKEN: u64 = 8 << 10;
@@ -81,10 +83,12 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
 }
 
 pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
+    confine_to(&arguments.ca)?;
     let options = observability::Options::new("enrolment")
         .with_log_writer(std::io::stderr())
         .with_stderr(LevelFilter::OFF);
     let _guard = observability::init(options).map_err(Failure::misconfigured)?;
+    tracing::info!("{}", Protections::read());
     runtime()?.block_on(async {
         let service =
             join::serve(&arguments.ca, arguments.listen, arguments.valid_for, JoinLimits::default())
@@ -95,6 +99,22 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         drop(service);
         Ok(())
     })
+}
+
+/// The authority's key is needed as long as this runs, and must be nobody's else: so this runs as its owner, root if need be, but
+/// with no capability, and with that one folder.
+fn confine_to(ca: &Path) -> Result<(), Failure> {
+    let owner = std::fs::metadata(ca).map(|found| std::os::unix::fs::MetadataExt::uid(&found));
+    match owner {
+        Ok(owner @ 1..) if user::is_root() => {
+            let owner = RunAs::find(&owner.to_string()).map_err(Failure::misconfigured)?;
+            owner.take_over().map_err(Failure::misconfigured)?;
+        }
+        _ => user::keep_no_capability(),
+    }
+    let tcp = observability::exports();
+    confine(calls::Role::Node, Needs { write: vec![ca.into()], tcp, ..Needs::default() });
+    Ok(())
 }
 
 pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
