@@ -16,6 +16,7 @@ const PAGES: &[&str] = &[
     "CHANGELOG.md",
     "docs/audit.md",
     "docs/config.md",
+    "docs/hardening.md",
     "docs/identities.md",
     "docs/metrics.md",
     "docs/models.md",

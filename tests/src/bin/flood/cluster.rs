@@ -48,7 +48,7 @@ impl Place {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
         let text = format!(
             "[job]\nname = \"{JOB}\"\n[cluster]\nscheduler = \"{free}\"\n[network.scheduler]\nlisten = \"{free}\"\n\
-             [training]\nepochs = 1000\nmax_steps = 2400\nbatch_size = {BATCH}\n[model]\nkind = \"mlp\"\ninputs = 784\n\
+             [training]\nepochs = 1000\nmax_steps = 1500\nbatch_size = {BATCH}\n[model]\nkind = \"mlp\"\ninputs = 784\n\
              hidden = [512, 512]\nclasses = 10\n[optimizer]\nkind = \"nesterov\"\nlearning_rate = 0.1\n\
              [data]\nkind = \"mnist\"\npath = {data:?}\n"
         );

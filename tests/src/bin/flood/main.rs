@@ -20,18 +20,18 @@ use testudo_tests::flood::{Attack, Attacker, Done, Target, run};
 use testudo_transport::{Identity, SpiffeId};
 
 /// How long the cluster trains before anything is measured.
-const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_secs(1);
 /// How long it is measured without an attack, and under one.
-const QUIET: Duration = Duration::from_secs(5);
-const FLOODED: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(4);
+const FLOODED: Duration = Duration::from_secs(7);
 /// How long an attack has to reach its strength before that.
-const SETTLING: Duration = Duration::from_millis(1500);
+const SETTLING: Duration = Duration::from_secs(1);
 /// Where an attack comes from: another address than the cluster's, as it would be.
 const ATTACKER: &str = "127.0.0.66";
 /// Share of the cluster's core taken by something else, before the attack, from which on a run is repeated.
 const DISTURBED: f64 = 0.08;
 /// Runs for one attack at most.
-const TRIES: usize = 3;
+const TRIES: usize = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
