@@ -76,7 +76,7 @@ pub enum Unknown {
         path: PathBuf,
     },
     /// The step is none of the job's.
-    #[error("step {step} is none of the job's: it plans steps 1 to {planned}")]
+    #[error("step {step} is none of the job's: it plans {planned}")]
     NoStep {
         /// The step.
         step: u64,
@@ -115,12 +115,17 @@ pub enum Unknown {
     Relaxed,
 }
 
+/// Steps for a person: runs of them as such.
 fn known(steps: &[u64]) -> String {
+    let runs = steps.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] => format!("{first} to {last}"),
+        [one] => one.to_string(),
+        [] => String::new(),
+    });
     match steps {
         [] => "none".to_owned(),
-        steps => {
-            let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-            format!("step{} {}", if steps.len() == 1 { "" } else { "s" }, steps.join(", "))
+        _ => {
+            format!("step{} {}", if steps.len() == 1 { "" } else { "s" }, runs.collect::<Vec<_>>().join(", "))
         }
     }
 }
@@ -198,12 +203,14 @@ pub fn replay(dir: &Path, request: &Request, watcher: &mut dyn Watcher) -> Resul
     let config = config(&run_dir, request)?;
     let (job, job_blake3) = signed_job(&run_dir, &config, request.ca.as_deref())?;
     let (step, plan) = (request.step, Plan::new(&job));
-    if step == 0 || step > plan.planned_steps() {
+    if step > plan.planned_steps() {
         return Err(Unknown::NoStep { step, planned: plan.planned_steps() });
     }
     let checkpoints = checkpoints(&run_dir, request.ca.as_deref())?;
     let key = Key::find(request, checkpoints.layout());
-    let records = records::find(&run_dir, &checkpoints, &key, &job, step)?;
+    let cas = trusted(&run_dir, &config, request.ca.as_deref())?;
+    let cas = cas.iter().map(|trust| trust.ca_der().to_vec()).collect();
+    let records = records::find(&run_dir, &checkpoints, &key, &job, step, cas)?;
     for note in &records.notes {
         watcher.notice(note);
     }

@@ -115,7 +115,7 @@ fn a_genuine_run_is_confirmed_at_every_record_whoever_trained_it() {
     let whole = place.run("whole", &[], 15);
     let (hash, records, from) = place.confirmed("whole", 15, &[]);
     assert_eq!(json!(hash), whole["params_blake3"]);
-    assert_eq!(records, ["checkpoint at step 15", "exported model", "summary.json"]);
+    assert_eq!(records, ["audit log", "checkpoint at step 15", "exported model", "summary.json"]);
     assert_eq!(from, json!("seed"), "nothing is before it");
 
     // Trained by others, and in three goes: the same steps, the same bits.
@@ -127,9 +127,20 @@ fn a_genuine_run_is_confirmed_at_every_record_whoever_trained_it() {
     let (again, _, from) = place.confirmed("goes", 15, &["--from-seed"]);
     assert_eq!((&again, from), (&hash, json!("seed")));
     let (at_10, records, from) = place.confirmed("goes", 10, &[]);
-    assert_eq!((records.as_slice(), from_step(&from)), (&["checkpoint at step 10".to_owned()][..], Some(5)));
+    assert_eq!(
+        (&records[..], from_step(&from)),
+        (&["audit log", "checkpoint at step 10"].map(str::to_owned)[..], Some(5))
+    );
     assert_eq!(place.confirmed("goes", 10, &["--from-seed"]).0, at_10);
     assert_eq!(place.confirmed("goes", 5, &[]).2, json!("seed"));
+    // Every step is in the audit log, and what the first one begins with.
+    for step in [0, 1, 7, 13] {
+        let (at, records, _) = place.confirmed("goes", step, &[]);
+        assert_eq!(
+            (&records[..], &at),
+            (&["audit log".to_owned()][..], &place.confirmed("whole", step, &[]).0)
+        );
+    }
     let dir = place.dir("goes");
 
     // For a person: what was confirmed and what it rests on, and progress on the way.
@@ -180,8 +191,19 @@ fn altered_records_are_refuted() {
     let verdict = ends(&place.replay("run", 15, &[]), 1, "refuted", &["summary.json: it has abab"]);
     let agree: Vec<bool> =
         verdict["checks"].as_array().unwrap().iter().map(|c| c["agrees"] == true).collect();
-    assert_eq!(agree, [true, true, false]);
+    assert_eq!(agree, [true, true, true, false]);
     std::fs::write(&summary, genuine).unwrap();
+
+    // One digit of the audit log, and another hash for one step in it.
+    let log = dir.join("audit.log");
+    let kept = std::fs::read_to_string(&log).unwrap();
+    let hash = verdict["params_blake3"].as_str().unwrap();
+    let at = kept.find(hash).unwrap();
+    let digit = if hash.starts_with('0') { "1" } else { "0" };
+    std::fs::write(&log, [&kept[..at], digit, &kept[at + 1..]].concat()).unwrap();
+    ends(&place.replay("run", 15, &[]), 1, "refuted", &["audit log: it does not hold"]);
+    ends(&place.replay("run", 7, &[]), 1, "refuted", &["audit log: it does not hold"]);
+    std::fs::write(&log, kept).unwrap();
 
     // One bit of the exported model's last value.
     let model = dir.join("checkpoint/final/model.safetensors");
@@ -240,8 +262,7 @@ fn what_cannot_be_said_is_not_said() {
         let missing = ends(&place.replay("run", step, options), 2, "unknown", parts);
         assert!(missing["missing"].as_str().unwrap().contains(parts[0]), "{missing}");
     };
-    unknown(7, &[], &["nothing is recorded for step 7; there are records of steps 5, 10, 15"]);
-    unknown(0, &[], &["step 0 is none"]);
+    unknown(16, &[], &["nothing is recorded for step 16; there are records of steps 0 to 15"]);
     unknown(u64::MAX, &[], &["none of the job's"]);
 
     // Another run's CA did not sign this job, nor these checkpoints.
@@ -268,13 +289,13 @@ fn what_cannot_be_said_is_not_said() {
     let key = place.dir("key.txt");
     std::fs::rename(dir.join("checkpoint/key.txt"), &key).unwrap();
     unknown(15, &[], &["--identity-file"]);
-    unknown(10, &["--from-seed"], &["nothing is recorded for step 10"]);
+    assert_eq!(place.confirmed("run", 10, &["--from-seed"]).1, ["audit log"]);
     let (_, records, _) = place.confirmed("run", 15, &["--from-seed"]);
-    assert_eq!(records, ["exported model", "summary.json"]);
+    assert_eq!(records, ["audit log", "exported model", "summary.json"]);
     let (_, records, _) = place.confirmed("run", 15, &["--identity-file", text(&key)]);
-    assert_eq!(records.len(), 3);
+    assert_eq!(records.len(), 4);
     let wrong = place.dir("other").join("checkpoint/key.txt");
-    unknown(10, &["--identity-file", text(&wrong)], &["nothing is recorded for step 10"]);
+    unknown(10, &["--identity-file", text(&wrong)], &["step 10 could not be computed", "none of the given"]);
 
     std::fs::remove_dir_all(dir.join("identities")).unwrap();
     std::fs::remove_file(dir.join("checkpoint/ca.pem")).unwrap();

@@ -1,11 +1,14 @@
-//! What a run recorded of one step: its checkpoint, its exported model, its summary.
+//! What a run recorded of one step: in its audit log, its checkpoint, its exported model, its summary.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use testudo_actors::JobSpec;
+use testudo_actors::audit::Entry;
 use testudo_actors::checkpoint::{NamedTensor, params_blake3};
 
 use super::{Key, Unknown};
+use crate::audit;
 use crate::checkpoint::load::{self, LoadedParameter};
 use crate::checkpoint::manifest::Hex;
 use crate::checkpoint::part::{Frame, WEIGHTS};
@@ -52,7 +55,7 @@ pub struct Records {
     pub notes: Vec<String>,
 }
 
-/// What the run in `run_dir` recorded of `step`.
+/// What the run in `run_dir` recorded of `step`. The audit log's keys must come from one of `cas`.
 ///
 /// # Errors
 /// [`Unknown`] when the directory cannot be read.
@@ -62,10 +65,13 @@ pub fn find(
     key: &Key,
     job: &JobSpec,
     step: u64,
+    cas: Vec<Vec<u8>>,
 ) -> Result<Records, Unknown> {
     let steps = checkpoints.steps().map_err(|e| Unknown::RunDir(e.to_string()))?;
     let mut records = Records { steps, ..Records::default() };
-    if records.steps.contains(&step) {
+    let mut kept = BTreeSet::new();
+    logged(run_dir, cas, step, &mut records, &mut kept);
+    if checkpoints.layout().manifest(step).exists() {
         let name = format!("checkpoint at step {step}");
         match checkpoint(checkpoints, key, job, step) {
             Err(error @ CheckpointError::Key { .. }) => {
@@ -88,9 +94,36 @@ pub fn find(
             Some(Err(problem)) => records.notes.push(format!("it is not known of which step {problem}")),
         }
     }
-    records.steps.sort_unstable();
-    records.steps.dedup();
+    kept.extend(std::mem::take(&mut records.steps));
+    records.steps = kept.into_iter().collect();
     Ok(records)
+}
+
+/// Every hash of that step's parameters in the audit log, and the steps of which there are some. A log that does not hold
+/// speaks against the run, whatever the step.
+fn logged(run_dir: &RunDir, cas: Vec<Vec<u8>>, step: u64, records: &mut Records, steps: &mut BTreeSet<u64>) {
+    let path = run_dir.audit_log();
+    if !path.exists() {
+        return;
+    }
+    let mut hashes = BTreeSet::new();
+    let options = audit::Options { cas, unfinished: true, ..audit::Options::default() };
+    let read = audit::read(&path, &options, |_, entry| {
+        let (at, hash) = match entry {
+            Some(Entry::Parameters { step, params_blake3 }) => (*step, params_blake3.0),
+            Some(Entry::End { steps, params_blake3: Some(hash), .. }) => (*steps, hash.0),
+            _ => return,
+        };
+        steps.insert(at);
+        if at == step {
+            hashes.insert(hash);
+        }
+    });
+    let record = |content| Record { name: "audit log".to_owned(), content };
+    match read {
+        Ok(_) => records.all.extend(hashes.into_iter().map(|hash| record(Ok((Hex(hash), Values::None))))),
+        Err(error) => records.all.push(record(Err(error.to_string()))),
+    }
 }
 
 /// The checkpoint's values, after every check of its own.
