@@ -8,6 +8,7 @@
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
@@ -163,7 +164,7 @@ impl Authority {
 /// The certificate authority of one run on this machine. Its key lies in the run directory as long as this lives.
 #[derive(Debug)]
 pub(crate) struct RunAuthority {
-    ca: JobCa,
+    ca: Arc<JobCa>,
     key: PathBuf,
 }
 
@@ -174,11 +175,11 @@ impl RunAuthority {
         let made = JobCa::create(&job.trust_domain, &job.name, validity).map_err(Failure::misconfigured)?;
         made.save(&dir).map_err(Failure::failed)?;
         // From its directory it keeps a record of what it issues.
-        let ca = JobCa::load(&dir).map_err(Failure::failed)?;
+        let ca = Arc::new(JobCa::load(&dir).map_err(Failure::failed)?);
         Ok(RunAuthority { ca, key: dir.join(CA_KEY_FILE) })
     }
 
-    pub(crate) fn ca(&self) -> &JobCa {
+    pub(crate) fn ca(&self) -> &Arc<JobCa> {
         &self.ca
     }
 }

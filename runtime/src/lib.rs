@@ -2,7 +2,8 @@
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
 //! data sets ([`data`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
-//! again ([`replay`]), how operators find a run ([`control`]), what a run shows and leaves behind ([`report`], [`rundir`]),
+//! again ([`replay`]), how operators find a run ([`control`]), certificates that
+//! change while a node runs ([`rotation`]), what a run shows and leaves behind ([`report`], [`rundir`]),
 //! what a process may still do ([`process`]), how
 //! models are served ([`serve`]), and
 //! the command line ([`main`]).
@@ -23,6 +24,7 @@ pub mod node;
 pub mod process;
 pub mod replay;
 pub mod report;
+pub mod rotation;
 pub mod run;
 pub mod rundir;
 pub mod serve;

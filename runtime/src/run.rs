@@ -2,10 +2,11 @@
 //!
 //! 1. Nothing is started before the cluster file, the data and the run directory have been found good.
 //! 2. The key of the run's certificate authority is in the run directory, for its owner alone, so that `testudo revoke` can
-//!    sign; it is removed when the run ends, however it ends, unless this process is killed ([`RunAuthority`]).
+//!    sign; it is removed when the run ends, however it ends, unless this process is killed ([`RunAuthority`]). Until then it
+//!    renews the nodes' certificates.
 //! 3. However the run ends, no process is left behind ([`crate::launch::local`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,11 @@ use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::launch::local::{Inputs, LocalNodes};
 use crate::node::transport;
+use crate::rotation::{self, Source};
 use crate::rundir::RunDir;
+
+/// How long a run's own CA could issue certificates, if its key were not gone with the run.
+const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Between two reports of the scheduler.
 const REPORT_EVERY_MS: u32 = 100;
@@ -56,21 +61,23 @@ pub trait Watcher {
     fn notice(&mut self, text: &str);
 }
 
-/// Makes the run's identities: one for each node, one for the audit log and one for the operator.
+/// Makes the run's identities: one for each node, one for the audit log and one for the operator; and says in which folders
+/// those of nodes and operator are.
 fn make_identities(
-    config: &Config,
+    validity: Duration,
     job: &JobSpec,
     run_dir: &RunDir,
-) -> Result<(RunAuthority, Identity), Failure> {
-    let validity = Duration::from_secs(u64::from(config.security.certificate_hours) * 3600);
-    let authority = RunAuthority::make(job, run_dir, validity)?;
+) -> Result<(RunAuthority, Identity, Vec<PathBuf>), Failure> {
+    let authority = RunAuthority::make(job, run_dir, CA_VALIDITY)?;
     let ca = authority.ca();
-    let issue = |role: Role, index: u32| {
+    let mut folders = Vec::new();
+    let mut issue = |role: Role, index: u32| {
         let id = job.member(role, index).map_err(Failure::misconfigured)?;
         let identity = ca.issue(&id, validity).map_err(Failure::failed)?;
         let dir = run_dir.create_identity(&role.to_string(), index).map_err(Failure::failed)?;
         identity.save(&dir).map_err(Failure::failed)?;
-        Ok(identity)
+        folders.push(dir);
+        Ok::<_, Failure>(identity)
     };
     let audit = ca.issue(&job.audit_key().map_err(Failure::misconfigured)?, validity);
     audit.and_then(|key| key.save(&run_dir.audit_identity())).map_err(Failure::failed)?;
@@ -82,7 +89,7 @@ fn make_identities(
         issue(Role::Worker, index)?;
     }
     let operator = issue(Role::Operator, 0)?;
-    Ok((authority, operator))
+    Ok((authority, operator, folders))
 }
 
 /// Whole or not at all: a run that is resumed has the files of the run before until it has its own.
@@ -126,15 +133,19 @@ pub async fn run_as(
         let layout = Layout::new(&run_dir.checkpoints());
         keys::recipients(&config.checkpoint.recipients, &layout, &Disk).map_err(Failure::misconfigured)?;
     }
-    let (_authority, operator) = make_identities(config, job, run_dir)?;
+    let validity = Duration::from_secs(u64::from(config.security.certificate_hours) * 3600);
+    let (authority, operator, folders) = make_identities(validity, job, run_dir)?;
     let signed = SignedJob::sign(job, &operator).map_err(Failure::misconfigured)?;
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;
     write(&run_dir.cluster_file(), toml.as_bytes())?;
     let mut nodes = LocalNodes::new(command, run_dir.clone(), inputs);
     let result = {
-        let running = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts);
-        running.await
+        let own = (operator.clone(), Source::Folder(run_dir.identity(Role::Operator.as_str(), 0)));
+        tokio::select! {
+            result = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts) => result,
+            never = rotation::keep_fresh(Arc::clone(authority.ca()), folders, own, validity) => match never {},
+        }
     };
     Control::remove(run_dir);
     match result {

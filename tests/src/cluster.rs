@@ -14,6 +14,7 @@ use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeError, NodeOptions, SignedJob, policy};
+use testudo_transport::pki::WallClock;
 use testudo_transport::{
     Endpoint, Identity, JobCa, MemoryOptions, Policy, Rate, Role, SpiffeId, TransportConfig,
 };
@@ -49,6 +50,9 @@ pub struct Site {
     pub transport: TransportConfig,
     /// Where connections' tasks run.
     pub runtime: Runtime,
+    /// Every identity that was given out.
+    pub given: Mutex<Vec<Arc<Identity>>>,
+    clock: Option<Arc<dyn WallClock>>,
     hub: MemoryHub,
 }
 
@@ -62,18 +66,32 @@ impl Site {
         if let Ok(filter) = std::env::var("TESTUDO_LOG") {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
-        let ca = JobCa::create(&job.trust_domain, &job.name, VALIDITY).unwrap();
+        let ca = JobCa::create(&job.trust_domain, &job.name, 1000 * VALIDITY).unwrap();
         let policy = Arc::new(policy::policy(job.slice_bytes).unwrap());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Site { job, ca, links, policy, transport: unhurried(), runtime, hub: MemoryHub::default() }
+        let (given, hub) = Default::default();
+        Site { job, ca, links, policy, transport: unhurried(), runtime, given, clock: None, hub }
+    }
+
+    /// The same, with nodes that tell the time of day by this clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn WallClock>) -> Site {
+        self.clock = Some(clock);
+        self
     }
 
     /// The identity of one node.
     #[must_use]
     pub fn identity(&self, role: Role, name: &str) -> Arc<Identity> {
         let id = SpiffeId::new(&self.job.trust_domain, &self.job.name, role, name).unwrap();
-        Arc::new(self.ca.issue(&id, VALIDITY).unwrap())
+        let issued = self.ca.issue(&id, VALIDITY).unwrap();
+        let identity = Arc::new(match &self.clock {
+            Some(clock) => issued.with_clock(Arc::clone(clock)),
+            None => issued,
+        });
+        self.given.lock().unwrap().push(Arc::clone(&identity));
+        identity
     }
 
     /// The network of one node.
@@ -169,6 +187,8 @@ pub struct Wiring {
     pub advertise: Box<dyn FnMut(Role, u32, SocketAddr) -> SocketAddr>,
     /// Workers that are not started: the test plays them itself.
     pub absent: Vec<u32>,
+    /// Is shown every node's network. What keeps one keeps its connections, beyond the node's end.
+    pub networks: Box<dyn FnMut(&Network)>,
 }
 
 impl Default for Wiring {
@@ -179,6 +199,7 @@ impl Default for Wiring {
             adapt: Box::new(|_| None),
             advertise: Box::new(|_, _, address| address),
             absent: Vec::new(),
+            networks: Box::new(|_| {}),
         }
     }
 }
@@ -194,7 +215,7 @@ pub struct Cluster {
     /// The steps completed so far.
     pub steps: Steps,
     outcome: JoinHandle<Result<Outcome, NodeError>>,
-    nodes: Vec<JoinHandle<Result<(), NodeError>>>,
+    nodes: Vec<(SpiffeId, JoinHandle<Result<(), NodeError>>)>,
 }
 
 impl Cluster {
@@ -211,6 +232,7 @@ impl Cluster {
         let identity = site.identity(Role::Scheduler, "0");
         let network = site.network(&identity);
         let scheduler = network.local_addr();
+        (wiring.networks)(&network);
         let dialled = (wiring.advertise)(Role::Scheduler, 0, scheduler).to_string();
         let steps = Steps::default();
         let (runtime, observer) = (site.runtime.handle().clone(), Box::new(steps.clone()));
@@ -222,18 +244,22 @@ impl Cluster {
             let identity = site.identity(Role::Server, &index.to_string());
             let network = site.network(&identity);
             servers.push(network.local_addr());
+            (wiring.networks)(&network);
             let advertise = Some((wiring.advertise)(Role::Server, index, network.local_addr()).to_string());
             let runtime = site.runtime.handle().clone();
+            let id = identity.id().clone();
             let options =
                 NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
             let order = (wiring.order)(index);
-            nodes.push(std::thread::spawn(move || run_server(options, order, &mut NoCheckpoints)));
+            nodes.push((id, std::thread::spawn(move || run_server(options, order, &mut NoCheckpoints))));
         }
         for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());
             let network = site.network(&identity);
+            (wiring.networks)(&network);
             let mut setup = ToySetup { adapt: (wiring.adapt)(index) };
             let runtime = site.runtime.handle().clone();
+            let id = identity.id().clone();
             let options = NodeOptions {
                 identity,
                 network,
@@ -242,16 +268,22 @@ impl Cluster {
                 lanes: 3,
                 runtime,
             };
-            nodes.push(std::thread::spawn(move || run_worker(options, &mut setup)));
+            nodes.push((id, std::thread::spawn(move || run_worker(options, &mut setup))));
         }
         Cluster { site, scheduler, servers, steps, outcome, nodes }
     }
 
     /// Waits for the end, which must be in order for every node.
     pub fn finish(self) -> (Finished, Vec<StepSummary>) {
+        self.finish_with(|_| true)
+    }
+
+    /// Waits for the end, which must be in order for every node of whom `in_order` says so.
+    pub fn finish_with(self, in_order: impl Fn(&SpiffeId) -> bool) -> (Finished, Vec<StepSummary>) {
         let outcome = self.outcome.join().unwrap().unwrap();
-        for node in self.nodes {
-            node.join().unwrap().unwrap();
+        for (id, node) in self.nodes {
+            let ended = node.join().unwrap();
+            assert!(ended.is_ok() || !in_order(&id), "{id}: {ended:?}");
         }
         match outcome {
             Outcome::Finished(finished) => (finished, self.steps.0.lock().unwrap().clone()),
@@ -262,7 +294,7 @@ impl Cluster {
     /// Waits for the end, however it comes.
     pub fn outcome(self) -> Outcome {
         let outcome = self.outcome.join().unwrap().unwrap();
-        for node in self.nodes {
+        for (_, node) in self.nodes {
             let _ = node.join().unwrap();
         }
         outcome

@@ -11,6 +11,7 @@
 mod grants;
 mod link;
 mod receiver;
+mod renewal;
 mod sender;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub(crate) use link::{Broken, Ended, Link, Rx, Tx};
 pub use receiver::Receiver;
+pub(crate) use renewal::{Renewal, Take};
 pub use sender::Sender;
 
 use crate::config::CreditConfig;
@@ -47,6 +49,7 @@ impl Connection {
             inbound: Inbound::counted(setup.control_credit, setup.data_credit, setup.held),
             outbound: Outbound::default(),
             stall_timeout: setup.stall_timeout,
+            renewal: setup.renewal,
             on_fault: setup.on_fault,
             refusals: setup.refusals,
             counters: Counters::default(),
@@ -171,6 +174,8 @@ pub(crate) struct Setup {
     pub(crate) stall_timeout: Duration,
     /// Counts what is held for this peer and others.
     pub(crate) held: Arc<AtomicU64>,
+    /// How both ends renew their certificates; None in memory, where there are none.
+    pub(crate) renewal: Option<Renewal>,
     /// Told when the peer is found at fault.
     pub(crate) on_fault: Option<OnFault>,
     /// Where the peer's fault is counted.
@@ -191,6 +196,8 @@ pub struct ConnectionStats {
     pub messages_sent: u64,
     /// Messages received and accepted.
     pub messages_received: u64,
+    /// Renewed certificates of the peer that were taken.
+    pub renewals: u64,
     /// Faults of the peer.
     pub refused: u64,
     /// The path, on a network; zeroes in memory.
@@ -232,6 +239,7 @@ pub(crate) struct Inner {
     inbound: Arc<Inbound>,
     outbound: Outbound,
     stall_timeout: Duration,
+    renewal: Option<Renewal>,
     on_fault: Option<OnFault>,
     refusals: Refusals,
     counters: Counters,
@@ -325,6 +333,7 @@ struct Counters {
     bytes_received: AtomicU64,
     messages_sent: AtomicU64,
     messages_received: AtomicU64,
+    renewals: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -346,6 +355,7 @@ impl Counters {
             bytes_received: read(&self.bytes_received),
             messages_sent: read(&self.messages_sent),
             messages_received: read(&self.messages_received),
+            renewals: read(&self.renewals),
             refused: read(&self.refused),
             path: PathStats::default(),
         }

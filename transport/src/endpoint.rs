@@ -222,6 +222,7 @@ impl Endpoint {
     ) -> Result<Connection, ConnectError> {
         let admission = &self.0.admission;
         let local = |what: String| ConnectError::Local { address, what };
+        let changes = admission.identity().changes();
         let exchange: KeyExchange = admission.config().key_exchange;
         let (config, pin) = tls::client_config(admission.identity(), exchange, expect)
             .map_err(|why| local(why.to_string()))?;
@@ -238,7 +239,7 @@ impl Endpoint {
         };
         let quic = connecting.await.map_err(|why| refused(why.to_string()))?;
         let connection = admission
-            .start(quic, expect.clone(), Direction::FromInitiator, slot, None)
+            .start(quic, expect.clone(), Direction::FromInitiator, slot, None, changes)
             .map_err(|why| refused(why.to_string()))?;
         // The peer checks our certificate after our handshake is done: its first grant says that it did.
         match connection.admitted().await {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::WireError;
 use crate::identity::SpiffeId;
+use crate::pki::PkiError;
 use crate::policy::{Class, Violation};
 use crate::session::{Overrun, PreludeError};
 
@@ -110,6 +111,9 @@ pub enum Fault {
     /// The stream that carries credit was misused.
     #[error("credit stream: {0}")]
     CreditStream(&'static str),
+    /// A renewed certificate that is none.
+    #[error("renewed certificate: {0}")]
+    Renewal(PkiError),
     /// A message too large for this machine's address space.
     #[error("message of {bytes} bytes does not fit this machine's address space")]
     TooLargeHere {
@@ -137,6 +141,7 @@ impl Fault {
             Fault::From { .. } | Fault::To { .. } => CloseCode::Identity,
             Fault::Credit(_) | Fault::CreditStream(_) => CloseCode::Credit,
             Fault::Mac { .. } => CloseCode::Mac,
+            Fault::Renewal(_) => CloseCode::Untrusted,
             Fault::Stalled { .. } => CloseCode::Stalled,
         }
     }

@@ -78,6 +78,7 @@ pub fn pair(
             held: Arc::default(),
             on_fault: None,
             refusals: Refusals::default(),
+            renewal: None,
         };
         Connection::start(setup, ())
     };

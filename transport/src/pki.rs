@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use ca::JobCa;
+pub(crate) use certificate::serial_and_end;
 pub(crate) use certificate::to_pem;
 pub use certificate::{CertificateInfo, certificate_der, describe};
 pub use crl::{
@@ -43,6 +44,7 @@ pub use files::{
     is_ours, open_secret, read_crl, read_open, read_public, read_secret, trust_owner, write_public,
     write_secret,
 };
+pub(crate) use identity::Held;
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
 pub use register::{Issued, REGISTER_FILE, Register};
@@ -119,6 +121,9 @@ pub enum PkiError {
     /// A join token that is not good, or not for this.
     #[error("join token refused: {0}")]
     Token(String),
+    /// A certificate that ended while its connection lived.
+    #[error("the certificate of {0} has ended, and it has shown no renewed one")]
+    Ended(String),
     /// The CA's own certificate has ended.
     #[error("the CA's own certificate has ended; make a new one with `testudo pki init`")]
     CaEnded,

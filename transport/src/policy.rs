@@ -3,12 +3,13 @@
 //!
 //! Invariants:
 //!
-//! 1. A kind that is not in the table is refused; kind 0 is the transport's own and never in the table.
+//! 1. A kind that is not in the table is refused; kinds 0 and 60 are the transport's own and never in the table.
 //! 2. A refusal depends on nothing that the peer wrote but the kind and the two lengths.
 //! 3. A peer node may say what a server or a worker may; once its header is read, the part that it speaks
 //!    for must itself be allowed.
 
 use crate::identity::{Address, Role, RoleSet, SpiffeId};
+use crate::session::{CREDIT_KIND, RENEWAL_KIND};
 
 /// The lanes that messages travel in. Each has credit of its own, and control goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,8 +56,8 @@ pub struct Rule {
 /// Why a table is not a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Kind 0 carries the transport's credit.
-    #[error("rule `{0}` has kind 0, which is the transport's own; number kinds from 1")]
+    /// Kinds 0 and 60 carry the transport's credit and renewed certificates.
+    #[error("rule `{0}` has kind 0 or 60, which are the transport's own; give it another")]
     Reserved(&'static str),
     /// Two rules have one kind.
     #[error("rules `{0}` and `{1}` both have kind {2}")]
@@ -142,7 +143,7 @@ impl Policy {
     pub fn new(rules: Vec<Rule>) -> Result<Policy, PolicyError> {
         let mut by_kind = Box::new([None; 256]);
         for (place, rule) in rules.iter().enumerate() {
-            if rule.kind == 0 {
+            if [CREDIT_KIND, RENEWAL_KIND].contains(&rule.kind) {
                 return Err(PolicyError::Reserved(rule.name));
             }
             if rule.from.is_empty() || rule.to.is_empty() {
@@ -296,7 +297,9 @@ mod tests {
     #[test]
     fn tables_that_allow_nothing_or_collide_are_refused() {
         let good = || rule(1, &[Role::Worker], &[Role::Server]);
-        assert!(matches!(Policy::new(vec![Rule { kind: 0, ..good() }]), Err(PolicyError::Reserved(_))));
+        for kind in [CREDIT_KIND, RENEWAL_KIND] {
+            assert!(matches!(Policy::new(vec![Rule { kind, ..good() }]), Err(PolicyError::Reserved(_))));
+        }
         assert!(matches!(Policy::new(vec![good(), good()]), Err(PolicyError::Duplicate(_, _, 1))));
         assert!(matches!(Policy::new(vec![rule(1, &[], &[Role::Server])]), Err(PolicyError::Nobody(_))));
         let small = Rule { max_header: 255, ..good() };
@@ -304,10 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_of_255_kinds_is_found_whole() {
-        let rules = (1..=255).map(|kind| rule(kind, &[Role::Worker], &[Role::Server])).collect();
+    fn a_full_table_of_254_kinds_is_found_whole() {
+        let kinds = || (1..=255).filter(|kind| *kind != RENEWAL_KIND);
+        let rules = kinds().map(|kind| rule(kind, &[Role::Worker], &[Role::Server])).collect();
         let policy = Policy::new(rules).unwrap();
-        for kind in 1..=255 {
+        for kind in kinds() {
             assert_eq!(policy.rule(kind).unwrap().kind, kind);
         }
         assert_eq!(policy.largest(Class::Data), 1256);

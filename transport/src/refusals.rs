@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Fault;
 use crate::identity::SpiffeId;
+use crate::pki::PkiError;
 
 /// Names that are kept between two calls of [`Refusals::drain`], over all causes.
 pub const MAX_NAMED: usize = 128;
@@ -96,6 +97,8 @@ impl From<&Fault> for Cause {
             Fault::From { .. } | Fault::To { .. } => Cause::Envelope,
             Fault::Credit(_) | Fault::CreditStream(_) => Cause::Credit,
             Fault::Mac { .. } => Cause::Mac,
+            Fault::Renewal(PkiError::Revoked { .. }) => Cause::Revoked,
+            Fault::Renewal(_) => Cause::Certificate,
             Fault::Stalled { .. } => Cause::Stalled,
         }
     }

@@ -30,14 +30,19 @@ mod gate;
 mod keys;
 mod open;
 mod prelude;
+mod renewal;
 mod seal;
 
 pub(crate) use credit::largest_message;
 pub use credit::{Charge, Grant, Grants, Inbound, Outbound, Overrun, Take, Turn};
 pub use gate::{Gate, Stream};
-pub use keys::{ConnectionSecret, Direction, EXPORTER_LABEL, STREAM_KEY_DOMAIN, StreamKey, exporter_context};
+pub use keys::{
+    ConnectionSecret, Direction, EXPORTER_LABEL, RENEWAL_DOMAIN, STREAM_KEY_DOMAIN, StreamKey,
+    exporter_context,
+};
 pub use open::Opener;
 pub use prelude::{MAC_LEN, PRELUDE_LEN, Prelude, PreludeError, VERSION, frame_len};
+pub use renewal::{RENEWAL_KIND, RENEWAL_MAX_HEADER, Renewed};
 pub use seal::{EMPTY_PAYLOAD_HASH, Sealer};
 
 /// The kind of the transport's own messages, which carry credit.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
@@ -41,7 +41,7 @@ pub(crate) fn server_config(identity: &Identity, exchange: KeyExchange) -> Resul
         .with_protocol_versions(&[&TLS13])
         .map_err(|_| PkiError::Crypto("TLS 1.3 is not available"))?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(certified(identity)));
+        .with_cert_resolver(Arc::new(Newest(identity.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -61,7 +61,7 @@ pub(crate) fn client_config(
         .map_err(|_| PkiError::Crypto("TLS 1.3 is not available"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(certified(identity)));
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified(identity))));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
@@ -101,9 +101,20 @@ fn provider(exchange: KeyExchange) -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-fn certified(identity: &Identity) -> SingleCertAndKey {
+/// Shows the newest certificate of an identity: a renewed one from the next handshake on.
+#[derive(Debug)]
+struct Newest(Identity);
+
+impl ResolvesServerCert for Newest {
+    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::new(certified(&self.0)))
+    }
+}
+
+fn certified(identity: &Identity) -> CertifiedKey {
+    let identity = identity.latest();
     let chain = vec![identity.certificate().clone()];
-    SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(identity.key().clone())))
+    CertifiedKey::new(chain, Arc::new(identity.key().clone()))
 }
 
 #[cfg(test)]
@@ -161,7 +172,7 @@ mod tests {
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(certified(identity)));
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified(identity))));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config
     }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use common::{ACK, BEAT, PUSH, policy};
 use serde_json::{Value, json};
 use testudo_transport::session::{
-    CREDIT_KIND, ConnectionSecret, Direction, Gate, Grant, Inbound, Opener, Prelude, STREAM_KEY_DOMAIN,
-    Sealer, Stream, exporter_context,
+    CREDIT_KIND, ConnectionSecret, Direction, Gate, Grant, Inbound, Opener, Prelude, RENEWAL_KIND, Renewed,
+    STREAM_KEY_DOMAIN, Sealer, Stream, exporter_context,
 };
 use testudo_transport::{Address, CreditConfig, Envelope, Grants, Role, SpiffeId, encode};
 
@@ -51,6 +51,8 @@ fn vectors() -> Vec<Vector> {
         control: Grant { bytes: 4 << 20, messages: 1024 },
         data: Grant { bytes: 32 << 20, messages: 4096 },
     };
+    // A certificate and a signature are bytes to the wire; these are none.
+    let renewed = Renewed { certificate: (0..200).collect(), signature: vec![0x30; 70] };
     let trace = Some(std::array::from_fn(|n| 0xa0 + n as u8));
     let vector =
         |name, direction, stream, sequence, kind, request, traceparent, body: &[u8], payload: &[u8]| Vector {
@@ -72,6 +74,7 @@ fn vectors() -> Vec<Vector> {
         vector("long", FromInitiator, (1 << 32) + 8, 1000, PUSH, 2, None, b"slice", &long),
         vector("reply", FromAcceptor, 4, 0, ACK, 1, None, b"\x00", b"\xff"),
         vector("credit", FromInitiator, 2, 0, CREDIT_KIND, 0, None, &encode(&grants), b""),
+        vector("renewal", FromInitiator, 2, 1, RENEWAL_KIND, 0, None, &encode(&renewed), b""),
         vector("credit-back", FromAcceptor, 3, 7, CREDIT_KIND, 0, None, &encode(&grants), b""),
     ]
 }
@@ -166,7 +169,11 @@ fn the_code_reads_the_golden_bytes() {
         let credit = Inbound::new(wide, wide);
         credit.take_due().unwrap();
         let (from, to) = ends(vector.direction);
-        let stream = if vector.kind == CREDIT_KIND { Stream::Credit } else { Stream::messages() };
+        let stream = if [CREDIT_KIND, RENEWAL_KIND].contains(&vector.kind) {
+            Stream::Credit
+        } else {
+            Stream::messages()
+        };
         let gate = Gate { policy: policy(), from, to, credit: Arc::clone(&credit), stream };
         let mut opener = Opener::new(key(), gate);
 

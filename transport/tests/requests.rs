@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{DAY, Job, id};
 use rcgen::{
@@ -15,7 +15,8 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use testudo_transport::pki::{
-    self, CERT_FILE, Issued, KEY_FILE, NEXT_KEY_FILE, RENEWAL_FILE, REQUEST_FILE, Register, Request, describe,
+    self, CERT_FILE, CRL_FILE, Issued, KEY_FILE, NEXT_KEY_FILE, RENEWAL_FILE, REQUEST_FILE, Register,
+    Request, Revocation, RevocationList, Serial, describe,
 };
 use testudo_transport::{Expected, Identity, JobCa, PkiError, Role};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -270,6 +271,25 @@ fn a_certificate_is_renewed_by_its_holder() {
     let elsewhere = Place::new();
     let request = Request::from_pem(renewal.as_bytes()).unwrap();
     assert!(matches!(elsewhere.ca.issue_for(&request, None, DAY), Err(PkiError::Chain(_))));
+}
+
+/// A certificate that was taken back renews nothing, also when the list that says so has ended.
+#[test]
+fn a_revoked_certificate_renews_nothing() {
+    let place = Place::new();
+    let (home, other) = (place.node("worker-0", 0), place.node("worker-1", 1));
+    let mut list = RevocationList::default();
+    let held = Issued::of(Identity::load(&home).unwrap().certificate_der()).unwrap();
+    list.revoke(Serial::from_hex(&held.serial).unwrap(), Revocation { at: 1_700_000_000, compromised: true });
+    let long_ago = SystemTime::now() - 2 * DAY;
+    let crl = place.ca.sign_crl_at(&list, DAY, long_ago).unwrap();
+    fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+    let request = pki::renew(&home, false).unwrap();
+    let refused = place.ca.issue_for(&request, None, DAY);
+    assert!(matches!(refused, Err(PkiError::Revoked { .. })), "{refused:?}");
+    assert!(place.ca.issue_for(&pki::renew(&other, false).unwrap(), None, DAY).is_ok(), "others do");
+    // The operator may still say whose the new key is.
+    assert!(place.ca.issue_for(&request, Some(&held.id), DAY).is_ok());
 }
 
 /// An end that has come: a certificate renews nothing, and a CA issues nothing.

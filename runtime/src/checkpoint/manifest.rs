@@ -214,11 +214,12 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// `identity`'s signature over `context` and `bytes`.
+    /// The signature of `identity`'s newest certificate over `context` and `bytes`.
     ///
     /// # Errors
     /// [`CheckpointError::Pki`] when the key cannot sign.
     pub fn make(identity: &Identity, context: &[u8], bytes: &[u8]) -> Result<Signature, CheckpointError> {
+        let identity = identity.latest();
         let signature = identity.sign(&[context, bytes].concat())?;
         Ok(Signature {
             certificate: BASE64.encode(identity.certificate_der()),

@@ -34,6 +34,7 @@ use crate::node::{Metrics, Setup, data_files, transport};
 use crate::process::handing::{self, Handed};
 use crate::process::paths::Needs;
 use crate::process::{calls, confine};
+use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
@@ -81,7 +82,8 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let config = Config::load(&file, &environment.overrides).map_err(Failure::misconfigured)?;
     let user = super::user(&config, arguments.allow_root)?;
     let identity = arguments.identity.as_deref().map(|dir| run_dir.reach(dir));
-    let identity = load_identity(identity.as_deref(), &config)?;
+    let source = identity_source(identity.as_deref(), &config)?;
+    let identity = source.load().map_err(Failure::misconfigured)?;
     check_identity(&identity, arguments.role, index)?;
     let run_dir = match &user {
         Some(user) if run_dir.descriptor().is_none() => {
@@ -93,7 +95,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let inputs = Inputs::open(arguments, &config, &run_dir, &identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
     super::settle(&run_dir, user.as_ref())?;
-    confine(calls::Role::Node, needs(arguments.role, &run_dir, &config));
+    confine(calls::Role::Node, needs(arguments.role, &run_dir, &config, &source));
     let role = arguments.role.role();
     let options = observability::Options::new(format!("{role}/{index}"))
         .with_log_writer(log)
@@ -114,6 +116,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         NodeRole::Worker => SocketAddr::new(config.network.listen.ip(), 0),
     };
     let network = bind(&config, &identity, listen, runtime.handle())?;
+    runtime.spawn(rotation::follow(identity.clone(), source));
     println!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
     tracing::info!("{}", crate::process::Protections::read());
@@ -143,7 +146,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
 }
 
 /// What a node of that role still opens. A worker writes the model alone, and reads no checkpoint.
-fn needs(role: NodeRole, run_dir: &RunDir, config: &Config) -> Needs {
+fn needs(role: NodeRole, run_dir: &RunDir, config: &Config, source: &Source) -> Needs {
     let folder = match role {
         NodeRole::Worker => run_dir.checkpoint_final(),
         NodeRole::Scheduler | NodeRole::Server => run_dir.checkpoints(),
@@ -152,8 +155,10 @@ fn needs(role: NodeRole, run_dir: &RunDir, config: &Config) -> Needs {
     let _ = Disk.create_dir(&folder);
     // The list of revoked certificates is replaced, so its folder is what is read.
     let crl = config.security.crl.as_deref().map(|file| folder_of(file).as_path().into());
+    // So are the files of the identity, when it is renewed.
+    let identity = source.folders().into_iter().map(|folder| folder.as_path().into());
     Needs {
-        read: crl.into_iter().collect(),
+        read: crl.into_iter().chain(identity).collect(),
         write: vec![folder.as_path().into()],
         tcp: observability::exports(),
         start: None,
@@ -274,18 +279,15 @@ impl NodeRole {
     }
 }
 
-/// The identity in `dir`, or the one whose three files the cluster file names.
-fn load_identity(dir: Option<&Path>, config: &Config) -> Result<Identity, Failure> {
+/// The identity's folder, or the three files that the cluster file names.
+fn identity_source(dir: Option<&Path>, config: &Config) -> Result<Source, Failure> {
     match (dir, &config.security.files) {
-        (Some(dir), _) => Identity::load(dir),
-        (None, Some(files)) => Identity::load_files(&files.ca, &files.cert, &files.key),
-        (None, None) => {
-            return Err(Failure::misconfigured(
-                "who is this node? give its folder with --identity, or set security.ca, security.cert and security.key",
-            ));
-        }
+        (Some(dir), _) => Ok(Source::Folder(dir.to_owned())),
+        (None, Some(files)) => Ok(Source::Files(files.clone())),
+        (None, None) => Err(Failure::misconfigured(
+            "who is this node? give its folder with --identity, or set security.ca, security.cert and security.key",
+        )),
     }
-    .map_err(Failure::misconfigured)
 }
 
 fn check_identity(identity: &Identity, role: NodeRole, index: u32) -> Result<(), Failure> {

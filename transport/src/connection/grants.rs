@@ -1,17 +1,20 @@
-//! The task beside every connection: it sends our grants and takes in the peer's.
+//! The task beside every connection: it sends our grants and renewed certificates, and takes in the peer's.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::receiver::Intake;
+use super::renewal::{self, Ours};
 use super::{Inner, Tx};
 use crate::codec::{decode_canonical, encode};
 use crate::error::{Error, Fault};
 use crate::identity::Address;
 use crate::memory::Frame;
 use crate::message::Envelope;
-use crate::session::{CREDIT_KIND, EMPTY_PAYLOAD_HASH, Grants, PRELUDE_LEN, Prelude, Sealer, Stream};
+use crate::session::{
+    CREDIT_KIND, EMPTY_PAYLOAD_HASH, Grants, PRELUDE_LEN, Prelude, RENEWAL_KIND, Sealer, Stream,
+};
 
 /// Above every other stream: a grant that waits behind the data it would release is a deadlock.
 const CREDIT_PRIORITY: i32 = i32::MAX;
@@ -34,11 +37,19 @@ async fn give(inner: &Arc<Inner>) -> Result<(), Error> {
     let mut tx = inner.link.open_credit().await.map_err(|why| inner.lost(why))?;
     tx.set_priority(CREDIT_PRIORITY);
     let mut sealer = inner.sealer(tx.id());
+    let mut certificates = Ours::of(inner);
     loop {
         while let Some(grants) = inner.inbound.take_due() {
-            write(inner, &mut tx, sealer.as_mut(), &grants).await?;
+            write(inner, &mut tx, sealer.as_mut(), CREDIT_KIND, encode(&grants)).await?;
         }
-        inner.inbound.due().await;
+        tokio::select! {
+            () = inner.inbound.due() => {}
+            () = certificates.changed() => {
+                if let Some(renewed) = renewal::ours(inner) {
+                    write(inner, &mut tx, sealer.as_mut(), RENEWAL_KIND, renewed).await?;
+                }
+            }
+        }
     }
 }
 
@@ -46,13 +57,14 @@ async fn write(
     inner: &Arc<Inner>,
     tx: &mut Tx,
     sealer: Option<&mut Sealer>,
-    grants: &Grants,
+    kind: u8,
+    body: Vec<u8>,
 ) -> Result<(), Error> {
     let (from, to) = (Address::from(inner.local.clone()), Address::from(inner.peer.clone()));
     let envelope = Envelope { from, to, request: 0, traceparent: None };
-    let (header, body) = (encode(&envelope), encode(grants));
+    let header = encode(&envelope);
     let header_len = u32::try_from(header.len() + body.len()).unwrap_or(u32::MAX);
-    let prelude = Prelude { kind: CREDIT_KIND, header_len, payload_len: 0 };
+    let prelude = Prelude { kind, header_len, payload_len: 0 };
     let Some(sealer) = sealer else {
         let payload = Bytes::new();
         let frame = Frame { prelude, envelope, body, payload, payload_hash: EMPTY_PAYLOAD_HASH };
@@ -75,6 +87,10 @@ async fn take(inner: &Arc<Inner>) -> Result<(), Error> {
     let rx = inner.link.accept_credit().await.map_err(|why| inner.lost(why))?;
     let mut intake = Intake::new(Arc::clone(inner), rx, Stream::Credit);
     while let Some(message) = intake.next().await? {
+        if message.kind == RENEWAL_KIND {
+            renewal::theirs(inner, &message.body)?;
+            continue;
+        }
         let grants = decode_canonical::<Grants>(&message.body).map_err(|why| inner.fail(why.into()))?;
         if !inner.outbound.apply(grants) {
             return Err(inner.fail(Fault::CreditStream("took back credit that it had granted")));

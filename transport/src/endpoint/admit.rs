@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::door::{Door, Knock, Limits};
 use super::sieve::SieveStats;
-use super::standing::Live;
+use super::standing::{Live, Shown};
 use super::transport;
 use crate::config::TransportConfig;
-use crate::connection::{Connection, Link, OnFault, Setup};
+use crate::connection::{Connection, Link, OnFault, Renewal, Setup};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
-use crate::pki::{Expected, Identity, PkiError, Serial};
+use crate::pki::{Expected, Held, Identity, PkiError};
 use crate::policy::Policy;
 use crate::promises::{Promise, Promises};
 use crate::refusals::{Cause, Refusals, Who};
@@ -210,6 +210,7 @@ impl Admission {
         direction: Direction,
         slot: Slot,
         on_fault: Option<OnFault>,
+        changes: watch::Receiver<Arc<Held>>,
     ) -> Result<Connection, PkiError> {
         let local = self.identity.id().clone();
         let context = match direction {
@@ -221,8 +222,9 @@ impl Admission {
             .map_err(|_| PkiError::Crypto("TLS exported no key for message authentication"))?;
         let trust = self.identity.trust();
         let leaf = leaf(&quic)?;
-        let place = self.live.place(peer.clone(), Serial::of(&leaf)?);
+        let place = self.live.place(peer.clone(), Shown::of(&leaf)?);
         let witness = place.witness();
+        let renewal = Renewal::new(self.identity.clone(), changes, place.renewals(trust));
         transport::admit(&quic, &self.config);
         let setup = Setup {
             local,
@@ -238,6 +240,7 @@ impl Admission {
             held: Arc::clone(self.promises.held()),
             on_fault,
             refusals: self.refusals.clone(),
+            renewal: Some(renewal),
         };
         let connection = Connection::start(setup, (place, slot));
         witness.started(&connection, trust);
@@ -338,7 +341,7 @@ pub(super) async fn run(
 
 impl Admission {
     async fn handshake(&self, incoming: quinn::Incoming, slot: Slot) -> Result<Connection, Turned> {
-        let address = incoming.remote_address().ip();
+        let (address, changes) = (incoming.remote_address().ip(), self.identity.changes());
         let broken = |error: quinn::ConnectionError| Turned {
             cause: cause(&error),
             who: None,
@@ -371,7 +374,7 @@ impl Admission {
             return Err(busy("this node's memory for peers is promised to others".to_owned()));
         };
         let on_fault = self.blame(address, peer.clone());
-        self.start(quic.clone(), peer, Direction::FromAcceptor, slot, Some(on_fault)).map_err(refuse)
+        self.start(quic.clone(), peer, Direction::FromAcceptor, slot, Some(on_fault), changes).map_err(refuse)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //!
-//! 1. A connection lives at most [`RECHECK_EVERY`] longer than its peer's welcome: until that peer's certificate is revoked,
+//! 1. A connection lives at most [`RECHECK_EVERY`] longer than its peer's welcome: until that peer's certificate is revoked, or has ended and no renewed one was shown,
 //!    or until the list that would say so has ended.
 //! 2. A file that is followed never takes back what is in force: what cannot be taken from it is logged once, and changes
 //!    nothing.
@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use super::{Endpoint, Inner};
-use crate::connection::{Connection, Watched};
+use crate::connection::{Connection, Take, Watched};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
-use crate::pki::{Crl, CrlNumber, Installed, PkiError, Serial, Trust, read_crl};
+use crate::pki::{Crl, CrlNumber, Expected, Installed, PkiError, Serial, Trust, read_crl};
 
 /// Between two looks at live connections and at the file that is followed: a revoked node has no more than this long, and a
 /// look costs microseconds.
@@ -31,15 +31,31 @@ pub(super) struct Live {
     next: AtomicU64,
 }
 
+/// What of a peer's certificate says how long it is good.
+#[derive(Clone)]
+pub(super) struct Shown {
+    serial: Serial,
+    not_after: i64,
+}
+
+impl Shown {
+    pub(super) fn of(certificate_der: &[u8]) -> Result<Shown, PkiError> {
+        let (_, not_after) = crate::pki::serial_and_end(certificate_der)?;
+        Ok(Shown { serial: Serial::of(certificate_der)?, not_after })
+    }
+}
+
 struct Entry {
     peer: SpiffeId,
-    serial: Serial,
+    // The first, then every renewed one.
+    shown: Mutex<Shown>,
     connection: OnceLock<Watched>,
 }
 
 impl Entry {
     fn recheck(&self, trust: &Trust) -> bool {
-        let Err(why) = trust.recheck(&self.serial, &self.peer) else { return false };
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Err(why) = trust.recheck(&shown.serial, shown.not_after, &self.peer) else { return false };
         let Some(connection) = self.connection.get() else { return false };
         let closed = connection.close(CloseCode::Untrusted.number(), &why.to_string());
         if closed {
@@ -57,9 +73,9 @@ pub(super) struct Place {
 }
 
 impl Live {
-    pub(super) fn place(self: &Arc<Self>, peer: SpiffeId, serial: Serial) -> Place {
+    pub(super) fn place(self: &Arc<Self>, peer: SpiffeId, shown: Shown) -> Place {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Arc::new(Entry { peer, serial, connection: OnceLock::new() });
+        let entry = Arc::new(Entry { peer, shown: Mutex::new(shown), connection: OnceLock::new() });
         self.entries().insert(number, Arc::clone(&entry));
         Place { live: Arc::clone(self), number, entry }
     }
@@ -71,6 +87,13 @@ impl Live {
         entries.iter().filter(|entry| entry.recheck(trust)).count()
     }
 
+    /// Whose they are, and until when the certificates that they showed last are good.
+    fn peers(&self) -> Vec<(SpiffeId, i64)> {
+        let entries: Vec<Arc<Entry>> = self.entries().values().cloned().collect();
+        let end = |entry: &Entry| entry.shown.lock().unwrap_or_else(PoisonError::into_inner).not_after;
+        entries.iter().map(|entry| (entry.peer.clone(), end(entry))).collect()
+    }
+
     fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,6 +103,17 @@ impl Place {
     /// What its connection is told when its peer is trusted no longer.
     pub(super) fn witness(&self) -> Witness {
         Witness(Arc::clone(&self.entry))
+    }
+
+    /// What takes the peer's renewed certificates: a certificate of the same identity, what its key signed, and the signature.
+    pub(super) fn renewals(&self, trust: &Trust) -> Take {
+        let (entry, trust) = (Arc::clone(&self.entry), trust.clone());
+        Box::new(move |certificate, message, signature| {
+            let expected = Expected::Node(entry.peer.clone());
+            trust.verify_signature(certificate, &expected, message, signature)?;
+            *entry.shown.lock().unwrap_or_else(PoisonError::into_inner) = Shown::of(certificate)?;
+            Ok(())
+        })
     }
 }
 
@@ -114,6 +148,13 @@ impl Endpoint {
     pub fn recheck(&self) -> usize {
         let admission = &self.0.admission;
         admission.live().recheck(admission.identity().trust())
+    }
+
+    /// The peer of every connection that lives, and until when (seconds since 1970 UTC) the certificate that it showed last is
+    /// good.
+    #[must_use]
+    pub fn peers(&self) -> Vec<(SpiffeId, i64)> {
+        self.0.admission.live().peers()
     }
 
     /// Puts a list of revoked certificates (PEM or DER) in force at this endpoint, in both directions, and closes the

@@ -1,7 +1,7 @@
 //! The job's certificate authority.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -11,7 +11,8 @@ use rcgen::{
 
 use super::key::SecretKey;
 use super::{
-    CA_FILE, CA_KEY_FILE, CLOCK_SKEW, Identity, PkiError, Register, Request, Trust, certificate, files,
+    CA_FILE, CA_KEY_FILE, CLOCK_SKEW, CRL_FILE, Crl, Identity, PkiError, Register, Request, Serial, Trust,
+    certificate, files,
 };
 use crate::identity::SpiffeId;
 
@@ -26,7 +27,7 @@ pub struct JobCa {
     trust: Trust,
     key: SecretKey,
     // None for a CA that was made here and has no directory to keep one in.
-    register: Option<Register>,
+    directory: Option<PathBuf>,
 }
 
 impl JobCa {
@@ -41,7 +42,7 @@ impl JobCa {
         set_validity(&mut params, validity)?;
         let certificate = params.self_signed(&key).map_err(|_| PkiError::Crypto("signing the CA failed"))?;
         let trust = Trust::new(certificate.der().clone(), trust_domain.to_owned(), job.to_owned())?;
-        Ok(JobCa { certificate_pem: certificate.pem(), trust, key, register: None })
+        Ok(JobCa { certificate_pem: certificate.pem(), trust, key, directory: None })
     }
 
     /// Issues a certificate with a new key for one node of this job. A CA that was loaded from its directory keeps
@@ -74,13 +75,16 @@ impl JobCa {
                 return Err(PkiError::Request(what));
             }
             Some(_) => {}
-            None if request.is_renewal() => request.check_renewal(&self.trust)?,
+            None if request.is_renewal() => {
+                request.check_renewal(&self.trust)?;
+                self.check_not_revoked(request)?;
+            }
             None => {
                 let what = format!("nobody confirmed that {} has the key {key}", id.short());
                 return Err(PkiError::Request(what));
             }
         }
-        if let Some(register) = &self.register
+        if let Some(register) = self.register()
             && let Some(other) = register.read()?.iter().find(|one| one.spki_sha256 == key && one.id != *id)
         {
             let what = format!("its key is that of {}; each node has its own", other.id.short());
@@ -123,7 +127,11 @@ impl JobCa {
             return Err(PkiError::Certificate("it is not of the CA key beside it".to_owned()));
         }
         let certificate_pem = String::from_utf8_lossy(&pem).into_owned();
-        Ok(JobCa { certificate_pem, trust, key, register: Some(Register::of(directory)) })
+        Ok(JobCa { certificate_pem, trust, key, directory: Some(directory.to_owned()) })
+    }
+
+    fn register(&self) -> Option<Register> {
+        self.directory.as_deref().map(Register::of)
     }
 
     /// A certificate for one node of this job and its key, on record before it is handed out.
@@ -138,10 +146,24 @@ impl JobCa {
         set_validity(&mut params, validity)?;
         self.end_with_the_ca(&mut params)?;
         let pem = self.sign(&params, key)?;
-        if let Some(register) = &self.register {
+        if let Some(register) = self.register() {
             register.record(&certificate::from_pem(pem.as_bytes())?)?;
         }
         Ok(pem)
+    }
+
+    /// A certificate that the CA took back renews nothing, whether or not the list that says so has ended.
+    fn check_not_revoked(&self, request: &Request) -> Result<(), PkiError> {
+        let list = self.directory.as_ref().map(|directory| directory.join(CRL_FILE));
+        let (Some(list), Some(former)) = (list.filter(|list| list.exists()), request.former()) else {
+            return Ok(());
+        };
+        let (crl, serial) = (Crl::read(&files::read_crl(&list)?, self.trust.ca_der())?, Serial::of(former)?);
+        if crl.has(&serial) {
+            let id = request.id().short().to_owned();
+            return Err(PkiError::Revoked { id, serial: serial.to_string() });
+        }
+        Ok(())
     }
 
     /// Refuses what is not of this CA's trust domain and job.

@@ -1,10 +1,14 @@
 //! A node's identity: its certificate, its key, and the CA that it trusts.
+//!
+//! A certificate ends before a long run does. What has an [`Identity`] goes on with the certificate that it was made with;
+//! what must go on beyond that asks for [`Identity::latest`]: the one that [`Identity::succeed`] put in its place.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use super::key::SecretKey;
 use super::{
@@ -17,12 +21,19 @@ use crate::identity::SpiffeId;
 pub struct Identity(Arc<Inner>);
 
 struct Inner {
+    held: Arc<Held>,
+    ca_pem: String,
+    trust: Trust,
+    // What followed it: shared with every clone and every successor.
+    newest: Arc<watch::Sender<Arc<Held>>>,
+}
+
+/// A certificate with its key.
+pub(crate) struct Held {
     id: SpiffeId,
     certificate: CertificateDer<'static>,
     certificate_pem: String,
-    ca_pem: String,
     key: SecretKey,
-    trust: Trust,
 }
 
 impl Identity {
@@ -38,13 +49,45 @@ impl Identity {
         if !key.matches(&certificate::public_key(&certificate)?) {
             return Err(PkiError::OtherKey);
         }
-        let trust = trust.apart();
-        Ok(Identity(Arc::new(Inner { id, certificate, certificate_pem, ca_pem, key, trust })))
+        let held = Arc::new(Held { id, certificate, certificate_pem, key });
+        let newest = Arc::new(watch::Sender::new(Arc::clone(&held)));
+        Ok(Identity(Arc::new(Inner { held, ca_pem, trust: trust.apart(), newest })))
     }
 
     /// Who this is.
     pub fn id(&self) -> &SpiffeId {
-        &self.0.id
+        &self.0.held.id
+    }
+
+    /// Lets `next`, another certificate of the same identity under the same CA, good now, follow this one: for
+    /// [`Identity::latest`] of every clone, and for every endpoint and connection that has one. Says whether it is
+    /// another than the one before.
+    ///
+    /// # Errors
+    /// [`PkiError`] saying why it cannot; then nothing has changed.
+    pub fn succeed(&self, next: &Identity) -> Result<bool, PkiError> {
+        self.trust().verify(next.certificate_der(), &Expected::Node(self.id().clone()))?;
+        Ok(self.0.newest.send_if_modified(|newest| {
+            let is_new = newest.certificate != next.0.held.certificate;
+            if is_new {
+                *newest = Arc::clone(&next.0.held);
+            }
+            is_new
+        }))
+    }
+
+    /// This identity with the newest certificate that it was given; it trusts what this one trusts.
+    #[must_use]
+    pub fn latest(&self) -> Identity {
+        let held = Arc::clone(&self.0.newest.borrow());
+        let Inner { ca_pem, trust, newest, .. } = &*self.0;
+        let (ca_pem, trust, newest) = (ca_pem.clone(), trust.clone(), Arc::clone(newest));
+        Identity(Arc::new(Inner { held, ca_pem, trust, newest }))
+    }
+
+    /// Tells of every certificate that follows from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Held>> {
+        self.0.newest.subscribe()
     }
 
     /// The CA, trust domain and job that this node trusts.
@@ -55,25 +98,23 @@ impl Identity {
     /// The same identity by another clock; see [`Trust::with_clock`].
     #[must_use]
     pub fn with_clock(&self, clock: Arc<dyn WallClock>) -> Identity {
-        let Inner { id, certificate, certificate_pem, ca_pem, key, trust } = &*self.0;
+        let Inner { held, ca_pem, trust, .. } = &*self.0;
         Identity(Arc::new(Inner {
-            id: id.clone(),
-            certificate: certificate.clone(),
-            certificate_pem: certificate_pem.clone(),
+            held: Arc::clone(held),
             ca_pem: ca_pem.clone(),
-            key: key.clone(),
             trust: trust.with_clock(clock),
+            newest: Arc::new(watch::Sender::new(Arc::clone(held))),
         }))
     }
 
     /// The certificate, in DER, for others to check signatures with.
     pub fn certificate_der(&self) -> &[u8] {
-        &self.0.certificate
+        &self.0.held.certificate
     }
 
     /// The certificate, in PEM.
     pub fn certificate_pem(&self) -> &str {
-        &self.0.certificate_pem
+        &self.0.held.certificate_pem
     }
 
     /// The CA's certificate, in PEM.
@@ -86,7 +127,7 @@ impl Identity {
     /// # Errors
     /// [`PkiError::Crypto`] when the cryptographic library refuses.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, PkiError> {
-        self.0.key.sign(message)
+        self.0.held.key.sign(message)
     }
 
     /// Writes `ca.pem`, `cert.pem` and `key.pem` into a directory of mode 0700; the key has mode 0600. Files
@@ -96,8 +137,8 @@ impl Identity {
     /// [`PkiError::File`] or [`PkiError::NotPrivate`].
     pub fn save(&self, directory: &Path) -> Result<(), PkiError> {
         files::private_directory(directory)?;
-        files::write_secret(&directory.join(KEY_FILE), self.0.key.to_pem().as_bytes())?;
-        files::write_public(&directory.join(CERT_FILE), self.0.certificate_pem.as_bytes())?;
+        files::write_secret(&directory.join(KEY_FILE), self.0.held.key.to_pem().as_bytes())?;
+        files::write_public(&directory.join(CERT_FILE), self.0.held.certificate_pem.as_bytes())?;
         files::write_public(&directory.join(CA_FILE), self.0.ca_pem.as_bytes())
     }
 
@@ -135,17 +176,17 @@ impl Identity {
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.0.certificate
+        &self.0.held.certificate
     }
 
     pub(crate) fn key(&self) -> &SecretKey {
-        &self.0.key
+        &self.0.held.key
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", self.0.id)
+        write!(f, "Identity({})", self.0.held.id)
     }
 }
 

@@ -175,6 +175,11 @@ impl Request {
         trust.verify_signature(&renewal.former, &expected, &message, &renewal.signature).map(|_| ())
     }
 
+    /// The certificate that it renews, in DER.
+    pub(super) fn former(&self) -> Option<&[u8]> {
+        self.renewal.as_ref().map(|renewal| renewal.former.as_slice())
+    }
+
     pub(super) fn key(&self) -> RequestedKey<'_> {
         RequestedKey(&self.point)
     }

@@ -131,7 +131,11 @@ impl Trust {
     }
 
     /// Whether a certificate of `id` that was checked before is good still.
-    pub(crate) fn recheck(&self, serial: &Serial, id: &SpiffeId) -> Result<(), PkiError> {
+    pub(crate) fn recheck(&self, serial: &Serial, not_after: i64, id: &SpiffeId) -> Result<(), PkiError> {
+        let since_1970 = i64::try_from(self.now().as_secs()).unwrap_or(i64::MAX);
+        if since_1970 > not_after {
+            return Err(PkiError::Ended(id.short().to_owned()));
+        }
         self.0.standing.check(serial, id.short(), self.now())
     }
 

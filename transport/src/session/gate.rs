@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::credit::{Charge, Inbound};
 use super::prelude::Prelude;
-use super::{CREDIT_KIND, CREDIT_MAX_HEADER};
+use super::{CREDIT_KIND, CREDIT_MAX_HEADER, RENEWAL_KIND, RENEWAL_MAX_HEADER};
 use crate::codec::decode_prefix;
 use crate::error::Fault;
 use crate::identity::SpiffeId;
@@ -15,7 +15,7 @@ use crate::policy::{Class, Policy};
 /// What a stream is for.
 #[derive(Debug, Clone)]
 pub enum Stream {
-    /// The transport's own, which carries credit and nothing else.
+    /// The transport's own, which carries credit and renewed certificates.
     Credit,
     /// Actors' messages, all of one class: the first one's.
     Messages(Arc<OnceLock<Class>>),
@@ -51,8 +51,13 @@ impl Gate {
     pub fn admit(&self, prelude: &Prelude) -> Result<Option<Charge>, Fault> {
         let Prelude { kind, header_len, payload_len } = *prelude;
         let Stream::Messages(bound) = &self.stream else {
-            let good = kind == CREDIT_KIND && header_len <= CREDIT_MAX_HEADER && payload_len == 0;
-            return if good { Ok(None) } else { Err(Fault::CreditStream("a message that is not credit")) };
+            let most = match kind {
+                CREDIT_KIND => CREDIT_MAX_HEADER,
+                RENEWAL_KIND => RENEWAL_MAX_HEADER,
+                _ => return Err(Fault::CreditStream("a message that is not credit")),
+            };
+            let good = header_len <= most && payload_len == 0;
+            return if good { Ok(None) } else { Err(Fault::CreditStream("a message that is too long")) };
         };
         let rule = self.policy.check(kind, &self.from, &self.to, header_len, payload_len)?;
         let expected = *bound.get_or_init(|| rule.class);

@@ -19,6 +19,9 @@ pub const EXPORTER_LABEL: &[u8] = b"EXPERIMENTAL testudo/1 message authenticatio
 /// produce the same input.
 pub const STREAM_KEY_DOMAIN: &[u8] = b"testudo/1 stream key";
 
+/// What the keyed hash that ties a renewed certificate to a connection starts with.
+pub const RENEWAL_DOMAIN: &[u8] = b"testudo/1 certificate renewal";
+
 /// Which way bytes flow on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -71,6 +74,23 @@ impl ConnectionSecret {
         let key = StreamKey(*hasher.finalize().as_bytes());
         hasher.zeroize();
         key
+    }
+}
+
+impl ConnectionSecret {
+    /// What the sender in `direction` signs with the key of a certificate that it renews on this connection: nobody else knows
+    /// it, and no other connection has it. The certificate's hash goes into it.
+    pub fn renewal(&self, direction: Direction, certificate_der: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(RENEWAL_DOMAIN);
+        hasher.update(&[match direction {
+            Direction::FromInitiator => 0,
+            Direction::FromAcceptor => 1,
+        }]);
+        hasher.update(blake3::hash(certificate_der).as_bytes());
+        let binding = *hasher.finalize().as_bytes();
+        hasher.zeroize();
+        binding
     }
 }
 
@@ -146,6 +166,18 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), 28);
+    }
+
+    #[test]
+    fn a_renewal_is_of_one_connection_direction_and_certificate() {
+        let mut seen = HashSet::new();
+        for secret in [[0; 32], [1; 32]] {
+            for direction in [Direction::FromInitiator, Direction::FromAcceptor] {
+                for certificate in [&b"a"[..], b"b", b""] {
+                    assert!(seen.insert(ConnectionSecret::new(secret).renewal(direction, certificate)));
+                }
+            }
+        }
     }
 
     /// Invariant 1.

@@ -1,0 +1,212 @@
+//! Certificates that change while a node runs: whoever renews puts new files in the place of the old, and the node goes on
+//! with them, without losing a connection.
+//!
+//! 1. What is taken is whole and good: key and certificate of each other, of this identity, under the same CA, valid now.
+//!    Anything else is logged once and changes nothing.
+//! 2. A local run renews its nodes' certificates itself, when half of their life is over.
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use testudo_transport::pki::{self, PkiError, describe};
+use testudo_transport::{Identity, JobCa};
+
+use crate::config::SecurityFiles;
+
+/// Between two looks at the files: a renewal takes effect within this, and a look costs less than a millisecond.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A certificate that has no more than this part of its life left is worth a warning.
+const LATE: i64 = 5;
+
+/// Where an identity is read from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A folder with `ca.pem`, `cert.pem` and `key.pem`.
+    Folder(PathBuf),
+    /// Three files.
+    Files(SecurityFiles),
+}
+
+impl Source {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// As for [`Identity::load`].
+    pub fn load(&self) -> Result<Identity, PkiError> {
+        match self {
+            Source::Folder(folder) => Identity::load(folder),
+            Source::Files(files) => Identity::load_files(&files.ca, &files.cert, &files.key),
+        }
+    }
+
+    /// The folders in which its files lie.
+    #[must_use]
+    pub fn folders(&self) -> Vec<PathBuf> {
+        match self {
+            Source::Folder(folder) => vec![folder.clone()],
+            Source::Files(files) => {
+                let of = |file: &PathBuf| file.parent().map(Path::to_path_buf);
+                [&files.ca, &files.cert, &files.key].into_iter().filter_map(of).collect()
+            }
+        }
+    }
+}
+
+/// Follows the files of `identity` for as long as the runtime lives.
+pub async fn follow(identity: Identity, source: Source) {
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last_fault = None;
+    let mut warned_of = None;
+    loop {
+        every.tick().await;
+        let (ours, from) = (identity.clone(), source.clone());
+        // Files may lie on a network's disk.
+        let Ok(looked) = tokio::task::spawn_blocking(move || look(&ours, &from)).await else { return };
+        match looked {
+            Ok(true) => {
+                tracing::info!("the certificate has been renewed; connections go on with the new one")
+            }
+            Ok(false) => {}
+            Err(why) if last_fault.as_ref() != Some(&why) => {
+                tracing::warn!(%why, "the identity's files cannot be taken; the certificate in use stays");
+                last_fault = Some(why);
+                continue;
+            }
+            Err(_) => continue,
+        }
+        last_fault = None;
+        let now = identity.latest();
+        if let Some(left) = running_out(now.certificate_pem(), SystemTime::now())
+            && warned_of.as_deref() != Some(now.certificate_pem())
+        {
+            warned_of = Some(now.certificate_pem().to_owned());
+            tracing::warn!(
+                seconds = left,
+                "the certificate ends soon, and connections with it; renew it with `testudo pki renew`"
+            );
+        }
+    }
+}
+
+/// Takes over what is in the files; says whether it is new. A renewal that is under way between its two files is not there yet.
+fn look(identity: &Identity, source: &Source) -> Result<bool, PkiError> {
+    identity.succeed(&source.load()?)
+}
+
+/// Seconds that a certificate has left, if they are few for it.
+fn running_out(certificate_pem: &str, now: SystemTime) -> Option<i64> {
+    let info = describe(certificate_pem.as_bytes()).ok()?;
+    let now = i64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).ok()?;
+    let left = info.not_after - now;
+    (left < (info.not_after - info.not_before) / LATE).then_some(left)
+}
+
+/// Renews the identities in `folders` with a CA whose key this process has, each for a new key.
+///
+/// # Errors
+/// What stopped it, with the folder; those before it are renewed.
+pub fn renew_all(ca: &JobCa, folders: &[PathBuf], validity: Duration) -> Result<(), String> {
+    let renew = |folder: &Path| -> Result<(), PkiError> {
+        let request = pki::renew(folder, false)?;
+        let certificate = ca.issue_for(&request, None, validity)?;
+        pki::install(folder, certificate.as_bytes(), None).map(|_| ())
+    };
+    folders.iter().try_for_each(|folder| renew(folder).map_err(|why| format!("{}: {why}", folder.display())))
+}
+
+/// Renews the identities of a local run in time, for as long as it is polled; `own` is this process's.
+pub async fn keep_fresh(
+    ca: Arc<JobCa>,
+    folders: Vec<PathBuf>,
+    own: (Identity, Source),
+    validity: Duration,
+) -> Infallible {
+    loop {
+        tokio::time::sleep(validity / 2).await;
+        let (ca, folders) = (Arc::clone(&ca), folders.clone());
+        let done = tokio::task::spawn_blocking(move || renew_all(&ca, &folders, validity)).await;
+        let taken = match done {
+            Ok(Ok(())) => look(&own.0, &own.1).map(|_| ()).map_err(|why| why.to_string()),
+            Ok(Err(why)) => Err(why),
+            Err(why) => Err(why.to_string()),
+        };
+        if let Err(why) = taken {
+            tracing::error!(why, "the run's certificates cannot be renewed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_transport::{Role, SpiffeId};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn place() -> (tempfile::TempDir, JobCa, PathBuf, Identity) {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = JobCa::create("t", "j", 100 * HOUR).unwrap();
+        let home = folder.path().join("worker-0");
+        let identity = ca.issue(&SpiffeId::new("t", "j", Role::Worker, "0").unwrap(), HOUR).unwrap();
+        identity.save(&home).unwrap();
+        (folder, ca, home, identity)
+    }
+
+    /// 1 and 2 of the module.
+    #[test]
+    fn renewed_files_are_taken_over_and_bad_ones_are_not() {
+        let (_folder, ca, home, identity) = place();
+        let source = Source::Folder(home.clone());
+        assert_eq!(look(&identity, &source), Ok(false), "nothing is new");
+        renew_all(&ca, std::slice::from_ref(&home), 2 * HOUR).unwrap();
+        let before = identity.certificate_pem().to_owned();
+        assert_eq!((look(&identity, &source), look(&identity, &source)), (Ok(true), Ok(false)));
+        let latest = identity.latest();
+        assert!(latest.certificate_pem() != before && identity.certificate_pem() == before);
+        assert_eq!(latest.certificate_pem(), Identity::load(&home).unwrap().certificate_pem());
+        // Clones, and what the newest came from, have one succession.
+        assert_eq!(identity.clone().latest().latest().certificate_pem(), latest.certificate_pem());
+        let signature = latest.sign(b"x").unwrap();
+        let node = testudo_transport::Expected::Member;
+        assert!(ca.trust().verify_signature(latest.certificate_der(), &node, b"x", &signature).is_ok());
+
+        // Another node's files, another CA's, half of a renewal.
+        let (_other_folder, _, others, _) = place();
+        assert!(look(&identity, &Source::Folder(others)).is_err());
+        let sister = ca.issue(&SpiffeId::new("t", "j", Role::Worker, "1").unwrap(), HOUR).unwrap();
+        sister.save(&home.join("sister")).unwrap();
+        let unexpected = look(&identity, &Source::Folder(home.join("sister")));
+        assert!(matches!(unexpected, Err(PkiError::Unexpected { .. })), "{unexpected:?}");
+        std::fs::copy(home.join("sister/cert.pem"), home.join("cert.pem")).unwrap();
+        assert!(matches!(look(&identity, &source), Err(PkiError::OtherKey)));
+        assert_eq!(identity.latest().certificate_pem(), latest.certificate_pem());
+    }
+
+    #[tokio::test]
+    async fn a_node_follows_its_files() {
+        let (_folder, ca, home, identity) = place();
+        let following = tokio::spawn(follow(identity.clone(), Source::Folder(home.clone())));
+        renew_all(&ca, &[home], 2 * HOUR).unwrap();
+        let mut changes = 0;
+        while identity.latest().certificate_pem() == identity.certificate_pem() {
+            changes += 1;
+            assert!(changes < 6000, "waited in vain");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        following.abort();
+    }
+
+    #[test]
+    fn a_certificate_near_its_end_is_worth_a_warning() {
+        let (_folder, _, _, identity) = place();
+        let now = SystemTime::now();
+        assert_eq!(running_out(identity.certificate_pem(), now), None);
+        let left = running_out(identity.certificate_pem(), now + HOUR - Duration::from_secs(60)).unwrap();
+        assert!((50..=60).contains(&left), "{left}");
+    }
+}
