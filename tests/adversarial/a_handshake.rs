@@ -135,6 +135,7 @@ fn class_a_handshake_and_identity() {
         assert!(closed.reason.contains("another incarnation"), "{closed:?}");
         node.logs(since, &["another incarnation", "worker/0"]);
     });
+    live.case("the audit log has the refusals", |live| live.recorded(&["certificate", "handshake", "late"]));
     live.finish();
 }
 

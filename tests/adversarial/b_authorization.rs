@@ -49,6 +49,7 @@ fn class_b_authorization() {
             wrong_roles(&attacker, live, role, words)
         });
     }
+    live.case("the audit log has the refusals", |live| live.recorded(&["policy", "mac"]));
     live.finish();
 }
 

@@ -61,5 +61,6 @@ fn class_c_framing() {
         // What comes slowly and is good is waited for, and answered by the refusal of a join.
         assert_eq!(answered, ["a byte at a time"]);
     });
+    live.case("the audit log has the refusals", |live| live.recorded(&["framing", "policy", "credit"]));
     live.finish();
 }

@@ -58,5 +58,6 @@ fn class_d_mac_and_order() {
             "most change what the MAC covers: {found}"
         );
     });
+    live.case("the audit log has the refusals", |live| live.recorded(&["mac", "envelope", "policy"]));
     live.finish();
 }

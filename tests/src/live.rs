@@ -10,29 +10,35 @@
 //! 3. Every case that failed is named.
 //! 4. One cluster at a time is under attack in a process: what floods one would starve the others.
 
-use std::net::SocketAddr;
+mod gate;
+mod node;
+mod plan;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testudo_actors::message::{Finished, Load, Member, MemberRole, Outcome, StatusReport};
 use testudo_actors::node::{NodeOptions, run_worker};
 use testudo_actors::operator::Line;
 use testudo_actors::server::SumOrder;
-use testudo_actors::worker::{Pace, ShardCompute};
+use testudo_actors::worker::ShardCompute;
 use testudo_actors::{JobSpec, NodeError};
-use testudo_transport::{CloseCode, Role, SpiffeId};
+use testudo_transport::Role;
 
 use crate::cluster::{Adapt, Links, Site, ToySetup};
-use crate::process::{self, Started};
+use crate::process;
 use crate::sim::Simulation;
 use crate::{files, toy};
+use gate::{Gate, Paced};
+pub use node::Node;
+use node::{listening, peak};
+pub use plan::{Closed, Plan};
 
 /// Steps of the job under attack.
 const STEPS: u64 = 150;
@@ -74,19 +80,6 @@ fn undisturbed() -> [u8; 32] {
     *EXPECTED.get_or_init(|| Simulation::new(job(), 0, SumOrder::Canonical).finish().params_blake3)
 }
 
-/// One process of the cluster.
-#[derive(Debug)]
-pub struct Node {
-    /// Who it is.
-    pub id: SpiffeId,
-    /// Where it listens.
-    pub address: SocketAddr,
-    process: Started,
-    log: PathBuf,
-    /// Its peak of resident memory when training had begun.
-    calm: u64,
-}
-
 /// The cluster.
 pub struct Live {
     /// Its certificate authority and identities.
@@ -101,40 +94,6 @@ pub struct Live {
     lost: u32,
     failed: Vec<String>,
     _alone: MutexGuard<'static, ()>,
-}
-
-/// What is unusual about a cluster under attack.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Workers of the job.
-    pub workers: u32,
-    /// Those that are not started: an attacker plays them.
-    pub absent: Vec<u32>,
-    /// How many of them will be lost on the way.
-    pub lost: u32,
-}
-
-impl Default for Plan {
-    fn default() -> Plan {
-        Plan { workers: 2, absent: Vec::new(), lost: 0 }
-    }
-}
-
-/// How a connection was closed, as an attacker saw it.
-#[derive(Debug, Deserialize)]
-pub struct Closed {
-    /// The code: an application's, or QUIC's own.
-    pub code: u64,
-    /// The reason in words.
-    pub reason: String,
-}
-
-impl Closed {
-    /// Whether it was closed with that code.
-    #[must_use]
-    pub fn is(&self, code: CloseCode) -> bool {
-        self.code == u64::from(code.number())
-    }
 }
 
 impl Live {
@@ -271,6 +230,25 @@ impl Live {
         report.nodes.iter().find(|n| is(&n.member)).map(|n| n.load).unwrap_or_default()
     }
 
+    /// Waits until the audit log has refusals for each of these causes.
+    ///
+    /// # Panics
+    /// When one is not recorded within a minute: with what is.
+    pub fn recorded(&self, causes: &[&str]) {
+        let log = self.run_dir(Role::Scheduler, 0).join("audit.log");
+        let read = || std::fs::read_to_string(&log).unwrap_or_default();
+        let has = |text: &str, cause: &str| {
+            let cause = format!("\"cause\":\"{cause}\"");
+            text.lines().any(|line| line.contains("\"kind\":\"refusals\"") && line.contains(&cause))
+        };
+        let all = || causes.iter().all(|cause| has(&read(), cause)).then_some(());
+        if within(Duration::from_secs(60), all).is_none() {
+            let text = read();
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains("refusals")).collect();
+            panic!("not all of {causes:?} are recorded, but {}", last(&lines.join("\n"), 4_000));
+        }
+    }
+
     /// Runs one case: `attack` panics if the attack did not end as it should.
     pub fn case(&mut self, name: &str, attack: impl FnOnce(&Live)) {
         let began = Instant::now();
@@ -389,6 +367,10 @@ impl Live {
         }
         if let Some(scheduler) = self.nodes.first() {
             arguments.extend(["--scheduler".to_owned(), scheduler.address.to_string()]);
+        } else {
+            let audit = self.folder().join("audit");
+            self.site.identity(Role::Actor, "audit").save(&audit).unwrap();
+            arguments.extend(["--audit-identity".to_owned(), audit.to_str().unwrap().to_owned()]);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut process = process::start(program, &arguments, self.folder()).patient(LIFE);
@@ -440,42 +422,6 @@ impl Live {
     }
 }
 
-impl Node {
-    /// Where it is, for orders.
-    #[must_use]
-    pub fn target(&self) -> Value {
-        json!([self.address.ip().to_string(), self.address.port()])
-    }
-
-    /// The number of its process.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    /// What it has logged so far.
-    #[must_use]
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits until it logs a line with all of `words` that stands after `since` bytes of its log.
-    ///
-    /// # Panics
-    /// When it does not.
-    pub fn logs(&self, since: usize, words: &[&str]) {
-        let line = || {
-            let log = self.log();
-            let new = log.get(since..).unwrap_or_default();
-            new.lines().any(|line| words.iter().all(|w| line.contains(w))).then_some(())
-        };
-        if within(Duration::from_secs(20), line).is_none() {
-            let log = self.log();
-            panic!("{} logged no {words:?}, but\n{}", self.id.short(), log.get(since..).unwrap_or_default());
-        }
-    }
-}
-
 /// Waits for `ready` to give something.
 ///
 /// # Panics
@@ -498,45 +444,6 @@ pub fn within<T>(patience: Duration, mut ready: impl FnMut() -> Option<T>) -> Op
     }
 }
 
-/// Steps that workers may take.
-#[derive(Debug, Default)]
-struct Gate {
-    granted: Mutex<u64>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn grant(&self, steps: u64) {
-        let mut granted = self.granted.lock().unwrap();
-        *granted = granted.saturating_add(steps);
-        self.changed.notify_all();
-    }
-
-    fn open(&self) {
-        self.grant(u64::MAX);
-    }
-}
-
-/// A worker that ends a step's backward pass only when the step has been granted.
-struct Paced {
-    gate: Arc<Gate>,
-    taken: u64,
-    /// Nodes of the tree that it computes a step: its own, and one of each worker that was lost.
-    a_step: u64,
-}
-
-impl Pace for Paced {
-    fn handed_over(&mut self, _: usize, last: bool) {
-        if !last {
-            return;
-        }
-        self.taken += 1;
-        let granted = self.gate.granted.lock().unwrap();
-        let waits = |granted: &mut u64| granted.saturating_mul(self.a_step) < self.taken;
-        let _ = self.gate.changed.wait_timeout_while(granted, LIFE, waits).unwrap();
-    }
-}
-
 impl Drop for Live {
     fn drop(&mut self) {
         self.gate.open();
@@ -556,20 +463,6 @@ fn write_config(folder: &Path) -> PathBuf {
         .replace("name = \"small\"", "name = \"toy\"\ntrust_domain = \"test.local\"");
     std::fs::write(&file, text).unwrap();
     file
-}
-
-/// Where a node says that it listens.
-fn listening(log: &Path) -> Option<SocketAddr> {
-    let log = std::fs::read_to_string(log).ok()?;
-    let line = log.lines().find(|line| line.contains(" is up"))?;
-    line.split("address=").nth(1)?.split_whitespace().next()?.parse().ok()
-}
-
-/// The peak of a process's resident memory in bytes; `None` once it has ended.
-fn peak(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
 }
 
 fn told(why: &(dyn std::any::Any + Send)) -> &str {

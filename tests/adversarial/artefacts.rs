@@ -1,0 +1,117 @@
+//! What classes G to I share: a run that was left behind, copies of it to spoil, and what must hold of a copy after an operation
+//! that was refused: nothing in it has changed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use testudo_tests::files;
+use testudo_tests::process::{self, Ended};
+
+use crate::PROGRAM;
+
+/// A run, and room for copies.
+pub(crate) struct Artefacts {
+    folder: tempfile::TempDir,
+    copies: u32,
+    failed: Vec<String>,
+}
+
+impl Artefacts {
+    /// Trains the small job with these options of `testudo run`.
+    pub(crate) fn train(options: &[&str]) -> Artefacts {
+        let folder = tempfile::tempdir().unwrap();
+        let file = files::write_job(folder.path());
+        let run = folder.path().join("run");
+        let arguments =
+            [&["run", text(&file), "--run-dir", text(&run), "--json", "--quiet"], options].concat();
+        let _ = process::run(PROGRAM, &arguments, &run).succeeded();
+        Artefacts { folder, copies: 0, failed: Vec::new() }
+    }
+
+    /// A copy of the run, owners and modes included.
+    pub(crate) fn copy(&mut self) -> PathBuf {
+        self.copies += 1;
+        let copy = self.folder.path().join(format!("copy-{}", self.copies));
+        let done = std::process::Command::new("cp")
+            .args(["-a", text(&self.folder.path().join("run")), text(&copy)])
+            .status()
+            .unwrap();
+        assert!(done.success());
+        copy
+    }
+
+    /// Has `spoil` change a copy. Each command of `commands` (with the copy's path for `DIR`) must then end with its exit status,
+    /// say one of its words, print no panic, and leave every file of the copy as it was.
+    pub(crate) fn case(
+        &mut self,
+        what: &str,
+        spoil: impl FnOnce(&Path),
+        commands: &[(&[&str], i32, &[&str])],
+    ) {
+        let copy = self.copy();
+        spoil(&copy);
+        let before = contents(&copy);
+        for (arguments, code, words) in commands {
+            let arguments: Vec<String> = arguments.iter().map(|a| a.replace("DIR", text(&copy))).collect();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let Ended { status, stdout, stderr } = process::run(PROGRAM, &arguments, &copy);
+            let said = format!("{stdout}{stderr}");
+            if status.code() != Some(*code) || !words.iter().any(|word| said.contains(word)) {
+                self.failed
+                    .push(format!("{what}: {arguments:?}: {status}, not {code} with {words:?}: {said}"));
+            }
+            if said.contains("panicked") {
+                self.failed.push(format!("{what}: {arguments:?} panicked: {said}"));
+            }
+            let after = contents(&copy);
+            if after != before {
+                let changed: Vec<_> = after
+                    .iter()
+                    .filter(|(name, bytes)| before.get(*name) != Some(bytes))
+                    .map(|(name, _)| name)
+                    .collect();
+                self.failed.push(format!("{what}: {arguments:?} changed {changed:?} or removed something"));
+            }
+        }
+    }
+
+    /// Fails with every case that failed.
+    pub(crate) fn finish(self) {
+        assert!(self.failed.is_empty(), "{}", self.failed.join("\n"));
+    }
+}
+
+/// A path as text.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Every file under `folder` with its content, every link with its target, every folder.
+pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let kind = path.symlink_metadata().unwrap().file_type();
+            let content = if kind.is_symlink() {
+                std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            } else if kind.is_dir() {
+                folders.push(path.clone());
+                Vec::new()
+            } else {
+                std::fs::read(&path).unwrap()
+            };
+            found.insert(path, content);
+        }
+    }
+    found
+}
+
+/// Flips one bit of a file.
+pub(crate) fn flip(path: &Path, byte: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = byte % bytes.len();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
