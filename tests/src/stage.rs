@@ -1,6 +1,7 @@
 //! A stage on which a test plays every worker of a job by hand, at a real scheduler and real servers over QUIC.
 
 use testudo_actors::JobSpec;
+use testudo_actors::checkpoint::{NamedTensor, params_blake3};
 use testudo_actors::link::Network;
 use testudo_actors::message::{Failure, MemberRole, Membership, Outcome, Pull, Push, Shutdown};
 use testudo_actors::placement::{SliceId, SliceMap};
@@ -101,6 +102,25 @@ impl Stage {
     /// Worker `worker` pulls a version.
     pub async fn pull(&mut self, worker: usize, slice: SliceId, version: u64) -> Answer {
         self.lane(worker, slice).pulled(&Pull { slice, version }).await
+    }
+
+    /// The hash of every parameter at `version`, as a worker that pulls them all has it.
+    ///
+    /// # Panics
+    /// When the servers give it less than all.
+    pub async fn params_blake3(&mut self, worker: usize, version: u64) -> [u8; 32] {
+        let parameters = self.job.model.parameters().unwrap();
+        let mut values: Vec<Vec<f32>> = vec![Vec::new(); parameters.len()];
+        for slice in self.map.clone().slices() {
+            let of = usize::try_from(slice.id.parameter).unwrap();
+            values[of].extend(self.values(worker, slice.id, version).await);
+        }
+        let tensors: Vec<NamedTensor<'_>> = parameters
+            .iter()
+            .zip(&values)
+            .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
+            .collect();
+        params_blake3(&tensors)
     }
 
     /// The values that worker `worker` gets for a version.

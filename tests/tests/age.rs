@@ -84,7 +84,10 @@ fn debians_age_opens_ours_and_we_open_its() {
     let _ = age(&["-r", public.trim(), "-o", text(&theirs), text(&opened)]);
     let bytes = std::fs::read(&theirs).unwrap();
     let receipt = PartReceipt { bytes: bytes.len() as u64, blake3: *blake3::hash(&bytes).as_bytes() };
-    let identities = Identities::load(&key).unwrap();
+    // The key is whoever's the run became: a copy is ours.
+    let ours = folder.path().join("key.txt");
+    std::fs::copy(&key, &ours).unwrap();
+    let identities = Identities::load(&ours).unwrap();
     let mut plaintext = Plaintext::open(&theirs, receipt, &identities).unwrap();
     let mut read = Vec::new();
     std::io::Read::read_to_end(&mut plaintext, &mut read).unwrap();

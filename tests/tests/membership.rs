@@ -79,6 +79,7 @@ fn line_9_a_dead_server_ends_the_wait_by_name() {
 #[test]
 fn line_9_servers_leave_last() {
     let job = JobSpec { max_steps: Some(1), ..job(2, 1, 2) };
+    let kept = std::sync::Mutex::new([0; 32]);
     let cluster = play_to_its_end(job, async |stage| {
         for slice in stage.map.clone().slices() {
             stage.complete(0, slice.id, 1.0).await;
@@ -89,19 +90,21 @@ fn line_9_servers_leave_last() {
             let done = NodeDone { step: 0, nodes: vec![loss], times, bytes_sent: 1, bytes_received: 1 };
             stage.members[worker].tell(&done).await;
         }
+        let hash = stage.params_blake3(1, 1).await;
+        *kept.lock().unwrap() = hash;
         let (first, second) = stage.members.split_at_mut(1);
-        tokio::join!(obey(&mut first[0]), obey(&mut second[0]));
+        tokio::join!(obey(&mut first[0], hash), obey(&mut second[0], hash));
         stage.members[0].connection().close(0, "left");
         assert!(matches!(stage.pull(1, FIRST, 1).await, Answer::Values(_)), "worker 1 has not left");
         stage.members[1].connection().close(0, "left");
     });
     let (finished, _) = cluster.finish();
     let Finished { steps, params_blake3, stopped_early, workers_lost, .. } = finished;
-    assert_eq!((steps, params_blake3, stopped_early, workers_lost), (1, [3; 32], false, 0));
+    assert_eq!((steps, params_blake3, stopped_early, workers_lost), (1, *kept.lock().unwrap(), false, 0));
 }
 
-/// Evaluates and exports as it is told, until it is dismissed.
-async fn obey(member: &mut Member) {
+/// Evaluates as it is told, and exports parameters of that hash, until it is dismissed.
+async fn obey(member: &mut Member, params_blake3: [u8; 32]) {
     loop {
         let message = member.hear().await;
         match message.kind {
@@ -111,7 +114,7 @@ async fn obey(member: &mut Member) {
             }
             Export::KIND => {
                 let Export { version, .. } = Export::decode(&message.body).unwrap();
-                member.tell(&Exported { version, params_blake3: [3; 32], bytes: 1 }).await;
+                member.tell(&Exported { version, params_blake3, bytes: 1 }).await;
             }
             Shutdown::KIND => return,
             _ => {}

@@ -201,11 +201,11 @@ fn the_run_directory_holds_everything() {
     }
     let mut keys: Vec<String> = files_with(&dir, "PRIVATE KEY");
     keys.sort();
-    let nodes = ["operator-0", "scheduler-0", "server-0", "server-1", "worker-0", "worker-1"];
+    let nodes = ["audit", "operator-0", "scheduler-0", "server-0", "server-1", "worker-0", "worker-1"];
     let expected = nodes.map(|node| format!("identities/{node}/key.pem"));
     assert_eq!(
         keys, expected,
-        "each node's key, the operator's and no other, the certificate authority's least of all"
+        "each node's key, the operator's, the audit log's and no other, the certificate authority's least of all"
     );
     assert_nothing_left(&dir);
 }

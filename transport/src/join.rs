@@ -1,6 +1,6 @@
 //! Joining by token: how a node that the operator does not reach by hand gets its first certificate.
 //!
-//! A process of the operator's own ([`serve`]), on the machine that has the CA, answers nodes that have a [`JoinToken`]
+//! A process of the operator's own ([`serve`]), on the machine that has the CA, answers nodes that have a [`JoinToken`](crate::pki::JoinToken)
 //! ([`join`]). It is no part of a cluster, and knows nothing of one.
 //!
 //! ```text

@@ -95,6 +95,7 @@ certificate_hours = 2
 ca = "pki/ca.pem"
 cert = "pki/cert.pem"
 key = "/etc/testudo/key.pem"
+crl = "pki/crl.pem"
 
 [checkpoint]
 export = false

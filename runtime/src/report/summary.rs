@@ -168,6 +168,7 @@ mod tests {
   nodes          2 workers, 1 server
   parameters     blake3 abababababababababababababababababababababababababababababababab
   signed by      key cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd
+  audit log      head efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef
   run directory  /runs/mnist-1
 ";
         assert_eq!(table, expected);
