@@ -7,9 +7,7 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler};
 use bytes::Bytes;
 use testudo_observability::set_remote_parent;
-use testudo_transport::{
-    Class, CloseCode, Connection, Error, Identity, Message, Outgoing, Payload, Receiver, Role,
-};
+use testudo_transport::{CloseCode, Connection, Error, Identity, Message, Outgoing, Payload, Receiver, Role};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -21,22 +19,23 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    AuditHead, Body, Contributions, Evaluate, Export, Exported, Failure, Given, Heartbeat, Hello,
-    LeaseExtended, Membership, NodeDone, Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations,
-    ServerMember, Shutdown, SliceVersion, Testimony, Witnessed,
+    AuditHead, Body, Contributions, Evaluate, Export, Exported, Failure, Given, Heartbeat, LeaseExtended,
+    Membership, NodeDone, Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember,
+    Shutdown, SliceVersion, Testimony, Witnessed,
 };
 use crate::node::NodeError;
 use crate::numbers;
-use crate::outbox::{Budget, Outbox};
+use crate::outbox::Outbox;
 use crate::placement::SliceId;
 use crate::time::Clock;
 use crate::tree::Node;
+use crate::worker::dial::Dialling;
 use crate::worker::thread::{self, Work};
 use crate::worker::{Effect, Input, ShardCompute, WorkerCore};
 
 /// Gradient slices that may be under way to servers at a time: enough to keep every stream busy, and 32 MiB at most with
 /// slices of the default size.
-const SLICES_IN_FLIGHT: usize = 32;
+pub(super) const SLICES_IN_FLIGHT: usize = 32;
 
 /// A slice's values on their way out or in.
 #[derive(Debug)]
@@ -365,6 +364,7 @@ impl WorkerActor {
                 server,
                 slices: self.slices,
                 lanes: self.lanes,
+                trace: self.step.in_scope(testudo_observability::current_traceparent),
             };
             self.runtime.spawn(dialling.run(id));
         }
@@ -529,49 +529,5 @@ fn from_scheduler(heard: Heard) -> Mail {
     match heard {
         Ok(message) => Mail::Scheduler(message),
         Err(why) => Mail::SchedulerGone(why),
-    }
-}
-
-/// Connects one server and hears it.
-struct Dialling {
-    network: Network,
-    secret: Secret,
-    mailbox: Mailbox<WorkerActor>,
-    runtime: Handle,
-    server: ServerMember,
-    slices: usize,
-    lanes: u32,
-}
-
-impl Dialling {
-    async fn run(self, id: testudo_transport::SpiffeId) {
-        let server = self.server.index;
-        if let Err(why) = self.dial(&id).await {
-            let _ = self.mailbox.deliver(Mail::ServerGone { server, why }).await;
-        }
-    }
-
-    async fn dial(&self, id: &testudo_transport::SpiffeId) -> Result<(), String> {
-        let server = self.server.index;
-        let connection = self.network.connect(&self.server.address, id).await?;
-        let mut lanes = Vec::new();
-        // A pull of every slice, and the gradients under way, which have a bound of their own.
-        let budget = Budget::messages(self.slices * 2 + SLICES_IN_FLIGHT + 64);
-        for lane in 0..self.lanes {
-            let priority = i32::try_from(self.lanes - lane).unwrap_or(i32::MAX);
-            let (mut sender, receiver) =
-                connection.open(Class::Data, priority).await.map_err(|e| e.to_string())?;
-            if lane == 0 {
-                let hello = Outgoing::new(Hello::KIND, 0, self.secret.hello().encode());
-                sender.send(hello).await.map_err(|e| e.to_string())?;
-            }
-            let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
-            lanes.push(outbox);
-            self.runtime.spawn(hear(receiver, self.mailbox.clone(), move |heard| match heard {
-                Ok(message) => Mail::Answer { server, message },
-                Err(why) => Mail::ServerGone { server, why },
-            }));
-        }
-        self.mailbox.deliver(Mail::Connected { server, connection, lanes }).await.map_err(|e| e.to_string())
     }
 }

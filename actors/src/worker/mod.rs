@@ -6,6 +6,7 @@
 pub mod actor;
 mod compute;
 mod core;
+mod dial;
 mod thread;
 
 pub use compute::{ComputeError, Event, Pace, ShardCompute};
