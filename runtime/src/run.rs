@@ -2,7 +2,7 @@
 //!
 //! 1. Nothing is started before the cluster file, the data and the run directory have been found good.
 //! 2. The key of the run's certificate authority is in the run directory, for its owner alone, so that `testudo revoke` can
-//!    sign; it is removed when the run ends, however it ends, unless this process is killed ([`RunAuthority`]). Until then it
+//!    sign; it is removed when the run ends, however it ends, unless this process is killed (`RunAuthority`). Until then it
 //!    renews the nodes' certificates.
 //! 3. However the run ends, no process is left behind ([`crate::launch::local`]).
 
