@@ -77,7 +77,13 @@ impl Place {
 
     /// A run in one process whose server 1 lies in step 9, so that what has 10 steps behind it is wrong.
     fn with_liar(&self, name: &str) -> Finished {
-        let overrides = ["training.max_steps=15", "checkpoint.every_steps=5", "checkpoint.keep_last=100"];
+        // Unwitnessed: what is found here is found by whoever looks afterwards.
+        let overrides = [
+            "training.max_steps=15",
+            "checkpoint.every_steps=5",
+            "checkpoint.keep_last=100",
+            "audit.witness_rate=0",
+        ];
         let liar = |server| if server == 1 { SumOrder::Wrong { step: 9 } } else { SumOrder::Canonical };
         left::leave(&self.file, &overrides, &self.dir(name), liar)
     }
