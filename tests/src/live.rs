@@ -373,7 +373,8 @@ impl Live {
             arguments.extend(["--audit-identity".to_owned(), audit.to_str().unwrap().to_owned()]);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let mut process = process::start(program, &arguments, self.folder()).patient(LIFE);
+        // The mark is the node's alone: what is ended ends no other node of the cluster.
+        let mut process = process::start(program, &arguments, &run).patient(LIFE);
         let address = process.until("an address", |_| listening(&log));
         let id = self.site.job.member(role, index).unwrap();
         self.nodes.push(Node { id, address, process, log, calm: 0 });

@@ -37,7 +37,8 @@ pub(crate) use certificate::serial_and_end;
 pub(crate) use certificate::to_pem;
 pub use certificate::{CertificateInfo, certificate_der, describe};
 pub use crl::{
-    CRL_FILE, Crl, CrlError, CrlInfo, CrlNumber, MAX_CRL, Revocation, RevocationList, Serial, describe_crl,
+    CRL_FILE, Crl, CrlError, CrlInfo, CrlNumber, LONGEST_CRL, MAX_CRL, Revocation, RevocationList, Serial,
+    describe_crl,
 };
 pub use enrol::{install, renew, request};
 pub use files::{
@@ -180,4 +181,9 @@ pub enum PkiError {
     /// A validity that no certificate can have.
     #[error("a validity of {0:?} is not possible; give more than none and less than 100 years")]
     Validity(Duration),
+    /// A validity that no list of revoked certificates may have.
+    #[error(
+        "a list of revoked certificates that is good for {0:?} is not possible; give more than none and at most 366 days"
+    )]
+    ListValidity(Duration),
 }

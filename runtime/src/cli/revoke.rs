@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use testudo_transport::pki::{CrlError, read_crl};
+use testudo_transport::pki::{CrlError, LONGEST_CRL, read_crl};
 use testudo_transport::{Crl, Identity};
 
 use super::operate::{Found, Target, answered, over};
@@ -83,7 +83,7 @@ impl RunRevokeArguments {
             (Some(ca), _) => (Authority::open(ca)?, VALID_FOR),
             (None, Some(run_dir)) => {
                 let authority = Authority::open(&run_dir.authority())?;
-                let rest = authority.rest()?;
+                let rest = authority.rest()?.min(LONGEST_CRL);
                 (authority, rest)
             }
             (None, None) => {

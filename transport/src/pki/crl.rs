@@ -437,9 +437,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The longest validity of a list: one that is good for longer protects nobody, since what it lacks is found out too late.
+pub const LONGEST_CRL: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// A validity that a list may have.
 pub(super) fn check_validity(validity: Duration) -> Result<(), PkiError> {
-    /// A list that is good for longer protects nobody: what it lacks is found out too late.
-    const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-    if validity.is_zero() || validity > LONGEST { Err(PkiError::Validity(validity)) } else { Ok(()) }
+    if validity.is_zero() || validity > LONGEST_CRL { Err(PkiError::ListValidity(validity)) } else { Ok(()) }
 }

@@ -79,7 +79,7 @@ impl JobCa {
     /// Signs a list with the number after its last one, good from now on for `validity`.
     ///
     /// # Errors
-    /// [`PkiError::Validity`], or [`PkiError::Crl`] when it is longer than nodes read.
+    /// [`PkiError::ListValidity`], or [`PkiError::Crl`] when it is longer than nodes read.
     pub fn sign_crl(&self, list: &RevocationList, validity: Duration) -> Result<Crl, PkiError> {
         self.sign_crl_at(list, validity, SystemTime::now())
     }
