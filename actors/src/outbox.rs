@@ -5,10 +5,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use testudo_transport::{CloseCode, Connection, Error, Outgoing, Sender};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+
+/// How long the reason of a connection that cannot be written to is waited for.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How much may wait for one peer, shared by the outboxes of all its streams.
 #[derive(Clone, Debug)]
@@ -111,7 +115,10 @@ async fn send_all(connection: Connection, mut sender: Sender, mut waiting: mpsc:
             if !matches!(error, Error::Closed { .. } | Error::Lost { .. }) {
                 tracing::warn!(%error, "a message could not be sent");
             }
-            connection.close(CloseCode::Done.number(), "a stream cannot be written");
+            // A peer that ends a connection says why: that word is about to come, and ours must not stand in its place.
+            if tokio::time::timeout(LAST_WORD, connection.closed()).await.is_err() {
+                connection.close(CloseCode::Done.number(), "a stream cannot be written");
+            }
             return;
         }
     }
