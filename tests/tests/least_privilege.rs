@@ -278,8 +278,9 @@ fn a_program_that_only_root_may_reach_and_another_user() {
     }
     let place = Roots::new();
     let program = place.path("testudo");
-    std::fs::copy(PROGRAM, &program).unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
+    // Copied by another process: a child that some other test starts meanwhile would hold the file open for writing.
+    let copied = std::process::Command::new("install").args(["-m", "700", PROGRAM, text(&program)]).status();
+    assert!(copied.unwrap().success());
     let set = ["--set", "training.max_steps=5", "--set", "security.run_as=3141592"];
     let _ = place.start_with(text(&program), &[], "run", &set).wait().succeeded();
     assert_eq!(owners(&place.path("run")), [3_141_592]);
