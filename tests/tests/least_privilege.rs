@@ -17,6 +17,13 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// A copy of the program, made by another process: a child that some other test starts meanwhile would hold ours open for
+/// writing.
+fn copy_program(to: &Path, mode: &str) {
+    let copied = std::process::Command::new("install").args(["-m", mode, PROGRAM, text(to)]).status();
+    assert!(copied.unwrap().success());
+}
+
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -113,9 +120,8 @@ impl Nobodys {
     fn new() -> Nobodys {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("testudo");
-        std::fs::copy(PROGRAM, &program).unwrap();
+        copy_program(&program, "755");
         let file = files::write_job(folder.path());
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         Nobodys { folder, program, file }
@@ -278,9 +284,7 @@ fn a_program_that_only_root_may_reach_and_another_user() {
     }
     let place = Roots::new();
     let program = place.path("testudo");
-    // Copied by another process: a child that some other test starts meanwhile would hold the file open for writing.
-    let copied = std::process::Command::new("install").args(["-m", "700", PROGRAM, text(&program)]).status();
-    assert!(copied.unwrap().success());
+    copy_program(&program, "700");
     let set = ["--set", "training.max_steps=5", "--set", "security.run_as=3141592"];
     let _ = place.start_with(text(&program), &[], "run", &set).wait().succeeded();
     assert_eq!(owners(&place.path("run")), [3_141_592]);
