@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use testudo_tests::files;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended};
 
 use crate::PROGRAM;
@@ -79,11 +79,6 @@ impl Artefacts {
     pub(crate) fn finish(self) {
         assert!(self.failed.is_empty(), "{}", self.failed.join("\n"));
     }
-}
-
-/// A path as text.
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// Every file under `folder` with its content, every link with its target, every folder.

@@ -8,10 +8,11 @@
 use std::path::{Path, PathBuf};
 
 use testudo_tests::files;
+use testudo_tests::files::text;
 use testudo_tests::process::{self, Signal, nodes, send};
 
 use crate::PROGRAM;
-use crate::artefacts::{Artefacts, flip, text};
+use crate::artefacts::{Artefacts, flip};
 
 /// Steps of the run, and between its checkpoints.
 const STEPS: u64 = 40;

@@ -6,10 +6,11 @@
 use std::path::Path;
 
 use testudo::signing::{SigningKey, bundle};
+use testudo_tests::files::text;
 use testudo_tests::process;
 
 use crate::PROGRAM;
-use crate::artefacts::{Artefacts, flip, text};
+use crate::artefacts::{Artefacts, flip};
 
 fn model(run: &Path) -> std::path::PathBuf {
     run.join("checkpoint/final")

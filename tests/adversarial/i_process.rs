@@ -6,12 +6,13 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use testudo_tests::files::text;
 use testudo_tests::live::Live;
 use testudo_tests::process::{self, Ended};
 use testudo_transport::Role;
 
 use crate::PROGRAM;
-use crate::artefacts::{contents, text};
+use crate::artefacts::contents;
 
 /// A good identity of worker 0 and a good cluster file, in a folder of their own.
 struct Place {

@@ -13,6 +13,15 @@ pub const TRAIN: usize = 512;
 /// Images in the test set.
 pub const TEST: usize = 128;
 
+/// A path as a command line takes it.
+///
+/// # Panics
+/// When it is no text; those of tests are.
+#[must_use]
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a test's path is text")
+}
+
 /// Made-up images of four classes, in the four files of MNIST's format; quick to load and to learn.
 pub fn write_data(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();

@@ -4,13 +4,13 @@
 //! Without `age`, or an interpreter in `TESTUDO_PYTHON` that has safetensors, the test says so and does nothing; with
 //! `TESTUDO_REQUIRE_AGE=1` that is a failure.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use testudo::checkpoint::keys::Identities;
 use testudo::checkpoint::part::Plaintext;
 use testudo_actors::checkpoint::PartReceipt;
-use testudo_tests::{files, process};
+use testudo_tests::files::{self, text};
+use testudo_tests::process;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -32,10 +32,6 @@ fn tools() -> Option<String> {
     let required = std::env::var("TESTUDO_REQUIRE_AGE").is_ok_and(|value| value == "1");
     assert!(found.is_some() || !required, "TESTUDO_REQUIRE_AGE=1: install age, and set TESTUDO_PYTHON");
     found
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -6,8 +6,9 @@ use testudo::audit::{AuditLogError, Options, Verified, verify};
 use testudo::rundir::RunDir;
 use testudo_actors::audit::Hex;
 use testudo_observability::audit::SIGNATURE;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Signal, steps};
-use testudo_tests::{files, python};
+use testudo_tests::python;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const CHECKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/python/audit.py");
@@ -77,10 +78,6 @@ impl Run {
             serde_json::from_slice(&std::fs::read(self.dir.join("summary.json")).unwrap()).unwrap();
         summary["audit_head"].as_str().expect("a head in summary.json").parse().unwrap()
     }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

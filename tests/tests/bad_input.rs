@@ -2,16 +2,17 @@
 
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use testudo_actors::message::{Body, Join, JoinRefused, Outcome, Stop};
 use testudo_actors::node::{RELEASE, run_scheduler};
 use testudo_tests::cluster::{Links, Site, Steps, wait_for};
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, assert_nothing_left};
 use testudo_tests::raw::RawEndpoint;
-use testudo_tests::{files, toy};
+use testudo_tests::toy;
 use testudo_transport::session::{Prelude, PreludeError, VERSION};
 use testudo_transport::{Class, CloseCode, Endpoint, Error, Fault, Outgoing, Role, TransportConfig};
 
@@ -71,10 +72,6 @@ fn assert_refused(ended: &Ended, parts: &[&str]) {
     }
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     assert!(ended.stdout.is_empty(), "{}", ended.stdout);
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// What the other tests spoil is good as it is.

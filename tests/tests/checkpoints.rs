@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use testudo_tests::files;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -47,10 +47,6 @@ impl Place {
         let dir = self.dir(name);
         process::run(PROGRAM, &[&["checkpoint", command, text(&dir)], options].concat(), &dir)
     }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn hash(result: &Value) -> String {

@@ -5,17 +5,13 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use testudo_tests::files;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Started, assert_nothing_left, nodes, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
 /// Debian's `nobody`; any number but root's would do.
 const NOBODY: u32 = 65534;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// A copy of the program, made by another process: a child that some other test starts meanwhile would hold ours open for
 /// writing.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use testudo_tests::files::text;
 use testudo_tests::process::{self, Ended};
 use testudo_transport::pki::{describe, read_crl};
 use testudo_transport::{Expected, Identity, JobCa, PkiError, Role, SpiffeId};
@@ -58,10 +59,6 @@ impl Place {
     fn openssl(&self, arguments: &[&str]) -> Ended {
         process::run("openssl", arguments, Path::new("/no/mark"))
     }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn serial(identity: &Identity) -> String {

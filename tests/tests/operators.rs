@@ -1,52 +1,25 @@
 //! Operators over the transport that nodes use: what they may do, what they are told, and who may not.
 
-use std::path::{Path, PathBuf};
+#[path = "common/steered.rs"]
+mod steered;
+
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::incarnation::Secret;
 use testudo_actors::message::{Failure, Join, MemberRole, Outcome, Pull, Push, Shutdown};
 use testudo_actors::node::RELEASE;
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
-use testudo_tests::files;
 use testudo_tests::member::{Answer, Lane, Member, in_time, secret};
-use testudo_tests::process::{self, Ended, Started, assert_nothing_left, steps};
+use testudo_tests::process::{self, Started, assert_nothing_left, steps};
 use testudo_tests::stage::{job, play};
 use testudo_transport::{CloseCode, Error, Role};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
-
 const SLICE: SliceId = SliceId { parameter: 0, index: 0 };
-
-/// Far longer than any test looks at it.
-const STEPS: &str = "training.max_steps=100000";
-
-struct Place {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let file = files::write_job(folder.path());
-        Place { folder, file }
-    }
-
-    fn start(&self, name: &str, options: &[&str]) -> (Started, PathBuf) {
-        let dir = self.folder.path().join(name);
-        let (file, dir_text) = (self.file.to_str().unwrap(), dir.to_str().unwrap());
-        let arguments = [&["run", file, "--run-dir", dir_text, "--json", "--quiet"], options].concat();
-        (process::start(PROGRAM, &arguments, &dir), dir)
-    }
-}
-
-/// Runs an operator's command on the run in `dir`.
-fn operate(command: &str, dir: &Path, options: &[&str]) -> Ended {
-    process::run(PROGRAM, &[&[command, dir.to_str().unwrap()], options].concat(), Path::new("/no/mark"))
-}
 
 fn status(dir: &Path) -> Value {
     operate("status", dir, &["--json"]).succeeded().json()

@@ -12,9 +12,10 @@ use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointError, Checkpoints, JobSpec, Resume};
 use testudo_kernels::{OptimizerSpec, Schedule};
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended};
 use testudo_tests::sim::Simulation;
-use testudo_tests::{files, left, toy};
+use testudo_tests::{left, toy};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -87,10 +88,6 @@ impl Place {
         let liar = |server| if server == 1 { SumOrder::Wrong { step: 9 } } else { SumOrder::Canonical };
         left::leave(&self.file, &overrides, &self.dir(name), liar)
     }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[track_caller]

@@ -1,53 +1,25 @@
 //! `testudo revoke` in a run that goes on: the revoked node is cut off everywhere, and training ends with the bits that it would
 //! have had.
 
+#[path = "common/steered.rs"]
+mod steered;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::link::Network;
 use testudo_actors::operator::Line;
-use testudo_tests::files;
-use testudo_tests::process::{self, Ended, Started, assert_nothing_left, steps};
+use testudo_tests::files::text;
+use testudo_tests::process::{self, assert_nothing_left, steps};
 use testudo_transport::pki::RevocationList;
 use testudo_transport::{ConnectError, Crl, Endpoint, Identity, JobCa, Role, SpiffeId, TransportConfig};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Far longer than any test looks at it.
-const STEPS: &str = "training.max_steps=100000";
-
-struct Place {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let file = files::write_job(folder.path());
-        Place { folder, file }
-    }
-
-    fn start(&self, name: &str, options: &[&str]) -> (Started, PathBuf) {
-        let dir = self.folder.path().join(name);
-        let arguments =
-            [&["run", text(&self.file), "--run-dir", text(&dir), "--json", "--quiet"], options].concat();
-        (process::start(PROGRAM, &arguments, &dir), dir)
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn operate(command: &str, dir: &Path, options: &[&str]) -> Ended {
-    process::run(PROGRAM, &[&[command, text(dir)], options].concat(), Path::new("/no/mark"))
-}
 
 fn nodes(status: &Value) -> Vec<&str> {
     status["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect()

@@ -7,14 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use testudo_tests::files;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, assert_nothing_left, nodes, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// Every file under `dir`.
 fn all_files(dir: &Path) -> Vec<PathBuf> {

@@ -2,17 +2,15 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "common/raw.rs"]
+mod raw;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{DAY, Job, id};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use common::{DAY, id};
 use testudo_transport::join::{Enrolment, JoinError, JoinLimits, join, serve};
 use testudo_transport::pki::{
     self, CERT_FILE, Issued, JoinToken, KEY_FILE, Register, Request, TOKENS_FILE, Tokens,
@@ -28,10 +26,8 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let home = folder.path().join("ca");
-        Job::new().ca.save(&home).unwrap();
-        Place { ca: JobCa::load(&home).unwrap(), folder }
+        let (folder, ca) = common::kept_ca();
+        Place { folder, ca }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -227,60 +223,14 @@ async fn a_node_tells_its_token_to_its_ca_alone() {
     join(&token, place.serve(wide()).local_addr(), &home).await.unwrap();
 }
 
-/// Takes whoever answers: for who wants to see what the service stands.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
-}
-
 async fn stranger(
     service: &Enrolment,
 ) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_no_client_auth();
+    let mut config = raw::client(None);
     config.alpn_protocols = vec![b"testudo-join/1".to_vec()];
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
-    let endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
-    let connection = endpoint.connect_with(config, service.local_addr(), "any").unwrap().await?;
+    let endpoint = raw::caller();
+    let connecting = endpoint.connect_with(raw::quic_client(config), service.local_addr(), "any").unwrap();
+    let connection = connecting.await?;
     Ok((endpoint, connection))
 }
 

@@ -29,10 +29,8 @@ struct Place {
 impl Place {
     /// A CA with a directory, and so with a register.
     fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let home = folder.path().join("ca");
-        Job::new().ca.save(&home).unwrap();
-        Place { ca: JobCa::load(&home).unwrap(), folder }
+        let (folder, ca) = common::kept_ca();
+        Place { folder, ca }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use testudo_actors::checkpoint::PartReceipt;
+pub use testudo_observability::audit::Hex;
 use testudo_transport::{Expected, Identity, Role, Trust};
 
 use super::CheckpointError;
@@ -32,40 +33,6 @@ const TENSORS: &str = "safetensors";
 const CONTEXT: &[u8] = b"testudo checkpoint manifest, format 1\0";
 /// Bytes of a manifest, or of any other such file, at most: thousands of servers' worth.
 const BYTES_MOST: u64 = 4 << 20;
-
-/// 32 bytes in hex, as JSON holds them.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Hex(pub [u8; 32]);
-
-impl From<Hex> for String {
-    fn from(hex: Hex) -> String {
-        blake3::Hash::from_bytes(hex.0).to_hex().to_string()
-    }
-}
-
-impl TryFrom<String> for Hex {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Hex, String> {
-        match blake3::Hash::from_hex(&text) {
-            Ok(hash) if hash.to_hex().as_str() == text => Ok(Hex(*hash.as_bytes())),
-            _ => Err(format!("{text:?} is no hash of 64 hexadecimal digits in lower case")),
-        }
-    }
-}
-
-impl std::fmt::Display for Hex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&String::from(*self))
-    }
-}
-
-impl std::fmt::Debug for Hex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
-}
 
 /// One part, as the manifest names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,7 +94,7 @@ pub fn seal(payload: &[u8], key: &SigningKey) -> Result<String, SigningError> {
 /// A bundle of another form, of another key, or whose signature does not verify.
 pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, SigningError> {
     let mut bundle = json::parse("the bundle", bundle)?.object("the bundle")?;
-    bundle.expect("mediaType", MEDIA_TYPE)?;
+    bundle.fixed("mediaType", MEDIA_TYPE)?;
     let mut material = bundle.object("verificationMaterial")?;
     let mut public_key = material.object("publicKey")?;
     let signed = public_key.text("hint")?;
@@ -110,7 +110,7 @@ pub fn open(bundle: &[u8], key: &PublicKey) -> Result<Vec<u8>, SigningError> {
     material.end()?;
     let mut envelope = bundle.object("dsseEnvelope")?;
     bundle.end()?;
-    envelope.expect("payloadType", PAYLOAD_TYPE)?;
+    envelope.fixed("payloadType", PAYLOAD_TYPE)?;
     let payload = base64("dsseEnvelope.payload", &envelope.text("payload")?)?;
     let mut signature = envelope.only("signatures")?;
     envelope.end()?;

@@ -96,7 +96,7 @@ impl Object {
     }
 
     /// That a string is what it must be.
-    pub(super) fn expect(&mut self, name: &str, expected: &str) -> Result<(), SigningError> {
+    pub(super) fn fixed(&mut self, name: &str, expected: &str) -> Result<(), SigningError> {
         let found = self.text(name)?;
         match found == expected {
             true => Ok(()),

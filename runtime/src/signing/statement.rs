@@ -113,8 +113,8 @@ impl Manifest {
     /// A statement of another kind, or one that contradicts itself.
     pub fn from_payload(payload: &[u8]) -> Result<Manifest, SigningError> {
         let mut statement = json::parse("the statement", payload)?.object("the statement")?;
-        statement.expect("_type", STATEMENT_TYPE)?;
-        statement.expect("predicateType", PREDICATE_TYPE)?;
+        statement.fixed("_type", STATEMENT_TYPE)?;
+        statement.fixed("predicateType", PREDICATE_TYPE)?;
         let mut subject = statement.only("subject")?;
         let name = subject.text("name")?;
         let mut digest = subject.object("digest")?;
@@ -125,8 +125,8 @@ impl Manifest {
         let mut predicate = statement.object("predicate")?;
         statement.end()?;
         let mut serialization = predicate.object("serialization")?;
-        serialization.expect("method", METHOD)?;
-        serialization.expect("hash_type", HASH)?;
+        serialization.fixed("method", METHOD)?;
+        serialization.fixed("hash_type", HASH)?;
         // Whether the signer would have followed links; here none is.
         match serialization.take("allow_symlinks")? {
             Json::Bool(_) => {}
@@ -147,7 +147,7 @@ impl Manifest {
             let mut resource = resource.object("a resource")?;
             let name = resource.text("name")?;
             check_name(&name)?;
-            resource.expect("algorithm", HASH)?;
+            resource.fixed("algorithm", HASH)?;
             let digest = resource.text("digest")?;
             resource.end()?;
             let digest = unhex(&digest).ok_or_else(|| {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -37,7 +36,7 @@ pub(crate) fn server_config(identity: &Identity, alpn: &[u8]) -> Result<ServerCo
 /// The node's end, which takes exactly the service of the CA that it was told of.
 pub(crate) fn client_config(pin: CaPin, alpn: &[u8]) -> Result<(ClientConfig, PinFailure), PkiError> {
     let failure = PinFailure::default();
-    let verifier = PinnedCa { pin, failure: failure.clone(), algorithms: signature_algorithms() };
+    let verifier = PinnedCa { pin, failure: failure.clone() };
     let mut config = ClientConfig::builder_with_provider(provider(KeyExchange::PqOnly))
         .with_protocol_versions(&[&TLS13])
         .map_err(|_| PkiError::Crypto("TLS 1.3 is not available"))?
@@ -82,7 +81,6 @@ impl CaPin {
 struct PinnedCa {
     pin: CaPin,
     failure: PinFailure,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl fmt::Debug for PinnedCa {
@@ -121,7 +119,7 @@ impl ServerCertVerifier for PinnedCa {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signed, &self.algorithms)
+        rustls::crypto::verify_tls13_signature(message, cert, signed, &signature_algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -20,6 +20,15 @@ pub fn id(role: Role, index: u32) -> SpiffeId {
     SpiffeId::new("testudo.test", "mnist", role, &index.to_string()).unwrap()
 }
 
+/// A CA that is kept in the folder `ca` of this one, and so has a register.
+pub fn kept_ca() -> (tempfile::TempDir, JobCa) {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("ca");
+    Job::new().ca.save(&home).unwrap();
+    let ca = JobCa::load(&home).unwrap();
+    (folder, ca)
+}
+
 /// Workers push to servers; servers acknowledge; both say that they live.
 pub fn policy() -> Arc<Policy> {
     let rule = |kind, name, from: &[Role], to: &[Role], class, max_payload| Rule {
