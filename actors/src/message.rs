@@ -3,8 +3,16 @@
 //! Tensor payloads travel beside the header as raw little-endian values. Kinds and their rows in the role table are in
 //! [`crate::policy`].
 
+mod member;
+mod refusal;
+mod status;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use testudo_transport::{Role, WireError};
+use testudo_transport::WireError;
+
+pub use member::{Member, MemberRole, ServerMember, WorkerMember};
+pub use refusal::{PullRefusal, PushRefusal};
+pub use status::{Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
 
 use crate::audit::Refusal;
 use crate::incarnation::Secret;
@@ -397,61 +405,6 @@ pub enum PartOutcome {
     Failed(String),
 }
 
-/// A server and where it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerMember {
-    /// Its index.
-    pub index: u32,
-    /// Where workers dial it, `host:port`.
-    pub address: String,
-}
-
-/// A worker and its live incarnation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerMember {
-    /// Its index.
-    pub index: u32,
-    /// Counts the times that this identity has joined, from 1.
-    pub incarnation: u64,
-    /// What that incarnation committed itself to when it joined.
-    pub commitment: [u8; 32],
-}
-
-/// The roles that take part in training beside the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum MemberRole {
-    /// Keeps parameters.
-    Server,
-    /// Computes gradients.
-    Worker,
-}
-
-impl MemberRole {
-    /// The role in identities.
-    #[must_use]
-    pub fn role(self) -> Role {
-        match self {
-            MemberRole::Server => Role::Server,
-            MemberRole::Worker => Role::Worker,
-        }
-    }
-}
-
-/// A member of the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Member {
-    /// What it is.
-    pub role: MemberRole,
-    /// Which one.
-    pub index: u32,
-}
-
-impl std::fmt::Display for Member {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.role.role(), self.index)
-    }
-}
-
 /// The loss of one tree node in one step: sums, folded in the tree's order.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeLoss {
@@ -474,215 +427,6 @@ pub struct StepTimes {
     pub send_us: u64,
     /// Waiting for the step's parameters before it began.
     pub wait_us: u64,
-}
-
-/// What a node waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
-    /// The slice.
-    pub slice: SliceId,
-    /// The step whose contributions are missing, or whose result is awaited.
-    pub step: u64,
-    /// At a server: a tree node that has not contributed.
-    pub missing: Option<Node>,
-}
-
-/// What a node holds for its peers, and what its door has seen since it is up. The reasons are a fixed set: no peer can
-/// add one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Load {
-    /// Bytes of messages that arrived and are not done with.
-    pub held_bytes: u64,
-    /// Bytes that peers may occupy, by the credit they were granted.
-    pub promised_bytes: u64,
-    /// Bytes that may be promised.
-    pub budget_bytes: u64,
-    /// Connections open.
-    pub connections: u32,
-    /// What was refused.
-    pub refused: Refused,
-}
-
-/// What a node refused, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
-    /// Datagrams that no node of the job can have sent: other networks', other protocols'.
-    pub datagrams: u64,
-    /// First packets beyond what one address, or all, may send.
-    pub knocks: u64,
-    /// Handshakes beyond what one address, or all, may begin.
-    pub handshakes: u64,
-    /// Handshakes that failed: certificate, identity, protocol, deadline.
-    pub strangers: u64,
-    /// Connections beyond a limit in number or in memory.
-    pub full: u64,
-    /// Connections that were closed because their peer broke the protocol.
-    pub faults: u64,
-    /// Newcomers whose identity was shut out for what it did before.
-    pub shut_out: u64,
-}
-
-impl Refused {
-    /// Every reason with its count, in a fixed order.
-    #[must_use]
-    pub fn reasons(&self) -> [(&'static str, u64); 7] {
-        [
-            ("datagrams", self.datagrams),
-            ("knocks", self.knocks),
-            ("handshakes", self.handshakes),
-            ("strangers", self.strangers),
-            ("full", self.full),
-            ("faults", self.faults),
-            ("shut out", self.shut_out),
-        ]
-    }
-}
-
-/// One node, as the scheduler knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeStatus {
-    /// Which.
-    pub member: Member,
-    /// Counts the times that this identity has joined, from 1.
-    pub incarnation: u64,
-    /// Milliseconds since it was last heard.
-    pub heard_ms: u64,
-    /// The step a worker is in, or the lowest version among a server's slices.
-    pub step: u64,
-    /// Logical shards that it holds leases on.
-    pub shards: u32,
-    /// What it waits for.
-    pub waiting: Option<String>,
-    /// What it says of its load.
-    pub load: Load,
-}
-
-/// Why a push is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum PushRefusal {
-    /// No parameters yet.
-    #[error("the server has not been told of the job's membership yet")]
-    NotInitialised,
-    /// No such slice here.
-    #[error("this server keeps no such slice")]
-    UnknownSlice,
-    /// A codec that the job does not use.
-    #[error("codec {0} is not the job's")]
-    UnknownCodec(u8),
-    /// The payload's length is not the slice's.
-    #[error("the slice takes {expected} bytes, {found} came")]
-    WrongLength {
-        /// Bytes the slice takes.
-        expected: u64,
-        /// Bytes that came.
-        found: u64,
-    },
-    /// Not a node of the reduction tree, or not this worker's in this epoch and step.
-    #[error("the worker holds no lease on these shards in the current membership epoch")]
-    NoLease,
-    /// The round is over and gone.
-    #[error("the slice is at version {version} already")]
-    StepGone {
-        /// The slice's version.
-        version: u64,
-    },
-    /// The slice has not got there.
-    #[error("the slice is at version {version} still")]
-    StepAhead {
-        /// The slice's version.
-        version: u64,
-    },
-    /// NaN or infinity.
-    #[error(
-        "element {element} of the slice is not finite: training has diverged (a lower learning rate may help)"
-    )]
-    NotFinite {
-        /// The first such element, counted within the slice.
-        element: u64,
-    },
-    /// A second, different value for the same place.
-    #[error("another value was accepted for these shards: equal hardware must compute equal gradients")]
-    Conflict,
-    /// The node covers shards of which some are accepted.
-    #[error("some of these shards have contributed already")]
-    Overlap,
-}
-
-/// Why a pull is not answered with a slice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum PullRefusal {
-    /// No parameters yet.
-    #[error("the server has not initialised its parameters yet")]
-    NotInitialised,
-    /// No such slice here.
-    #[error("this server keeps no such slice")]
-    UnknownSlice,
-    /// Too old.
-    #[error("that version is gone; the slice is at version {version}")]
-    Gone {
-        /// The slice's version.
-        version: u64,
-    },
-    /// More than one step ahead.
-    #[error("that version is not possible yet; the slice is at version {version}")]
-    NotYetPossible {
-        /// The slice's version.
-        version: u64,
-    },
-    /// More pulls wait at this server than it holds for one worker.
-    #[error("too many pulls of this worker wait")]
-    TooManyWaiting,
-}
-
-/// Where a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// Nodes are joining.
-    Forming,
-    /// Steps are being trained.
-    Training,
-    /// The last version is evaluated and exported.
-    Finishing,
-    /// It is over.
-    Over,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// In order.
-    Finished(Finished),
-    /// It could not go on; what, where, and what to do.
-    Failed(String),
-}
-
-/// The figures of a run that ended in order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Finished {
-    /// Steps trained.
-    pub steps: u64,
-    /// Whether an operator stopped it before its last step.
-    pub stopped_early: bool,
-    /// Mean training loss of the last step.
-    pub final_loss: f64,
-    /// Mean loss over the test set.
-    pub test_loss: f64,
-    /// Share of the test set classified right.
-    pub test_accuracy: f64,
-    /// BLAKE3 of the final parameters.
-    pub params_blake3: [u8; 32],
-    /// Training examples seen.
-    pub samples: u64,
-    /// Seconds from the first step's begin to the last step's end.
-    pub training_seconds: f64,
-    /// Message bytes that workers sent to servers.
-    pub bytes_sent: u64,
-    /// Message bytes that workers received from servers.
-    pub bytes_received: u64,
-    /// Workers that died on the way.
-    pub workers_lost: u32,
-    /// The step of the newest whole checkpoint, if there is one.
-    pub checkpoint: Option<u64>,
 }
 
 #[cfg(test)]

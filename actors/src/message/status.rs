@@ -1,0 +1,139 @@
+//! How a run and its nodes are doing, and how a run ended.
+
+use serde::{Deserialize, Serialize};
+
+use super::Member;
+use crate::placement::SliceId;
+use crate::tree::Node;
+
+/// What a node waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The slice.
+    pub slice: SliceId,
+    /// The step whose contributions are missing, or whose result is awaited.
+    pub step: u64,
+    /// At a server: a tree node that has not contributed.
+    pub missing: Option<Node>,
+}
+
+/// What a node holds for its peers, and what its door has seen since it is up. The reasons are a fixed set: no peer can
+/// add one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Bytes of messages that arrived and are not done with.
+    pub held_bytes: u64,
+    /// Bytes that peers may occupy, by the credit they were granted.
+    pub promised_bytes: u64,
+    /// Bytes that may be promised.
+    pub budget_bytes: u64,
+    /// Connections open.
+    pub connections: u32,
+    /// What was refused.
+    pub refused: Refused,
+}
+
+/// What a node refused, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Datagrams that no node of the job can have sent: other networks', other protocols'.
+    pub datagrams: u64,
+    /// First packets beyond what one address, or all, may send.
+    pub knocks: u64,
+    /// Handshakes beyond what one address, or all, may begin.
+    pub handshakes: u64,
+    /// Handshakes that failed: certificate, identity, protocol, deadline.
+    pub strangers: u64,
+    /// Connections beyond a limit in number or in memory.
+    pub full: u64,
+    /// Connections that were closed because their peer broke the protocol.
+    pub faults: u64,
+    /// Newcomers whose identity was shut out for what it did before.
+    pub shut_out: u64,
+}
+
+impl Refused {
+    /// Every reason with its count, in a fixed order.
+    #[must_use]
+    pub fn reasons(&self) -> [(&'static str, u64); 7] {
+        [
+            ("datagrams", self.datagrams),
+            ("knocks", self.knocks),
+            ("handshakes", self.handshakes),
+            ("strangers", self.strangers),
+            ("full", self.full),
+            ("faults", self.faults),
+            ("shut out", self.shut_out),
+        ]
+    }
+}
+
+/// One node, as the scheduler knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which.
+    pub member: Member,
+    /// Counts the times that this identity has joined, from 1.
+    pub incarnation: u64,
+    /// Milliseconds since it was last heard.
+    pub heard_ms: u64,
+    /// The step a worker is in, or the lowest version among a server's slices.
+    pub step: u64,
+    /// Logical shards that it holds leases on.
+    pub shards: u32,
+    /// What it waits for.
+    pub waiting: Option<String>,
+    /// What it says of its load.
+    pub load: Load,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Nodes are joining.
+    Forming,
+    /// Steps are being trained.
+    Training,
+    /// The last version is evaluated and exported.
+    Finishing,
+    /// It is over.
+    Over,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// In order.
+    Finished(Finished),
+    /// It could not go on; what, where, and what to do.
+    Failed(String),
+}
+
+/// The figures of a run that ended in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Steps trained.
+    pub steps: u64,
+    /// Whether an operator stopped it before its last step.
+    pub stopped_early: bool,
+    /// Mean training loss of the last step.
+    pub final_loss: f64,
+    /// Mean loss over the test set.
+    pub test_loss: f64,
+    /// Share of the test set classified right.
+    pub test_accuracy: f64,
+    /// BLAKE3 of the final parameters.
+    pub params_blake3: [u8; 32],
+    /// Training examples seen.
+    pub samples: u64,
+    /// Seconds from the first step's begin to the last step's end.
+    pub training_seconds: f64,
+    /// Message bytes that workers sent to servers.
+    pub bytes_sent: u64,
+    /// Message bytes that workers received from servers.
+    pub bytes_received: u64,
+    /// Workers that died on the way.
+    pub workers_lost: u32,
+    /// The step of the newest whole checkpoint, if there is one.
+    pub checkpoint: Option<u64>,
+}
