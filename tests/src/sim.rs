@@ -3,27 +3,33 @@
 //! Every link keeps its order, as a stream does; which link delivers next, when arithmetic runs, and when a node crashes
 //! are the seed's choice. A failing run is a seed.
 
+mod choice;
+mod kept;
+mod server;
+mod worker;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use testudo_actors::checkpoint::{Commit, Committed, PartSource, RestoredSlice, Snapshot};
+use testudo_actors::checkpoint::{Commit, Committed, PartSource, Snapshot};
 use testudo_actors::message::{
-    Body, CheckpointPart, Finished, Given, Heartbeat, Join, Member, MemberRole, NodeDone, Outcome,
-    PartOutcome, Pull, PullRefusal, Push, PushRefusal, SliceVersion, Testimony, Witnessed,
+    Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal, Witnessed,
 };
-use testudo_actors::placement::{Slice, SliceId, SliceMap};
+use testudo_actors::placement::SliceMap;
 use testudo_actors::plan::Plan;
 use testudo_actors::scheduler::{
     Command, Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
 };
-use testudo_actors::server::{
-    Contribution, Effect as ServerEffect, Input as ServerInput, MathError, PushInput, ServerCore, SliceMath,
-    SnapshotEvent, Store, SumOrder,
-};
+use testudo_actors::server::{Input as ServerInput, PushInput, ServerCore, SliceMath, Store, SumOrder};
 use testudo_actors::witness::{Key, Witness};
-use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
-use testudo_actors::{CheckpointError, JobSpec, Time};
+use testudo_actors::worker::{Input as WorkerInput, ShardCompute, WorkerCore};
+use testudo_actors::{JobSpec, Time};
+
+pub use choice::Choice;
+pub use kept::Kept;
+use server::Server;
+use worker::{Work, Worker};
 
 use crate::toy;
 
@@ -55,50 +61,6 @@ enum Wire {
     ToServerMember(u32, ToMember),
     ToWorker(u32, WorkerInput<Values>),
     ToWorkerMember(u32, ToMember),
-}
-
-struct Server {
-    core: ServerCore<Reply, Values>,
-    math: SliceMath,
-    store: Arc<Store>,
-    work: VecDeque<(SliceId, u64, testudo_actors::tree::Node, Values)>,
-    initialise: bool,
-    /// Checkpoints that the scheduler ordered, and the snapshot that is being written.
-    orders: VecDeque<u64>,
-    hash_orders: VecDeque<u64>,
-    writing: Option<Snapshot>,
-}
-
-struct Worker {
-    core: WorkerCore<Values>,
-    compute: ShardCompute,
-    work: VecDeque<Work>,
-    events: VecDeque<WorkerInput<Values>>,
-    alive: bool,
-}
-
-enum Work {
-    Install(SliceId, Values),
-    Adopt(u64),
-    Witness(Key),
-    Compute(u64, Vec<testudo_actors::tree::Node>),
-    Evaluate(testudo_actors::message::Evaluate),
-    Export(testudo_actors::message::Export),
-}
-
-/// SplitMix64: the simulator's own random source.
-#[derive(Debug)]
-pub struct Choice(pub u64);
-
-impl Choice {
-    /// A number below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
 }
 
 /// A simulated cluster.
@@ -482,285 +444,11 @@ impl Simulation {
         }
     }
 
-    fn drain_server(&mut self, i: usize) {
-        while let Some(effect) = self.servers[i].core.poll() {
-            match effect {
-                ServerEffect::Initialise => self.servers[i].initialise = true,
-                ServerEffect::Store { slice, step, node, values } => {
-                    self.servers[i].work.push_back((slice, step, node, values));
-                }
-                ServerEffect::Accept { reply, .. } => self.reply(i, reply, Ok(None)),
-                ServerEffect::RefusePush { reply, worker, reason } => {
-                    self.refused.push((worker, reason.clone()));
-                    self.reply(i, reply, Err(reason));
-                }
-                ServerEffect::Answer { reply, slice, version } => {
-                    let (bytes, _) = self.servers[i].store.read(slice, version).unwrap();
-                    let body = SliceVersion { slice, version, codec: 0 }.encode();
-                    self.carried.push((SliceVersion::KIND, body, bytes.clone()));
-                    self.reply(i, reply, Ok(Some(bytes)));
-                }
-                ServerEffect::RefusePull { reply, reason } => self.refuse_pull(i, reply, reason),
-                ServerEffect::Ready { epoch } => {
-                    let ready = SchedulerInput::Ready { server: i as u32, epoch };
-                    self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(ready));
-                }
-                ServerEffect::Heartbeat(heartbeat) => self.heartbeat(MemberRole::Server, i, heartbeat),
-            }
-        }
-    }
-
     fn heartbeat(&mut self, role: MemberRole, i: usize, heartbeat: Heartbeat) {
         let member = Member { role, index: i as u32 };
         let beat = SchedulerInput::Heartbeat { member, heartbeat };
         self.post(format!("{member}>scheduler"), Wire::ToScheduler(beat));
     }
-
-    fn reply(&mut self, server: usize, reply: Reply, answer: Result<Option<Values>, PushRefusal>) {
-        if self.workers.get(reply.worker as usize).is_none_or(|w| !w.alive) {
-            return;
-        }
-        let input = match (reply.about, answer) {
-            (About::Push(Push { step, node, slice, .. }), Ok(_)) => {
-                WorkerInput::Accepted { step, node, slice }
-            }
-            (About::Push(Push { step, node, slice, .. }), Err(reason)) => {
-                WorkerInput::Refused { step, node, slice, reason }
-            }
-            (About::Pull(Pull { slice, version }), Ok(Some(values))) => {
-                WorkerInput::Slice { slice, version, codec: 0, bytes: values.len() as u64, values }
-            }
-            (about, answer) => panic!("{answer:?} is no answer to {about:?}"),
-        };
-        self.post(format!("server/{server}>worker/{}", reply.worker), Wire::ToWorker(reply.worker, input));
-    }
-
-    fn refuse_pull(&mut self, server: usize, reply: Reply, reason: PullRefusal) {
-        if let About::Pull(Pull { slice, version }) = reply.about
-            && self.workers.get(reply.worker as usize).is_some_and(|w| w.alive)
-        {
-            let input = WorkerInput::PullRefused { slice, version, reason };
-            self.post(
-                format!("server/{server}>worker/{}", reply.worker),
-                Wire::ToWorker(reply.worker, input),
-            );
-        }
-    }
-
-    fn worker_input(&mut self, i: usize, input: WorkerInput<Values>) {
-        if !self.workers[i].alive {
-            return;
-        }
-        self.workers[i].core.handle(self.clock, input).expect("no worker is refused");
-        while let Some(effect) = self.workers[i].core.poll() {
-            let worker = i as u32;
-            match effect {
-                WorkerEffect::Connect(_) => self.workers[i].events.push_back(WorkerInput::Connected),
-                WorkerEffect::Push { server, push, values } => {
-                    self.carried.push((Push::KIND, push.encode(), values.clone()));
-                    let lane = push.slice.parameter % 3;
-                    let input = ServerInput::Push(PushInput {
-                        worker,
-                        reply: Reply { worker, about: About::Push(push.clone()) },
-                        push,
-                        bytes: values.len() as u64,
-                        digest: *blake3::hash(&values).as_bytes(),
-                        values,
-                    });
-                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
-                }
-                WorkerEffect::Pull { server, pull } => {
-                    let lane = pull.slice.parameter % 3;
-                    let reply = Reply { worker, about: About::Pull(pull.clone()) };
-                    let input = ServerInput::Pull { worker, reply, pull };
-                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
-                }
-                WorkerEffect::Install { slice, values } => {
-                    self.workers[i].work.push_back(Work::Install(slice, values));
-                }
-                WorkerEffect::Adopt { version } => self.workers[i].work.push_back(Work::Adopt(version)),
-                WorkerEffect::Compute { step, nodes } => {
-                    self.workers[i].work.push_back(Work::Compute(step, nodes));
-                }
-                WorkerEffect::Evaluate(order) => self.workers[i].work.push_back(Work::Evaluate(order)),
-                WorkerEffect::Export(order) => self.workers[i].work.push_back(Work::Export(order)),
-                WorkerEffect::Report(done) => self.report(worker, done),
-                WorkerEffect::Result(result) => {
-                    let input = SchedulerInput::Evaluated { worker, result };
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
-                }
-                WorkerEffect::Heartbeat(heartbeat) => self.heartbeat(MemberRole::Worker, i, heartbeat),
-            }
-        }
-    }
-
-    fn report(&mut self, worker: u32, done: NodeDone) {
-        let input = SchedulerInput::NodeDone { worker, done };
-        self.post(format!("worker/{worker}>scheduler"), Wire::ToScheduler(input));
-    }
-
-    fn worker_work(&mut self, i: usize) {
-        let Some(work) = self.workers[i].work.pop_front() else { return };
-        let worker = &mut self.workers[i];
-        match work {
-            Work::Install(slice, values) => {
-                let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&values[..]);
-                worker.compute.install(slice, &floats);
-            }
-            Work::Adopt(version) => {
-                worker.compute.adopt();
-                if let Some(values) = worker.compute.given() {
-                    let given = Given { version };
-                    let input = SchedulerInput::Given { worker: i as u32, given, values };
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
-                }
-            }
-            Work::Witness(key) => worker.compute.witness(&key),
-            Work::Compute(step, nodes) => {
-                let (events, mut told) = (&mut worker.events, Vec::new());
-                let emit = |event| {
-                    events.push_back(match event {
-                        Event::Testimony { step, node, values } => {
-                            let testimony = Testimony { step, node };
-                            told.push(SchedulerInput::Testimony { worker: i as u32, testimony, values });
-                            return;
-                        }
-                        Event::Gradient { step, node, slice, values } => {
-                            WorkerInput::Gradient { step, node, slice, values }
-                        }
-                        Event::Computed { step, loss, compute_us } => {
-                            WorkerInput::Computed { step, loss, compute_us }
-                        }
-                    });
-                };
-                worker.compute.compute(step, &nodes, emit).unwrap();
-                for input in told {
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
-                }
-            }
-            Work::Evaluate(order) => {
-                let result = worker.compute.evaluate(&order).unwrap();
-                worker.events.push_back(WorkerInput::Evaluated(result));
-            }
-            Work::Export(order) => {
-                let exported = worker.compute.export(&order).unwrap();
-                let input = SchedulerInput::Exported { worker: i as u32, exported };
-                self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
-            }
-        }
-    }
-
-    fn server_work(&mut self, i: usize) {
-        let server = &mut self.servers[i];
-        if server.work.is_empty()
-            && let Some(version) = server.orders.pop_front()
-        {
-            server.math.order_snapshot(version).unwrap();
-            return self.snapshots(i);
-        }
-        if server.work.is_empty()
-            && let Some(version) = server.hash_orders.pop_front()
-        {
-            server.math.order_hash(version).unwrap();
-            return self.pieces(i);
-        }
-        let input = if std::mem::take(&mut server.initialise) {
-            if self.restored.is_empty() {
-                server.math.initialise();
-            } else {
-                server.math.restore(restored(&self.restored, &server.math.slices())).unwrap();
-            }
-            ServerInput::Initialised
-        } else {
-            // Any contribution may be summed next: their order is the seed's choice.
-            let at = self.choice.below(server.work.len());
-            let (slice, step, node, values) = server.work.remove(at).unwrap();
-            let values = bytemuck::pod_collect_to_vec(&values[..]);
-            match server.math.contribute(Contribution { slice, step, node, values }) {
-                Ok(version) => ServerInput::Stored { slice, step, node, version },
-                Err(MathError::NotFinite(element)) => ServerInput::NotFinite { slice, step, node, element },
-                Err(error) => panic!("{error}"),
-            }
-        };
-        server.core.handle(self.clock, input);
-        self.drain_server(i);
-        self.snapshots(i);
-        self.pieces(i);
-    }
-
-    /// What a server tells of its parameters.
-    fn pieces(&mut self, i: usize) {
-        while let Some(told) = self.servers[i].math.poll_pieces() {
-            let input = SchedulerInput::Pieces { server: i as u32, told };
-            self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
-        }
-    }
-
-    /// Snapshots that have become whole go to the writer; what was skipped is said.
-    fn snapshots(&mut self, i: usize) {
-        while let Some(event) = self.servers[i].math.poll_snapshot() {
-            match event {
-                SnapshotEvent::Ready(snapshot) => {
-                    assert!(self.servers[i].writing.replace(snapshot).is_none(), "two snapshots at once");
-                }
-                SnapshotEvent::Skipped(version) => self.say_part(i, version, PartOutcome::Skipped),
-            }
-        }
-    }
-
-    fn server_written(&mut self, i: usize) {
-        let Some(snapshot) = self.servers[i].writing.take() else { return };
-        self.servers[i].math.snapshot_written();
-        let (version, slices) = (snapshot.version, snapshot.slices.len() as u32);
-        self.parts.entry(version).or_default().insert(i as u32, snapshot);
-        self.say_part(i, version, PartOutcome::Written { bytes: 0, blake3: [0; 32], slices });
-        self.snapshots(i);
-    }
-
-    fn say_part(&mut self, i: usize, version: u64, outcome: PartOutcome) {
-        let part = CheckpointPart { version, outcome };
-        let input = SchedulerInput::CheckpointPart { server: i as u32, part };
-        self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
-    }
-}
-
-/// What servers kept at one step, as a source.
-#[derive(Clone, Debug)]
-pub struct Kept(pub Vec<Snapshot>);
-
-impl PartSource for Kept {
-    fn load(&mut self, _: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError> {
-        Ok(restored(&self.0, wanted))
-    }
-}
-
-/// The slices in `wanted` out of snapshots whose slices may be cut and placed in any other way.
-fn restored(snapshots: &[Snapshot], wanted: &[Slice]) -> Vec<RestoredSlice> {
-    let cut = |slice: &Slice| {
-        let state_tensors = snapshots.iter().flat_map(|s| &s.slices).next().map_or(0, |s| s.state.len());
-        let mut restored = RestoredSlice {
-            id: slice.id,
-            weights: vec![f32::NAN; slice.elements],
-            state: vec![vec![f32::NAN; slice.elements]; state_tensors],
-        };
-        for kept in snapshots.iter().flat_map(|s| &s.slices) {
-            if kept.slice.id.parameter != slice.id.parameter {
-                continue;
-            }
-            for at in slice.first..slice.first + slice.elements {
-                if let Some(from) =
-                    at.checked_sub(kept.slice.first).filter(|from| *from < kept.slice.elements)
-                {
-                    restored.weights[at - slice.first] = kept.weights[from];
-                    for (state, kept) in restored.state.iter_mut().zip(&kept.state) {
-                        state[at - slice.first] = kept[from];
-                    }
-                }
-            }
-        }
-        restored
-    };
-    wanted.iter().map(cut).collect()
 }
 
 enum Move {

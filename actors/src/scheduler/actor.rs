@@ -16,18 +16,16 @@ use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, HeadName, Heartbeat,
-    Join, JoinRefused, Member, MemberRole, NodeDone, Outcome, ParameterPieces, Pause, Ready, Resume, Revoke,
-    Status, StatusReport, Stop, Testimony, Welcome,
+    Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
 };
-use crate::numbers;
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
 use crate::scheduler::refusals::RefusalLog;
-use crate::scheduler::{Command, Effect, Input, Observer, SchedulerCore, ToMember};
+use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
 mod audited;
+mod inbox;
 
 /// Orders that may wait for one member: it reads them as they come, and a member that does not is cut off.
 const MAX_ORDERS: usize = 1024;
@@ -298,108 +296,6 @@ impl SchedulerActor {
 
     fn operators(&self) -> usize {
         self.links.values().filter(|link| link.peer.role() == Role::Operator).count()
-    }
-
-    fn said(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
-        let Some(peer) = self.links.get(&link).map(|l| l.peer.clone()) else { return Ok(()) };
-        if peer.role() == Role::Operator {
-            return self.commanded(context, link, message);
-        }
-        let member = member_of(&peer).ok_or("neither server nor worker")?;
-        if message.kind != Join::KIND && !self.core.speaks_for(&link, member) {
-            return Err(format!("{member} has not joined on this connection"));
-        }
-        if let Some(taken) = self.audited(link, member, message) {
-            return taken;
-        }
-        let (index, body) = (member.index, message.body.as_slice());
-        let unreadable = |e: testudo_transport::WireError| e.to_string();
-        let input = match message.kind {
-            Join::KIND => {
-                Input::Join { member, connection: link, join: Join::decode(body).map_err(unreadable)? }
-            }
-            Ready::KIND => {
-                Input::Ready { server: index, epoch: Ready::decode(body).map_err(unreadable)?.epoch }
-            }
-            NodeDone::KIND => {
-                Input::NodeDone { worker: index, done: NodeDone::decode(body).map_err(unreadable)? }
-            }
-            Heartbeat::KIND => {
-                Input::Heartbeat { member, heartbeat: Heartbeat::decode(body).map_err(unreadable)? }
-            }
-            EvaluationResult::KIND => Input::Evaluated {
-                worker: index,
-                result: EvaluationResult::decode(body).map_err(unreadable)?,
-            },
-            Testimony::KIND => Input::Testimony {
-                worker: index,
-                testimony: Testimony::decode(body).map_err(unreadable)?,
-                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
-            },
-            Given::KIND => Input::Given {
-                worker: index,
-                given: Given::decode(body).map_err(unreadable)?,
-                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
-            },
-            CheckpointPart::KIND => Input::CheckpointPart {
-                server: index,
-                part: CheckpointPart::decode(body).map_err(unreadable)?,
-            },
-            ParameterPieces::KIND => {
-                Input::Pieces { server: index, told: ParameterPieces::decode(body).map_err(unreadable)? }
-            }
-            Exported::KIND => {
-                Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
-            }
-            Failure::KIND => {
-                Input::Failure { member, reason: Failure::decode(body).map_err(unreadable)?.reason }
-            }
-            other => return Err(format!("kind {other} makes no sense to a scheduler")),
-        };
-        self.drive(context, input);
-        Ok(())
-    }
-
-    fn commanded(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
-        let unreadable = |e: testudo_transport::WireError| e.to_string();
-        let request = message.envelope.request;
-        let command = match message.kind {
-            Status::KIND => {
-                let status = Status::decode(&message.body).map_err(unreadable)?;
-                let every = Duration::from_millis(u64::from(status.every_ms)).max(SHORTEST_REPORT);
-                let timer = context.run_interval(every, move |actor, _| {
-                    actor.run.clone().in_scope(|| actor.report_to(link));
-                });
-                let follows = Some(Follows { request, nodes: status.nodes, timer });
-                match self.links.get_mut(&link).map(|l| std::mem::replace(&mut l.follows, follows)) {
-                    Some(Some(former)) => context.cancel_future(former.timer),
-                    Some(None) => false,
-                    None => context.cancel_future(timer),
-                };
-                self.report_to(link);
-                return Ok(());
-            }
-            Revoke::KIND => {
-                let Revoke { crl } = Revoke::decode(&message.body).map_err(unreadable)?;
-                let result = self.revoke(crl);
-                self.answer(link, request, result);
-                return Ok(());
-            }
-            Pause::KIND => Pause::decode(&message.body).map(|_| Command::Pause).map_err(unreadable)?,
-            Resume::KIND => Resume::decode(&message.body).map(|_| Command::Resume).map_err(unreadable)?,
-            Stop::KIND => {
-                Stop::decode(&message.body).map_err(unreadable)?;
-                tracing::info!("an operator stops the run");
-                Command::Stop
-            }
-            Ended::KIND => {
-                let Ended { role, index, exit } = Ended::decode(&message.body).map_err(unreadable)?;
-                Command::Ended { member: Member { role, index }, exit }
-            }
-            other => return Err(format!("kind {other} makes no sense to a scheduler")),
-        };
-        self.drive(context, Input::Command { connection: link, request, command });
-        Ok(())
     }
 }
 

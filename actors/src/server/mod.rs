@@ -8,6 +8,7 @@ mod compute;
 mod core;
 mod math;
 mod pieces;
+mod serve;
 mod snapshot;
 mod store;
 mod writer;

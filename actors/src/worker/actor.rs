@@ -11,6 +11,7 @@ use testudo_transport::{CloseCode, Connection, Error, Identity, Message, Outgoin
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use self::inbox::{Asked, Request};
 use crate::contributions::{self, Pushed};
 use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};
@@ -19,9 +20,7 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    AuditHead, Body, Contributions, Evaluate, Export, Exported, Failure, Given, Heartbeat, LeaseExtended,
-    Membership, NodeDone, Pull, PullRefused, Push, PushAccepted, PushRefused, Revocations, ServerMember,
-    Shutdown, SliceVersion, Testimony, Witnessed,
+    Body, Contributions, Exported, Failure, Given, Heartbeat, NodeDone, Pull, Push, ServerMember, Testimony,
 };
 use crate::node::NodeError;
 use crate::numbers;
@@ -32,6 +31,8 @@ use crate::tree::Node;
 use crate::worker::dial::Dialling;
 use crate::worker::thread::{self, Work};
 use crate::worker::{Effect, Input, ShardCompute, WorkerCore};
+
+mod inbox;
 
 /// Gradient slices that may be under way to servers at a time: enough to keep every stream busy, and 32 MiB at most with
 /// slices of the default size.
@@ -98,20 +99,6 @@ pub enum Mail {
     },
     /// The arithmetic cannot go on.
     Fatal(String),
-}
-
-/// What was asked of a server.
-#[derive(Debug)]
-enum Asked {
-    Push { step: u64, node: Node, slice: SliceId },
-    Pull { slice: SliceId, version: u64 },
-}
-
-/// A request that has no answer yet.
-#[derive(Debug)]
-struct Request {
-    server: u32,
-    asked: Asked,
 }
 
 /// What a worker's shell is made of.
@@ -368,88 +355,6 @@ impl WorkerActor {
             };
             self.runtime.spawn(dialling.run(id));
         }
-    }
-
-    fn answer(&mut self, context: &mut Context<Self>, server: u32, message: Message) -> Result<(), String> {
-        let request = message.envelope.request;
-        // Only the server that was asked may answer: each is trusted with its own slices alone.
-        let asked = match self.asked.remove(&request) {
-            Some(Request { server: of, asked }) if of == server => asked,
-            _ => return Err("an answer to a request that was never made of it".into()),
-        };
-        let unreadable = |e: testudo_transport::WireError| e.to_string();
-        let input = match (message.kind, asked) {
-            (PushAccepted::KIND, Asked::Push { step, node, slice }) => {
-                PushAccepted::decode(&message.body).map_err(unreadable)?;
-                Input::Accepted { step, node, slice }
-            }
-            (PushRefused::KIND, Asked::Push { step, node, slice }) => {
-                let reason = PushRefused::decode(&message.body).map_err(unreadable)?.reason;
-                Input::Refused { step, node, slice, reason }
-            }
-            (SliceVersion::KIND, Asked::Pull { slice, version }) => {
-                let answer = SliceVersion::decode(&message.body).map_err(unreadable)?;
-                if (answer.slice, answer.version) != (slice, version) {
-                    return Err(format!("version {version} of {slice} was asked for, another came"));
-                }
-                let bytes = message.payload.len() as u64;
-                let values = Values::Arrived(message.payload);
-                Input::Slice { slice, version, codec: answer.codec, values, bytes }
-            }
-            (PullRefused::KIND, Asked::Pull { slice, version }) => {
-                let reason = PullRefused::decode(&message.body).map_err(unreadable)?.reason;
-                Input::PullRefused { slice, version, reason }
-            }
-            (kind, asked) => return Err(format!("kind {kind} is no answer to {asked:?}")),
-        };
-        self.drive(context, input);
-        Ok(())
-    }
-
-    fn order(&mut self, context: &mut Context<Self>, message: &Message) -> Result<(), String> {
-        let unreadable = |e: testudo_transport::WireError| e.to_string();
-        let input = match message.kind {
-            Membership::KIND => {
-                let membership = Membership::decode(&message.body).map_err(unreadable)?;
-                tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
-                if self.parent.is_none()
-                    && let Some(run) = message.envelope.traceparent
-                {
-                    self.parent = Some(run);
-                    self.step = tracing::info_span!(parent: None, "begin");
-                    let _ = set_remote_parent(&self.step, run);
-                }
-                Input::Membership(membership)
-            }
-            LeaseExtended::KIND => {
-                let LeaseExtended { epoch, until } =
-                    LeaseExtended::decode(&message.body).map_err(unreadable)?;
-                Input::Extended { epoch, until }
-            }
-            Witnessed::KIND => {
-                let Witnessed { key } = Witnessed::decode(&message.body).map_err(unreadable)?;
-                self.work(context, Work::Witness(key));
-                return Ok(());
-            }
-            Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
-            Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
-            Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
-            AuditHead::KIND => {
-                let shown = AuditHead::decode(&message.body).map_err(unreadable)?;
-                let signed = self.countersigner.sign(&shown)?;
-                self.tell(&signed);
-                return Ok(());
-            }
-            Shutdown::KIND => {
-                let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
-                tracing::info!(reason = shutdown.reason, "leaving");
-                self.end(context, Ok(()));
-                return Ok(());
-            }
-            other => return Err(format!("kind {other} makes no sense to a worker")),
-        };
-        self.drive(context, input);
-        Ok(())
     }
 }
 

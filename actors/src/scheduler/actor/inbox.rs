@@ -1,0 +1,123 @@
+//! What a scheduler hears: from members once they have joined, and from operators.
+
+use std::time::Duration;
+
+use actix::{AsyncContext as _, Context};
+use testudo_transport::{Message, Role};
+
+use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
+use crate::message::{
+    Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, Heartbeat, Join, Member,
+    NodeDone, ParameterPieces, Pause, Ready, Resume, Revoke, Status, Stop, Testimony,
+};
+use crate::numbers;
+use crate::scheduler::{Command, Input};
+
+impl SchedulerActor {
+    pub(super) fn said(
+        &mut self,
+        context: &mut Context<Self>,
+        link: u64,
+        message: &Message,
+    ) -> Result<(), String> {
+        let Some(peer) = self.links.get(&link).map(|l| l.peer.clone()) else { return Ok(()) };
+        if peer.role() == Role::Operator {
+            return self.commanded(context, link, message);
+        }
+        let member = member_of(&peer).ok_or("neither server nor worker")?;
+        if message.kind != Join::KIND && !self.core.speaks_for(&link, member) {
+            return Err(format!("{member} has not joined on this connection"));
+        }
+        if let Some(taken) = self.audited(link, member, message) {
+            return taken;
+        }
+        let (index, body) = (member.index, message.body.as_slice());
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match message.kind {
+            Join::KIND => {
+                Input::Join { member, connection: link, join: Join::decode(body).map_err(unreadable)? }
+            }
+            Ready::KIND => {
+                Input::Ready { server: index, epoch: Ready::decode(body).map_err(unreadable)?.epoch }
+            }
+            NodeDone::KIND => {
+                Input::NodeDone { worker: index, done: NodeDone::decode(body).map_err(unreadable)? }
+            }
+            Heartbeat::KIND => {
+                Input::Heartbeat { member, heartbeat: Heartbeat::decode(body).map_err(unreadable)? }
+            }
+            EvaluationResult::KIND => Input::Evaluated {
+                worker: index,
+                result: EvaluationResult::decode(body).map_err(unreadable)?,
+            },
+            Testimony::KIND => Input::Testimony {
+                worker: index,
+                testimony: Testimony::decode(body).map_err(unreadable)?,
+                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
+            },
+            Given::KIND => Input::Given {
+                worker: index,
+                given: Given::decode(body).map_err(unreadable)?,
+                values: numbers::view(&message.payload).map_err(|e| e.to_string())?.to_vec(),
+            },
+            CheckpointPart::KIND => Input::CheckpointPart {
+                server: index,
+                part: CheckpointPart::decode(body).map_err(unreadable)?,
+            },
+            ParameterPieces::KIND => {
+                Input::Pieces { server: index, told: ParameterPieces::decode(body).map_err(unreadable)? }
+            }
+            Exported::KIND => {
+                Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
+            }
+            Failure::KIND => {
+                Input::Failure { member, reason: Failure::decode(body).map_err(unreadable)?.reason }
+            }
+            other => return Err(format!("kind {other} makes no sense to a scheduler")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+
+    fn commanded(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let request = message.envelope.request;
+        let command = match message.kind {
+            Status::KIND => {
+                let status = Status::decode(&message.body).map_err(unreadable)?;
+                let every = Duration::from_millis(u64::from(status.every_ms)).max(SHORTEST_REPORT);
+                let timer = context.run_interval(every, move |actor, _| {
+                    actor.run.clone().in_scope(|| actor.report_to(link));
+                });
+                let follows = Some(Follows { request, nodes: status.nodes, timer });
+                match self.links.get_mut(&link).map(|l| std::mem::replace(&mut l.follows, follows)) {
+                    Some(Some(former)) => context.cancel_future(former.timer),
+                    Some(None) => false,
+                    None => context.cancel_future(timer),
+                };
+                self.report_to(link);
+                return Ok(());
+            }
+            Revoke::KIND => {
+                let Revoke { crl } = Revoke::decode(&message.body).map_err(unreadable)?;
+                let result = self.revoke(crl);
+                self.answer(link, request, result);
+                return Ok(());
+            }
+            Pause::KIND => Pause::decode(&message.body).map(|_| Command::Pause).map_err(unreadable)?,
+            Resume::KIND => Resume::decode(&message.body).map(|_| Command::Resume).map_err(unreadable)?,
+            Stop::KIND => {
+                Stop::decode(&message.body).map_err(unreadable)?;
+                tracing::info!("an operator stops the run");
+                Command::Stop
+            }
+            Ended::KIND => {
+                let Ended { role, index, exit } = Ended::decode(&message.body).map_err(unreadable)?;
+                Command::Ended { member: Member { role, index }, exit }
+            }
+            other => return Err(format!("kind {other} makes no sense to a scheduler")),
+        };
+        self.drive(context, Input::Command { connection: link, request, command });
+        Ok(())
+    }
+}

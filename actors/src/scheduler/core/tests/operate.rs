@@ -1,0 +1,122 @@
+//! What operators command: a pause, a stop, a list of nodes.
+
+use super::*;
+
+/// A run of `steps` steps under way.
+fn long(steps: u64) -> JobSpec {
+    JobSpec { max_steps: Some(steps), ..job(2, 1) }
+}
+
+impl Bench {
+    /// Both workers are done with `step`.
+    fn step(&mut self, step: u64) -> Vec<Effect<u32>> {
+        let mut effects = Vec::new();
+        for (worker, node) in [(0, LEFT), (1, RIGHT)] {
+            let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 1, examples: 2 }];
+            let done =
+                NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+            effects.extend(self.handle(Input::NodeDone { worker, done }));
+        }
+        effects
+    }
+}
+
+fn extended(effects: &[Effect<u32>]) -> Option<u64> {
+    effects.iter().find_map(|e| match e {
+        Effect::Send { message: ToMember::Extended(e), .. } => Some(e.until),
+        _ => None,
+    })
+}
+
+/// Invariants 1 to 3 of `operate.rs`.
+#[test]
+fn a_paused_run_ends_what_is_under_way_and_begins_nothing() {
+    let mut bench = Bench::training(long(10));
+    assert_eq!(extended(&bench.step(0)), Some(5));
+    let (_, answer) = bench.command(Command::Pause);
+    assert!(answer.unwrap().contains("ends with step 5"));
+    assert_eq!(bench.command(Command::Pause).1, Ok("the run is paused already".into()));
+    assert_eq!(extended(&bench.step(1)), None, "a paused run leases no step");
+    // What was leased is still owed, and its absence is still a stall.
+    let everyone = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
+    assert!(notices(&bench.pass(TIMEOUT * 2, &everyone)).contains("no progress"));
+    for step in 2..5 {
+        assert_eq!(extended(&bench.step(step)), None);
+    }
+    let effects = bench.pass(TIMEOUT * 5, &everyone);
+    assert_eq!(notices(&effects), "", "a paused run is no stalled one");
+    let report = bench.core.report();
+    assert!(report.paused && report.stalled.is_none() && report.steps_done == 5 && report.until == 5);
+    let (effects, answer) = bench.command(Command::Resume);
+    assert_eq!((answer, extended(&effects)), (Ok("resumed after step 5".into()), Some(9)));
+    assert_eq!(bench.command(Command::Resume).1, Ok("the run was not paused".into()));
+    assert_eq!(extended(&bench.step(5)), Some(10));
+}
+
+/// A worker that dies in a pause is replaced in it.
+#[test]
+fn leases_move_while_a_run_is_paused() {
+    let mut bench = Bench::training(long(10));
+    bench.command(Command::Pause).1.unwrap();
+    assert_eq!(told_of_members(&bench.gone(worker(0), 2)), [server(0)]);
+    let effects = bench.handle(Input::Ready { server: 0, epoch: 2 });
+    assert_eq!(told_of_members(&effects), [worker(1)]);
+    let membership = effects.iter().find_map(|e| match e {
+        Effect::Send { message: ToMember::Membership(m), .. } => Some(m.clone()),
+        _ => None,
+    });
+    let membership = membership.unwrap();
+    assert_eq!(membership.until, 4, "no step is added by a change of membership");
+    assert_eq!(membership.workers, [WorkerMember { index: 1, incarnation: 1, commitment: [1; 32] }]);
+}
+
+/// A run that was paused while it formed begins when it is resumed.
+#[test]
+fn a_job_may_be_paused_before_it_begins() {
+    let mut bench = Bench::new(long(10));
+    assert!(bench.command(Command::Pause).1.unwrap().contains("no step is begun"));
+    for member in [server(0), worker(0), worker(1)] {
+        bench.join(member);
+    }
+    bench.handle(Input::Ready { server: 0, epoch: 1 });
+    assert_eq!((bench.core.report().phase, bench.core.report().until), (Phase::Training, 0));
+    let (effects, answer) = bench.command(Command::Resume);
+    assert_eq!((answer, extended(&effects)), (Ok("resumed after step 0".into()), Some(4)));
+}
+
+/// A paused run can be stopped: at once if nothing is under way, and in order.
+#[test]
+fn a_paused_run_can_be_stopped() {
+    let mut bench = Bench::training(long(10));
+    bench.command(Command::Pause).1.unwrap();
+    for step in 0..4 {
+        bench.step(step);
+    }
+    let (effects, answer) = bench.command(Command::Stop);
+    assert_eq!(answer, Ok("stopping after step 4".into()));
+    assert!(!sent(&effects, |m| matches!(m, ToMember::Export(_))).is_empty(), "{effects:?}");
+    assert_eq!(bench.core.report().phase, Phase::Finishing);
+    assert!(bench.command(Command::Pause).1.unwrap_err().contains("stopping after step 4"));
+    assert_eq!(bench.command(Command::Stop).1, Ok("the run is stopping after step 4 already".into()));
+    assert!(bench.command(Command::Resume).1.unwrap().contains("not paused"));
+}
+
+/// What an operator reads of each node.
+#[test]
+fn every_node_is_listed_with_what_it_last_said() {
+    let mut bench = Bench::training(long(10));
+    bench.now = bench.now.after(Duration::from_millis(300));
+    let slice = crate::placement::SliceId { parameter: 1, index: 3 };
+    let waiting = Some(Waiting { slice, step: 2, missing: None });
+    let load = Load { held_bytes: 9, ..Load::default() };
+    bench.handle(Input::Heartbeat { member: worker(1), heartbeat: Heartbeat { step: 3, waiting, load } });
+    bench.now = bench.now.after(Duration::from_millis(50));
+    let nodes = bench.core.nodes(bench.now);
+    assert_eq!(nodes.iter().map(|n| n.member).collect::<Vec<_>>(), [server(0), worker(0), worker(1)]);
+    let [_, quiet, loud] = &nodes[..] else { panic!("{nodes:?}") };
+    assert_eq!((quiet.heard_ms, quiet.incarnation, quiet.shards, quiet.step), (350, 1, 2, 0));
+    assert_eq!((loud.heard_ms, loud.step, loud.load), (50, 3, load));
+    assert_eq!(loud.waiting.as_deref(), Some("b (slice 3) after step 2"));
+    assert_eq!(bench.join(worker(9)).len(), 2);
+    assert_eq!(bench.core.report().joins_refused, 1);
+}

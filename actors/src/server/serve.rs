@@ -1,0 +1,236 @@
+//! A server's connections: who is served, their streams, and what can be answered without the actor.
+//!
+//! 1. Nobody is served but a worker with a lease, and of it only the process that the scheduler admitted.
+//! 2. What the store has is answered on the stream's own task; everything else is the core's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use testudo_kernels::Codec;
+use testudo_transport::{
+    Cause, CloseCode, Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId, Who,
+};
+use tokio::runtime::Handle;
+
+use crate::incarnation;
+use crate::link::Network;
+use crate::mailbox::Mailbox;
+use crate::message::{Body, Hello, Membership, Pull, PullRefused, Push, SliceVersion};
+use crate::outbox::{Budget, Outbox};
+use crate::placement::SliceId;
+use crate::server::actor::{Mail, ServerActor};
+use crate::server::{Input, PushInput, Store};
+
+/// How long a worker that has connected may take to say who it is: it says so at once.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the answer to one request goes.
+#[derive(Debug)]
+pub struct ReplyTo {
+    outbox: Outbox,
+    request: u64,
+    /// The trace that the request belongs to; its answer does too.
+    trace: Option<[u8; 25]>,
+    /// Keeps the request charged to its sender until it is answered.
+    held: Option<Payload>,
+}
+
+impl ReplyTo {
+    pub(super) fn answer<B: Body>(self, body: &B) {
+        self.outbox.post(Outgoing::new(B::KIND, self.request, body.encode()).with_traceparent(self.trace));
+    }
+}
+
+/// The workers that hold a lease in the present epoch, with their live incarnations: nobody else is served.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LiveWorkers(Arc<RwLock<BTreeMap<u32, [u8; 32]>>>);
+
+impl LiveWorkers {
+    pub(super) fn set(&self, membership: &Membership) {
+        let leased: BTreeSet<u32> = membership.leases.iter().map(|lease| lease.worker).collect();
+        let live = membership.workers.iter().filter(|w| leased.contains(&w.index));
+        let live = live.map(|w| (w.index, w.commitment)).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+
+    fn contains(&self, worker: u32) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&worker)
+    }
+
+    fn is(&self, worker: u32, commitment: &[u8; 32]) -> bool {
+        let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        live.get(&worker).is_some_and(|expected| incarnation::same(expected, commitment))
+    }
+}
+
+/// What the tasks of a server's connections share.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) network: Network,
+    pub(super) store: Arc<Store>,
+    pub(super) mailbox: Mailbox<ServerActor>,
+    pub(super) runtime: Handle,
+    pub(super) live: LiveWorkers,
+    pub(super) max_answers: usize,
+    pub(super) max_bytes: usize,
+}
+
+impl Serving {
+    pub(super) async fn accept(self) {
+        while let Some(connection) = self.network.accept().await {
+            self.runtime.spawn(self.clone().connection(connection));
+        }
+    }
+
+    async fn connection(self, connection: Connection) {
+        let peer = connection.peer().clone();
+        let Some(worker) = worker_index(&peer).filter(|index| self.live.contains(*index)) else {
+            connection.close(CloseCode::Policy.number(), "servers serve workers that hold a lease");
+            return;
+        };
+        // The first word says which process this is; until then, no other stream is heard.
+        let Some((first, shown)) = greeted(&connection).await else { return };
+        if !self.live.is(worker, &shown) {
+            self.network.refusals().count(Cause::Incarnation, Who::node(&peer));
+            tracing::warn!(%peer, "another incarnation of it takes part; this one is not served");
+            connection
+                .close(CloseCode::Admission.number(), "another incarnation of this identity takes part");
+            return;
+        }
+        tracing::info!(%peer, "connected");
+        let budget = Budget::new(self.max_answers, self.max_bytes);
+        let mut next = Some(first);
+        while let Some((sender, receiver)) = next {
+            let outbox = Outbox::new(connection.clone(), sender, budget.clone(), &self.runtime);
+            let (serving, connection) = (self.clone(), connection.clone());
+            let stream = Stream { serving, connection: connection.clone(), worker, shown, outbox };
+            self.runtime.spawn(stream.run(receiver));
+            next = connection.accept().await.ok();
+        }
+        tracing::info!(%peer, "disconnected");
+    }
+}
+
+/// Hears the first word on the first stream of a worker's connection; the commitment to what it shows. A peer that says
+/// something else, or nothing for too long, is cut off.
+async fn greeted(connection: &Connection) -> Option<((testudo_transport::Sender, Receiver), [u8; 32])> {
+    let word = async {
+        let (sender, mut receiver) = connection.accept().await.ok()?;
+        let message = receiver.recv().await.ok()??;
+        let hello = (message.kind == Hello::KIND).then(|| Hello::decode(&message.body).ok()).flatten()?;
+        Some(((sender, receiver), hello.secret.commitment()))
+    };
+    match tokio::time::timeout(HELLO_PATIENCE, word).await {
+        Ok(Some(greeted)) => Some(greeted),
+        Ok(None) => {
+            connection.close(CloseCode::Policy.number(), "the first word to a server is a hello");
+            None
+        }
+        Err(_) => {
+            connection.close(CloseCode::Stalled.number(), "no hello came");
+            None
+        }
+    }
+}
+
+fn worker_index(peer: &SpiffeId) -> Option<u32> {
+    matches!(peer.role(), Role::Worker | Role::Peer).then(|| peer.index()).flatten()
+}
+
+struct Stream {
+    serving: Serving,
+    connection: Connection,
+    worker: u32,
+    /// The commitment of the process at the other end.
+    shown: [u8; 32],
+    outbox: Outbox,
+}
+
+impl Stream {
+    async fn run(self, mut receiver: Receiver) {
+        loop {
+            let message = match receiver.recv().await {
+                Ok(Some(_)) if !self.serving.live.is(self.worker, &self.shown) => {
+                    self.connection.close(CloseCode::Policy.number(), "its leases have moved to others");
+                    return;
+                }
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::info!(%error, "a worker's stream ended");
+                    return;
+                }
+            };
+            match self.request(message) {
+                Ok(None) => {}
+                Ok(Some(mail)) => {
+                    if self.serving.mailbox.deliver(mail).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.serving.network.refusals().count(Cause::Message, Who::node(self.connection.peer()));
+                    tracing::warn!(worker = self.worker, error, "malformed request");
+                    self.connection.close(CloseCode::Framing.number(), "malformed request");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers what the store can answer; the rest is for the core.
+    fn request(&self, message: Message) -> Result<Option<Mail>, String> {
+        let (request, worker, outbox) = (message.envelope.request, self.worker, self.outbox.clone());
+        let trace = message.envelope.traceparent;
+        let input = match message.kind {
+            Pull::KIND => {
+                let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
+                let reply = ReplyTo { outbox, request, trace, held: Some(message.payload) };
+                if self.serving.store.read(pull.slice, pull.version).is_ok() {
+                    answer_pull(&self.serving.store, reply, pull.slice, pull.version);
+                    return Ok(None);
+                }
+                // What waits is bounded by the core, for each slice and worker; were it to hold credit as well, waiting
+                // pulls could take the credit of the very pushes that they wait for.
+                let reply = ReplyTo { held: None, ..reply };
+                Input::Pull { worker, reply, pull }
+            }
+            Push::KIND => {
+                let push = Push::decode(&message.body).map_err(|e| e.to_string())?;
+                let reply = ReplyTo { outbox, request, trace, held: None };
+                Input::Push(PushInput {
+                    worker,
+                    reply,
+                    push,
+                    bytes: message.payload.len() as u64,
+                    values: message.payload,
+                    digest: message.payload_hash,
+                })
+            }
+            other => return Err(format!("kind {other} makes no sense to a server")),
+        };
+        Ok(Some(Mail::Input(input)))
+    }
+}
+
+pub(super) fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
+    match store.read(slice, version) {
+        Ok((bytes, hash)) => {
+            let body = SliceVersion { slice, version, codec: Codec::F32.id() };
+            let message = Outgoing {
+                payload_hash: Some(hash),
+                ..Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
+                    .with_payload(bytes)
+                    .with_traceparent(reply.trace)
+            };
+            let held: Option<Box<dyn Send>> = reply.held.map(|p| Box::new(p) as Box<dyn Send>);
+            reply.outbox.post_holding(message, held);
+        }
+        Err(_) => {
+            // The core answers only versions that are there; one that has just gone is refused as such.
+            let reason = crate::message::PullRefusal::Gone { version: version.saturating_add(2) };
+            reply.answer(&PullRefused { reason });
+        }
+    }
+}

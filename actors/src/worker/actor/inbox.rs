@@ -1,0 +1,120 @@
+//! What a worker hears: servers' answers to what it asked, and the scheduler's orders.
+
+use actix::Context;
+use testudo_observability::set_remote_parent;
+use testudo_transport::Message;
+
+use super::{Values, WorkerActor};
+use crate::message::{
+    AuditHead, Body, Evaluate, Export, LeaseExtended, Membership, PullRefused, PushAccepted, PushRefused,
+    Revocations, Shutdown, SliceVersion, Witnessed,
+};
+use crate::placement::SliceId;
+use crate::tree::Node;
+use crate::worker::Input;
+use crate::worker::thread::Work;
+
+/// What was asked of a server.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Push { step: u64, node: Node, slice: SliceId },
+    Pull { slice: SliceId, version: u64 },
+}
+
+/// A request that has no answer yet.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) server: u32,
+    pub(super) asked: Asked,
+}
+
+impl WorkerActor {
+    /// A server's answer, for the core.
+    pub(super) fn answer(
+        &mut self,
+        context: &mut Context<Self>,
+        server: u32,
+        message: Message,
+    ) -> Result<(), String> {
+        let request = message.envelope.request;
+        // Only the server that was asked may answer: each is trusted with its own slices alone.
+        let asked = match self.asked.remove(&request) {
+            Some(Request { server: of, asked }) if of == server => asked,
+            _ => return Err("an answer to a request that was never made of it".into()),
+        };
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match (message.kind, asked) {
+            (PushAccepted::KIND, Asked::Push { step, node, slice }) => {
+                PushAccepted::decode(&message.body).map_err(unreadable)?;
+                Input::Accepted { step, node, slice }
+            }
+            (PushRefused::KIND, Asked::Push { step, node, slice }) => {
+                let reason = PushRefused::decode(&message.body).map_err(unreadable)?.reason;
+                Input::Refused { step, node, slice, reason }
+            }
+            (SliceVersion::KIND, Asked::Pull { slice, version }) => {
+                let answer = SliceVersion::decode(&message.body).map_err(unreadable)?;
+                if (answer.slice, answer.version) != (slice, version) {
+                    return Err(format!("version {version} of {slice} was asked for, another came"));
+                }
+                let bytes = message.payload.len() as u64;
+                let values = Values::Arrived(message.payload);
+                Input::Slice { slice, version, codec: answer.codec, values, bytes }
+            }
+            (PullRefused::KIND, Asked::Pull { slice, version }) => {
+                let reason = PullRefused::decode(&message.body).map_err(unreadable)?.reason;
+                Input::PullRefused { slice, version, reason }
+            }
+            (kind, asked) => return Err(format!("kind {kind} is no answer to {asked:?}")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+
+    /// The scheduler's order.
+    pub(super) fn order(&mut self, context: &mut Context<Self>, message: &Message) -> Result<(), String> {
+        let unreadable = |e: testudo_transport::WireError| e.to_string();
+        let input = match message.kind {
+            Membership::KIND => {
+                let membership = Membership::decode(&message.body).map_err(unreadable)?;
+                tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
+                if self.parent.is_none()
+                    && let Some(run) = message.envelope.traceparent
+                {
+                    self.parent = Some(run);
+                    self.step = tracing::info_span!(parent: None, "begin");
+                    let _ = set_remote_parent(&self.step, run);
+                }
+                Input::Membership(membership)
+            }
+            LeaseExtended::KIND => {
+                let LeaseExtended { epoch, until } =
+                    LeaseExtended::decode(&message.body).map_err(unreadable)?;
+                Input::Extended { epoch, until }
+            }
+            Witnessed::KIND => {
+                let Witnessed { key } = Witnessed::decode(&message.body).map_err(unreadable)?;
+                self.work(context, Work::Witness(key));
+                return Ok(());
+            }
+            Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),
+            Export::KIND => Input::Export(Export::decode(&message.body).map_err(unreadable)?),
+            Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
+            AuditHead::KIND => {
+                let shown = AuditHead::decode(&message.body).map_err(unreadable)?;
+                let signed = self.countersigner.sign(&shown)?;
+                self.tell(&signed);
+                return Ok(());
+            }
+            Shutdown::KIND => {
+                let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
+                tracing::info!(reason = shutdown.reason, "leaving");
+                self.end(context, Ok(()));
+                return Ok(());
+            }
+            other => return Err(format!("kind {other} makes no sense to a worker")),
+        };
+        self.drive(context, input);
+        Ok(())
+    }
+}

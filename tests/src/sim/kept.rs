@@ -1,0 +1,44 @@
+//! What a simulated cluster resumes from: snapshots that servers kept, cut and placed in any other way.
+
+use testudo_actors::checkpoint::{PartSource, RestoredSlice, Snapshot};
+use testudo_actors::placement::Slice;
+use testudo_actors::{CheckpointError, JobSpec};
+
+/// What servers kept at one step, as a source.
+#[derive(Clone, Debug)]
+pub struct Kept(pub Vec<Snapshot>);
+
+impl PartSource for Kept {
+    fn load(&mut self, _: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError> {
+        Ok(restored(&self.0, wanted))
+    }
+}
+
+/// The slices in `wanted` out of snapshots whose slices may be cut and placed in any other way.
+pub(super) fn restored(snapshots: &[Snapshot], wanted: &[Slice]) -> Vec<RestoredSlice> {
+    let cut = |slice: &Slice| {
+        let state_tensors = snapshots.iter().flat_map(|s| &s.slices).next().map_or(0, |s| s.state.len());
+        let mut restored = RestoredSlice {
+            id: slice.id,
+            weights: vec![f32::NAN; slice.elements],
+            state: vec![vec![f32::NAN; slice.elements]; state_tensors],
+        };
+        for kept in snapshots.iter().flat_map(|s| &s.slices) {
+            if kept.slice.id.parameter != slice.id.parameter {
+                continue;
+            }
+            for at in slice.first..slice.first + slice.elements {
+                if let Some(from) =
+                    at.checked_sub(kept.slice.first).filter(|from| *from < kept.slice.elements)
+                {
+                    restored.weights[at - slice.first] = kept.weights[from];
+                    for (state, kept) in restored.state.iter_mut().zip(&kept.state) {
+                        state[at - slice.first] = kept[from];
+                    }
+                }
+            }
+        }
+        restored
+    };
+    wanted.iter().map(cut).collect()
+}

@@ -1,0 +1,135 @@
+//! The simulator's workers: a core, its arithmetic, and what it sends.
+
+use std::collections::VecDeque;
+
+use testudo_actors::message::{Body, Evaluate, Export, Given, MemberRole, NodeDone, Push, Testimony};
+use testudo_actors::placement::SliceId;
+use testudo_actors::scheduler::Input as SchedulerInput;
+use testudo_actors::server::{Input as ServerInput, PushInput};
+use testudo_actors::tree::Node;
+use testudo_actors::witness::Key;
+use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
+
+use super::{About, Reply, Simulation, Values, Wire};
+
+pub(super) struct Worker {
+    pub(super) core: WorkerCore<Values>,
+    pub(super) compute: ShardCompute,
+    pub(super) work: VecDeque<Work>,
+    pub(super) events: VecDeque<WorkerInput<Values>>,
+    pub(super) alive: bool,
+}
+
+pub(super) enum Work {
+    Install(SliceId, Values),
+    Adopt(u64),
+    Witness(Key),
+    Compute(u64, Vec<Node>),
+    Evaluate(Evaluate),
+    Export(Export),
+}
+
+impl Simulation {
+    pub(super) fn worker_input(&mut self, i: usize, input: WorkerInput<Values>) {
+        if !self.workers[i].alive {
+            return;
+        }
+        self.workers[i].core.handle(self.clock, input).expect("no worker is refused");
+        while let Some(effect) = self.workers[i].core.poll() {
+            let worker = i as u32;
+            match effect {
+                WorkerEffect::Connect(_) => self.workers[i].events.push_back(WorkerInput::Connected),
+                WorkerEffect::Push { server, push, values } => {
+                    self.carried.push((Push::KIND, push.encode(), values.clone()));
+                    let lane = push.slice.parameter % 3;
+                    let input = ServerInput::Push(PushInput {
+                        worker,
+                        reply: Reply { worker, about: About::Push(push.clone()) },
+                        push,
+                        bytes: values.len() as u64,
+                        digest: *blake3::hash(&values).as_bytes(),
+                        values,
+                    });
+                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
+                }
+                WorkerEffect::Pull { server, pull } => {
+                    let lane = pull.slice.parameter % 3;
+                    let reply = Reply { worker, about: About::Pull(pull.clone()) };
+                    let input = ServerInput::Pull { worker, reply, pull };
+                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
+                }
+                WorkerEffect::Install { slice, values } => {
+                    self.workers[i].work.push_back(Work::Install(slice, values));
+                }
+                WorkerEffect::Adopt { version } => self.workers[i].work.push_back(Work::Adopt(version)),
+                WorkerEffect::Compute { step, nodes } => {
+                    self.workers[i].work.push_back(Work::Compute(step, nodes));
+                }
+                WorkerEffect::Evaluate(order) => self.workers[i].work.push_back(Work::Evaluate(order)),
+                WorkerEffect::Export(order) => self.workers[i].work.push_back(Work::Export(order)),
+                WorkerEffect::Report(done) => self.report(worker, done),
+                WorkerEffect::Result(result) => {
+                    let input = SchedulerInput::Evaluated { worker, result };
+                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                }
+                WorkerEffect::Heartbeat(heartbeat) => self.heartbeat(MemberRole::Worker, i, heartbeat),
+            }
+        }
+    }
+
+    pub(super) fn report(&mut self, worker: u32, done: NodeDone) {
+        let input = SchedulerInput::NodeDone { worker, done };
+        self.post(format!("worker/{worker}>scheduler"), Wire::ToScheduler(input));
+    }
+
+    pub(super) fn worker_work(&mut self, i: usize) {
+        let Some(work) = self.workers[i].work.pop_front() else { return };
+        let worker = &mut self.workers[i];
+        match work {
+            Work::Install(slice, values) => {
+                let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&values[..]);
+                worker.compute.install(slice, &floats);
+            }
+            Work::Adopt(version) => {
+                worker.compute.adopt();
+                if let Some(values) = worker.compute.given() {
+                    let given = Given { version };
+                    let input = SchedulerInput::Given { worker: i as u32, given, values };
+                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                }
+            }
+            Work::Witness(key) => worker.compute.witness(&key),
+            Work::Compute(step, nodes) => {
+                let (events, mut told) = (&mut worker.events, Vec::new());
+                let emit = |event| {
+                    events.push_back(match event {
+                        Event::Testimony { step, node, values } => {
+                            let testimony = Testimony { step, node };
+                            told.push(SchedulerInput::Testimony { worker: i as u32, testimony, values });
+                            return;
+                        }
+                        Event::Gradient { step, node, slice, values } => {
+                            WorkerInput::Gradient { step, node, slice, values }
+                        }
+                        Event::Computed { step, loss, compute_us } => {
+                            WorkerInput::Computed { step, loss, compute_us }
+                        }
+                    });
+                };
+                worker.compute.compute(step, &nodes, emit).unwrap();
+                for input in told {
+                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                }
+            }
+            Work::Evaluate(order) => {
+                let result = worker.compute.evaluate(&order).unwrap();
+                worker.events.push_back(WorkerInput::Evaluated(result));
+            }
+            Work::Export(order) => {
+                let exported = worker.compute.export(&order).unwrap();
+                let input = SchedulerInput::Exported { worker: i as u32, exported };
+                self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+            }
+        }
+    }
+}
