@@ -135,6 +135,18 @@ pub enum Entry {
         /// Why.
         why: String,
     },
+    /// After the run, or before it is resumed, a command goes on with the log, under the same key.
+    Reopened {
+        /// Which command.
+        command: String,
+        /// Bytes of a record that a crash cut short and that were removed.
+        torn_bytes: u64,
+    },
+    /// The run's own key, which opened its checkpoints, was destroyed.
+    KeyDestroyed {
+        /// The age recipients that it was the key of.
+        recipients: Vec<String>,
+    },
     /// The run is over.
     End {
         /// Steps taken.

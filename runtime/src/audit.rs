@@ -11,9 +11,12 @@
 //!    a later head: `--expect-head`, or `summary.json`.
 //! 2. A resumed run goes on with the same chain. Its new CA and its new key stand in the chain's first record after that.
 //! 3. A log that is damaged is not gone on with.
-//! 4. What the log says agrees with what lies beside it: signed job, summary, checkpoints.
+//! 4. One process at a time writes a log. After the run, a command that deletes goes on with it under the same key; what was
+//!    printed of the run's end stays true: its head is in the log still.
+//! 5. What the log says agrees with what lies beside it: signed job, summary, checkpoints.
 
 mod compare;
+mod found;
 mod lines;
 pub mod verify;
 pub mod writer;
@@ -21,7 +24,7 @@ pub mod writer;
 use std::path::PathBuf;
 
 pub use verify::{Options, Verified, read, verify};
-pub use writer::{AuditHandle, AuditLog, Begun};
+pub use writer::{AuditHandle, AuditLog, Begun, go_on};
 
 /// What is wrong with an audit log.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,14 @@ pub enum AuditLogError {
         /// The file beside it.
         path: PathBuf,
         /// How.
+        what: String,
+    },
+    /// The key at hand is not the log's.
+    #[error("{}: {what}", path.display())]
+    Key {
+        /// The log.
+        path: PathBuf,
+        /// Why it is not.
         what: String,
     },
     /// A record cannot be written.

@@ -40,7 +40,8 @@ def said_by_member(kind, body, heads):
 def main(path, expected):
     data = open(path, "rb").read()
     assert data.endswith(b"\n"), "cut in the middle of a record"
-    head, at, key, unsigned, ended, heads, members = bytes(32), 0, None, 0, False, [], {}
+    head, at, key, unsigned, heads, members = bytes(32), 0, None, 0, [], {}
+    ended = reopened = False
     lines = data[:-1].split(b"\n")
     for number, line in enumerate(lines):
         record = json.loads(line)
@@ -73,7 +74,10 @@ def main(path, expected):
             unsigned = 0
         else:
             assert key is not None, "no key"
-            ended = kind == "end"
+            afterwards = ("reopened", "deletion", "key_destroyed")
+            ended, reopened = ended and kind != "key", (reopened or kind == "reopened") and kind != "key"
+            assert not (ended or reopened) or (reopened and kind in afterwards), f"record {number} after the end"
+            ended = ended or kind == "end"
             unsigned += 1
         head = blake3(RECORD + line).digest()
         heads.append(head.hex())

@@ -31,6 +31,9 @@ pub(super) struct Facts<'a> {
     expected_at: Option<u64>,
     summary: Option<Summary>,
     summary_at: Option<u64>,
+    /// The run's end before the record that the summary names, and whether what comes right after it may.
+    summary_end: Option<(u64, Option<Hex>)>,
+    summary_holds: bool,
     job: Option<LoggedJob>,
     end: Option<(u64, Option<Hex>)>,
     checkpoints: BTreeMap<u64, Hex>,
@@ -50,6 +53,8 @@ impl<'a> Facts<'a> {
             expected_at: None,
             summary,
             summary_at: None,
+            summary_end: None,
+            summary_holds: true,
             job: None,
             end: None,
             checkpoints: BTreeMap::new(),
@@ -66,8 +71,12 @@ impl<'a> Facts<'a> {
         if self.expected == Some(seen.hash) {
             self.expected_at = Some(seen.record.seq);
         }
+        // A run that was resumed, or pruned, goes on after the summary of its last end.
+        if self.summary_at.is_some_and(|at| at + 1 == seen.record.seq) {
+            self.summary_holds = matches!(entry, Some(Entry::Key { .. } | Entry::Reopened { .. }));
+        }
         if self.summary_head() == Some(seen.hash) {
-            self.summary_at = Some(seen.record.seq);
+            (self.summary_at, self.summary_end) = (Some(seen.record.seq), self.end);
         }
         let Some(entry) = entry else { return };
         match entry {
@@ -95,8 +104,10 @@ impl<'a> Facts<'a> {
         self.expected_at.map(|at| verified.records - 1 - at)
     }
 
-    /// Invariant 4 of [`super`].
-    pub(super) fn compare(&self, verified: &Verified) -> Result<(), AuditLogError> {
+    /// Says how many checkpoints are gone by word of `deletions.jsonl` alone, which nobody signed.
+    ///
+    /// Invariant 5 of [`super`].
+    pub(super) fn compare(&self) -> Result<u64, AuditLogError> {
         let log = self.run_dir.audit_log();
         if let (Some(expected), None) = (self.expected, self.expected_at) {
             let what = format!(
@@ -105,12 +116,13 @@ impl<'a> Facts<'a> {
             return Err(AuditLogError::Incomplete { path: log, what });
         }
         self.signed_job()?;
-        self.summary(verified)?;
+        self.summary()?;
         let layout = Layout::new(&self.run_dir.checkpoints());
-        // What was pruned after the run, or put aside when it was resumed, is recorded beside the checkpoints alone.
+        // Where nobody could sign, a deletion is recorded beside the checkpoints alone.
         let records = retention::read_deletions(&layout)
             .map_err(|error| differs(&layout.deletions(), error.to_string()))?;
         let pruned: BTreeSet<Hex> = records.iter().map(|record| Hex(record.manifest_blake3.0)).collect();
+        let mut unsigned = 0;
         for (step, logged) in &self.checkpoints {
             let path = layout.manifest(*step);
             match read_small(&path)? {
@@ -118,7 +130,8 @@ impl<'a> Facts<'a> {
                 Some(_) => {
                     return Err(differs(&path, format!("the log names manifest {logged} at step {step}")));
                 }
-                None if self.deleted.contains(logged) || pruned.contains(logged) => {}
+                None if self.deleted.contains(logged) => {}
+                None if pruned.contains(logged) => unsigned += 1,
                 None => {
                     let what =
                         format!("it is gone, and no record says that it was deleted (manifest {logged})");
@@ -126,7 +139,7 @@ impl<'a> Facts<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(unsigned)
     }
 
     fn signed_job(&self) -> Result<(), AuditLogError> {
@@ -145,23 +158,23 @@ impl<'a> Facts<'a> {
         Ok(())
     }
 
-    fn summary(&self, verified: &Verified) -> Result<(), AuditLogError> {
+    fn summary(&self) -> Result<(), AuditLogError> {
         let path = self.run_dir.summary();
         let Some(summary) = &self.summary else { return Ok(()) };
         let Some(head) = &summary.audit_head else { return Ok(()) };
-        let Some(at) = self.summary_at else {
+        if self.summary_at.is_none() {
             let what = format!(
                 "it names the head {head}, which no record of the log has: the log was cut before it, or is another one"
             );
             return Err(differs(&path, what));
-        };
-        // A run that was resumed may have gone on after the summary of its last end.
-        let is_last = at + 1 == verified.records;
-        let goes_on = verified.sessions.iter().any(|session| session.first == at + 1);
-        if !is_last && !goes_on {
-            return Err(differs(&path, format!("it names record {at} as the last one, and the log goes on")));
         }
-        if let (true, Some((steps, hash))) = (is_last, &self.end)
+        if !self.summary_holds {
+            return Err(differs(
+                &path,
+                format!("it names {head} as the run's last record, and the run goes on"),
+            ));
+        }
+        if let Some((steps, hash)) = &self.summary_end
             && (*steps != summary.steps || hash.map(String::from).as_ref() != Some(&summary.params_blake3))
         {
             return Err(differs(&path, "its steps or params_blake3 are not those of the log's end".into()));

@@ -59,6 +59,8 @@ pub struct Verified {
     pub since_expected: Option<u64>,
     /// Records that a crash left without a signature of their own session's key; later keys signed them.
     pub late_signed: u64,
+    /// Checkpoints that are gone by word of `deletions.jsonl` alone, which nobody signed.
+    pub unsigned_deletions: u64,
 }
 
 /// Checks the log of `run_dir`, and what lies beside it against it.
@@ -69,9 +71,9 @@ pub fn verify(run_dir: &RunDir, options: &Options) -> Result<Verified, AuditLogE
     let path = run_dir.audit_log();
     let mut facts = compare::Facts::new(run_dir, options.expect_head)?;
     let verified = read(&path, options, |seen, entry| facts.see(seen, entry))?;
-    facts.compare(&verified)?;
+    let unsigned_deletions = facts.compare()?;
     let since_expected = facts.since_expected(&verified);
-    Ok(Verified { since_expected, ..verified })
+    Ok(Verified { since_expected, unsigned_deletions, ..verified })
 }
 
 /// Checks the log at `path` by itself; `see` is shown every record once it has been checked, and what it says if it is no
@@ -90,6 +92,7 @@ pub fn read(
         verified: Verified::default(),
         unsigned: 0,
         job_due: false,
+        reopened: false,
         parameters: None,
         members: BTreeMap::new(),
         hashes: VecDeque::new(),
@@ -161,6 +164,8 @@ struct Reader<'a> {
     unsigned: u64,
     /// The session has no job yet.
     job_due: bool,
+    /// A command went on with the log after the session's last record.
+    reopened: bool,
     /// The newest step at which the servers told their parameters, and the hash.
     parameters: Option<(u64, Hex)>,
     /// By role and index: who has joined this session.
@@ -191,14 +196,24 @@ impl Reader<'_> {
         if self.session.is_none() && !matches!(entry, Entry::Key { .. }) {
             return Err("the first record does not name the key that signs".into());
         }
-        if self.verified.ended && !matches!(entry, Entry::Key { .. }) {
+        if let Entry::Reopened { .. } = entry {
+            self.reopened = true;
+        }
+        let afterwards =
+            matches!(entry, Entry::Reopened { .. } | Entry::Deletion { .. } | Entry::KeyDestroyed { .. });
+        let over = self.verified.ended || self.reopened;
+        if over && !matches!(entry, Entry::Key { .. }) && !(self.reopened && afterwards) {
             return Err("the run was over, and no other began".into());
         }
         if self.job_due != matches!(entry, Entry::Job { .. }) && !matches!(entry, Entry::Key { .. }) {
             return Err("the job stands after the key, once".into());
         }
         self.job_due = false;
-        self.verified.ended = matches!(entry, Entry::End { .. });
+        match entry {
+            Entry::End { .. } => self.verified.ended = true,
+            Entry::Key { .. } => (self.verified.ended, self.reopened) = (false, false),
+            _ => {}
+        }
         self.parameters(&entry)?;
         self.signed_by_members(record, &entry)?;
         if let Entry::Key { trust_domain, job, ca, certificate, resumed_from, .. } = &entry {

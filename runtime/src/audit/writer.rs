@@ -5,22 +5,24 @@
 //! end before the process ends. If the log cannot be written, that is said in the scheduler's log and at the end of the run,
 //! whose summary then names no head; training goes on.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use testudo_actors::audit::{Base64, CheckpointName, Entry, Head, Hex};
+use testudo_actors::audit::{self, Base64, CheckpointName, Entry, Head, Hex};
 use testudo_actors::{JobSpec, SignedJob};
-use testudo_observability::audit::{Chain, Scribe, Signer};
+use testudo_observability::audit::{Scribe, Signer};
 use testudo_transport::Identity;
 
 use super::AuditLogError;
-use super::lines::{Lines, file_error};
+use super::found::{self, Found};
+use super::lines::file_error;
+use crate::checkpoint::retention;
 
 /// Entries that may wait for the thread. Beyond it, who has one to tell waits: nothing is left out of the log.
 const WAITING: usize = 4096;
@@ -38,6 +40,8 @@ enum Mail {
 pub struct AuditLog {
     handle: AuditHandle,
     thread: JoinHandle<Result<Hex, AuditLogError>>,
+    /// Manifests whose deletion it told of when it was opened.
+    deleted: BTreeSet<Hex>,
 }
 
 /// Tells the log what happened.
@@ -62,7 +66,10 @@ impl AuditHandle {
 }
 
 /// A log that is open, with the key and the job in it.
-pub struct Begun(Writer);
+pub struct Begun {
+    writer: Writer,
+    deleted: BTreeSet<Hex>,
+}
 
 impl Begun {
     /// Starts the thread that goes on with it.
@@ -70,7 +77,7 @@ impl Begun {
     /// # Errors
     /// [`AuditLogError`] when there can be no thread.
     pub fn start(self) -> Result<AuditLog, AuditLogError> {
-        let Begun(writer) = self;
+        let Begun { writer, deleted } = self;
         let path = writer.path.clone();
         let (sender, receiver) = mpsc::sync_channel(WAITING);
         let handle = AuditHandle { sender, synced: Arc::clone(&writer.synced) };
@@ -84,7 +91,7 @@ impl Begun {
                 result
             })
             .map_err(|e| file_error(&path, "has no thread", &e))?;
-        Ok(AuditLog { handle, thread })
+        Ok(AuditLog { handle, thread, deleted })
     }
 }
 
@@ -122,13 +129,8 @@ impl AuditLog {
         signed: &SignedJob,
         operator: &str,
     ) -> Result<Begun, AuditLogError> {
-        let (chain, torn_bytes) = recover(path)?;
-        let mut writer = Writer {
-            file: append(path)?,
-            path: path.to_owned(),
-            scribe: Scribe::new(chain, Box::new(AuditKey(identity.clone()))),
-            synced: Arc::default(),
-        };
+        let (mut writer, found) = Writer::open(path, identity, |_| Ok(()))?;
+        let torn_bytes = found.torn_bytes;
         let trust = identity.trust();
         writer.entry(&Entry::Key {
             trust_domain: trust.trust_domain().to_owned(),
@@ -146,7 +148,13 @@ impl AuditLog {
             signed_blake3: Hex::hash(&signed.to_bytes()),
         })?;
         writer.finish()?;
-        Ok(Begun(writer))
+        Ok(Begun { writer, deleted: found.deleted })
+    }
+
+    /// Adds those deletions in `recorded`, which checkpoints keep beside them, that the log does not tell of: what was put aside
+    /// when this run was resumed, and what was deleted while nobody could sign.
+    pub fn tell_deletions(&self, recorded: &[retention::Record]) {
+        missing(&self.deleted, recorded).into_iter().for_each(|entry| self.handle.tell(entry));
     }
 
     /// A way to tell it what happened.
@@ -168,6 +176,49 @@ impl AuditLog {
     }
 }
 
+/// Goes on with the log at `path` after the run: what `command` did is recorded and signed by the key that signed last, and on
+/// the disk when this returns. Of the deletions in `recorded`, those are added that the log does not tell of; then `entries`. Returns
+/// the head.
+///
+/// # Errors
+/// [`AuditLogError`]; nothing was recorded then. The key must be the one that the log names last, and a damaged log is not gone on
+/// with (invariant 3 of [`super`]).
+pub fn go_on(
+    path: &Path,
+    identity: &Identity,
+    command: &str,
+    recorded: &[retention::Record],
+    entries: &[Entry],
+) -> Result<Hex, AuditLogError> {
+    let ours = Base64(identity.certificate_der().to_vec());
+    let (mut writer, found) = Writer::open(path, identity, |found| match &found.certificate {
+        Some(certificate) if *certificate == ours => Ok(()),
+        Some(_) => Err("its records are signed by another key than the one at hand"),
+        None => Err("it names no key"),
+    })?;
+    let entries: Vec<Entry> = missing(&found.deleted, recorded).into_iter().chain(entries.to_vec()).collect();
+    if !entries.is_empty() {
+        let reopened = Entry::Reopened { command: command.to_owned(), torn_bytes: found.torn_bytes };
+        for entry in std::iter::once(&reopened).chain(&entries) {
+            writer.scribe.entry(now(), entry)?;
+        }
+        writer.finish()?;
+    }
+    Ok(writer.scribe.head())
+}
+
+/// Records of the deletions that `told` has not.
+fn missing(told: &BTreeSet<Hex>, recorded: &[retention::Record]) -> Vec<Entry> {
+    let mut seen = told.clone();
+    let new = recorded.iter().filter(|record| seen.insert(Hex(record.manifest_blake3.0)));
+    new.map(|record| Entry::Deletion {
+        step: record.step,
+        manifest_blake3: Hex(record.manifest_blake3.0),
+        why: audit::text(&record.why),
+    })
+    .collect()
+}
+
 struct Writer {
     path: PathBuf,
     file: File,
@@ -176,6 +227,22 @@ struct Writer {
 }
 
 impl Writer {
+    /// Opens and locks the log, follows what is in it, and mends its end if `accept` takes that.
+    fn open(
+        path: &Path,
+        identity: &Identity,
+        accept: impl FnOnce(&Found) -> Result<(), &'static str>,
+    ) -> Result<(Writer, Found), AuditLogError> {
+        let file = found::lock(path)?;
+        let found = found::read(path)?;
+        accept(&found).map_err(|why| AuditLogError::Key { path: path.to_owned(), what: why.into() })?;
+        if found.torn_bytes > 0 {
+            file.set_len(found.whole_bytes).map_err(|e| file_error(path, "cannot be mended", &e))?;
+        }
+        let scribe = Scribe::new(found.chain.clone(), Box::new(AuditKey(identity.clone())));
+        Ok((Writer { path: path.to_owned(), file, scribe, synced: Arc::default() }, found))
+    }
+
     fn run(mut self, mail: &Receiver<Mail>) -> Result<Hex, AuditLogError> {
         loop {
             let wait = self
@@ -219,44 +286,6 @@ impl Writer {
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         Ok(())
     }
-}
-
-/// The chain of the log that is there, if one is, and the bytes of a last record that a crash cut short: those are removed.
-fn recover(path: &Path) -> Result<(Chain, u64), AuditLogError> {
-    let mut chain = Chain::new();
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((chain, 0)),
-        _ => {}
-    }
-    let mut length = 0;
-    for line in Lines::open(path)? {
-        let line = line?;
-        if !line.is_whole {
-            let torn = line.bytes.len() as u64;
-            let file = append(path)?;
-            file.set_len(length).map_err(|e| file_error(path, "cannot be mended", &e))?;
-            return Ok((chain, torn));
-        }
-        chain.follow(&line.bytes).map_err(|why| AuditLogError::Damaged {
-            path: path.to_owned(),
-            line: line.number,
-            what: format!("{why}; move the log away to go on without its history"),
-        })?;
-        length += line.bytes.len() as u64 + 1;
-    }
-    Ok((chain, 0))
-}
-
-fn append(path: &Path) -> Result<File, AuditLogError> {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path);
-    let file = file.map_err(|e| file_error(path, "cannot be written", &e))?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|e| file_error(folder, "cannot be synced", &e))?;
-    }
-    Ok(file)
 }
 
 /// Milliseconds since 1970.

@@ -201,12 +201,21 @@ impl Ledger for RunLedger {
         let after = || {
             self.head(commit.step, hash, now)?;
             self.clean(commit.step)?;
-            retention::apply(&self.layout, self.storage.as_ref(), self.retention, now)
+            retention::due(&self.layout, self.storage.as_ref(), self.retention, now)
+        };
+        let failed = |error: CheckpointError| {
+            tracing::error!(%error, step = commit.step, "after the checkpoint was written");
         };
         let deleted = after().unwrap_or_else(|error| {
-            tracing::error!(%error, step = commit.step, "after the checkpoint was written");
+            failed(error);
             Vec::new()
         });
+        // What is recorded is told, whether or not all of it can be deleted: part of it may be gone.
+        for deletion in &deleted {
+            if let Err(error) = retention::delete(&self.layout, self.storage.as_ref(), deletion.step) {
+                failed(error);
+            }
+        }
         Ok(Committed { step: commit.step, manifest_blake3: hash.0, deleted })
     }
 }

@@ -1,7 +1,7 @@
 //! Which checkpoints are kept, and the record of those that are not.
 //!
 //! 1. The newest whole checkpoint is never deleted here.
-//! 2. A deletion is recorded, on disk, before it is made. Then the manifest goes, and with it the checkpoint; then the rest.
+//! 2. A deletion is recorded, on disk, before it is made; the audit log, which is signed, takes it from there. Then the manifest goes, and with it the checkpoint; then the rest.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
@@ -139,12 +139,12 @@ pub fn delete(layout: &Layout, storage: &dyn Storage, step: u64) -> Result<(), C
     storage.remove_dir_all(&folder).map_err(CheckpointError::io("delete", &folder))
 }
 
-/// Deletes what `retention` does not keep, and tells what that was. Manifests are not checked here: what is not to be kept
+/// What `retention` does not keep, recorded (invariant 2) and not deleted yet. Manifests are not checked here: what is not to be kept
 /// goes, whoever wrote it.
 ///
 /// # Errors
-/// [`CheckpointError`]; some may have been deleted then, and all of them recorded.
-pub fn apply(
+/// [`CheckpointError`]; nothing may be deleted then.
+pub fn due(
     layout: &Layout,
     storage: &dyn Storage,
     retention: Retention,
@@ -170,12 +170,8 @@ pub fn apply(
             Some(Deletion { step, manifest_blake3: *manifest_blake3, why })
         })
         .collect();
-    if deletions.is_empty() {
-        return Ok(deletions);
-    }
-    record(layout, storage, now, &deletions)?;
-    for deletion in &deletions {
-        delete(layout, storage, deletion.step)?;
+    if !deletions.is_empty() {
+        record(layout, storage, now, &deletions)?;
     }
     Ok(deletions)
 }

@@ -202,8 +202,10 @@ fn old_ones_are_deleted_and_that_is_recorded() {
     // A day later, all but the last are too old.
     let day = std::time::SystemTime::now() + Duration::from_secs(86_400);
     let old = Retention { keep_last: 9, max_age: Some(Duration::from_secs(3600)) };
-    let deleted = retention::apply(&site.layout(), &storage::Disk, old, day).unwrap();
+    let deleted = retention::due(&site.layout(), &storage::Disk, old, day).unwrap();
     assert_eq!(deleted.iter().map(|d| d.step).collect::<Vec<_>>(), [4]);
+    retention::delete(&site.layout(), &storage::Disk, 4).unwrap();
+    assert_eq!(all.steps().unwrap(), [5]);
     assert_eq!(all.newest(None).unwrap().step(), 5);
 }
 

@@ -111,6 +111,7 @@ fn report(run_dir: &RunDir, verified: &Verified) -> serde_json::Value {
         "head": verified.head,
         "ended": verified.ended,
         "late_signed": verified.late_signed,
+        "unsigned_deletions": verified.unsigned_deletions,
         "countersigned": verified.countersigned,
         "since_expected": verified.since_expected,
         "sessions": sessions.collect::<Vec<_>>(),
@@ -132,6 +133,12 @@ fn tell(run_dir: &RunDir, verified: &Verified, options: &Options) {
     }
     if verified.late_signed > 0 {
         println!("  note: {} records were signed by a later run's key alone", verified.late_signed);
+    }
+    if verified.unsigned_deletions > 0 {
+        println!(
+            "  note: {} checkpoints are gone by word of checkpoint/deletions.jsonl alone, which nobody signed",
+            verified.unsigned_deletions
+        );
     }
     if !verified.ended {
         println!("  note: it does not come to the run's end");

@@ -1,24 +1,23 @@
 //! `testudo checkpoint`: a run's training checkpoints, listed, checked, opened, exported, deleted.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use testudo_actors::checkpoint::{NamedTensor, params_blake3};
 
-use crate::checkpoint::keys::{self, Identities};
+use self::prune::{PruneArguments, prune};
+use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::{Frame, Plaintext};
-use crate::checkpoint::retention::{self, Retention};
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::checkpoint::{CheckpointError, Checkpoints, Whole, load};
-use crate::config::Config;
 use crate::error::Failure;
 use crate::job;
-use crate::process::{RunAs, user};
-use crate::rundir::{RunDir, in_words};
+use crate::rundir::RunDir;
+
+mod prune;
 
 /// `testudo checkpoint`
 #[derive(Debug, Args)]
@@ -72,25 +71,7 @@ enum CheckpointCommand {
         out: PathBuf,
     },
     /// Delete old checkpoints, and, if asked, the run's key, so that nothing opens those that are left
-    Prune {
-        /// The run directory; its run must not be under way
-        run_dir: PathBuf,
-        /// Keep so many, instead of checkpoint.keep_last
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-        keep: Option<u32>,
-        /// Delete those older than so many hours, but for the last, instead of checkpoint.max_age_hours
-        #[arg(long, value_name = "HOURS")]
-        max_age_hours: Option<u32>,
-        /// Destroy the run's own key too
-        #[arg(long)]
-        destroy_key: bool,
-        /// Do not ask before a key is destroyed
-        #[arg(long)]
-        yes: bool,
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Prune(PruneArguments),
 }
 
 /// Which checkpoint to open, and with what.
@@ -114,10 +95,7 @@ pub(super) fn checkpoint(arguments: &CheckpointArguments) -> Result<(), Failure>
         }
         CheckpointCommand::Decrypt { source, out } => decrypt(source, out),
         CheckpointCommand::Export { source, out } => export(source, out),
-        CheckpointCommand::Prune { run_dir, keep, max_age_hours, destroy_key, yes, json } => {
-            let key = destroy_key.then_some(*yes);
-            prune(run_dir, *keep, *max_age_hours, key, *json)
-        }
+        CheckpointCommand::Prune(arguments) => prune(arguments),
     }
 }
 
@@ -301,101 +279,4 @@ fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
     safetensors::write(out, &tensors, &metadata).map_err(Failure::failed)?;
     println!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
     Ok(())
-}
-
-fn prune(
-    run_dir: &Path,
-    keep: Option<u32>,
-    max_age_hours: Option<u32>,
-    destroy_key: Option<bool>,
-    as_json: bool,
-) -> Result<(), Failure> {
-    let run_dir = RunDir::open(run_dir).map_err(Failure::misconfigured)?;
-    // What is written and deleted here is the run's user's, who might have put anything in its place: root does it as him.
-    let run_dir = match run_dir.owner() {
-        Ok(owner @ 1..) if user::is_root() => {
-            let run_dir = run_dir.hold().map_err(Failure::misconfigured)?;
-            let user = RunAs::find(&owner.to_string()).map_err(Failure::misconfigured)?;
-            user.take_over().map_err(Failure::misconfigured)?;
-            run_dir
-        }
-        _ => run_dir,
-    };
-    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
-    let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
-    let config = Config::load::<&str>(&run_dir.cluster_file(), &[]).map_err(Failure::misconfigured)?;
-    let mut retention = Retention::new(&config.checkpoint);
-    if let Some(keep) = keep {
-        retention.keep_last = keep as usize;
-    }
-    if let Some(hours) = max_age_hours {
-        retention.max_age = (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600));
-    }
-    let layout = checkpoints.layout();
-    if let Some(yes) = destroy_key
-        && layout.key().exists()
-        && !yes
-    {
-        confirm(&layout.key())?;
-    }
-    let now = SystemTime::now();
-    let deleted = retention::apply(layout, &Disk, retention, now).map_err(Failure::failed)?;
-    let mut folders = checkpoints.unfinished().map_err(Failure::failed)?;
-    folders.extend(Some(layout.superseded()).filter(|aside| aside.exists()));
-    for folder in &folders {
-        Disk.remove_dir_all(folder).map_err(|e| Failure::file(folder, "cannot be deleted", e))?;
-    }
-    let destroyed = match destroy_key {
-        Some(_) => {
-            let recipients = Identities::load(&layout.key()).map(|key| key.recipients()).unwrap_or_default();
-            let recipients: Vec<String> = recipients.iter().map(ToString::to_string).collect();
-            retention::record_key(layout, &Disk, now, &recipients).map_err(Failure::failed)?;
-            keys::destroy_run_key(layout).map_err(Failure::failed)?
-        }
-        None => false,
-    };
-    if as_json {
-        let steps: Vec<u64> = deleted.iter().map(|d| d.step).collect();
-        let leftovers: Vec<String> = folders.iter().map(|folder| in_words(&shown(folder))).collect();
-        let object = json!({ "deleted": steps, "leftovers_deleted": leftovers, "key_destroyed": destroyed });
-        println!("{object}");
-        return Ok(());
-    }
-    for deletion in &deleted {
-        println!("deleted step {} ({})", deletion.step, deletion.why);
-    }
-    for folder in &folders {
-        println!("deleted {}", in_words(&shown(folder)));
-    }
-    match (destroy_key, destroyed) {
-        (Some(_), true) => {
-            println!("destroyed the key: what is encrypted to it alone can never be read again")
-        }
-        (Some(_), false) => println!("there is no key of the run's own"),
-        (None, _) if layout.key().exists() => println!(
-            "the run's key is still there: --destroy-key destroys it, and with it every checkpoint for good"
-        ),
-        (None, _) => {}
-    }
-    Ok(())
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn confirm(key: &Path) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::misconfigured("--destroy-key asks first, and there is no terminal: give --yes"));
-    }
-    eprint!(
-        "{} opens this run's checkpoints. Without it nobody can, ever. Destroy it? Type yes: ",
-        in_words(&shown(key))
-    );
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(Failure::failed)?;
-    match answer.trim() {
-        "yes" => Ok(()),
-        _ => Err(Failure::failed("nothing was deleted")),
-    }
 }

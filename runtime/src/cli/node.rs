@@ -22,7 +22,7 @@ use tracing::level_filters::LevelFilter;
 use crate::audit::{AuditLog, AuditLogError, Begun};
 use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::ledger::RunLedger;
-use crate::checkpoint::retention::Retention;
+use crate::checkpoint::retention::{Retention, read_deletions};
 use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::checkpoint::{Layout, keys, writer};
 use crate::cli::args::{NodeArguments, NodeRole};
@@ -379,7 +379,11 @@ impl Node {
         }
         let audit = audit.map_err(Failure::misconfigured)?;
         match &audit {
-            Some(audit) => observer = observer.with_audit(audit.handle()),
+            Some(audit) => {
+                let layout = Layout::new(&self.run_dir.checkpoints());
+                audit.tell_deletions(&read_deletions(&layout).map_err(Failure::misconfigured)?);
+                observer = observer.with_audit(audit.handle());
+            }
             None => tracing::warn!(
                 "no audit log is kept: issue its key with `testudo pki issue --role actor --name audit`, and give the folder \
                  with --audit-identity"

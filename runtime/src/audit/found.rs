@@ -1,0 +1,77 @@
+//! What a writer finds: the log that is there, followed to its end, and locked.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+use testudo_actors::audit::{Base64, Entry, Hex};
+use testudo_observability::audit::{Chain, SIGNATURE};
+
+use super::AuditLogError;
+use super::lines::{Lines, file_error};
+use super::verify::entry;
+
+/// A log, followed to its end.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) chain: Chain,
+    /// Bytes of its whole records.
+    pub(super) whole_bytes: u64,
+    /// Bytes of a last record that a crash cut short.
+    pub(super) torn_bytes: u64,
+    /// The certificate of the key that it names last.
+    pub(super) certificate: Option<Base64>,
+    /// Manifests whose deletion it tells of.
+    pub(super) deleted: BTreeSet<Hex>,
+}
+
+/// Follows the log at `path`.
+pub(super) fn read(path: &Path) -> Result<Found, AuditLogError> {
+    let mut found = Found::default();
+    for line in Lines::open(path)? {
+        let line = line?;
+        if !line.is_whole {
+            found.torn_bytes = line.bytes.len() as u64;
+            break;
+        }
+        let damaged = |why: String| AuditLogError::Damaged {
+            path: path.to_owned(),
+            line: line.number,
+            what: format!("{why}; move the log away to go on without its history"),
+        };
+        let record = found.chain.follow(&line.bytes).map_err(|why| damaged(why.to_string()))?;
+        found.whole_bytes += line.bytes.len() as u64 + 1;
+        if record.kind == SIGNATURE {
+            continue;
+        }
+        match entry(&record).map_err(damaged)? {
+            Entry::Key { certificate, .. } => found.certificate = Some(certificate),
+            Entry::Deletion { manifest_blake3, .. } => {
+                found.deleted.insert(manifest_blake3);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Opens the log for writing at its end, by one process at a time; makes it if it is not there.
+pub(super) fn lock(path: &Path) -> Result<File, AuditLogError> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path);
+    let file = file.map_err(|e| file_error(path, "cannot be written", &e))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        rustix::io::Errno::WOULDBLOCK => {
+            AuditLogError::File { path: path.to_owned(), what: "another process is writing it".into() }
+        }
+        other => file_error(path, "cannot be locked", &other.into()),
+    })?;
+    if let Some(folder) = path.parent() {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|e| file_error(folder, "cannot be synced", &e))?;
+    }
+    Ok(file)
+}
