@@ -6,19 +6,19 @@
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
+use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
 use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 
 use crate::tree::ReductionTree;
 
 /// The layout of [`JobSpec`] that this build reads and writes.
-pub const FORMAT: u16 = 3;
+pub const FORMAT: u16 = 4;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
 
 /// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 3\0";
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 4\0";
 
 /// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
 pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
@@ -117,6 +117,8 @@ pub struct JobSpec {
     pub batch_size: u32,
     /// Parts that a batch is cut into, whatever the number of workers.
     pub logical_shards: u32,
+    /// How contributions become one gradient. Under a robust rule, each worker holds one logical shard, and votes for it.
+    pub aggregation: Aggregation,
     /// Stop after this many steps; no schedule reads it.
     pub max_steps: Option<u64>,
     /// The data.
@@ -206,6 +208,7 @@ impl JobSpec {
                 self.batch_size, self.logical_shards
             ));
         }
+        self.validate_votes()?;
         if self.data.train_examples == 0 || self.data.test_examples == 0 {
             return bad("the data set is empty".into());
         }
@@ -255,6 +258,36 @@ impl JobSpec {
         }
         self.optimizer.validate().map_err(|e| JobError::Invalid(e.to_string()))?;
         self.model.parameters().map_err(|e| JobError::Invalid(e.to_string()))?;
+        Ok(())
+    }
+
+    /// A robust rule needs enough votes, each one worker's, and each about something.
+    fn validate_votes(&self) -> Result<(), JobError> {
+        let bad = |text: String| Err(JobError::Invalid(text));
+        if self.aggregation.hostile().is_none() {
+            return Ok(());
+        }
+        let (rule, workers) = (self.aggregation, self.workers);
+        if let Err(error) = rule.check(workers as usize) {
+            return bad(format!(
+                "training.aggregation is {rule}, and cluster.workers is {workers}: {error}; use more workers, or a lower \
+                 training.hostile_workers"
+            ));
+        }
+        if self.logical_shards != workers {
+            return bad(format!(
+                "training.aggregation is {rule}, under which every worker has one vote, but training.logical_shards is {} for \
+                 {workers} workers: set it to {workers}",
+                self.logical_shards
+            ));
+        }
+        let last = self.data.train_examples % u64::from(self.batch_size).max(1);
+        if last > 0 && last < u64::from(workers) {
+            return bad(format!(
+                "an epoch's last batch has {last} examples, and each of {workers} workers needs one to vote on \
+                 (training.aggregation is {rule}): choose another training.batch_size"
+            ));
+        }
         Ok(())
     }
 

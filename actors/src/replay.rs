@@ -19,6 +19,7 @@ use crate::job::{Audit, Checkpoints, JobError, JobSpec, Resume};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
 use crate::server::{Contribution, MathError, SliceMath, Store, SumOrder};
+use crate::tree::{Node, Partials, ReductionTree};
 use crate::worker::{ComputeError, Event, ShardCompute};
 
 /// Why a step could not be computed again.
@@ -75,7 +76,9 @@ pub struct Replay {
     plan: Plan,
     map: Arc<SliceMap>,
     parameters: Vec<ParameterSpec>,
-    root: crate::tree::Node,
+    tree: ReductionTree,
+    /// What is computed, each by itself: the whole batch, or every vote.
+    nodes: Vec<Node>,
     compute: ShardCompute,
     math: SliceMath,
     store: Arc<Store>,
@@ -95,8 +98,10 @@ impl Replay {
         from: Option<(Resume, &mut dyn PartSource)>,
     ) -> Result<Replay, ReplayError> {
         let (resume, source) = from.unzip();
+        // Under a robust rule, the number of workers is the number of votes.
+        let votes = job.aggregation.hostile().is_some();
         let alone = JobSpec {
-            workers: 1,
+            workers: if votes { job.workers } else { 1 },
             servers: 1,
             max_steps: None,
             checkpoints: Checkpoints::default(),
@@ -125,9 +130,12 @@ impl Replay {
         let (train, test) = data;
         let compute =
             ShardCompute::new(Arc::clone(&job), Arc::clone(&map), model, train, test, Box::new(NoSink))?;
+        let tree = job.tree();
+        let nodes = if votes { (0..tree.leaves()).map(Node::leaf).collect() } else { vec![tree.root()] };
         let mut replay = Replay {
             plan: Plan::new(&job),
-            root: job.tree().root(),
+            tree,
+            nodes,
             step: job.first_step(),
             map,
             parameters,
@@ -150,18 +158,22 @@ impl Replay {
     /// # Errors
     /// [`ReplayError`] when there is none, or when it diverges.
     pub fn advance(&mut self) -> Result<ReplayedStep, ReplayError> {
-        let (step, root) = (self.step, self.root);
+        let (step, tree) = (self.step, self.tree);
         if step >= self.plan.planned_steps() {
             return Err(ReplayError::Over(self.plan.planned_steps()));
         }
         let (math, mut loss, mut updated) = (&mut self.math, 0.0, Ok(()));
-        self.compute.compute(step, &[root], |event| match event {
+        let mut losses = Partials::default();
+        self.compute.compute(step, &self.nodes, |event| match event {
             Event::Gradient { node, slice, values, .. } if updated.is_ok() => {
                 let values = bytemuck::pod_collect_to_vec(&values);
                 updated = math.contribute(Contribution { slice, step, node, values }).map(|_| ());
             }
             Event::Gradient { .. } | Event::Testimony { .. } => {}
-            Event::Computed { loss: of_root, .. } => loss = of_root.loss_sum,
+            Event::Computed { loss: part, .. } => {
+                let whole = losses.insert(tree, tree.root(), part.node, part.loss_sum, |l, r| l + r);
+                loss = whole.unwrap_or(loss);
+            }
         })?;
         updated?;
         self.step += 1;

@@ -169,11 +169,32 @@ pub struct Training {
     pub batch_size: u32,
     /// Parts a batch is cut into; divides [`Training::batch_size`].
     pub logical_shards: u32,
+    /// How contributions become one gradient.
+    #[serde(flatten)]
+    pub aggregation: Aggregation,
     /// Steps after which to stop; `None` for all epochs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
     /// Whether differing arithmetic is refused.
     pub determinism: Determinism,
+}
+
+/// How contributions become one gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "aggregation", rename_all = "snake_case")]
+pub enum Aggregation {
+    /// The mean over all examples.
+    Mean,
+    /// The coordinate-wise median of one vote per worker.
+    Median {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+    },
+    /// The coordinate-wise mean without the lowest and highest votes.
+    TrimmedMean {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+    },
 }
 
 /// Whether nodes of differing arithmetic may train together.

@@ -1,7 +1,7 @@
 //! From the cluster file to the signed job.
 
 use testudo_actors::{Audit, Checkpoints, DataSpec, Determinism, JobSpec};
-use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
+use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
 
 use crate::config::{self, Config};
 
@@ -22,6 +22,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         epochs: config.training.epochs,
         batch_size: config.training.batch_size,
         logical_shards: config.training.logical_shards,
+        aggregation: aggregation(&config.training),
         max_steps: config.training.max_steps,
         data,
         slice_bytes: config.transport.slice_bytes,
@@ -51,7 +52,7 @@ pub fn description(model: &ModelSpec) -> Option<String> {
     serde_json::to_string(model).ok()
 }
 
-fn model(model: &config::Model) -> ModelSpec {
+pub(crate) fn model(model: &config::Model) -> ModelSpec {
     match model {
         config::Model::Mlp { inputs, hidden, classes } => {
             ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
@@ -71,6 +72,14 @@ fn optimizer(optimizer: &config::Optimizer) -> OptimizerSpec {
         config::OptimizerRule::AdamW { beta1, beta2, epsilon } => {
             OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay }
         }
+    }
+}
+
+pub(crate) fn aggregation(training: &config::Training) -> Aggregation {
+    match training.aggregation {
+        config::Aggregation::Mean => Aggregation::Mean,
+        config::Aggregation::Median { hostile_workers: hostile } => Aggregation::Median { hostile },
+        config::Aggregation::TrimmedMean { hostile_workers: hostile } => Aggregation::TrimmedMean { hostile },
     }
 }
 

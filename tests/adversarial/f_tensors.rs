@@ -5,7 +5,7 @@
 //! leaves, the others do its part: the run has the bits of an undisturbed one.
 //!
 //! What the wire has no place for needs no case: shapes (only lengths travel), names of tensors, sparse rows. Finite lies under a
-//! valid lease (huge norms, flipped signs) are believed until there are robust rules; SECURITY.md says so.
+//! valid lease (huge norms, flipped signs) are `f_liars.rs`.
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@ mod b_authorization;
 mod c_framing;
 mod d_mac_and_order;
 mod e_flood;
+mod f_liars;
 mod f_tensors;
 mod frames;
 mod g_checkpoints;

@@ -14,12 +14,14 @@ use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeError, NodeOptions, SignedJob, policy};
+use testudo_kernels::{Model, ModelError};
 use testudo_transport::pki::WallClock;
 use testudo_transport::{
     Endpoint, Identity, JobCa, MemoryOptions, Policy, Rate, Role, SpiffeId, TransportConfig,
 };
 use tokio::runtime::Runtime;
 
+use crate::liar::{Liar, Lie};
 use crate::toy;
 
 /// How the nodes of a cluster are connected.
@@ -149,19 +151,24 @@ impl Observer for Steps {
 /// A worker's set-up on the toy data.
 pub struct ToySetup {
     adapt: Option<Adapt>,
+    lie: Option<Lie>,
 }
 
 impl ToySetup {
     /// With arithmetic that `adapt` wraps.
     #[must_use]
     pub fn adapted(adapt: Adapt) -> ToySetup {
-        ToySetup { adapt: Some(adapt) }
+        ToySetup { adapt: Some(adapt), lie: None }
     }
 }
 
 impl WorkerSetup for ToySetup {
     fn data(&mut self, _: &JobSpec) -> Result<(Arc<dyn Dataset>, Arc<dyn Dataset>), String> {
         Ok(toy::data())
+    }
+
+    fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
+        Ok(Liar::perhaps(job.model.build(ShardCompute::largest_batch(job))?, self.lie))
     }
 
     fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
@@ -182,6 +189,8 @@ pub struct Wiring {
     pub order: Box<dyn FnMut(u32) -> SumOrder>,
     /// May wrap a worker's arithmetic, by index.
     pub adapt: Box<dyn FnMut(u32) -> Option<Adapt>>,
+    /// May have a worker lie about its gradients, by index.
+    pub lie: Box<dyn FnMut(u32) -> Option<Lie>>,
     /// May put something between the scheduler or a server and whoever dials it, given its role, its index and where it is
     /// bound: they dial the answer.
     pub advertise: Box<dyn FnMut(Role, u32, SocketAddr) -> SocketAddr>,
@@ -197,6 +206,7 @@ impl Default for Wiring {
         Wiring {
             order: Box::new(|_| SumOrder::Canonical),
             adapt: Box::new(|_| None),
+            lie: Box::new(|_| None),
             advertise: Box::new(|_, _, address| address),
             absent: Vec::new(),
             networks: Box::new(|_| {}),
@@ -257,7 +267,7 @@ impl Cluster {
             let identity = site.identity(Role::Worker, &index.to_string());
             let network = site.network(&identity);
             (wiring.networks)(&network);
-            let mut setup = ToySetup { adapt: (wiring.adapt)(index) };
+            let mut setup = ToySetup { adapt: (wiring.adapt)(index), lie: (wiring.lie)(index) };
             let runtime = site.runtime.handle().clone();
             let id = identity.id().clone();
             let options = NodeOptions {

@@ -13,6 +13,7 @@ pub mod flood;
 pub mod fuzz;
 pub mod https;
 pub mod left;
+pub mod liar;
 pub mod live;
 pub mod member;
 pub mod pace;

@@ -31,6 +31,7 @@ pub use kept::Kept;
 use server::Server;
 use worker::{Work, Worker};
 
+use crate::liar::{Liar, Lie};
 use crate::toy;
 
 /// A worker's values in the simulator: little-endian bytes.
@@ -105,6 +106,18 @@ impl Simulation {
     /// A cluster for `job`, which resumes, and whose servers begin with what `restored` holds.
     #[must_use]
     pub fn resumed(job: JobSpec, seed: u64, order: SumOrder, restored: Vec<Snapshot>) -> Simulation {
+        Simulation::with_liars(job, seed, order, restored, |_| None)
+    }
+
+    /// The same, some of whose workers lie about their gradients, by index.
+    #[must_use]
+    pub fn with_liars(
+        job: JobSpec,
+        seed: u64,
+        order: SumOrder,
+        restored: Vec<Snapshot>,
+        lie: impl Fn(u32) -> Option<Lie>,
+    ) -> Simulation {
         job.validate().unwrap();
         let job = Arc::new(job);
         let parameters = job.model.parameters().unwrap();
@@ -158,7 +171,7 @@ impl Simulation {
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
-                    job.model.build(ShardCompute::largest_batch(&job)).unwrap(),
+                    Liar::perhaps(job.model.build(ShardCompute::largest_batch(&job)).unwrap(), lie(index)),
                     Arc::clone(&train),
                     Arc::clone(&test),
                     Box::new(toy::NoSink),

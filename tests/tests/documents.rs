@@ -14,6 +14,7 @@ const PAGES: &[&str] = &[
     "SECURITY.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/aggregation.md",
     "docs/audit.md",
     "docs/config.md",
     "docs/hardening.md",

@@ -230,6 +230,7 @@ mod tests {
             epochs: 100,
             batch_size: 8,
             logical_shards: 1,
+            aggregation: testudo_kernels::Aggregation::Mean,
             max_steps: None,
             data: DataSpec { train_examples: 64, test_examples: 8, blake3: [0; 32] },
             slice_bytes: 16,

@@ -13,6 +13,7 @@ mod io;
 mod operate;
 mod reports;
 mod stall;
+mod votes;
 mod witnessing;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -437,6 +438,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let progress = &self.progress;
                 self.leases =
                     reassign(&self.leases, member.index, &survivors, self.epoch + 1, |n| progress.owed(n));
+                if let Some(warning) = self.moved_votes() {
+                    self.effects.push_back(Effect::Notice(warning));
+                }
                 self.last_progress = now;
                 self.new_epoch();
             }

@@ -1,13 +1,14 @@
 //! A server's arithmetic: initialisation, the canonical sum, the update. Runs on its compute thread.
 //!
-//! 1. Contributions are folded in the order of the reduction tree, whatever the order of their arrival.
-//! 2. The sum is divided once, at the root, by the number of examples of the step.
+//! 1. Contributions are folded in the order of the reduction tree, whatever the order of their arrival; under a robust rule, the
+//!    rule makes one gradient of them, whatever the order of their arrival.
+//! 2. The sum is divided once, at the root, by the number of examples of the step. A rule's result is not: votes are means.
 //! 3. A contribution with a value that is not finite changes nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use testudo_kernels::{OptimizerError, ParameterSpec, add, first_non_finite};
+use testudo_kernels::{AggregationError, OptimizerError, ParameterSpec, add, first_non_finite};
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
 use crate::job::JobSpec;
@@ -16,6 +17,7 @@ use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
 use crate::server::pieces::Pieces;
+use crate::server::votes::Votes;
 use crate::server::{SnapshotEvent, Snapshots, Store};
 use crate::tree::{Node, Partials, ReductionTree};
 
@@ -75,6 +77,9 @@ pub enum MathError {
         /// What it said.
         source: OptimizerError,
     },
+    /// The robust rule refused the votes: a bug, since the job was checked.
+    #[error("the votes could not be aggregated: {0}")]
+    Aggregation(#[from] AggregationError),
     /// What was restored is not what this server keeps.
     #[error("the checkpoint does not hold what this server keeps: {0}")]
     Restored(String),
@@ -89,6 +94,7 @@ pub enum MathError {
 #[derive(Debug, Default)]
 struct SliceState {
     partials: Partials<Vec<f32>>,
+    votes: Votes,
     arrival: Option<(u32, Vec<f32>)>,
     optimizer: Vec<Vec<f32>>,
 }
@@ -266,13 +272,13 @@ impl SliceMath {
         kept
     }
 
-    /// Adds one contribution. Returns the slice's new version when it was the last of its step.
+    /// Adds one contribution, or casts one vote. Returns the slice's new version when it was the last of its step.
     ///
     /// # Errors
     /// [`MathError`]; after [`MathError::NotFinite`] the slice is as it was before.
     pub fn contribute(&mut self, contribution: Contribution) -> Result<Option<u64>, MathError> {
         let Contribution { slice: id, step, node, values } = contribution;
-        let (tree, order) = (self.tree, self.order);
+        let (tree, order, rule) = (self.tree, self.order, self.job.aggregation);
         let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         if values.len() != slice.elements {
             return Err(MathError::Unknown(id));
@@ -281,6 +287,14 @@ impl SliceMath {
             return Err(MathError::NotFinite(element as u64));
         }
         let sum = match order {
+            _ if rule.hostile().is_some() => {
+                // Each vote is one shard's: nothing is summed before (a core that lets a larger node pass has a bug).
+                if node.leaves != 1 {
+                    return Err(MathError::Unknown(id));
+                }
+                let examples = self.plan.shard(&self.plan.step(step), node.first).len();
+                state.votes.cast(rule, tree.leaves(), examples, values)?
+            }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
                 state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
                     add(&mut left, &right);
@@ -315,17 +329,20 @@ impl SliceMath {
         }
     }
 
-    /// Turns the complete gradient sum of a step into the slice's next version.
+    /// Turns the complete gradient of a step, a sum or a rule's result, into the slice's next version.
     fn update(&mut self, id: SliceId, step: u64, mut sum: Vec<f32>) -> Result<u64, MathError> {
         let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         let (version, weights) = self.store.current(id).ok_or(MathError::Unknown(id))?;
         let name =
             || self.parameters.get(id.parameter as usize).map_or_else(|| id.to_string(), |p| p.name.clone());
-        let examples = self.plan.step(step).examples as f32;
+        let divisor = match self.job.aggregation.hostile() {
+            None => self.plan.step(step).examples as f32,
+            Some(_) => 1.0,
+        };
         let rate = self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
         self.job
             .optimizer
-            .update(step + 1, rate, examples, &weights, &mut sum, &mut state.optimizer)
+            .update(step + 1, rate, divisor, &weights, &mut sum, &mut state.optimizer)
             .map_err(|source| MathError::Optimizer { parameter: name(), source })?;
         if let Some(element) = first_non_finite(&sum) {
             let element = (slice.first + element) as u64;

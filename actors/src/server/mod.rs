@@ -11,6 +11,7 @@ mod pieces;
 mod serve;
 mod snapshot;
 mod store;
+mod votes;
 mod writer;
 
 pub use core::{Effect, Input, PushInput, ServerCore};

@@ -79,7 +79,7 @@ fn every_width_gives_the_same_bits() {
     let value = |vote: u32, at: u32| {
         let bits = (vote * 7919 + at).wrapping_mul(0x9e37_79b9);
         // Half of them subnormal.
-        f32::from_bits(if at % 2 == 0 { bits & 0x807f_ffff } else { bits & 0xbfff_ffff })
+        f32::from_bits(if at.is_multiple_of(2) { bits & 0x807f_ffff } else { bits & 0xbfff_ffff })
     };
     let votes: Vec<Vec<f32>> = (0..9).map(|vote| (0..1000).map(|at| value(vote, at)).collect()).collect();
     for rule in [MEDIAN, Aggregation::TrimmedMean { hostile: 2 }, Aggregation::TrimmedMean { hostile: 0 }] {

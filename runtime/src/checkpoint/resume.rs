@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use testudo_actors::plan::Plan;
 use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::Schedule;
+use testudo_kernels::{Aggregation, Schedule};
 
 use super::store::Whole;
 use super::{CheckpointError, manifest::Hex};
@@ -20,6 +20,9 @@ use super::{CheckpointError, manifest::Hex};
 pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
     let constant = job.schedule == Schedule::Constant;
     let planned = (!constant).then(|| ("training.epochs".to_owned(), text(&Plan::new(job).planned_steps())));
+    // A checkpoint of before there were rules says nothing of them, and was trained by the mean.
+    let rule = (job.aggregation != Aggregation::Mean)
+        .then(|| ("training.aggregation".to_owned(), text(&job.aggregation)));
     let all = [
         ("model", text(&job.model)),
         ("optimizer", text(&job.optimizer)),
@@ -32,7 +35,7 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         ("data (test examples)", text(&job.data.test_examples)),
         ("data (content)", Hex(job.data.blake3).to_string()),
     ];
-    all.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(planned).collect()
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(planned).chain(rule).collect()
 }
 
 fn text(value: &impl Serialize) -> String {

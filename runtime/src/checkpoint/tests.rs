@@ -236,6 +236,10 @@ fn a_job_with_other_settings_may_not_go_on_and_hears_which() {
         (JobSpec { optimizer: adam, ..job.clone() }, "optimizer"),
         (JobSpec { batch_size: 32, ..job.clone() }, "training.batch_size"),
         (JobSpec { logical_shards: 2, ..job.clone() }, "training.logical_shards"),
+        (
+            JobSpec { aggregation: testudo_kernels::Aggregation::Median { hostile: 1 }, ..job.clone() },
+            "training.aggregation",
+        ),
         (JobSpec { data, ..job.clone() }, "data (content)"),
         (JobSpec { name: "other".into(), ..job.clone() }, "job.name"),
     ] {

@@ -11,9 +11,9 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model, Network,
-    Optimizer, OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security, SecurityFiles,
-    ServersNetwork, Training, Transport,
+    Aggregation, Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model,
+    Network, Optimizer, OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security,
+    SecurityFiles, ServersNetwork, Training, Transport,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -47,6 +47,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             epochs: from.integer("training.epochs"),
             batch_size: from.integer("training.batch_size"),
             logical_shards: from.integer("training.logical_shards"),
+            aggregation: from.aggregation(),
             max_steps: values.get("training.max_steps").map(|_| from.integer("training.max_steps")),
             determinism: match from.text("training.determinism").as_str() {
                 "relaxed" => Determinism::Relaxed,
@@ -171,6 +172,15 @@ impl<'a> Builder<'a> {
         match self.values.get(path) {
             Some(Value::Number(number)) => *number,
             _ => 1.0,
+        }
+    }
+
+    fn aggregation(&self) -> Aggregation {
+        let hostile_workers = || self.integer("training.hostile_workers");
+        match self.text("training.aggregation").as_str() {
+            "median" => Aggregation::Median { hostile_workers: hostile_workers() },
+            "trimmed_mean" => Aggregation::TrimmedMean { hostile_workers: hostile_workers() },
+            _ => Aggregation::Mean,
         }
     }
 

@@ -39,8 +39,22 @@ pub(super) struct Shares {
 }
 
 impl Config {
-    /// A node's memory for its peers: as much as is configured, a peer's credit cut to its share of it; or what their
-    /// credit comes to.
+    /// Bytes of votes that a server keeps at most, under a robust rule: all workers' for what it holds, which is an eighth
+    /// above its part of the parameters at most, and a slice. Under the mean, contributions are summed as they come: 0.
+    pub(super) fn votes_bytes(&self) -> u64 {
+        if crate::job::aggregation(&self.training).hostile().is_none() {
+            return 0;
+        }
+        // A model that is none is refused elsewhere.
+        let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
+        let elements = parameters.iter().fold(0_u64, |sum, p| sum.saturating_add(p.shape.elements() as u64));
+        let part = elements.saturating_mul(4) / u64::from(self.cluster.servers).max(1);
+        let held = part.saturating_add(part / 8).saturating_add(u64::from(self.transport.slice_bytes));
+        held.min(elements.saturating_mul(4)).saturating_mul(u64::from(self.cluster.workers))
+    }
+
+    /// A node's memory for its peers: as much as is configured, less what votes take, a peer's credit cut to its share of it; or
+    /// what their credit comes to.
     pub(super) fn shares(&self) -> Shares {
         let nodes = u64::from(self.cluster.workers) + u64::from(self.cluster.servers);
         let connections = (nodes + SPARE_PEERS) * CONNECTIONS_EACH;
@@ -49,7 +63,7 @@ impl Config {
         match self.limits.memory_mib {
             None => Shares { data_credit: asked, memory: connections * 2 * (control + asked) },
             Some(mib) => {
-                let memory = mib << 20;
+                let memory = (mib << 20).saturating_sub(self.votes_bytes());
                 // What comes and what goes each take the credit of both classes.
                 let share = (memory / connections / 2).saturating_sub(control);
                 Shares { data_credit: asked.min(share), memory }

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use testudo_kernels::robust::MOST_VOTES;
+
 use super::Config;
 use super::problem::Problem;
 use super::read::Values;
@@ -73,15 +75,22 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         },
     );
+    votes(config, &mut report);
     let (granted, least) = (config.shares().data_credit, least_credit(transport.slice_bytes));
     report(
         &["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"],
-        config.limits.memory_mib.is_some() && transport.max_in_flight_bytes >= least && granted < least,
+        config.limits.memory_mib.is_some_and(|mib| config.votes_bytes() <= mib << 20)
+            && transport.max_in_flight_bytes >= least
+            && granted < least,
         &|| {
             format!(
                 "`limits.memory_mib` leaves each peer a credit of {granted} bytes, and one slice with its frame takes {least} \
-                 (`transport.slice_bytes` is {}); raise it, or lower `transport.slice_bytes`",
-                transport.slice_bytes
+                 (`transport.slice_bytes` is {}){}; raise it, or lower `transport.slice_bytes`",
+                transport.slice_bytes,
+                match config.votes_bytes() {
+                    0 => String::new(),
+                    kept => format!(", {} MiB being kept for votes", kept.div_ceil(1 << 20)),
+                }
             )
         },
     );
@@ -117,6 +126,53 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     }
     addresses(config, &mut report);
     allowed(config, &mut report);
+}
+
+/// A robust rule needs enough votes, one of each worker, and room to keep them apart.
+fn votes(config: &Config, report: &mut Report<'_>) {
+    let (workers, shards) = (config.cluster.workers, config.training.logical_shards);
+    let rule = crate::job::aggregation(&config.training);
+    let Some(hostile) = rule.hostile() else { return };
+    report(
+        &["training.hostile_workers", "cluster.workers", "training.aggregation"],
+        u64::from(workers) <= 2 * u64::from(hostile),
+        &|| {
+            format!(
+                "`training.aggregation` is {rule}, and {workers} workers cannot outvote {hostile} (`training.hostile_workers`): \
+                 use at least {} workers{}",
+                2 * u64::from(hostile) + 1,
+                if workers < 3 { String::new() } else { format!(", or say at most {}", (workers - 1) / 2) }
+            )
+        },
+    );
+    report(&["cluster.workers", "training.aggregation"], workers > MOST_VOTES, &|| {
+        format!(
+            "`training.aggregation` is {rule}, and takes the votes of {MOST_VOTES} workers at most, not of {workers}"
+        )
+    });
+    report(
+        &["training.logical_shards", "cluster.workers", "training.aggregation"],
+        shards > workers,
+        &|| {
+            format!(
+                "`training.aggregation` is {rule}, under which every worker has one vote, but `training.logical_shards` is \
+                 {shards} for {workers} workers: set it to {workers}"
+            )
+        },
+    );
+    let kept = config.votes_bytes();
+    let room = config.limits.memory_mib.map_or(u64::MAX, |mib| mib << 20);
+    report(
+        &["limits.memory_mib", "training.aggregation", "cluster.workers", "cluster.servers"],
+        kept > room,
+        &|| {
+            format!(
+                "`training.aggregation` is {rule}, for which a server keeps {} MiB of {workers} workers' votes, more than \
+                 `limits.memory_mib`: raise it, or use more servers",
+                kept.div_ceil(1 << 20)
+            )
+        },
+    );
 }
 
 /// Who listens on loopback is reached from loopback alone.

@@ -140,6 +140,7 @@ fn the_effective_file_says_the_same() {
         (MINIMAL, vec![]),
         (FULL, vec![]),
         (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
+        (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
         (MINIMAL, vec!["optimizer.kind=nesterov", "optimizer.learning_rate=1e-300"]),
         (MINIMAL, vec!["optimizer.kind=adam", "optimizer.epsilon=0.1", "data.path=here"]),
     ];
@@ -256,6 +257,63 @@ fn rules_between_keys() {
     ] {
         assert_eq!(messages(MINIMAL, overrides), [""; 0], "{overrides:?}");
     }
+}
+
+/// Robust rules: what cannot work, and what can.
+#[test]
+fn rules_that_cannot_outvote_are_refused() {
+    const MEDIAN: &str = "training.aggregation=median";
+    const TRIMMED: &str = "training.aggregation=trimmed_mean";
+    for (overrides, expected) in [
+        (&[MEDIAN, "training.logical_shards=1"][..], "1 workers cannot outvote 1"),
+        (
+            &[TRIMMED, "cluster.workers=4", "training.hostile_workers=2"],
+            "at least 5 workers, or say at most 1",
+        ),
+        (&[MEDIAN, "cluster.workers=3"], "`training.logical_shards` is 4 for 3 workers: set it to 3"),
+        (&[MEDIAN, "cluster.workers=5"], "the workers beyond that would idle"),
+        (&[MEDIAN, "cluster.workers=4", "training.hostile_workers=0"], "from 1 to"),
+        (&["training.hostile_workers=1"], "`training.hostile_workers`"),
+        (&["training.aggregation=krum"], "`training.aggregation`"),
+        (
+            &[MEDIAN, "cluster.workers=4", "model.hidden=[8192, 8192]", "limits.memory_mib=900"],
+            "a server keeps 1124 MiB of 4 workers' votes",
+        ),
+        (
+            &[MEDIAN, "cluster.workers=4", "model.hidden=[8192, 8192]", "limits.memory_mib=1150"],
+            "1124 MiB being kept for votes",
+        ),
+        (
+            &[MEDIAN, "cluster.workers=1025", "training.logical_shards=1025", "training.batch_size=1025"],
+            "1024 workers at most",
+        ),
+    ] {
+        let found = messages(MINIMAL, overrides);
+        assert_eq!(found.len(), 1, "{overrides:?}: {found:?}");
+        assert!(found[0].contains(expected), "{overrides:?}: {found:?}");
+    }
+    let good = ["cluster.workers=4", MEDIAN, "limits.memory_mib=2048", "model.hidden=[1024]"];
+    assert_eq!(messages(MINIMAL, &good), [""; 0]);
+    let config = parse(MINIMAL, &[TRIMMED, "cluster.workers=4"]).unwrap();
+    assert_eq!(config.training.aggregation, Aggregation::TrimmedMean { hostile_workers: 1 });
+    let again = parse(&config.to_toml().unwrap(), &[]).unwrap();
+    assert_eq!(again, config);
+}
+
+/// Votes are taken from what peers may occupy, so that the limit holds for both together.
+#[test]
+fn votes_are_part_of_the_memory_that_is_limited() {
+    let shares = |overrides: &[&str]| {
+        let config = parse(MINIMAL, &[&["cluster.workers=4", "limits.memory_mib=1024"], overrides].concat());
+        config.unwrap().shares().memory
+    };
+    // 784 x 512 + 512 x 512 + 512 x 10 weights and 1,034 biases, on one server, four times.
+    let votes = (784 * 512 + 512 * 512 + 512 * 10 + 1034) * 4 * 4;
+    assert_eq!(shares(&[]), 1 << 30);
+    assert_eq!(shares(&["training.aggregation=median"]), (1 << 30) - votes);
+    let halved = shares(&["training.aggregation=median", "cluster.servers=2", "transport.slice_bytes=4096"]);
+    let half = votes / 4 / 2;
+    assert_eq!((1 << 30) - halved, 4 * (half + half / 8 + 4096));
 }
 
 /// A value that was refused does not start a second complaint.

@@ -29,6 +29,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         epochs: 1,
         batch_size: 4,
         logical_shards: 4,
+        aggregation: testudo_kernels::Aggregation::Mean,
         max_steps: Some(1),
         data: DataSpec { train_examples: 40, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 64,

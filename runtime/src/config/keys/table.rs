@@ -24,6 +24,8 @@ const OPTIMIZERS: &[&str] = &["sgd", "momentum", "nesterov", "adam", "adamw"];
 const MOMENTA: Option<Applies> =
     Some(Applies { selector: "optimizer.kind", kinds: &["momentum", "nesterov"] });
 const ADAMS: Option<Applies> = Some(Applies { selector: "optimizer.kind", kinds: &["adam", "adamw"] });
+const ROBUST: Option<Applies> =
+    Some(Applies { selector: "training.aggregation", kinds: &["median", "trimmed_mean"] });
 const DECAYING: Option<Applies> = Some(Applies { selector: "schedule.kind", kinds: &["cosine", "linear"] });
 
 /// Every key, in the order of the reference page.
@@ -50,7 +52,7 @@ pub static KEYS: &[Key] = &[
         rule: NODES,
         absent: Absent::Is("1"),
         applies: None,
-        doc: "How many workers compute gradients; at most `training.logical_shards`. The result does not depend on it.",
+        doc: "How many workers compute gradients; at most `training.logical_shards`. The result does not depend on it, but for the robust rules of `training.aggregation`, under which it is the number of votes.",
     },
     Key {
         path: "cluster.servers",
@@ -157,6 +159,20 @@ pub static KEYS: &[Key] = &[
         absent: Absent::Is("4"),
         applies: None,
         doc: "Parts a batch is cut into. Gradients belong to these parts and not to workers, which is why the result does not depend on how many workers there are.",
+    },
+    Key {
+        path: "training.aggregation",
+        rule: Rule::Choice(&["mean", "median", "trimmed_mean"]),
+        absent: Absent::Is("\"mean\""),
+        applies: None,
+        doc: "How the workers' contributions become one gradient. Under `median` and `trimmed_mean`, every worker has one vote, and a minority that lies cannot bend the result: see [aggregation](aggregation.md). They need `training.logical_shards` to equal `cluster.workers`.",
+    },
+    Key {
+        path: "training.hostile_workers",
+        rule: Rule::Integer { min: 1, max: 2047 },
+        absent: Absent::Is("1"),
+        applies: ROBUST,
+        doc: "Votes that may be lies: workers that may be hostile, and workers whose death is to be borne, together; fewer than half of `cluster.workers`. `trimmed_mean` drops as many of each coordinate's votes at either end.",
     },
     Key {
         path: "training.max_steps",
