@@ -13,6 +13,7 @@
 
 pub mod audit;
 pub mod export;
+mod one_line;
 pub mod redact;
 pub mod setup;
 pub mod trace_context;

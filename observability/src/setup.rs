@@ -10,7 +10,8 @@
 //! 2. The log file is created with mode 0600 and is appended to, never truncated.
 //! 3. A bad `TESTUDO_LOG`, an unwritable log or an unusable collector setting is an error at start-up,
 //!    not silence.
-//! 4. What the exporter's own HTTP client logs or traces is never exported (it would feed itself).
+//! 4. An event is one line of the log, and of standard error, whatever strangers' words are in it.
+//! 5. What the exporter's own HTTP client logs or traces is never exported (it would feed itself).
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -28,6 +29,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::export::{self, Environment};
+use crate::one_line::OneLine;
 
 /// The environment variable that filters the log file.
 pub const LOG_FILTER_VARIABLE: &str = "TESTUDO_LOG";
@@ -196,7 +198,7 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
             .with_ansi(false)
             .with_timer(SystemTime)
             .with_target(true)
-            .with_writer(Mutex::new(writer))
+            .with_writer(Mutex::new(OneLine(writer)))
             .with_filter(filter)
     });
     let stderr = (options.stderr != LevelFilter::OFF).then(|| {
@@ -204,7 +206,7 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
             .with_ansi(false)
             .without_time()
             .with_target(false)
-            .with_writer(std::io::stderr)
+            .with_writer(|| OneLine(std::io::stderr()))
             .with_filter(options.stderr)
     });
     let mut guard = Guard { provider: None };

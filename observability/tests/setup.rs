@@ -95,6 +95,21 @@ fn what_an_event_says_cannot_forge_a_terminal() {
     assert!(!log.text().contains('\u{1b}'), "{:?}", log.text());
 }
 
+/// Invariant 4.
+#[test]
+fn what_an_event_says_cannot_forge_a_line() {
+    let log = Shared::default();
+    let (dispatch, _guard) = build(quiet("x").with_log_writer(log.clone()), &Environment::default()).unwrap();
+    let why = "no\nWARN forged\r\n";
+    tracing::dispatcher::with_default(&dispatch, || {
+        let span = tracing::info_span!("step", why);
+        span.in_scope(|| tracing::info!(%why, "it says {why}\u{2028}"));
+    });
+    let text = log.text();
+    assert_eq!((text.lines().count(), text.contains(['\r', '\u{2028}'])), (1, false), "{text}");
+    assert!(text.contains("no\\nWARN forged") && text.ends_with('\n'), "{text}");
+}
+
 #[test]
 fn filter_comes_from_the_environment_and_is_checked() {
     let log = Shared::default();
@@ -164,7 +179,7 @@ fn spans_reach_the_collector_when_the_guard_drops() {
     {
         assert!(contains(&body, expected), "{expected:?} is missing");
     }
-    assert!(!contains(&body, b"the_exporters_own"), "invariant 4 of setup");
+    assert!(!contains(&body, b"the_exporters_own"), "invariant 5 of setup");
 }
 
 /// Invariant 1 of `setup`.
