@@ -7,6 +7,8 @@
 //!    in the background keep it no longer.
 //! 3. No message is ever sent in part: a `send` that is dropped half-way is completed in the background.
 //! 4. A dropped [`Receiver`] goes on taking in and discarding, so that its sender's credit is not lost.
+//! 5. Of a peer that this node cut off nothing is heard any more, on whatever stream it has come. What had come before the
+//!    peer ended the connection, or this node was done, is still heard.
 
 mod grants;
 mod link;
@@ -294,6 +296,13 @@ impl Inner {
             self.link.close(code, reason);
         }
         first
+    }
+
+    /// Why nothing of this peer is to be heard any more (invariant 5).
+    fn cut_off(&self) -> Option<Error> {
+        let done = CloseCode::Done.number();
+        let failure = self.failure.get()?;
+        (!matches!(failure, Error::Closed { code, .. } if *code == done)).then(|| failure.clone())
     }
 
     /// What the link says became of the connection; what we know ourselves goes first.

@@ -14,11 +14,13 @@
 //!
 //! 1. A node says nothing of its token before the other end has shown that it is the enrolment service of the CA whose hash
 //!    stands in the token.
-//! 2. What anybody can make the service hold or do is bounded: connections, handshakes a second (in total and for each
-//!    address, which must be proved), bytes, and the time of an exchange.
+//! 2. What anybody can make the service hold or do is bounded: places and handshakes a second (in total and for each
+//!    address, which must be proved), bytes, log lines, and the time until a question is there and answered.
 //! 3. One exchange is one question and one answer; the key never leaves the node.
+//! 4. A newcomer for whom there is no place is ignored: it asks again by itself, and may then find one.
 
 mod client;
+mod places;
 mod rates;
 mod server;
 

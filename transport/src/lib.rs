@@ -37,6 +37,7 @@ pub mod policy;
 mod promises;
 pub mod refusals;
 pub mod session;
+mod subscriber;
 mod tls;
 
 pub use budget::{Bucket, Rate};

@@ -12,13 +12,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Fault;
 use crate::identity::SpiffeId;
 use crate::pki::PkiError;
+use crate::subscriber::subscriber;
 
 /// Names that are kept between two calls of [`Refusals::drain`], over all causes.
 pub const MAX_NAMED: usize = 128;
@@ -123,13 +124,7 @@ impl Who {
 
     /// An address that was proved, by a handshake under way or a token.
     pub fn address(address: IpAddr) -> Who {
-        Who::Address(match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-            v4 => v4,
-        })
+        Who::Address(subscriber(address))
     }
 }
 

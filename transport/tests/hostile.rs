@@ -336,3 +336,33 @@ async fn streams_are_bounded() {
     assert!(blocked);
     assert_eq!(scene.hostile.quic.max_datagram_size(), None, "datagrams are off");
 }
+
+/// Invariant 5 of `connection.rs`: what was good before the fault, on another stream and there already, is not heard.
+#[tokio::test]
+async fn nothing_of_a_peer_that_was_cut_off_is_heard() {
+    let scene = scene(TransportConfig::default()).await;
+    let (mut tx, _rx) = scene.hostile.quic.open_bi().await.unwrap();
+    let mut sealer = scene.hostile.sealer(tx.id());
+    let good: Vec<u8> = (0..3).flat_map(|_| scene.hostile.frame(&mut sealer, PUSH, b"", b"")).collect();
+    tx.write_all(&good).await.unwrap();
+    let (_tx, mut rx) = scene.connection.accept().await.unwrap();
+    assert!(rx.recv().await.unwrap().is_some(), "the first of three");
+    assert!(scene.say(&[0xff; 64], false).await.is_err());
+    let error = rx.recv().await.unwrap_err();
+    assert!(matches!(error, Error::Peer { .. }), "{error}");
+    assert!(rx.recv().await.unwrap().is_none(), "and that is its end");
+}
+
+/// The same for one that is cut off by what the application finds, or a list of revoked certificates.
+#[tokio::test]
+async fn nothing_of_a_peer_that_was_closed_for_cause_is_heard() {
+    let scene = scene(TransportConfig::default()).await;
+    let (mut tx, _rx) = scene.hostile.quic.open_bi().await.unwrap();
+    let mut sealer = scene.hostile.sealer(tx.id());
+    let good: Vec<u8> = (0..3).flat_map(|_| scene.hostile.frame(&mut sealer, PUSH, b"", b"")).collect();
+    tx.write_all(&good).await.unwrap();
+    let (_tx, mut rx) = scene.connection.accept().await.unwrap();
+    assert!(rx.recv().await.unwrap().is_some(), "the first of three");
+    scene.connection.close(CloseCode::Untrusted.number(), "revoked");
+    assert!(matches!(rx.recv().await, Err(Error::Closed { by_peer: false, .. })));
+}

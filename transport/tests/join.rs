@@ -8,6 +8,7 @@ mod raw;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::{DAY, id};
@@ -226,9 +227,16 @@ async fn a_node_tells_its_token_to_its_ca_alone() {
 async fn stranger(
     service: &Enrolment,
 ) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
+    stranger_at([127, 0, 0, 1], service).await
+}
+
+async fn stranger_at(
+    address: [u8; 4],
+    service: &Enrolment,
+) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
     let mut config = raw::client(None);
     config.alpn_protocols = vec![b"testudo-join/1".to_vec()];
-    let endpoint = raw::caller();
+    let endpoint = quinn::Endpoint::client(SocketAddr::from((address, 0))).unwrap();
     let connecting = endpoint.connect_with(raw::quic_client(config), service.local_addr(), "any").unwrap();
     let connection = connecting.await?;
     Ok((endpoint, connection))
@@ -262,15 +270,46 @@ async fn strangers_hold_bounded_places_for_a_bounded_time() {
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     };
-    let (token, home) = (place.token(0), place.path("worker-0"));
-    let turned_away = join(&token, service.local_addr(), &home).await;
-    assert!(matches!(turned_away, Err(JoinError::Unreachable { .. })), "{turned_away:?}");
-    // Until its time is over.
-    silent.closed().await;
-    let begun = std::time::Instant::now();
-    while let Err(why) = join(&token, service.local_addr(), &home).await {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{why}");
+    // Until its time is over: a node that comes meanwhile asks again by itself, and joins then.
+    let joined = join(&place.token(0), service.local_addr(), &place.path("worker-0")).await;
+    assert!(silent.close_reason().is_some(), "{joined:?}");
+    joined.unwrap();
+}
+
+/// Invariants 2 and 4 of `join`: forty connections that say nothing have but their address's places.
+#[tokio::test]
+async fn one_address_shuts_nobody_out() {
+    let place = Place::new();
+    let (patience, deadline) = (HOUR, HOUR);
+    let service = Arc::new(place.serve(JoinLimits { patience, deadline, ..wide() }));
+    let silent: Vec<_> = (0..40)
+        .map(|_| {
+            let service = Arc::clone(&service);
+            tokio::spawn(async move {
+                let dialled = stranger_at([127, 0, 0, 2], &service);
+                // Who is ignored goes on asking.
+                tokio::time::timeout(Duration::from_secs(1), dialled).await.ok()?.ok()
+            })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for one in silent {
+        held.extend(one.await.unwrap());
     }
+    assert!((1..=4).contains(&held.len()), "{} places", held.len());
+    join(&place.token(0), service.local_addr(), &place.path("worker-0")).await.unwrap();
+    assert!(held.iter().all(|(_, connection)| connection.close_reason().is_none()));
+}
+
+/// Invariant 2 of `join`: a question is there soon, or never.
+#[tokio::test]
+async fn who_asks_nothing_is_soon_gone() {
+    let place = Place::new();
+    let patience = Duration::from_millis(100);
+    let service = place.serve(JoinLimits { patience, deadline: HOUR, ..wide() });
+    let (_endpoint, silent) = stranger(&service).await.unwrap();
+    let why = silent.closed().await;
+    assert!(matches!(why, quinn::ConnectionError::ApplicationClosed(_)), "{why}");
 }
 
 /// Invariant 2 of `join`.
@@ -280,8 +319,10 @@ async fn who_knocks_too_often_is_turned_away() {
     let service = place.serve(JoinLimits { per_second_each: 2, ..wide() });
     let mut met = 0;
     let begun = std::time::Instant::now();
-    for _ in 0..20 {
-        met += u32::from(stranger(&service).await.is_ok());
+    for _ in 0..10 {
+        // Who is ignored goes on asking.
+        let met_now = tokio::time::timeout(Duration::from_millis(200), stranger(&service)).await;
+        met += u32::from(met_now.is_ok_and(|met| met.is_ok()));
     }
     let most = 2 + 2 * u32::try_from(begun.elapsed().as_secs() + 1).unwrap();
     assert!(met >= 2 && met <= most, "{met} of {most} in {:?}", begun.elapsed());

@@ -45,7 +45,7 @@ async fn give(inner: &Arc<Inner>) -> Result<(), Error> {
         tokio::select! {
             () = inner.inbound.due() => {}
             () = certificates.changed() => {
-                if let Some(renewed) = renewal::ours(inner) {
+                if let Some(renewed) = certificates.message(inner) {
                     write(inner, &mut tx, sealer.as_mut(), RENEWAL_KIND, renewed).await?;
                 }
             }

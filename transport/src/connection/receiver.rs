@@ -100,6 +100,10 @@ impl Intake {
         if self.ended {
             return Ok(None);
         }
+        if let Some(why) = self.inner.cut_off() {
+            self.ended = true;
+            return Err(why);
+        }
         let result = match &mut self.opening {
             Opening::Sealed(_) => self.next_sealed().await,
             Opening::Direct(_) => self.next_direct().await,

@@ -25,6 +25,7 @@ use table::Table;
 
 use crate::budget::{Bucket, Rate};
 use crate::identity::SpiffeId;
+use crate::subscriber::subscriber;
 
 /// Addresses remembered of strangers, and as many of known ones: four times the largest job. An entry takes some 200 bytes.
 const ADDRESSES: usize = 4096;
@@ -69,13 +70,7 @@ pub(super) struct Source(IpAddr);
 
 impl Source {
     pub(super) fn of(address: IpAddr) -> Source {
-        match address.to_canonical() {
-            IpAddr::V6(six) => {
-                let network = u128::from(six) & !u128::from(u64::MAX);
-                Source(IpAddr::V6(network.into()))
-            }
-            four => Source(four),
-        }
+        Source(subscriber(address))
     }
 }
 

@@ -16,6 +16,10 @@ use crate::tls::enrolment::CaPin;
 
 /// Longest exchange: the service may be busy, and the world is large.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest until the service has shown who it is: one that has no place ignores who knocks, and the next knock may find one.
+const KNOCK: Duration = Duration::from_secs(4);
+/// Between two attempts: a service that turned this node away may have a place then.
+const PAUSES_MS: [u64; 4] = [250, 500, 1000, 2000];
 
 /// Makes a key in `directory`, has it certified by the enrolment service at `address`, and puts certificate and CA beside
 /// it. Called again after a failure, it goes on with the key that it made.
@@ -26,7 +30,7 @@ pub async fn join(token: &JoinToken, address: SocketAddr, directory: &Path) -> R
     let request = own_request(directory, token)?;
     let mac = token.secret().mac(request.der());
     let ask = Ask { secret: token.secret().clone(), request: request.der().to_vec(), mac };
-    let (answer, ca) = timeout(DEADLINE, exchange(token, address, &ask)).await.unwrap_or_else(|_| {
+    let (answer, ca) = timeout(DEADLINE, attempts(token, address, &ask)).await.unwrap_or_else(|_| {
         let what = format!("no answer within {} s; is it running, and may UDP pass?", DEADLINE.as_secs());
         Err(JoinError::Unreachable { address, what })
     })?;
@@ -54,11 +58,45 @@ fn own_request(directory: &Path, token: &JoinToken) -> Result<Request, PkiError>
     Ok(request)
 }
 
+/// Why an attempt came to nothing, and whether the next may go better.
+struct Missed {
+    why: JoinError,
+    again: bool,
+}
+
+impl<E: Into<PkiError>> From<E> for Missed {
+    fn from(why: E) -> Missed {
+        Missed { why: JoinError::Pki(why.into()), again: false }
+    }
+}
+
+/// Whether the service, or nobody, turned a handshake away that had nothing wrong with it.
+fn is_passing(why: &quinn::ConnectionError) -> bool {
+    let busy = [quinn::TransportErrorCode::CONNECTION_REFUSED, quinn::TransportErrorCode::INVALID_TOKEN];
+    match why {
+        quinn::ConnectionError::ConnectionClosed(close) => busy.contains(&close.error_code),
+        quinn::ConnectionError::Reset | quinn::ConnectionError::TimedOut => true,
+        _ => false,
+    }
+}
+
+/// As many exchanges as it takes until one has an answer. What is asked twice is answered twice in the same way.
+async fn attempts(token: &JoinToken, address: SocketAddr, ask: &Ask) -> Result<(Answer, String), JoinError> {
+    for pause in PAUSES_MS.map(Duration::from_millis) {
+        match exchange(token, address, ask).await {
+            Err(missed) if missed.again => tokio::time::sleep(pause).await,
+            told => return told.map_err(|missed| missed.why),
+        }
+    }
+    exchange(token, address, ask).await.map_err(|missed| missed.why)
+}
+
 /// One question and its answer, with the CA's certificate (PEM).
-async fn exchange(token: &JoinToken, address: SocketAddr, ask: &Ask) -> Result<(Answer, String), JoinError> {
-    let unreachable = |what: String| JoinError::Unreachable { address, what };
+async fn exchange(token: &JoinToken, address: SocketAddr, ask: &Ask) -> Result<(Answer, String), Missed> {
+    let missed = |what: String, again| Missed { why: JoinError::Unreachable { address, what }, again };
+    let unreachable = |what: String| missed(what, false);
     let id = token.id();
-    let service = service(id.trust_domain(), id.job()).map_err(PkiError::from)?;
+    let service = service(id.trust_domain(), id.job())?;
     let pin = CaPin { ca: *token.ca(), service };
     let (config, failure) = tls::enrolment::client_config(pin, ALPN)?;
     let mut client = quinn::ClientConfig::new(Arc::new(tls::quic_client(config)?));
@@ -68,23 +106,26 @@ async fn exchange(token: &JoinToken, address: SocketAddr, ask: &Ask) -> Result<(
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let local = |why: std::io::Error| JoinError::Local(format!("no UDP socket: {why}"));
+    let local =
+        |why: std::io::Error| Missed { why: JoinError::Local(format!("no UDP socket: {why}")), again: false };
     let endpoint = quinn::Endpoint::client(any).map_err(local)?;
     let connecting = endpoint.connect_with(client, address, tls::SERVER_NAME);
     let connecting = connecting.map_err(|why| unreachable(why.to_string()))?;
     // Invariant 1: this returns once the other end has shown who it is.
-    let connection = connecting.await.map_err(|why| match failure.take() {
+    let knocked = timeout(KNOCK, connecting).await;
+    let knocked = knocked.map_err(|_| missed(format!("no answer within {} s", KNOCK.as_secs()), true))?;
+    let connection = knocked.map_err(|why| match failure.take() {
         Some(why) => unreachable(why.to_string()),
-        None => unreachable(why.to_string()),
+        None => missed(why.to_string(), is_passing(&why)),
     })?;
     let ca = shown_ca(&connection).ok_or_else(|| unreachable("it showed no CA".to_owned()))?;
-    let lost = |why: &dyn std::fmt::Display| JoinError::Unreachable { address, what: why.to_string() };
+    let lost = |why: &dyn std::fmt::Display| missed(why.to_string(), true);
     let (mut tx, mut rx) = connection.open_bi().await.map_err(|why| lost(&why))?;
     let message = zeroize::Zeroizing::new(encode(ask));
     tx.write_all(&message).await.map_err(|why| lost(&why))?;
     tx.finish().map_err(|why| lost(&why))?;
     let answer = rx.read_to_end(MAX_MESSAGE).await.map_err(|why| lost(&why))?;
-    let answer = decode_canonical::<Answer>(&answer).map_err(|why| lost(&why))?;
+    let answer = decode_canonical::<Answer>(&answer).map_err(|why| unreachable(why.to_string()))?;
     connection.close(0u32.into(), b"");
     endpoint.wait_idle().await;
     Ok((answer, ca))

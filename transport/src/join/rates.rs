@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::subscriber::subscriber;
+
 /// Addresses remembered, at some 50 bytes each.
 const MAX_ADDRESSES: usize = 4096;
 
@@ -51,7 +53,7 @@ impl Rates {
 
     /// Whether a knock from `address` passes; one that does not costs nothing.
     pub(super) fn pass(&mut self, address: IpAddr, now: Duration) -> bool {
-        let (total, each, address) = (self.total, self.each, block(address));
+        let (total, each, address) = (self.total, self.each, subscriber(address));
         self.all.refill(total, now);
         if self.by_address.len() >= MAX_ADDRESSES && !self.by_address.contains_key(&address) {
             // Who has been quiet long enough to have everything again need not be remembered.
@@ -73,17 +75,6 @@ impl Rates {
         }
         self.all.left -= 1.0;
         true
-    }
-}
-
-/// What one household or machine has: an IPv4 address, or the first 64 bits of an IPv6 one.
-fn block(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 => v4,
     }
 }
 

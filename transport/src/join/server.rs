@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use quinn::VarInt;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::places::Places;
 use super::rates::{Rate, Rates};
 use super::{ALPN, Answer, Ask, JoinError, MAX_MESSAGE, quic, service};
 use crate::codec::{decode_canonical, encode};
 use crate::pki::{JobCa, PkiError, Tokens};
+use crate::refusals::{Cause, Refusals, Who};
 use crate::tls;
 
 /// How long the service's own certificate is good; a new one is made when half of it is over.
@@ -28,6 +29,10 @@ const MAX_PENDING: usize = 64;
 pub struct JoinLimits {
     /// Exchanges at a time. Each holds some 100 KiB.
     pub connections: usize,
+    /// The same for one address (IPv4), or one network (IPv6, 64 bits).
+    pub connections_each: usize,
+    /// Longest from there until the question is in: a newcomer has it ready.
+    pub patience: Duration,
     /// Longest exchange, from a newcomer's first packet that proves its address to the end.
     pub deadline: Duration,
     /// Exchanges a second in all, once as many have gone at once.
@@ -39,7 +44,14 @@ pub struct JoinLimits {
 impl Default for JoinLimits {
     /// A cluster of a thousand nodes joins in a minute, and a flood costs a fraction of a core.
     fn default() -> Self {
-        JoinLimits { connections: 32, deadline: Duration::from_secs(10), per_second: 20, per_second_each: 4 }
+        JoinLimits {
+            connections: 32,
+            connections_each: 4,
+            patience: Duration::from_secs(3),
+            deadline: Duration::from_secs(10),
+            per_second: 20,
+            per_second_each: 4,
+        }
     }
 }
 
@@ -73,8 +85,9 @@ struct Desk {
     tokens: Tokens,
     valid_for: Duration,
     limits: JoinLimits,
-    places: Arc<Semaphore>,
+    places: Places,
     rates: Mutex<Rates>,
+    refusals: Refusals,
     begun: Instant,
 }
 
@@ -100,8 +113,9 @@ pub fn serve(
         tokens: Tokens::of(directory),
         valid_for,
         limits,
-        places: Arc::new(Semaphore::new(limits.connections)),
+        places: Places::new(limits.connections, limits.connections_each),
         rates: Mutex::new(rates),
+        refusals: Refusals::default(),
         begun: Instant::now(),
     });
     let bound = |why: std::io::Error| JoinError::Local(format!("cannot bind {listen}: {why}"));
@@ -145,7 +159,7 @@ impl Desk {
         Ok(config)
     }
 
-    /// Invariant 2: nothing is done for an address that has not been proved, or that comes too often.
+    /// Invariants 2 and 4: nothing is done for an address that has not been proved, or that comes too often.
     fn meet(self: &Arc<Self>, incoming: quinn::Incoming) {
         if !incoming.remote_address_validated() {
             // An address that is not validated may always be asked to prove itself.
@@ -154,43 +168,47 @@ impl Desk {
         }
         let remote = incoming.remote_address();
         let now = self.begun.elapsed();
-        let passes = self.rates.lock().unwrap_or_else(PoisonError::into_inner).pass(remote.ip(), now);
-        let place = Arc::clone(&self.places).try_acquire_owned().ok().filter(|_| passes);
-        let Some(place) = place else {
-            tracing::debug!(%remote, passes, "turned away");
-            incoming.refuse();
+        let who = Who::address(remote.ip());
+        // A place first: who has all of its own costs the others nothing of the rate for all.
+        let place = self.places.take(remote.ip());
+        let passes = || self.rates.lock().unwrap_or_else(PoisonError::into_inner).pass(remote.ip(), now);
+        let Some(place) = place.filter(|_| passes()) else {
+            if let Some(left_out) = self.refusals.count(Cause::Budget, who) {
+                tracing::info!(%remote, left_out, "no place for an exchange");
+            }
+            incoming.ignore();
             return;
         };
         let desk = Arc::clone(self);
         tokio::spawn(async move {
             let exchange = timeout(desk.limits.deadline, desk.exchange(incoming)).await;
-            match exchange {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => tracing::info!(%remote, %why, "an exchange came to nothing"),
-                Err(_) => tracing::info!(%remote, "an exchange took too long"),
+            let nothing = exchange.unwrap_or(Err(Nothing::Late)).err();
+            if let Some(nothing) = nothing
+                && let Some(left_out) = desk.refusals.count(nothing.cause(), who)
+            {
+                tracing::info!(%remote, %nothing, left_out, "an exchange came to nothing");
             }
             drop(place);
         });
     }
 
-    async fn exchange(self: &Arc<Self>, incoming: quinn::Incoming) -> Result<(), String> {
-        let text = |why: &dyn fmt::Display| why.to_string();
+    async fn exchange(self: &Arc<Self>, incoming: quinn::Incoming) -> Result<(), Nothing> {
         let remote = incoming.remote_address();
-        let connection = incoming.accept().map_err(|why| text(&why))?.await.map_err(|why| text(&why))?;
+        let heard = timeout(self.limits.patience, hear(incoming)).await.unwrap_or(Err(Nothing::Late));
         // Dropped with the connection's other handles at the end of this exchange, which closes it.
-        let (mut tx, mut rx) = connection.accept_bi().await.map_err(|why| text(&why))?;
-        let asked = zeroize::Zeroizing::new(rx.read_to_end(MAX_MESSAGE).await.map_err(|why| text(&why))?);
-        let ask: Ask = decode_canonical(&asked).map_err(|why| text(&why))?;
+        let (connection, mut tx, ask) = heard?;
         let desk = Arc::clone(self);
         // Files are locked and synced: not on a thread that others wait for.
-        let judged = tokio::task::spawn_blocking(move || desk.judge(&ask)).await.map_err(|why| text(&why))?;
+        let judged = tokio::task::spawn_blocking(move || desk.judge(&ask)).await.map_err(Nothing::of)?;
         let answer = match judged {
             Ok(certificate) => {
                 tracing::info!(%remote, "a node joined");
                 Answer::Granted { certificate }
             }
             Err(why) => {
-                tracing::warn!(%remote, %why, "a node was refused");
+                if let Some(left_out) = self.refusals.count(Cause::Join, Who::address(remote.ip())) {
+                    tracing::warn!(%remote, %why, left_out, "a node was refused");
+                }
                 let why = match why {
                     PkiError::Token(_) | PkiError::Request(_) | PkiError::Identity(_) => why.to_string(),
                     // What is wrong with the CA's files is not a stranger's business.
@@ -199,8 +217,8 @@ impl Desk {
                 Answer::Refused { why }
             }
         };
-        tx.write_all(&encode(&answer)).await.map_err(|why| text(&why))?;
-        tx.finish().map_err(|why| text(&why))?;
+        tx.write_all(&encode(&answer)).await.map_err(Nothing::of)?;
+        tx.finish().map_err(Nothing::of)?;
         // The node closes when it has read the answer.
         connection.closed().await;
         Ok(())
@@ -209,5 +227,42 @@ impl Desk {
     fn judge(&self, ask: &Ask) -> Result<String, PkiError> {
         let Ask { secret, request, mac } = ask;
         self.tokens.redeem(&self.ca, secret, request, mac, self.valid_for, SystemTime::now())
+    }
+}
+
+/// A newcomer's question, with the stream for its answer.
+async fn hear(incoming: quinn::Incoming) -> Result<(quinn::Connection, quinn::SendStream, Ask), Nothing> {
+    let connection = incoming.accept().map_err(Nothing::of)?.await.map_err(Nothing::of)?;
+    let (tx, mut rx) = connection.accept_bi().await.map_err(Nothing::of)?;
+    let asked = zeroize::Zeroizing::new(rx.read_to_end(MAX_MESSAGE).await.map_err(Nothing::of)?);
+    let ask = decode_canonical(&asked).map_err(Nothing::of)?;
+    Ok((connection, tx, ask))
+}
+
+/// Why there was no question, or nobody took the answer.
+enum Nothing {
+    Late,
+    Broken(String),
+}
+
+impl Nothing {
+    fn of(why: impl fmt::Display) -> Nothing {
+        Nothing::Broken(why.to_string())
+    }
+
+    fn cause(&self) -> Cause {
+        match self {
+            Nothing::Late => Cause::Late,
+            Nothing::Broken(_) => Cause::Handshake,
+        }
+    }
+}
+
+impl fmt::Display for Nothing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Nothing::Late => f.write_str("it took too long"),
+            Nothing::Broken(why) => f.write_str(why),
+        }
     }
 }

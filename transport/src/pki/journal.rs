@@ -31,6 +31,14 @@ pub(super) struct Journal<T> {
     records: PhantomData<fn() -> T>,
 }
 
+/// By which a file that has changed can be told: every record that is added makes it longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
 /// A journal that nobody else has now.
 pub(super) struct Locked<T> {
     path: PathBuf,
@@ -49,6 +57,20 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         match std::fs::symlink_metadata(&self.path) {
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             _ => self.lock()?.read(),
+        }
+    }
+
+    /// The file's stamp; none when there is no file.
+    pub(super) fn stamp(&self) -> Result<Option<Stamp>, PkiError> {
+        use std::os::unix::fs::MetadataExt as _;
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(found) => Ok(Some(Stamp {
+                inode: found.ino(),
+                length: found.len(),
+                modified: (found.mtime(), found.mtime_nsec()),
+            })),
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(files::failed(&self.path, &why)),
         }
     }
 

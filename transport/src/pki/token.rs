@@ -9,10 +9,14 @@
 //! 3. A request that comes with a token carries a MAC under a key derived from the secret, over the request: a request that
 //!    was swapped or touched is refused.
 //! 4. The secret is in no `Debug` output, and is cleared from memory.
+//! 5. Who shows a secret that is none makes nobody read the record: the names in it are remembered, and read again when the
+//!    file has changed.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -20,7 +24,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::journal::Journal;
+use super::journal::{Journal, Stamp};
 use super::register::hex;
 use super::{JobCa, PkiError, Request};
 use crate::identity::SpiffeId;
@@ -56,7 +60,11 @@ impl TokenSecret {
 
     /// What the CA's record calls it (invariant 1).
     fn name(&self) -> String {
-        hex(&blake3::derive_key(RECORD_CONTEXT, &self.0))
+        hex(&self.name_bytes())
+    }
+
+    fn name_bytes(&self) -> [u8; 32] {
+        blake3::derive_key(RECORD_CONTEXT, &self.0)
     }
 
     /// Invariant 3.
@@ -134,13 +142,27 @@ enum Entry {
 #[derive(Debug, Clone)]
 pub struct Tokens {
     journal: Journal<Entry>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// The names in the record as it was when its file had this stamp; they take some 40 bytes each.
+#[derive(Default)]
+struct Known {
+    stamp: Option<Stamp>,
+    names: HashSet<blake3::Hash>,
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Known({} tokens)", self.names.len())
+    }
 }
 
 impl Tokens {
     /// Those of the CA in `directory`.
     #[must_use]
     pub fn of(directory: &Path) -> Tokens {
-        Tokens { journal: Journal::at(directory.join(TOKENS_FILE)) }
+        Tokens { journal: Journal::at(directory.join(TOKENS_FILE)), known: Arc::default() }
     }
 
     /// Makes a token for `id`, good for `valid_for`; if `key_sha256` is given (64 digits, as [`Request::key_sha256`] gives them),
@@ -192,6 +214,9 @@ impl Tokens {
         now: SystemTime,
     ) -> Result<String, PkiError> {
         let refuse = |what: &str| Err(PkiError::Token(what.to_owned()));
+        if !self.knows(secret)? {
+            return refuse("it is not known here");
+        }
         let mut record = self.journal.lock()?;
         let name = secret.name();
         let (mut made, mut used) = (None, None);
@@ -236,8 +261,58 @@ impl Tokens {
         record.append(&Entry::Used { token: name, key_sha256: key, certificate: certificate.clone() })?;
         Ok(certificate)
     }
+
+    /// Whether a token with this secret was ever made (invariant 5).
+    fn knows(&self, secret: &TokenSecret) -> Result<bool, PkiError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken before the record is read: what is added meanwhile changes it.
+        let stamp = self.journal.stamp()?;
+        if known.stamp != stamp {
+            let made = self.journal.read()?.into_iter().filter_map(|entry| match entry {
+                Entry::Made { token, .. } => blake3::Hash::from_hex(token).ok(),
+                Entry::Used { .. } => None,
+            });
+            *known = Known { stamp, names: made.collect() };
+        }
+        Ok(known.names.contains(&blake3::Hash::from_bytes(secret.name_bytes())))
+    }
 }
 
 fn since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Role;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Invariant 5.
+    #[test]
+    fn a_secret_that_is_none_makes_nobody_read_the_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, tokens) = (JobCa::create("t.test", "job", HOUR).unwrap(), Tokens::of(directory.path()));
+        let id = SpiffeId::new("t.test", "job", Role::Worker, "0").unwrap();
+        let judged = |secret: &TokenSecret| {
+            tokens.redeem(&ca, secret, b"", &[0; 32], HOUR, SystemTime::now()).unwrap_err().to_string()
+        };
+        let stranger = TokenSecret::new().unwrap();
+        assert!(judged(&stranger).contains("not known"));
+        assert!(!directory.path().join(TOKENS_FILE).exists(), "nor make one");
+        let first = tokens.make(&ca, &id, HOUR, None).unwrap();
+        assert!(judged(first.secret()).contains("MAC"), "a record that has changed is read");
+        // The same file by its stamp, which nobody could read.
+        let path = directory.path().join(TOKENS_FILE);
+        let found = std::fs::metadata(&path).unwrap();
+        std::fs::write(&path, vec![b'x'; found.len() as usize]).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(found.modified().unwrap())
+            .unwrap();
+        assert!(judged(&stranger).contains("not known"));
+    }
 }
