@@ -107,6 +107,14 @@ fn class_g_checkpoints() {
     );
     run.case("steps swapped", |run| swap(&step(run, STEPS), &step(run, STEPS - EVERY)), &both);
     run.case("a rollback", |run| std::fs::remove_dir_all(step(run, STEPS)).unwrap(), &both);
+    run.case(
+        "a rollback, and the head away",
+        |run| {
+            std::fs::remove_dir_all(step(run, STEPS)).unwrap();
+            std::fs::remove_file(run.join("checkpoint/head.json")).unwrap();
+        },
+        &both,
+    );
     run.case("a bit of the head", |run| flip(&run.join("checkpoint/head.json"), 60), &both);
     run.case(
         "a hostile header in place of a part",

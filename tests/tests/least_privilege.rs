@@ -409,6 +409,26 @@ fn nodes_that_root_starts_by_hand_are_nobodys_too() {
         let arguments = [&node[..], &["--log", text(&log)], more].concat();
         process::start(PROGRAM, &arguments, &place.path(role))
     };
+    // Whoever may write in that folder leads root nowhere.
+    let precious = place.path("precious");
+    std::fs::create_dir(&precious).unwrap();
+    std::fs::write(precious.join("file"), "root's\n").unwrap();
+    for (name, target) in [
+        ("checkpoint", &precious),
+        ("metrics.jsonl", &precious.join("file")),
+        ("scheduler.log", &precious.join("file")),
+    ] {
+        let link = place.path(name);
+        symlink(target, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
+        let refused = start("scheduler", &[]).wait();
+        assert!(matches!(refused.code(), Some(1 | 2)), "{name}: {refused:?}");
+        assert!(refused.stderr.contains("is a link that the user 65534 made"), "{name}: {}", refused.stderr);
+        assert_eq!(owners(&precious), [0], "{name} gave away what is root's");
+        assert_eq!(std::fs::read_to_string(precious.join("file")).unwrap(), "root's\n");
+        std::fs::remove_file(&link).unwrap();
+    }
+    std::fs::remove_dir_all(&precious).unwrap();
     let mut scheduler = start("scheduler", &[]);
     let log = place.path("scheduler.log");
     let at = scheduler.until("the scheduler to be bound", |_| {

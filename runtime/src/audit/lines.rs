@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use testudo_observability::audit::MAX_LINE;
 
 use super::AuditLogError;
@@ -27,11 +28,14 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// A link in the log's place is refused.
+    /// A link or a pipe in the log's place is refused.
     pub(super) fn open(path: &'a Path) -> Result<Lines<'a>, AuditLogError> {
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let file = file.map_err(|e| file_error(path, "cannot be read", &e))?;
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let unread = |e: std::io::Error| file_error(path, "cannot be read", &e);
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unread)?;
+        if !file.metadata().map_err(unread)?.is_file() {
+            return Err(unread(std::io::Error::other("it is no regular file")));
+        }
         Ok(Lines { path, reader: BufReader::new(file), number: 0 })
     }
 }

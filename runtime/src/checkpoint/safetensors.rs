@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
@@ -125,13 +126,15 @@ pub enum CheckpointError {
         /// Its type.
         found: String,
     },
-    /// The file is larger than [`BYTES_MOST`].
-    #[error("{} has {found} bytes, at most {BYTES_MOST} are taken", path.display())]
+    /// The file is larger than what may be read.
+    #[error("{} has {found} bytes, at most {most} are taken", path.display())]
     Size {
         /// The file.
         path: PathBuf,
         /// Its size in bytes.
         found: u64,
+        /// Bytes that are taken at most.
+        most: u64,
     },
 }
 
@@ -287,14 +290,28 @@ fn describe(shapes: &[(&str, &[usize])], metadata: &Metadata) -> Result<Vec<u8>,
 /// # Errors
 /// See [`CheckpointError`].
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    read_at_most(path, BYTES_MOST)
+}
+
+/// The same, of a file of which it is known how large it may be.
+///
+/// # Errors
+/// See [`CheckpointError`].
+pub fn read_at_most(path: &Path, most: u64) -> Result<Checkpoint, CheckpointError> {
     let io = |source| CheckpointError::Io { action: "read", path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(io)?;
-    let found = file.metadata().map_err(io)?.len();
-    if found > BYTES_MOST {
-        return Err(CheckpointError::Size { path: path.to_path_buf(), found });
+    // A pipe in its place is no reason to wait.
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(io(io::Error::other("it is no regular file")));
+    }
+    let found = metadata.len();
+    if found > most.min(BYTES_MOST) {
+        return Err(CheckpointError::Size { path: path.to_path_buf(), found, most: most.min(BYTES_MOST) });
     }
     let mut bytes = Vec::new();
-    file.take(BYTES_MOST).read_to_end(&mut bytes).map_err(io)?;
+    file.take(most.min(BYTES_MOST)).read_to_end(&mut bytes).map_err(io)?;
     parse(path, &bytes)
 }
 

@@ -177,9 +177,17 @@ impl Checkpoints {
 
     /// The newest of `steps` must be the head or descend from it: a crash may leave the head one behind, never ahead.
     fn check_head(&self, steps: &[u64]) -> Result<(), CheckpointError> {
-        let Some(head) = self.head()? else { return Ok(()) };
         let rolled_back = |reason: String| {
             Err(CheckpointError::RolledBack { path: self.layout.folder().to_path_buf(), reason })
+        };
+        let Some(head) = self.head()? else {
+            // It is written after a run's first checkpoint, and before anything follows that or is deleted.
+            let newest = steps.last().map(|step| self.read(*step)).transpose()?;
+            let followed = newest.is_some_and(|whole| whole.manifest.parent.is_some());
+            return match followed || !retention::read_deletions(&self.layout)?.is_empty() {
+                true => rolled_back("head.json, which says what is the newest, is gone".to_owned()),
+                false => Ok(()),
+            };
         };
         let mut expected = None;
         for step in steps.iter().rev() {

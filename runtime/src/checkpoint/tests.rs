@@ -145,6 +145,21 @@ fn a_rollback_is_seen_and_steps_only_grow() {
     std::fs::write(all.layout().head(), forged).unwrap();
     assert!(matches!(all.newest(None), Err(CheckpointError::Untrusted { .. })));
 
+    // Nor does it help to take the head away.
+    let site = Site::new();
+    let mut ledger = site.ledger(None);
+    for step in [4, 8, 12] {
+        site.write_with(&mut ledger, step, 2).unwrap();
+    }
+    let all = site.checkpoints();
+    std::fs::remove_dir_all(all.layout().step(12)).unwrap();
+    std::fs::remove_file(all.layout().head()).unwrap();
+    let error = all.newest(None).unwrap_err();
+    assert!(matches!(error, CheckpointError::RolledBack { .. }), "{error}");
+    // The very first checkpoint is whole before its head is written.
+    std::fs::remove_dir_all(all.layout().step(8)).unwrap();
+    assert_eq!(all.newest(None).unwrap().step(), 4);
+
     let site = Site::new();
     let mut ledger = site.ledger(None);
     site.write_with(&mut ledger, 8, 2).unwrap();

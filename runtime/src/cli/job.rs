@@ -3,6 +3,7 @@
 use testudo_actors::SignedJob;
 use testudo_transport::Identity;
 
+use crate::checkpoint::storage::{Disk, replace};
 use crate::cli::args::JobArguments;
 use crate::config::Config;
 use crate::error::Failure;
@@ -17,7 +18,7 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
     // Checked as every node will check it: a job signed by another role, or for another job, ends here.
     signed.open(&operator).map_err(Failure::misconfigured)?;
     let out = arguments.out.clone().unwrap_or_else(|| arguments.file.with_extension("job"));
-    std::fs::write(&out, signed.to_bytes()).map_err(|e| Failure::file(&out, "cannot be written", e))?;
+    replace(&Disk, &out, &signed.to_bytes()).map_err(|e| Failure::file(&out, "cannot be written", e))?;
     println!("{} signed by {} in {}", spec.name, operator.id(), out.display());
     Ok(())
 }

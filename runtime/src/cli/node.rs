@@ -1,14 +1,13 @@
 //! `testudo node`: one node of a cluster.
 
-use std::fs::File;
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use testudo_actors::job::MAX_SIGNED_JOB;
 use testudo_actors::link::Network;
 use testudo_actors::message::Outcome;
 use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, run_worker};
@@ -33,7 +32,7 @@ use crate::launch::local::end_with_parent;
 use crate::node::{Metrics, Setup, data_files, transport};
 use crate::process::handing::{self, Handed};
 use crate::process::paths::Needs;
-use crate::process::{calls, confine};
+use crate::process::{calls, confine, handover};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 
@@ -253,7 +252,10 @@ fn begin_audit(
 }
 
 fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
-    let bytes = std::fs::read(at).map_err(|e| {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(at)
+        .and_then(|file| file.take(u64::from(MAX_SIGNED_JOB) + 1).read_to_end(&mut bytes));
+    read.map_err(|e| {
         Failure::misconfigured(format!(
             "{}: the signed job cannot be read: {e}; an operator makes it with `testudo job`",
             name.display()
@@ -264,7 +266,7 @@ fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
 
 fn open_log(path: Option<PathBuf>) -> Result<Box<dyn Write + Send>, Failure> {
     let Some(path) = path else { return Ok(Box::new(std::io::stderr())) };
-    let file = File::options().create(true).append(true).mode(0o600).open(&path);
+    let file = handover::append(&path);
     let why = |e| format!("cannot open the log file {}: {e}; check that its folder exists", path.display());
     Ok(Box::new(file.map_err(|e| Failure::misconfigured(why(e)))?))
 }

@@ -109,6 +109,29 @@ const FAMILIES: [libc::c_int; 4] = [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX
 #[cfg(target_arch = "x86_64")]
 const SECOND_NUMBERS: libc::c_long = 0x4000_0000;
 
+/// And some have a third one: those whose arguments are laid out otherwise there (execve, ptrace, kexec_load, process_vm_readv,
+/// process_vm_writev, execveat, in arch/x86/entry/syscalls/syscall_64.tbl).
+#[cfg(target_arch = "x86_64")]
+const X32: [(libc::c_long, libc::c_long); 6] = [
+    (libc::SYS_execve, 520),
+    (libc::SYS_ptrace, 521),
+    (libc::SYS_kexec_load, 528),
+    (libc::SYS_process_vm_readv, 539),
+    (libc::SYS_process_vm_writev, 540),
+    (libc::SYS_execveat, 545),
+];
+
+/// Every number that `call` has.
+fn numbers(call: libc::c_long) -> Vec<i64> {
+    #[cfg(not(target_arch = "x86_64"))]
+    return vec![call];
+    #[cfg(target_arch = "x86_64")]
+    [call, call | SECOND_NUMBERS]
+        .into_iter()
+        .chain(X32.iter().filter(|(other, _)| *other == call).map(|(_, third)| third | SECOND_NUMBERS))
+        .collect()
+}
+
 /// Forbids this thread, and those that it will start, the calls that a process of that role never makes. To be called by the only
 /// thread.
 ///
@@ -124,9 +147,7 @@ pub fn restrict(role: Role) -> Result<(), seccompiler::Error> {
 fn programs(role: Role) -> Result<Vec<BpfProgram>, seccompiler::Error> {
     let mut forbidden: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut forbid = |call: libc::c_long, rules: Vec<SeccompRule>| {
-        #[cfg(target_arch = "x86_64")]
-        forbidden.insert(call | SECOND_NUMBERS, rules.clone());
-        forbidden.insert(call, rules);
+        forbidden.extend(numbers(call).into_iter().map(|number| (number, rules.clone())));
     };
     NEVER.iter().for_each(|call| forbid(*call, Vec::new()));
     let others = FAMILIES.map(|family| condition(0, SeccompCmpOp::Ne, family as u64));
@@ -139,7 +160,7 @@ fn programs(role: Role) -> Result<Vec<BpfProgram>, seccompiler::Error> {
         let process = condition(0, SeccompCmpOp::MaskedEq(thread), 0)?;
         forbid(libc::SYS_clone, vec![SeccompRule::new(vec![process])?]);
         // Its arguments are in memory, where no filter looks. Told that there is no such call, the C library makes the other.
-        let newer = [(libc::SYS_clone3, Vec::new())].into_iter().collect();
+        let newer = numbers(libc::SYS_clone3).into_iter().map(|number| (number, Vec::new())).collect();
         programs.push(compile(newer, libc::ENOSYS)?);
     }
     programs.push(compile(forbidden, libc::EPERM)?);
@@ -181,6 +202,16 @@ mod tests {
 
     fn refused<T>(result: rustix::io::Result<T>) {
         assert_eq!(result.err(), Some(rustix::io::Errno::PERM));
+    }
+
+    /// A kernel that knows the x32 numbers takes them from every process.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_call_is_forbidden_under_each_of_its_numbers() {
+        let x32 = |number: i64| 0x4000_0000 | number;
+        assert_eq!(numbers(libc::SYS_execve), [59, x32(59), x32(520)]);
+        assert_eq!(numbers(libc::SYS_execveat), [322, x32(322), x32(545)]);
+        assert_eq!(numbers(libc::SYS_clone3), [435, x32(435)]);
     }
 
     /// Invariant 7 of the module above.

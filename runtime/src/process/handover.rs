@@ -4,7 +4,10 @@
 //! is opened without following links, looked at, and given away through that same descriptor; and of what is not root's, or
 //! has a second name somewhere, nothing is.
 
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
 use rustix::io::{Errno, Result};
@@ -65,12 +68,38 @@ fn give(entry: &OwnedFd, user: &RunAs) -> Result<()> {
 }
 
 /// Opens a folder for its name alone: what lies in it is then reached through the descriptor, wherever the folder stands and
-/// whoever may enter those above it.
+/// whoever may enter those above it. A link is followed only if it is this user's or root's: what root holds it may give away.
 ///
 /// # Errors
-/// The operating system's refusal.
-pub fn hold(path: &std::path::Path) -> std::io::Result<OwnedFd> {
-    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+/// The operating system's refusal, or it is another's link.
+pub fn hold(path: &Path) -> std::io::Result<OwnedFd> {
+    // With a slash at its end, the name of a link would be the folder's.
+    let path: PathBuf = path.components().collect();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | followed(&path)?;
+    Ok(openat(CWD, &path, flags, Mode::empty())?)
+}
+
+/// Opens a file to add to, made for its owner alone if it is not there. Links are judged as by [`hold`].
+///
+/// # Errors
+/// As above.
+pub fn append(path: &Path) -> std::io::Result<File> {
+    let flags = followed(path)?.bits().cast_signed();
+    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)
+}
+
+/// Whether what `path` names may be followed if it is a link.
+fn followed(path: &Path) -> std::io::Result<OFlags> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => match found.uid() {
+            owner if [0, rustix::process::geteuid().as_raw()].contains(&owner) => Ok(OFlags::empty()),
+            owner => Err(std::io::Error::other(format!(
+                "it is a link that the user {owner} made: name what it stands for, if that is meant"
+            ))),
+        },
+        // Should it become one now, the open fails.
+        _ => Ok(OFlags::NOFOLLOW),
+    }
 }
 
 /// Whose a folder is.
@@ -86,6 +115,36 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 
     use super::*;
+
+    /// Checks nothing for others than root.
+    #[test]
+    fn anothers_links_lead_nowhere() {
+        if !super::super::user::is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("precious")).unwrap();
+        std::fs::write(at("precious/file"), "root's").unwrap();
+        for (link, target) in [("theirs", "precious"), ("their-file", "precious/file")] {
+            symlink(at(target), at(link)).unwrap();
+            std::os::unix::fs::lchown(at(link), Some(7), Some(7)).unwrap();
+        }
+        for name in ["theirs", "theirs/", "theirs/."] {
+            let error = hold(&at(name)).unwrap_err().to_string();
+            assert!(error.contains("the user 7 made"), "{name}: {error}");
+        }
+        assert!(append(&at("their-file")).is_err());
+        assert_eq!(std::fs::read(at("precious/file")).unwrap(), b"root's");
+        // Root's own are followed, as are folders and files by their names.
+        symlink(at("precious"), at("ours")).unwrap();
+        for name in ["ours", "precious"] {
+            hold(&at(name)).unwrap();
+        }
+        append(&at("precious/file")).unwrap();
+        append(&at("new")).unwrap();
+        assert_eq!(std::fs::metadata(at("new")).unwrap().mode() & 0o777, 0o600);
+    }
 
     /// Invariant 5 of the module above. Checks nothing for others than root.
     #[test]

@@ -6,13 +6,14 @@
 //! 2. A number that JSON cannot hold (NaN, infinity: a loss that diverged) is written as `null` and read
 //!    back as NaN.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::storage::{Disk, replace};
+use crate::process::handover;
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -95,7 +96,7 @@ impl MetricsWriter {
     /// # Errors
     /// The operating system's refusal.
     pub fn open(path: &Path) -> Result<Self, MetricsError> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = handover::append(path);
         let file = file.map_err(|source| io_error("open", path, source))?;
         Ok(Self { path: path.to_path_buf(), file })
     }

@@ -1,7 +1,6 @@
 //! The result of a run: a table for people, JSON for programs.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::human;
 use super::metrics::number;
+use crate::checkpoint::storage::{Disk, replace};
 
 /// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,9 +72,7 @@ impl Summary {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        let temporary = path.with_extension("json.tmp");
-        fs::write(&temporary, text)?;
-        fs::rename(&temporary, path)
+        replace(&Disk, path, text.as_bytes())
     }
 
     /// A table for a terminal: names to the left, values to the right of them.
@@ -218,9 +216,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("summary.json");
         summary().write(&path).unwrap();
-        let written = fs::read_to_string(&path).unwrap();
+        let written = std::fs::read_to_string(&path).unwrap();
         assert_eq!(serde_json::from_str::<Summary>(&written).unwrap(), summary());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
         let diverged = Summary { final_loss: f64::NAN, ..summary() }.to_json_line().unwrap();
         assert!(diverged.contains("\"final_loss\":null"));
     }

@@ -68,16 +68,15 @@ impl RunDir {
     /// not there, is held, and given to `user`.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// It is another user's, or the operating system refuses.
     pub fn hold_checkpoints(mut self, user: &RunAs) -> Result<Self, RunDirError> {
         let path = self.path.join("checkpoint");
         let hold = || -> io::Result<OwnedFd> {
             make_private(&path, true)?;
-            let descriptor = handover::hold(&path)?;
-            handover::hand_over(&descriptor, user)?;
-            Ok(descriptor)
+            handover::hold(&path)
         };
         let descriptor = hold().map_err(|source| RunDirError::Create { path: path.clone(), source })?;
+        give(&descriptor, &path, user)?;
         self.checkpoints = Some((reached(&descriptor, &path), Arc::new(descriptor)));
         Ok(self)
     }
@@ -93,14 +92,7 @@ impl RunDir {
     /// # Errors
     /// It is another user's, or the operating system refuses.
     pub fn hand_over(&self, user: &RunAs) -> Result<(), RunDirError> {
-        let Some(held) = &self.held else { return Ok(()) };
-        let failed = |source| RunDirError::HandOver { path: self.path.clone(), source };
-        let owner = handover::owner(held).map_err(failed)?;
-        if ![0, user.uid()].contains(&owner) {
-            let (path, run_as) = (self.path.clone(), user.name().to_owned());
-            return Err(RunDirError::Others { path, owner, run_as });
-        }
-        handover::hand_over(held, user).map_err(|error| failed(error.into()))
+        self.held.as_ref().map_or(Ok(()), |held| give(held, &self.path, user))
     }
 
     /// Whose it is.
@@ -129,4 +121,15 @@ impl RunDir {
             Err(_) => path.to_path_buf(),
         }
     }
+}
+
+/// Gives a folder with what root has made in it to `user`, unless it is a third one's.
+fn give(folder: &OwnedFd, path: &Path, user: &RunAs) -> Result<(), RunDirError> {
+    let failed = |source| RunDirError::HandOver { path: path.to_path_buf(), source };
+    let owner = handover::owner(folder).map_err(failed)?;
+    if ![0, user.uid()].contains(&owner) {
+        let (path, run_as) = (path.to_path_buf(), user.name().to_owned());
+        return Err(RunDirError::Others { path, owner, run_as });
+    }
+    handover::hand_over(folder, user).map_err(|error| failed(error.into()))
 }

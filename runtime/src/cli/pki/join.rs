@@ -1,7 +1,9 @@
 //! `testudo pki token|serve|join`: nodes that the operator does not reach by hand.
 
+use std::fs::DirBuilder;
 use std::io::Read;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -125,12 +127,22 @@ pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
     };
     let mut addresses = arguments.address.to_socket_addrs().map_err(|why| unresolved(&why))?;
     let address = addresses.next().ok_or_else(|| unresolved(&"it has no address"))?;
+    confine_to_identity(&arguments.out)?;
     let joined = runtime()?.block_on(join::join(&token, address, &arguments.out));
     let identity = joined.map_err(|why| match why {
         JoinError::Refused(_) | JoinError::Pki(_) => Failure::misconfigured(why),
         _ => Failure::failed(why),
     })?;
     println!("{} in {}", identity.id(), arguments.out.display());
+    Ok(())
+}
+
+/// Whoever answers is a stranger until it has proved itself, so what listens to it keeps no capability and the one folder.
+fn confine_to_identity(out: &Path) -> Result<(), Failure> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(out);
+    made.map_err(|e| Failure::file(out, "cannot be made", e))?;
+    user::keep_no_capability();
+    confine(calls::Role::Node, Needs { write: vec![out.into()], ..Needs::default() });
     Ok(())
 }
 
