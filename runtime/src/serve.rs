@@ -8,7 +8,7 @@
 //!    process: after a crash a client may have lost up to a block of it, and has never gained any ([`budget`]).
 //! 4. An answer is a function of the probabilities rounded one by one, or of the label alone ([`answer`]).
 //! 5. Bytes, rows, numbers, connections, requests under way and the time that each may take are bounded before anything is
-//!    allocated for them ([`request`], `http`).
+//!    allocated for them ([`request`], `http`); connections of nobody that is known, for each address (`stranger`).
 //! 6. Every refusal has one code, one status and one line of JSON ([`refusal`]).
 //!
 //! Rounding and budgets make copying a model through its answers dearer, not impossible: `docs/serving.md` has figures.
@@ -24,6 +24,7 @@ pub mod refusal;
 pub mod request;
 mod revocation;
 mod state;
+mod stranger;
 pub mod tls;
 pub mod token;
 

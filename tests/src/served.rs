@@ -12,7 +12,7 @@ use rcgen::{DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertPara
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use testudo::checkpoint::safetensors::{self, MODEL_FILE, Metadata, Tensor};
 use testudo::serve::token::Tokens;
-use testudo::serve::{Limits, Options, Output, ServeError, Trust, prepare};
+use testudo::serve::{Budget, Limits, Options, Output, ServeError, Trust, prepare};
 use testudo::signing::{PublicKey, SIGNATURE_FILE, SigningKey, sign};
 use testudo_kernels::ModelSpec;
 use testudo_transport::pki::{write_public, write_secret};
@@ -36,6 +36,41 @@ pub struct Running {
     root: CertificateDer<'static>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+/// Two inputs, three classes, no hidden layer: probabilities can be computed by hand.
+#[must_use]
+pub fn regression() -> (ModelSpec, Vec<Vec<f32>>) {
+    let spec = ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 3 };
+    (spec, vec![vec![1.0, 0.0, 0.0, 1.0, -1.0, -1.0], vec![0.0, 0.5, -0.5]])
+}
+
+/// A site for [`regression`].
+#[must_use]
+pub fn site() -> Site {
+    let (spec, parameters) = regression();
+    Site::new(&spec, &parameters)
+}
+
+/// [`Site::options`] with a budget and a rate that do not end a test.
+#[must_use]
+pub fn roomy(site: &Site) -> Options {
+    let mut options = site.options();
+    options.limits.budget = Some(Budget::Rows(100_000));
+    options.limits.rate = 100_000;
+    options
+}
+
+/// A server, and a client that it knows.
+///
+/// # Panics
+/// When the server does not start.
+#[must_use]
+pub fn start(site: &Site, options: &Options) -> (Running, Client) {
+    let token = site.token("alice");
+    let running = site.serve(options).unwrap();
+    let client = running.client().with_token(&token);
+    (running, client)
 }
 
 impl Site {

@@ -12,39 +12,13 @@ use testudo::serve::{Digits, Options, Output, Trust};
 use testudo_kernels::ModelSpec;
 use testudo_tests::https::{self, Client};
 use testudo_tests::process::{self, Signal};
-use testudo_tests::served::{Running, Site};
+use testudo_tests::served::{Running, Site, regression, roomy, site, start};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
-
-/// Two inputs, three classes, no hidden layer: probabilities can be computed by hand.
-fn regression() -> (ModelSpec, Vec<Vec<f32>>) {
-    let spec = ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 3 };
-    (spec, vec![vec![1.0, 0.0, 0.0, 1.0, -1.0, -1.0], vec![0.0, 0.5, -0.5]])
-}
-
-fn site() -> Site {
-    let (spec, parameters) = regression();
-    Site::new(&spec, &parameters)
-}
 
 fn softmax(x: [f64; 2]) -> Vec<f64> {
     let e: Vec<f64> = [x[0], x[1] + 0.5, -x[0] - x[1] - 0.5].iter().map(|z| z.exp()).collect();
     e.iter().map(|v| v / e.iter().sum::<f64>()).collect()
-}
-
-/// A budget that does not end a test.
-fn roomy(site: &Site) -> Options {
-    let mut options = site.options();
-    options.limits.budget = Some(testudo::serve::Budget::Rows(100_000));
-    options.limits.rate = 100_000;
-    options
-}
-
-fn start(site: &Site, options: &Options) -> (Running, Client) {
-    let token = site.token("alice");
-    let running = site.serve(options).unwrap();
-    let client = running.client().with_token(&token);
-    (running, client)
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub(crate) enum Command {
     /// Check that a model is what was signed, and by whom
     Verify(VerifyArguments),
     /// Answer clients' requests for predictions of a signed model, over HTTPS
-    Serve(super::serve::ServeArguments),
+    Serve(Box<super::serve::ServeArguments>),
     /// Name everything that is wrong with a cluster's directory and with this machine
     Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine

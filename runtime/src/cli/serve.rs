@@ -1,5 +1,6 @@
 //! `testudo serve`: predictions of a signed model over HTTPS.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::error::Failure;
 use crate::process::{RunAs, user};
 use crate::serve::options::{Budget, DIGITS_MOST};
 use crate::serve::token::{self, Tokens};
-use crate::serve::{Digits, Limits, Options, Output, ServeError, Trust, make_state, prepare};
+use crate::serve::{Digits, Limits, Options, Output, Trust, make_state, prepare};
 use crate::signing::{PublicKey, SIGNATURE_FILE};
 
 /// What answers say of each row.
@@ -96,6 +97,9 @@ pub(crate) struct ServeArguments {
     /// Connections, of clients and of anybody else
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     max_connections: usize,
+    /// Connections of one address on which no client is known yet
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_address)]
+    max_connections_per_address: usize,
     /// Requests under way, of all clients
     #[arg(long, value_name = "N", default_value_t = Limits::default().requests)]
     max_requests: usize,
@@ -140,10 +144,12 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         if arguments.tokens.is_none() {
             make_state(&state).map_err(Failure::misconfigured)?;
         }
-        let token = Tokens::create(&tokens, name).map_err(Failure::misconfigured)?;
         eprintln!("a token for {name}; only its hash is kept, in {}:", tokens.display());
-        println!("{}", *token);
-        return Ok(());
+        let tell = |token: &str| {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{token}").and_then(|()| out.flush())
+        };
+        return Tokens::create_told(&tokens, name, tell).map_err(Failure::misconfigured);
     }
     let options = arguments.options(state, tokens, user)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
@@ -153,10 +159,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
             "--allow-unsigned: NOBODY'S SIGNATURE IS CHECKED; whoever can write the model's folder chooses the answers"
         );
     }
-    let prepared = prepare(&options).map_err(|error| match error {
-        ServeError::Listen { .. } => Failure::failed(error),
-        error => Failure::misconfigured(error),
-    })?;
+    let prepared = prepare(&options).map_err(Failure::misconfigured)?;
     println!("listening https://{}", prepared.address());
     tracing::info!("{}", crate::process::Protections::read());
     tracing::info!("serving {}: {}", options.dir.display(), prepared.describe());
@@ -255,6 +258,7 @@ impl ServeArguments {
                 rate: self.rate,
                 budget: self.budget,
                 connections: self.max_connections,
+                connections_per_address: self.max_connections_per_address,
                 requests: self.max_requests,
                 requests_per_client: self.max_requests_per_client,
                 patience: Duration::from_secs(self.patience),

@@ -3,7 +3,9 @@
 //! 1. A rate is a bucket of rows that fills steadily: over any time t a client gets at most `burst + rate x t` rows.
 //! 2. The table is bounded. A client is forgotten only when its bucket is full and nothing of it is under way, which is how
 //!    a new one begins: forgetting gains it nothing.
-//! 3. What is under way is given back when its turn is dropped, however it ends.
+//! 3. Asking too fast costs: a request that was read and is refused for its rows takes one of them all the same, so that what
+//!    is read for a client is bounded by its rate too.
+//! 4. What is under way is given back when its turn is dropped, however it ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -79,8 +81,12 @@ impl Bucket {
                 self.level -= rows;
                 Ok(())
             }
-            false => Err(Duration::from_secs_f64((rows - self.level) / rate.per_second)),
+            false => Err(self.wait(rate, rows)),
         }
+    }
+
+    fn wait(&self, rate: Rate, rows: f64) -> Duration {
+        Duration::from_secs_f64((rows - self.level).max(0.0) / rate.per_second)
     }
 }
 
@@ -149,15 +155,31 @@ impl Turn {
         &self.id
     }
 
-    /// Takes `rows` from the client's rate.
+    /// Whether the client may have a row at all, before anything of its request is read. Takes nothing.
     ///
     /// # Errors
-    /// [`Refusal::Rate`], and then nothing is taken.
-    pub fn charge(&self, rows: usize, now: Instant) -> Result<(), Refusal> {
-        let mut table = self.clients.table();
+    /// [`Refusal::Rate`], with the time to the first row.
+    pub fn check(&self, now: Instant) -> Result<(), Refusal> {
         let rate = self.clients.rate;
-        let entry = table.get_mut(&self.id).ok_or(Refusal::Internal)?;
-        entry.bucket.take(rate, rows as f64, now).map_err(|wait| Refusal::Rate { wait })
+        self.bucket(|bucket| { *bucket }.take(rate, 1.0, now).map_err(|wait| Refusal::Rate { wait }))
+    }
+
+    /// Takes `rows` from the client's rate, for a request that was read.
+    ///
+    /// # Errors
+    /// [`Refusal::Rate`], with the time to all of them; then one row is taken, or what there is of it.
+    pub fn charge(&self, rows: usize, now: Instant) -> Result<(), Refusal> {
+        let (rate, rows) = (self.clients.rate, rows as f64);
+        self.bucket(|bucket| {
+            bucket.take(rate, rows, now).map_err(|_| {
+                bucket.level = (bucket.level - 1.0).max(0.0);
+                Refusal::Rate { wait: bucket.wait(rate, rows) }
+            })
+        })
+    }
+
+    fn bucket<T>(&self, work: impl FnOnce(&mut Bucket) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        work(&mut self.clients.table().get_mut(&self.id).ok_or(Refusal::Internal)?.bucket)
     }
 }
 
@@ -184,19 +206,34 @@ mod tests {
     fn a_rate_holds_over_any_time() {
         let (clients, start) = (Arc::new(Clients::new(RATE, 1)), Instant::now());
         let turn = clients.enter(&id("a"), start).unwrap();
-        let mut taken = 0;
-        for ms in 0..10_000_u64 {
-            let now = start + Duration::from_millis(ms);
+        let (mut now, mut taken) = (start, 0);
+        while now < start + Duration::from_secs(10) {
             match turn.charge(3, now) {
                 Ok(()) => taken += 3,
-                Err(Refusal::Rate { wait }) => {
-                    // Waiting as told is enough, and waiting less is not.
-                    assert!(turn.charge(3, now + wait.mul_f64(0.99)).is_err());
-                }
+                Err(Refusal::Rate { wait }) => now += wait + Duration::from_micros(1),
                 Err(other) => panic!("{other}"),
             }
         }
-        assert!((115..=120).contains(&taken), "{taken} rows in 10 s at 10 a second and a burst of 20");
+        // Of every four rows one goes to the request that came too early.
+        assert!((80..=120).contains(&taken), "{taken} rows in 10 s at 10 a second and a burst of 20");
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn what_is_read_in_vain_is_bounded_by_the_rate_too() {
+        let (clients, start) = (Arc::new(Clients::new(RATE, 1)), Instant::now());
+        let turn = clients.enter(&id("a"), start).unwrap();
+        let mut read = 0;
+        for ms in 0..10_000_u64 {
+            let now = start + Duration::from_millis(ms);
+            if turn.check(now).is_ok() {
+                read += 1;
+                assert!(turn.charge(21, now).is_err(), "more than a full bucket holds");
+            }
+        }
+        assert!((115..=120).contains(&read), "{read} requests read in 10 s at 10 a second and a burst of 20");
+        let Err(Refusal::Rate { wait }) = turn.check(start) else { panic!("nothing is left") };
+        assert!(wait <= Duration::from_millis(100), "{wait:?}");
     }
 
     #[test]
@@ -206,7 +243,13 @@ mod tests {
         turn.charge(20, start).unwrap();
         let Err(Refusal::Rate { wait }) = turn.charge(7, start) else { panic!("the bucket is empty") };
         assert_eq!(wait, Duration::from_millis(700));
-        turn.charge(7, start + wait + Duration::from_micros(1)).unwrap();
+        let then = start + wait + Duration::from_micros(1);
+        turn.charge(7, then).unwrap();
+        // Half a second later there are five rows, of which one is lost.
+        let then = then + Duration::from_millis(500);
+        let Err(Refusal::Rate { wait }) = turn.charge(7, then) else { panic!("there are five") };
+        assert!(wait > Duration::from_millis(290) && wait <= Duration::from_millis(300), "{wait:?}");
+        turn.charge(7, then + wait + Duration::from_micros(1)).unwrap();
         // A clock that steps back gives nothing.
         assert!(turn.charge(1, start).is_err());
     }

@@ -1,7 +1,8 @@
 //! HTTP/1.1 over TLS: paths, authentication, the order of checks, and the end.
 //!
-//! The order is cheapest first, and nothing of a request is kept before its client is known: client, its places and the
-//! server's, media type, length, body (within a time), form, rate, budget, arithmetic.
+//! The order is cheapest first, and nothing of a request is kept before its client is known: client, its places, a row of
+//! its rate, the server's places, media type, length, body (within a time), form, rate, budget, arithmetic. From the form
+//! on, it is work for threads of its own, which no connection waits for.
 
 use std::any::Any;
 use std::net::TcpListener;
@@ -27,8 +28,9 @@ use super::model::Loaded;
 use super::options::{Limits, Options, Output};
 use super::predict::Engine;
 use super::refusal::{Refusal, Told};
-use super::request::{self, Rows};
+use super::request;
 use super::state::StateDir;
+use super::stranger::{Stranger, Strangers};
 use super::tls;
 use super::token::Tokens;
 use crate::process::RunAs;
@@ -130,6 +132,7 @@ pub(super) fn run(
     stop: impl Future<Output = ()> + 'static,
 ) -> std::io::Result<()> {
     let limits = shared.0.limits.clone();
+    let strangers = Arc::new(Strangers::new(limits.connections_per_address));
     System::new().block_on(async move {
         let server =
             HttpServer::new(move || App::new().app_data(web::Data::new(shared.clone())).configure(routes))
@@ -144,7 +147,7 @@ pub(super) fn run(
                 .client_disconnect_timeout(DISCONNECT)
                 .shutdown_timeout(GRACE.as_secs())
                 .disable_signals()
-                .on_connect(remember_client)
+                .on_connect(move |connection, data| remember_client(&strangers, connection, data))
                 .listen_rustls_0_23(listener, tls)?
                 .run();
         let handle = server.handle();
@@ -156,19 +159,27 @@ pub(super) fn run(
     })
 }
 
-/// Keeps with a connection who its certificate, which the handshake has checked, says the client is.
-fn remember_client(connection: &dyn Any, data: &mut Extensions) {
-    let stream = connection.downcast_ref::<TlsStream<TcpStream>>();
-    let chain = stream.and_then(|stream| stream.get_ref().1.peer_certificates());
-    if let Some(client) = chain.and_then(|chain| chain.first()).and_then(|leaf| tls::client_of(leaf)) {
+/// Keeps with a connection who its certificate, which the handshake has checked, says the client is. A connection without
+/// one, from an address that has enough of them, ends here.
+fn remember_client(strangers: &Arc<Strangers>, connection: &dyn Any, data: &mut Extensions) {
+    let Some(stream) = connection.downcast_ref::<TlsStream<TcpStream>>() else { return };
+    let (socket, session) = stream.get_ref();
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    if let Some(client) = leaf.and_then(|leaf| tls::client_of(leaf)) {
         data.insert(client);
+        return;
+    }
+    match socket.peer_addr().ok().and_then(|peer| strangers.enter(peer.ip())) {
+        Some(stranger) => drop(data.insert(stranger)),
+        // A socket that cannot be shut down any more has ended by itself.
+        None => drop(rustix::net::shutdown(socket, rustix::net::Shutdown::Both)),
     }
 }
 
 fn routes(config: &mut web::ServiceConfig) {
-    let get = |path: &str, handler: fn() -> HttpResponse| {
+    let get = |path: &str, word: &'static str| {
         web::resource(path)
-            .route(web::get().to(move || std::future::ready(handler())))
+            .route(web::get().to(move |request, shared| state(request, shared, word)))
             .default_service(web::to(|request, shared| wrong_method(request, shared, "GET")))
     };
     config
@@ -177,14 +188,19 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::post().to(predict))
                 .default_service(web::to(|request, shared| wrong_method(request, shared, "POST"))),
         )
-        .service(get("/healthz", || state("up")))
-        .service(get("/readyz", || state("ready")))
+        .service(get("/healthz", "up"))
+        .service(get("/readyz", "ready"))
         .default_service(web::to(not_found));
 }
 
 /// The model is loaded before the first connection is taken, so whoever gets this answer may ask.
-fn state(word: &str) -> HttpResponse {
-    HttpResponse::Ok().content_type(JSON).body(format!("{{\"status\":\"{word}\"}}"))
+async fn state(request: HttpRequest, shared: web::Data<Shared>, word: &str) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    if shared.client(&request).is_none() {
+        // Whoever asks nothing else needs no connection that is kept: they are for clients.
+        response.force_close();
+    }
+    response.content_type(JSON).body(format!("{{\"status\":\"{word}\"}}"))
 }
 
 async fn wrong_method(
@@ -220,7 +236,11 @@ impl Shared {
             (Some(value), None) => {
                 let (scheme, token) = value.as_bytes().split_at_checked("Bearer ".len())?;
                 let client = self.0.tokens.client(token);
-                client.filter(|_| scheme.eq_ignore_ascii_case(b"Bearer "))
+                let client = client.filter(|_| scheme.eq_ignore_ascii_case(b"Bearer "))?;
+                if let Some(stranger) = request.conn_data::<Stranger>() {
+                    stranger.is_known();
+                }
+                Some(client)
             }
             (Some(_), Some(_)) => None,
         }
@@ -234,24 +254,25 @@ impl Shared {
     ) -> Result<String, Refusal> {
         let inner = &self.0;
         let turn = inner.clients.enter(client, Instant::now())?;
+        turn.check(Instant::now())?;
         let place = Arc::clone(&inner.places).try_acquire_owned().map_err(|_| Refusal::Busy)?;
-        let rows = self.read(headers, body).await;
         // What is refused costs a row of the rate too, so that it cannot be had any faster.
-        let count = rows.as_ref().map_or(1, |rows| rows.count);
-        turn.charge(count, Instant::now())?;
-        let rows = rows?;
+        let body = match self.read(headers, body).await {
+            Ok(body) => body,
+            Err(refusal) => return Err(turn.charge(1, Instant::now()).err().unwrap_or(refusal)),
+        };
         let _thread = inner.threads.acquire().await.map_err(|_| Refusal::Internal)?;
         let shared = self.clone();
         // The request's places go along: a client that hangs up does not free them before the work is done.
         let work = move || {
-            let answer = shared.compute(&turn, &rows);
+            let answer = shared.compute(&turn, &body);
             drop((turn, place));
             answer
         };
         web::block(work).await.map_err(|_| Refusal::Internal)?
     }
 
-    async fn read(&self, headers: &HeaderMap, body: web::Payload) -> Result<Rows, Refusal> {
+    async fn read(&self, headers: &HeaderMap, body: web::Payload) -> Result<web::Bytes, Refusal> {
         let inner = &self.0;
         if !is_plain_json(headers) {
             return Err(Refusal::MediaType);
@@ -263,22 +284,24 @@ impl Shared {
             return Err(Refusal::TooLarge { most });
         }
         let patience = inner.limits.patience;
-        let body = match timeout(patience, body.to_bytes_limited(most)).await {
-            Err(_) => return Err(Refusal::Slow { seconds: patience.as_secs() }),
-            Ok(Err(_)) => return Err(Refusal::TooLarge { most }),
-            Ok(Ok(Err(why))) => return Err(Refusal::Malformed(format!("the body broke off: {why}"))),
-            Ok(Ok(Ok(body))) => body,
-        };
-        request::decode(&body, inner.engine.features(), inner.limits.rows)
+        match timeout(patience, body.to_bytes_limited(most)).await {
+            Err(_) => Err(Refusal::Slow { seconds: patience.as_secs() }),
+            Ok(Err(_)) => Err(Refusal::TooLarge { most }),
+            Ok(Ok(Err(why))) => Err(Refusal::Malformed(format!("the body broke off: {why}"))),
+            Ok(Ok(Ok(body))) => Ok(body),
+        }
     }
 
-    fn compute(&self, turn: &Turn, rows: &Rows) -> Result<String, Refusal> {
+    fn compute(&self, turn: &Turn, body: &[u8]) -> Result<String, Refusal> {
         let inner = &self.0;
+        let rows = request::decode(body, inner.engine.features(), inner.limits.rows);
+        turn.charge(rows.as_ref().map_or(1, |rows| rows.count), Instant::now())?;
+        let rows = rows?;
         let left = match &inner.ledger {
             Some(ledger) => Some(ledger.take(turn.id(), rows.count as u64)?),
             None => None,
         };
-        let probabilities = inner.engine.run(rows)?;
+        let probabilities = inner.engine.run(&rows)?;
         answer::encode(&probabilities, inner.engine.classes(), inner.output, left)
     }
 

@@ -64,6 +64,8 @@ pub struct Limits {
     pub budget: Option<Budget>,
     /// Connections, authenticated or not.
     pub connections: usize,
+    /// Connections of one address on which no client is known yet.
+    pub connections_per_address: usize,
     /// Requests under way, of all clients.
     pub requests: usize,
     /// Requests under way, of one client.
@@ -89,6 +91,7 @@ impl Default for Limits {
             rate: 100,
             budget: None,
             connections: 256,
+            connections_per_address: 16,
             requests: 32,
             requests_per_client: 4,
             patience: Duration::from_secs(10),
@@ -165,8 +168,8 @@ impl Options {
         if !(1..=ROWS_MOST).contains(&limits.rows) {
             return wrong("the rows of a request are from 1 to 65536");
         }
-        if [limits.connections, limits.requests, limits.requests_per_client].contains(&0) || limits.rate == 0
-        {
+        let counts = [limits.connections, limits.connections_per_address, limits.requests];
+        if counts.contains(&0) || limits.requests_per_client == 0 || limits.rate == 0 {
             return wrong("a limit of 0 would serve nobody");
         }
         Ok(())

@@ -136,7 +136,8 @@ impl Refusal {
 
     /// Whether the body may not have been read to its end.
     pub(super) fn before_body(&self) -> bool {
-        use Refusal::{Busy, ClientBusy, MediaType, Method, NotFound, Slow, TooLarge, Unauthenticated};
+        use Refusal::{Busy, ClientBusy, MediaType, Method, NotFound, Rate, Slow, TooLarge};
+        use Refusal::{TooManyClients, Unauthenticated};
         matches!(
             self,
             Unauthenticated
@@ -145,8 +146,10 @@ impl Refusal {
                 | MediaType
                 | Slow { .. }
                 | TooLarge { .. }
+                | Rate { .. }
                 | ClientBusy
                 | Busy
+                | TooManyClients
         )
     }
 

@@ -114,6 +114,23 @@ impl Tokens {
     /// # Errors
     /// The name is none, or the file cannot be read or written.
     pub fn create(path: &Path, name: &str) -> Result<Zeroizing<String>, ServeError> {
+        let mut kept = Zeroizing::new(String::with_capacity(TOKEN_MOST));
+        Tokens::create_told(path, name, |token| {
+            kept.push_str(token);
+            Ok(())
+        })?;
+        Ok(kept)
+    }
+
+    /// The same, with the token given to `tell` before the one that the name had is replaced.
+    ///
+    /// # Errors
+    /// As for [`Tokens::create`]; or `tell` fails, and then the file is as it was.
+    pub fn create_told(
+        path: &Path,
+        name: &str,
+        tell: impl FnOnce(&str) -> std::io::Result<()>,
+    ) -> Result<(), ServeError> {
         check_name(name).map_err(|why| ServeError::Option(format!("{name:?}: {why}")))?;
         let mut tokens = match path.symlink_metadata() {
             Ok(_) => Tokens::load(path)?,
@@ -131,8 +148,10 @@ impl Tokens {
             return Err(state(format!("it has {CLIENTS_MOST} clients already")));
         }
         tokens.0.push(Entry { name: name.to_owned(), hash: *hash(token.as_bytes()).as_bytes() });
-        write_whole_as(path, tokens.to_text().as_bytes(), 0o600).map_err(|why| state(why.to_string()))?;
-        Ok(token)
+        tell(&token).map_err(|why| {
+            state(format!("left as it was: the new token could not be told to anybody: {why}"))
+        })?;
+        write_whole_as(path, tokens.to_text().as_bytes(), 0o600).map_err(|why| state(why.to_string()))
     }
 
     fn to_text(&self) -> String {
