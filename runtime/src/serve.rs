@@ -15,6 +15,7 @@
 
 pub mod answer;
 pub mod budget;
+pub mod certificate;
 pub mod client;
 mod http;
 pub mod model;
@@ -30,6 +31,7 @@ pub mod token;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use testudo_kernels::ModelError;
 use testudo_transport::PkiError;
@@ -105,9 +107,10 @@ pub fn prepare(options: &Options) -> Result<Prepared, ServeError> {
         revoked: options.client_crl.as_deref(),
         required: options.tokens.is_none(),
     });
-    let tls = tls::server_config(&options.cert, &options.key, clients)?;
+    let certificate = Arc::new(certificate::Certificate::load(&options.cert, &options.key)?);
+    let tls = tls::server_config(&certificate, clients)?;
     let state = state::StateDir::open(&options.state)?;
-    let shared = Shared::new(options, model, state)?;
+    let shared = Shared::new(options, model, state, certificate)?;
     if let Some(user) = &options.user {
         shared.hand_over(user)?;
         user.take_over().map_err(|why| ServeError::Option(why.to_string()))?;

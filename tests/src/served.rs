@@ -92,14 +92,8 @@ impl Site {
         site.write_model(spec, parameters);
         SigningKey::create(&site.at("key.pem")).unwrap();
         site.sign();
-        let key = KeyPair::generate().unwrap();
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).unwrap();
-        params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &site.ca).unwrap();
         write_public(&site.at("ca.pem"), site.ca.pem().as_bytes()).unwrap();
-        write_public(&site.at("cert.pem"), cert.pem().as_bytes()).unwrap();
-        write_secret(&site.at("server.pem"), key.serialize_pem().as_bytes()).unwrap();
+        let _ = site.renew();
         std::fs::DirBuilder::new().mode(0o700).create(site.at("state")).unwrap();
         site
     }
@@ -147,6 +141,25 @@ impl Site {
             model: Some(serde_json::to_string(said).unwrap()),
         };
         safetensors::write(&self.at("model").join(MODEL_FILE), &tensors, &metadata).unwrap();
+    }
+
+    /// Puts a new certificate and key of the server in the place of what is there. Gives the certificate.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    #[must_use]
+    pub fn renew(&self) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(names).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&key, &self.ca).unwrap();
+        write_public(&self.at("cert.new"), cert.pem().as_bytes()).unwrap();
+        write_secret(&self.at("server.new"), key.serialize_pem().as_bytes()).unwrap();
+        for (new, old) in [("cert.new", "cert.pem"), ("server.new", "server.pem")] {
+            std::fs::rename(self.at(new), self.at(old)).unwrap();
+        }
+        cert.der().clone()
     }
 
     /// Signs what is there.

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::dev::Extensions;
@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use super::ServeError;
 use super::answer;
 use super::budget::Ledger;
+use super::certificate::Certificate;
 use super::client::{ClientId, Clients, Rate, Turn};
 use super::model::Loaded;
 use super::options::{Limits, Options, Output};
@@ -61,10 +62,16 @@ struct Inner {
     threads: Semaphore,
     told: Told,
     state: StateDir,
+    certificate: Arc<Certificate>,
 }
 
 impl Shared {
-    pub(super) fn new(options: &Options, model: Loaded, state: StateDir) -> Result<Shared, ServeError> {
+    pub(super) fn new(
+        options: &Options,
+        model: Loaded,
+        state: StateDir,
+        certificate: Arc<Certificate>,
+    ) -> Result<Shared, ServeError> {
         let limits = options.limits.clone();
         let engine = Engine::new(model, limits.rows)?;
         let tokens = match &options.tokens {
@@ -91,6 +98,7 @@ impl Shared {
             limits,
             told: Told::default(),
             state,
+            certificate,
         })))
     }
 
@@ -177,9 +185,9 @@ fn remember_client(strangers: &Arc<Strangers>, connection: &dyn Any, data: &mut 
 }
 
 fn routes(config: &mut web::ServiceConfig) {
-    let get = |path: &str, word: &'static str| {
+    let get = |path: &str, state: fn(&Shared) -> Result<&'static str, Refusal>| {
         web::resource(path)
-            .route(web::get().to(move |request, shared| state(request, shared, word)))
+            .route(web::get().to(move |request, shared| health(request, shared, state)))
             .default_service(web::to(|request, shared| wrong_method(request, shared, "GET")))
     };
     config
@@ -188,13 +196,20 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::post().to(predict))
                 .default_service(web::to(|request, shared| wrong_method(request, shared, "POST"))),
         )
-        .service(get("/healthz", "up"))
-        .service(get("/readyz", "ready"))
+        .service(get("/healthz", |_| Ok("up")))
+        .service(get("/readyz", Shared::ready))
         .default_service(web::to(not_found));
 }
 
-/// The model is loaded before the first connection is taken, so whoever gets this answer may ask.
-async fn state(request: HttpRequest, shared: web::Data<Shared>, word: &str) -> HttpResponse {
+async fn health(
+    request: HttpRequest,
+    shared: web::Data<Shared>,
+    state: fn(&Shared) -> Result<&'static str, Refusal>,
+) -> HttpResponse {
+    let word = match state(&shared) {
+        Ok(word) => word,
+        Err(refusal) => return shared.refuse(&request, None, &refusal),
+    };
     let mut response = HttpResponse::Ok();
     if shared.client(&request).is_none() {
         // Whoever asks nothing else needs no connection that is kept: they are for clients.
@@ -228,6 +243,11 @@ async fn predict(request: HttpRequest, body: web::Payload, shared: web::Data<Sha
 }
 
 impl Shared {
+    /// The model is loaded before the first connection is taken, so what can go missing is a certificate that is valid.
+    fn ready(&self) -> Result<&'static str, Refusal> {
+        self.0.certificate.check(SystemTime::now()).map(|()| "ready").map_err(Refusal::NotReady)
+    }
+
     /// Who asks: by token if one is shown, however wrong, and else by certificate.
     fn client(&self, request: &HttpRequest) -> Option<ClientId> {
         let mut shown = request.headers().get_all(AUTHORIZATION);

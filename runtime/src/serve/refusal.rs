@@ -97,6 +97,9 @@ pub enum Refusal {
     /// More clients than the server keeps accounts for.
     #[error("no account can be opened for a new client")]
     TooManyClients,
+    /// The server's certificate is not valid, so no client believes it.
+    #[error("the server's certificate is not valid now: {0}")]
+    NotReady(String),
     /// Budgets cannot be written, so nothing is answered.
     #[error("the server cannot keep its accounts")]
     State,
@@ -136,8 +139,8 @@ impl Refusal {
 
     /// Whether the body may not have been read to its end.
     pub(super) fn before_body(&self) -> bool {
-        use Refusal::{Busy, ClientBusy, MediaType, Method, NotFound, Rate, Slow, TooLarge};
-        use Refusal::{TooManyClients, Unauthenticated};
+        use Refusal::{Busy, ClientBusy, MediaType, Method, NotFound, NotReady, Rate, Slow};
+        use Refusal::{TooLarge, TooManyClients, Unauthenticated};
         matches!(
             self,
             Unauthenticated
@@ -150,6 +153,7 @@ impl Refusal {
                 | ClientBusy
                 | Busy
                 | TooManyClients
+                | NotReady(_)
         )
     }
 
@@ -178,6 +182,7 @@ impl Refusal {
             Refusal::Busy => ("busy", 503),
             Refusal::Spent { .. } => ("budget_spent", 403),
             Refusal::TooManyClients => ("too_many_clients", 503),
+            Refusal::NotReady(_) => ("not_ready", 503),
             Refusal::State => ("state", 503),
             Refusal::Internal => ("internal", 500),
         }

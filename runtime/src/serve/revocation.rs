@@ -34,7 +34,7 @@ pub(super) struct Revocable {
 }
 
 /// What changes with a file's content: device, node, size, and time of change.
-type Stamp = (u64, u64, u64, i64, i64);
+pub(super) type Stamp = (u64, u64, u64, i64, i64);
 
 impl Revocable {
     /// A verifier with the lists in the file at `lists`, in PEM.
@@ -65,7 +65,9 @@ impl Revocable {
     }
 }
 
-fn stamp(path: &Path) -> Result<Stamp, String> {
+/// # Errors
+/// The file is not there, or cannot be looked at.
+pub(super) fn stamp(path: &Path) -> Result<Stamp, String> {
     let found = std::fs::symlink_metadata(path).map_err(|why| why.to_string())?;
     Ok((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }

@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
-use testudo_transport::pki::{read_public, read_secret_file};
+use testudo_transport::pki::read_public;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Error};
 
 use super::ServeError;
+use super::certificate::Certificate;
 use super::client::ClientId;
 use super::revocation::Revocable;
 use crate::signing::hex;
@@ -38,24 +38,16 @@ pub struct ClientCa<'a> {
     pub required: bool,
 }
 
-/// The configuration of a server with this certificate chain and key.
+/// The configuration of a server that shows this certificate.
 ///
 /// # Errors
-/// A file cannot be read or others could have written it; the key is not the certificate's; the certificate is not valid now.
+/// A file of the clients' CA cannot be read or others could have written it, or holds no certificate.
 pub fn server_config(
-    cert: &Path,
-    key: &Path,
+    certificate: &Arc<Certificate>,
     clients: Option<ClientCa<'_>>,
 ) -> Result<ServerConfig, ServeError> {
     let wrong = |what: String| ServeError::Tls(what);
-    let chain = certificates(cert)?;
-    let leaf = chain.first().ok_or_else(|| wrong(format!("{}: no certificate in it", cert.display())))?;
-    valid_now(leaf).map_err(|why| wrong(format!("{}: {why}", cert.display())))?;
-    let der = PrivateKeyDer::from_pem_slice(&read_secret_file(key)?)
-        .map_err(|why| wrong(format!("{}: no private key in PEM: {why}", key.display())))?;
-    let provider = Arc::new(crypto());
-    let certified = CertifiedKey::from_der(chain, der, &provider)
-        .map_err(|why| wrong(format!("{} and {}: {why}", cert.display(), key.display())))?;
+    let provider = Arc::clone(certificate.provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| wrong(why.to_string()))?;
@@ -80,44 +72,50 @@ pub fn server_config(
             }
         }
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    let own: Arc<dyn ResolvesServerCert> = Arc::<Certificate>::clone(certificate);
+    let mut config = builder.with_cert_resolver(own);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
 
-fn crypto() -> CryptoProvider {
+pub(super) fn crypto() -> CryptoProvider {
     use provider::kx_group::{SECP256R1, X25519, X25519MLKEM768};
     let mut crypto = provider::default_provider();
     crypto.kx_groups = vec![X25519MLKEM768, X25519, SECP256R1];
     crypto
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServeError> {
+/// The certificates in a file.
+///
+/// # Errors
+/// It cannot be read, others could have written it, or it is no PEM.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServeError> {
     let pem = read_public(path)?;
     CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|why| ServeError::Tls(format!("{}: no certificates in PEM: {why}", path.display())))
 }
 
-fn valid_now(der: &[u8]) -> Result<(), String> {
-    let (_, certificate) = X509Certificate::from_der(der).map_err(|why| format!("malformed: {why}"))?;
-    match certificate.validity().is_valid() {
-        true => Ok(()),
-        false => Err(format!(
-            "valid from {} to {}, which is not now",
-            certificate.validity().not_before,
-            certificate.validity().not_after
-        )),
-    }
-}
-
 /// Who a client with this certificate is, whose chain has been checked.
 #[must_use]
 pub fn client_of(der: &[u8]) -> Option<ClientId> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let names = certificate.subject_alternative_name().ok()?;
+    match spiffe_in(&certificate).ok()? {
+        Some(name) if name.len() <= NAME_MOST => Some(ClientId::of_certificate(name)),
+        _ => Some(ClientId::of_certificate(&hex(digest(&SHA256, certificate.public_key().raw).as_ref()))),
+    }
+}
+
+/// The one SPIFFE ID in a certificate.
+pub(super) fn spiffe_id(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    spiffe_in(&certificate).ok()?.map(str::to_owned)
+}
+
+fn spiffe_in<'a>(certificate: &'a X509Certificate<'_>) -> Result<Option<&'a str>, X509Error> {
+    let names = certificate.subject_alternative_name()?;
     let uris: Vec<&str> = names
         .iter()
         .flat_map(|names| &names.value.general_names)
@@ -128,8 +126,8 @@ pub fn client_of(der: &[u8]) -> Option<ClientId> {
         .collect();
     let plain = |uri: &str| uri.starts_with("spiffe://") && uri.chars().all(|c| c.is_ascii_graphic());
     match uris.as_slice() {
-        [uri] if plain(uri) && uri.len() <= NAME_MOST => Some(ClientId::of_certificate(uri)),
-        _ => Some(ClientId::of_certificate(&hex(digest(&SHA256, certificate.public_key().raw).as_ref()))),
+        [uri] if plain(uri) => Ok(Some(uri)),
+        _ => Ok(None),
     }
 }
 
@@ -182,10 +180,11 @@ mod tests {
         let (good, key) = certificate(&[], 1);
         let cert = write("cert.pem", &good.pem(), 0o644);
         let key_file = write("key.pem", &key.serialize_pem(), 0o600);
-        let config = server_config(&cert, &key_file, None).unwrap();
+        let good_one = Arc::new(Certificate::load(&cert, &key_file).unwrap());
+        let config = server_config(&good_one, None).unwrap();
         assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
         assert!(!config.session_storage.can_cache() && !config.ticketer.enabled());
-        let why = |cert: &Path, key: &Path| server_config(cert, key, None).unwrap_err().to_string();
+        let why = |cert: &Path, key: &Path| Certificate::load(cert, key).unwrap_err().to_string();
         let (old, old_key) = certificate(&[], -1);
         let old = write("old.pem", &old.pem(), 0o644);
         let old_key = write("old-key.pem", &old_key.serialize_pem(), 0o600);
@@ -195,6 +194,6 @@ mod tests {
         assert!(why(&cert, &write("open.pem", &key.serialize_pem(), 0o640)).contains("chmod 600"));
         assert!(why(&write("shared.pem", &good.pem(), 0o666), &key_file).contains("others"));
         let ca = ClientCa { ca: &key_file, revoked: None, required: true };
-        assert!(server_config(&cert, &key_file, Some(ca)).is_err(), "a CA without a certificate");
+        assert!(server_config(&good_one, Some(ca)).is_err(), "a CA without a certificate");
     }
 }
