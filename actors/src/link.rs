@@ -108,12 +108,12 @@ impl Network {
         }
     }
 
-    /// The list of revoked certificates in force, in DER.
+    /// The lists of revoked certificates in force, in DER one after the other; empty if there is none.
     #[must_use]
-    pub fn crl(&self) -> Option<Vec<u8>> {
+    pub fn crls(&self) -> Vec<u8> {
         match self {
-            Network::Quic(endpoint) => endpoint.crl().map(|crl| crl.der().to_vec()),
-            Network::Memory(_) => None,
+            Network::Quic(endpoint) => endpoint.crls().iter().flat_map(|crl| crl.der().to_vec()).collect(),
+            Network::Memory(_) => Vec::new(),
         }
     }
 

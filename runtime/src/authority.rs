@@ -59,7 +59,7 @@ impl Authority {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             _ => {
                 let bytes = read_crl(&path).map_err(Failure::misconfigured)?;
-                let read = Crl::read(&bytes, ca.trust().ca_der());
+                let read = Crl::read(&bytes, &ca.trust().ca_der());
                 Some(read.map_err(|e| Failure::misconfigured(format!("{}: {e}", path.display())))?)
             }
         };

@@ -209,7 +209,7 @@ pub fn replay(dir: &Path, request: &Request, watcher: &mut dyn Watcher) -> Resul
     let checkpoints = checkpoints(&run_dir, request.ca.as_deref())?;
     let key = Key::find(request, checkpoints.layout());
     let cas = trusted(&run_dir, &config, request.ca.as_deref())?;
-    let cas = cas.iter().map(|trust| trust.ca_der().to_vec()).collect();
+    let cas = cas.iter().map(|trust| trust.ca_der()).collect();
     let records = records::find(&run_dir, &checkpoints, &key, &job, step, cas)?;
     for note in &records.notes {
         watcher.notice(note);

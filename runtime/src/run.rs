@@ -172,7 +172,7 @@ pub async fn run_as(
 
 /// The head of the audit log, once the log has been checked against the CA that this process made.
 fn audit_head(run_dir: &RunDir, operator: &Identity, watcher: &mut dyn Watcher) -> Option<Hex> {
-    let ours = Hex::hash(operator.trust().ca_der());
+    let ours = Hex::hash(&operator.trust().ca_der());
     match audit::read(&run_dir.audit_log(), &audit::Options::default(), |_, _| {}) {
         Ok(log) if log.sessions.last().is_some_and(|session| session.ca_blake3 == ours) => log.head,
         Ok(_) => {

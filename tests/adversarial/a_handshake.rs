@@ -29,7 +29,7 @@ const NO_APPLICATION_PROTOCOL: u64 = 256 + 120;
 const PROTOCOL_VIOLATION: u64 = 0x0a;
 
 /// By certificate: the code that the attacker is told, and words of the reason.
-const CERTIFICATES: [(&str, u64, &str); 36] = [
+const CERTIFICATES: [(&str, u64, &str); 39] = [
     ("no certificate", CERTIFICATE_REQUIRED, "no certificates"),
     ("self-signed", UNKNOWN_CA, "UnknownIssuer"),
     ("of a foreign CA of the same name", DECRYPT_ERROR, "BadSignature"),
@@ -62,9 +62,12 @@ const CERTIFICATES: [(&str, u64, &str); 36] = [
     ("cut short", BAD_CERTIFICATE, "BadEncoding"),
     ("with a flipped bit in its signature", DECRYPT_ERROR, "BadSignature"),
     ("with another's key", DECRYPT_ERROR, "BadSignature"),
-    ("followed by its CA", CERTIFICATE_UNKNOWN, "certificates follow the leaf"),
+    ("under a node's certificate", CERTIFICATE_UNKNOWN, "is not a CA's"),
+    ("under a CA below the job's", CERTIFICATE_UNKNOWN, "more than the CA allows"),
+    ("under a foreign CA's", CERTIFICATE_UNKNOWN, "more than the CA allows"),
+    ("followed by 4 more", CERTIFICATE_UNKNOWN, "more than 4 certificates"),
     ("of 20 KiB", CERTIFICATE_UNKNOWN, "at most 16384 are read"),
-    ("followed by 100 more", CERTIFICATE_UNKNOWN, "certificates follow the leaf"),
+    ("followed by 100 more", CERTIFICATE_UNKNOWN, "more than 4 certificates"),
     ("followed by 2000 more", PROTOCOL_VIOLATION, "HandshakePayloadTooLarge"),
 ];
 

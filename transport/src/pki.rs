@@ -2,9 +2,9 @@
 //!
 //! Invariants:
 //!
-//! 1. A leaf certificate names exactly one identity, of the CA's own trust domain and job.
-//! 2. [`Trust`] accepts a leaf only if it chains to the job's CA now, is no CA itself, may sign, is good for
-//!    both ends of TLS, and has exactly one URI name, which is a well-formed identity of the job.
+//! 1. A leaf certificate that [`JobCa`] issues names exactly one identity, of the CA's own trust domain and job.
+//! 2. [`Trust`] accepts a leaf only if it chains to a trusted CA now, through [`MAX_CHAIN`] certificates at most, is no CA itself, may
+//!    sign, is good for both ends of TLS, and has exactly one URI name, which is a well-formed identity of the job.
 //! 3. Private keys are cleared from memory when dropped, appear in no `Debug` output, and are written to and
 //!    read from files that the owner alone can read.
 //! 4. A certificate for a [`Request`] has the request's key and identity, the latter confirmed by the operator or by the key of
@@ -14,8 +14,10 @@
 //! Sources: RFC 5280 (certificates); the X.509-SVID specification,
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>.
 
+mod anchors;
 mod ca;
 mod certificate;
+mod chain;
 mod crl;
 mod enrol;
 mod files;
@@ -32,10 +34,16 @@ mod trust;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use anchors::Anchors;
+pub use anchors::{MAX_ANCHOR_BYTES, MAX_ANCHORS};
 pub use ca::JobCa;
-pub(crate) use certificate::serial_and_end;
+pub(crate) use certificate::end;
 pub(crate) use certificate::to_pem;
-pub use certificate::{CertificateInfo, certificate_der, describe};
+pub use certificate::{
+    CertificateInfo, bundle_der, bundle_parts, certificate_der, chain_der, describe, describe_all,
+};
+pub(crate) use chain::Chain;
+pub use chain::{MAX_CHAIN, MAX_CHAIN_BYTES};
 pub use crl::{
     CRL_FILE, Crl, CrlError, CrlInfo, CrlNumber, LONGEST_CRL, MAX_CRL, Revocation, RevocationList, Serial,
     describe_crl,
@@ -48,9 +56,10 @@ pub use files::{
 pub(crate) use identity::Held;
 pub use identity::Identity;
 pub use inspect::{Inspected, inspect};
+pub(crate) use key::Curve;
 pub use register::{Issued, REGISTER_FILE, Register};
 pub use request::Request;
-pub use revocation::{Installed, SystemClock, WallClock};
+pub use revocation::{Installed, RevocationPolicy, SystemClock, WallClock};
 pub use token::{JoinToken, TOKENS_FILE, TokenSecret, Tokens};
 pub use trust::{Expected, Trust};
 
@@ -152,6 +161,17 @@ pub enum PkiError {
         id: String,
         /// Its serial number, in hexadecimal.
         serial: String,
+    },
+    /// The CA that issued a certificate has no list of revoked ones, and others have.
+    #[error(
+        "there is no list of revoked certificates of {issuer}, which certified {id}: give nodes that list, too, or set \
+         security.revocation = \"short-lived\""
+    )]
+    NoList {
+        /// Whose certificate it is.
+        id: String,
+        /// The CA's name.
+        issuer: String,
     },
     /// Nobody can tell who is revoked.
     #[error(

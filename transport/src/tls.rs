@@ -36,7 +36,7 @@ pub(crate) const SERVER_NAME: &str = "testudo.invalid";
 
 /// Configuration of the accepting end.
 pub(crate) fn server_config(identity: &Identity, exchange: KeyExchange) -> Result<ServerConfig, PkiError> {
-    let verifier = NodeVerifier::new(identity.trust().clone())?;
+    let verifier = NodeVerifier::new(identity.trust().clone());
     let mut config = ServerConfig::builder_with_provider(provider(exchange))
         .with_protocol_versions(&[&TLS13])
         .map_err(|_| PkiError::Crypto("TLS 1.3 is not available"))?
@@ -85,7 +85,7 @@ pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
     aws_lc_rs::default_provider().signature_verification_algorithms
 }
 
-fn provider(exchange: KeyExchange) -> Arc<CryptoProvider> {
+pub(crate) fn provider(exchange: KeyExchange) -> Arc<CryptoProvider> {
     use aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = match exchange {
@@ -113,8 +113,7 @@ impl ResolvesServerCert for Newest {
 
 fn certified(identity: &Identity) -> CertifiedKey {
     let identity = identity.latest();
-    let chain = vec![identity.certificate().clone()];
-    CertifiedKey::new(chain, Arc::new(identity.key().clone()))
+    CertifiedKey::new(identity.shown().to_vec(), Arc::new(identity.key().clone()))
 }
 
 #[cfg(test)]

@@ -48,7 +48,12 @@ fn bad_credentials(job: &Job, good_uri: &str) -> Vec<(&'static str, Credentials)
     };
     let long_chain = {
         let mut credentials = uris(&[good_uri]);
-        credentials.chain.push(job.ca.trust().ca_der().to_vec().into());
+        credentials.chain.extend(vec![job.ca.trust().ca_der().into(); 4]);
+        credentials
+    };
+    let no_ca_between = {
+        let mut credentials = uris(&[good_uri]);
+        credentials.chain.extend(uris(&[good_uri]).chain);
         credentials
     };
     let other_role = good_uri.replace("mnist", "cifar");
@@ -79,7 +84,8 @@ fn bad_credentials(job: &Job, good_uri: &str) -> Vec<(&'static str, Credentials)
         ("with an unknown role", uris(&["spiffe://testudo.test/job/mnist/root/0"])),
         ("with a leading zero", uris(&[&good_uri.replace("/0", "/00")])),
         ("with a part", uris(&["spiffe://testudo.test/job/mnist/peer/0#server"])),
-        ("with a chain of two", long_chain),
+        ("with a chain of five", long_chain),
+        ("with a node's certificate where a CA's belongs", no_ca_between),
     ]
 }
 

@@ -31,7 +31,8 @@ impl SchedulerActor {
 
     /// What a node that joins must know before it speaks with others.
     pub(super) fn pass_on_to(&self, link: u64) {
-        if let Some(crl) = self.network().crl() {
+        let crl = self.network().crls();
+        if !crl.is_empty() {
             self.tell(link, &Revocations { crl });
         }
     }

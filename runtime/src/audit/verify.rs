@@ -10,6 +10,7 @@ use testudo_actors::contributions::{self, Digest};
 use testudo_actors::countersign;
 use testudo_actors::message::HeadName;
 use testudo_observability::audit::{Chain, Record, SIGNATURE, Signature, signed_bytes};
+use testudo_transport::pki::bundle_parts;
 use testudo_transport::{Expected, Role, SpiffeId, Trust};
 
 use super::lines::Lines;
@@ -304,7 +305,7 @@ impl Reader<'_> {
         certificate: &Base64,
         (first, resumed_from): (u64, Option<CheckpointName>),
     ) -> Result<(), String> {
-        if !self.options.cas.is_empty() && !self.options.cas.contains(&ca.0) {
+        if !self.options.cas.is_empty() && !is_within(&ca.0, &self.options.cas) {
             return Err(format!(
                 "its key is certified by a CA (BLAKE3 {}) that is not among those given",
                 Hex::hash(&ca.0)
@@ -345,6 +346,13 @@ impl Reader<'_> {
         self.unsigned = 0;
         Ok(())
     }
+}
+
+/// Whether every certificate of a bundle is in one of those given.
+fn is_within(bundle: &[u8], given: &[Vec<u8>]) -> bool {
+    let parts = |bundle| bundle_parts(bundle).unwrap_or_default();
+    let given: Vec<&[u8]> = given.iter().flat_map(|one| parts(one)).collect();
+    parts(bundle).iter().all(|one| given.contains(one))
 }
 
 /// The kind, if it is one: what is counted must not grow with what a forger writes.

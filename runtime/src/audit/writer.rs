@@ -135,7 +135,7 @@ impl AuditLog {
         writer.entry(&Entry::Key {
             trust_domain: trust.trust_domain().to_owned(),
             job: trust.job().to_owned(),
-            ca: Base64(trust.ca_der().to_vec()),
+            ca: Base64(trust.ca_der()),
             certificate: Base64(identity.certificate_der().to_vec()),
             resumed_from: job
                 .resume

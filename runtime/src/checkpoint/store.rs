@@ -45,8 +45,7 @@ impl TrustedCas {
             return Ok(TrustedCas::default());
         }
         let text = String::from_utf8(read_small(path)?).map_err(|e| CheckpointError::malformed(path, e))?;
-        let blocks = text.split_inclusive(PEM_END).map(str::trim).filter(|block| block.ends_with(PEM_END));
-        Ok(TrustedCas(blocks.map(|block| format!("{block}\n")).collect()))
+        Ok(TrustedCas(blocks(&text).map(|block| format!("{block}\n")).collect()))
     }
 
     /// What they are trusted in, for one job. A block that is no certificate is trusted in nothing.
@@ -55,10 +54,10 @@ impl TrustedCas {
         self.0.iter().filter_map(|pem| Trust::from_pem_for(pem.as_bytes(), trust_domain, job).ok()).collect()
     }
 
-    /// Whether `pem` is one of them.
+    /// Whether every certificate of `pem` is one of them.
     #[must_use]
     pub fn contains(&self, pem: &str) -> bool {
-        self.0.iter().any(|block| block.trim() == pem.trim())
+        blocks(pem).all(|one| self.0.iter().any(|block| block.trim() == one))
     }
 
     /// The run's name: BLAKE3 of its first CA's certificate as it stands in the file.
@@ -66,6 +65,11 @@ impl TrustedCas {
     pub fn run(&self) -> Option<Hex> {
         self.0.first().map(|pem| Hex(*blake3::hash(pem.as_bytes()).as_bytes()))
     }
+}
+
+/// The certificates of a PEM text, each with what stands in front of it.
+fn blocks(pem: &str) -> impl Iterator<Item = &str> {
+    pem.split_inclusive(PEM_END).map(str::trim).filter(|block| block.ends_with(PEM_END))
 }
 
 /// The checkpoints of one run.

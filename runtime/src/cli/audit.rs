@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use testudo_actors::audit::Hex;
-use testudo_transport::Trust;
+use testudo_transport::pki::bundle_der;
 
 use crate::audit::{Options, Verified, read, verify as verify_log};
 use crate::error::Failure;
@@ -68,12 +68,10 @@ fn open(run_dir: &Path) -> Result<RunDir, Failure> {
     }
 }
 
-/// A CA's certificate, in DER.
+/// The certificates of a CA or of a bundle, in DER.
 fn load_ca(file: &Path) -> Result<Vec<u8>, Failure> {
     let pem = std::fs::read(file).map_err(|e| Failure::file(file, "cannot be read", e))?;
-    let trust =
-        Trust::from_pem(&pem).map_err(|e| Failure::misconfigured(format!("{}: {e}", file.display())))?;
-    Ok(trust.ca_der().to_vec())
+    bundle_der(&pem).map_err(|e| Failure::misconfigured(format!("{}: {e}", file.display())))
 }
 
 fn verify(run_dir: &RunDir, options: &Options, as_json: bool) -> Result<(), Failure> {

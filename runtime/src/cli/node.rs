@@ -14,8 +14,8 @@ use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, 
 use testudo_actors::server::SumOrder;
 use testudo_actors::{NodeError, SignedJob};
 use testudo_observability as observability;
-use testudo_transport::pki::read_crl;
-use testudo_transport::{Endpoint, Identity, PkiError, Role};
+use testudo_transport::pki::{RevocationPolicy, read_crl};
+use testudo_transport::{Endpoint, Expected, Identity, PkiError, Role};
 use tracing::level_filters::LevelFilter;
 
 use crate::audit::{AuditLog, AuditLogError, Begun};
@@ -83,7 +83,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let identity = arguments.identity.as_deref().map(|dir| run_dir.reach(dir));
     let source = identity_source(identity.as_deref(), &config)?;
     let identity = source.load().map_err(Failure::misconfigured)?;
-    check_identity(&identity, arguments.role, index)?;
+    check_identity(&identity, arguments.role, index, &config.job)?;
     let run_dir = match &user {
         Some(user) if run_dir.descriptor().is_none() => {
             run_dir.hold_checkpoints(user).map_err(Failure::misconfigured)?
@@ -240,11 +240,12 @@ fn begin_audit(
     let identity = Identity::load(&folder).map_err(Failure::misconfigured)?;
     let (spec, operator) = signed.check(node.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
     let expected = spec.audit_key().map_err(Failure::misconfigured)?;
-    if *identity.id() != expected || identity.trust().ca_der() != node.trust().ca_der() {
+    // Whoever checks the log later goes by the CAs that are beside the key: this node's, too.
+    let is_ours = node.trust().verify(identity.certificate_der(), &Expected::Node(expected.clone()));
+    if let Err(why) = is_ours {
         return Err(Failure::misconfigured(format!(
-            "{}: the audit log is signed by {expected}, certified by this node's CA; this is {}",
+            "{}: the audit log is signed by {expected}, certified by this node's CA: {why}",
             folder.display(),
-            identity.id()
         )));
     }
     let log = AuditLog::begin(&run_dir.audit_log(), &identity, &spec, signed, operator.short());
@@ -292,8 +293,16 @@ fn identity_source(dir: Option<&Path>, config: &Config) -> Result<Source, Failur
     }
 }
 
-fn check_identity(identity: &Identity, role: NodeRole, index: u32) -> Result<(), Failure> {
+fn check_identity(identity: &Identity, role: NodeRole, index: u32, job: &config::Job) -> Result<(), Failure> {
     let id = identity.id();
+    // Whoever signs for many jobs would otherwise say which one this is.
+    if (id.trust_domain(), id.job()) != (job.trust_domain.as_str(), job.name.as_str()) {
+        return Err(Failure::misconfigured(format!(
+            "the identity given is {id}, and the cluster file is of job `{}` in `{}`: give one of that job's with --identity, or \
+             set job.name and job.trust_domain",
+            job.name, job.trust_domain
+        )));
+    }
     if id.role() == role.role() && id.index() == Some(index) {
         return Ok(());
     }
@@ -325,8 +334,12 @@ fn bind(
     Ok(Network::Quic(endpoint))
 }
 
-/// Puts the list of revoked certificates that `config` names in force for `identity`, before it knows anybody.
+/// Puts the lists of revoked certificates that `config` names in force for `identity`, before it knows anybody.
 pub(super) fn heed_crl(config: &Config, identity: &Identity) -> Result<(), Failure> {
+    identity.trust().set_revocation(match config.security.revocation {
+        config::Revocation::Required => RevocationPolicy::Required,
+        config::Revocation::ShortLived => RevocationPolicy::ShortLived,
+    });
     let Some(path) = &config.security.crl else { return Ok(()) };
     let installed = read_crl(path).and_then(|bytes| identity.trust().install_crl(&bytes));
     let installed = installed.map_err(|e| crl_refused(path, &e))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use testudo_transport::pki::{CrlError, LONGEST_CRL, read_crl};
+use testudo_transport::pki::{LONGEST_CRL, PkiError, read_crl};
 use testudo_transport::{Crl, Identity};
 
 use super::operate::{Found, Target, answered, over};
@@ -43,7 +43,7 @@ pub(crate) struct RunRevokeArguments {
     /// The certificate authority's folder, which signs [default: the run directory's]
     #[arg(long, value_name = "DIR")]
     ca: Option<PathBuf>,
-    /// Hand in this list, which the CA has signed elsewhere
+    /// Hand in this list, which the CA has signed elsewhere; or several CAs' lists in one file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "ca", "compromised", "valid_for"])]
     crl: Option<PathBuf>,
     /// Say in the list that the keys are known or feared to be in other hands
@@ -67,12 +67,18 @@ impl RunRevokeArguments {
         (target, nodes)
     }
 
-    /// The list to hand in: read, or signed by the CA that was named, or by the run's own.
-    fn list(&self, run_dir: Option<&RunDir>, nodes: &[String], operator: &Identity) -> Result<Crl, Failure> {
+    /// The list to hand in, in DER: read (and then there may be several), or signed by the CA that was named, or by the run's own.
+    fn list(
+        &self,
+        run_dir: Option<&RunDir>,
+        nodes: &[String],
+        operator: &Identity,
+    ) -> Result<Vec<u8>, Failure> {
         if let Some(file) = &self.crl {
-            let wrong = |e: CrlError| Failure::misconfigured(format!("{}: {e}", file.display()));
+            let wrong = |e: PkiError| Failure::misconfigured(format!("{}: {e}", file.display()));
             let bytes = read_crl(file).map_err(Failure::misconfigured)?;
-            return Crl::read(&bytes, operator.trust().ca_der()).map_err(wrong);
+            let lists = operator.trust().read_crls(&bytes).map_err(wrong)?;
+            return Ok(lists.iter().flat_map(|crl| crl.der().to_vec()).collect());
         }
         if nodes.is_empty() {
             return Err(Failure::misconfigured(
@@ -92,7 +98,8 @@ impl RunRevokeArguments {
                 ));
             }
         };
-        write(&authority, nodes, self.compromised, self.valid_for.unwrap_or(validity))
+        let crl = write(&authority, nodes, self.compromised, self.valid_for.unwrap_or(validity))?;
+        Ok(crl.der().to_vec())
     }
 }
 
@@ -100,7 +107,7 @@ pub(super) fn in_run(arguments: &RunRevokeArguments) -> Result<(), Failure> {
     let (target, nodes) = arguments.whom();
     let found = target.find_and(|run_dir, operator| arguments.list(run_dir, &nodes, operator))?;
     let (Found::Scheduler(site), Some(crl)) = found else { return Err(over(&target)) };
-    answered(site.run(async |line| line.revoke(crl.der().to_vec()).await)?)
+    answered(site.run(async |line| line.revoke(crl).await)?)
 }
 
 /// `testudo pki crl`

@@ -12,7 +12,7 @@ use super::read::Values;
 use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model,
-    Network, Optimizer, OptimizerRule, Output, Placement, Schedule, SchedulerNetwork, Security,
+    Network, Optimizer, OptimizerRule, Output, Placement, Revocation, Schedule, SchedulerNetwork, Security,
     SecurityFiles, ServersNetwork, Training, Transport,
 };
 
@@ -95,6 +95,10 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 _ => None,
             },
             crl: from.path("security.crl"),
+            revocation: match from.text("security.revocation").as_str() {
+                "short-lived" => Revocation::ShortLived,
+                _ => Revocation::Required,
+            },
         },
         checkpoint: Checkpoint {
             export: matches!(values.get("checkpoint.export"), Some(Value::Boolean(true))),

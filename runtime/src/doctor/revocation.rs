@@ -1,11 +1,11 @@
 //! Lists of revoked certificates: whether they are there, whose they are, how long they last, and who is in them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use testudo_transport::pki::{
-    CA_FILE, CLOCK_SKEW, CRL_FILE, Crl, CrlError, CrlInfo, Serial, certificate_der, describe, describe_crl,
-    read_crl,
+    CA_FILE, CLOCK_SKEW, CRL_FILE, Crl, CrlError, CrlInfo, Serial, bundle_der, chain_der, describe_all,
+    describe_crl, read_crl,
 };
 
 use super::identity::{self, Kind, span};
@@ -24,22 +24,29 @@ pub(super) fn look(report: &mut Report, list: &Path, identities: &[Found], now: 
     identity::privacy(report, list, Kind::Public);
     // Without permission to read it there is no more to say.
     let Ok(bytes) = read_crl(list) else { return };
-    let mut authorities: Vec<&PathBuf> = identities.iter().map(|found| &found.files.ca).collect();
-    authorities.sort();
-    authorities.dedup_by_key(|ca| std::fs::read(ca).ok());
-    let judged: Vec<_> = authorities.into_iter().filter_map(|ca| Some((ca, of(&bytes, ca)?))).collect();
+    let judged: Vec<_> = identities
+        .iter()
+        .map(|found| &found.files)
+        .filter_map(|files| Some((&files.ca, of(&bytes, &files.ca, Some(&files.cert))?)))
+        .collect();
     // Identities of other jobs are told of elsewhere: one CA must know it.
     let read = judged.iter().find_map(|(_, judged)| judged.as_ref().ok());
     match (describe_crl(&bytes), judged.first()) {
         (Err(why), _) => return malformed(report, list, &why),
         (Ok(_), Some((ca, Err(why)))) if read.is_none() => return foreign(report, list, ca, why),
-        (Ok(info), _) => time(report, list, &info, now),
+        (Ok(lists), _) => lists.iter().for_each(|info| time(report, list, info, now)),
     }
-    let Some(crl) = read else { return };
+    let Some(lists) = read else { return };
     for found in identities {
-        let serial = std::fs::read(&found.files.cert).ok().and_then(|pem| describe(&pem).ok());
-        let serial = serial.and_then(|info| Serial::from_hex(&info.serial).ok());
-        if serial.is_some_and(|serial| crl.has(&serial)) {
+        let pem = std::fs::read(&found.files.cert).unwrap_or_default();
+        let certificates = describe_all(&pem).unwrap_or_default();
+        let is_revoked = certificates.iter().any(|info| {
+            let serial = Serial::from_hex(&info.serial).ok();
+            serial.is_some_and(|serial| {
+                lists.iter().any(|crl| crl.issuer_name() == info.issuer && crl.has(&serial))
+            })
+        });
+        if is_revoked {
             let what = format!("{} is revoked by {}", found.id.short(), shown(list));
             let fix = "have the operator issue a new identity, if this node is to take part again";
             report.problem(shown(&found.files.cert), what, fix);
@@ -55,17 +62,19 @@ pub(super) fn authority(report: &mut Report, folder: &Path, now: SystemTime) {
     }
     identity::privacy(report, &list, Kind::Public);
     let Ok(bytes) = read_crl(&list) else { return };
-    match (describe_crl(&bytes), of(&bytes, &ca)) {
+    match (describe_crl(&bytes), of(&bytes, &ca, None)) {
         (Err(why), _) => malformed(report, &list, &why),
         (Ok(_), Some(Err(why))) => foreign(report, &list, &ca, &why),
-        (Ok(info), _) => time(report, &list, &info, now),
+        (Ok(lists), _) => lists.iter().for_each(|info| time(report, &list, info, now)),
     }
 }
 
-/// `None` if the CA's certificate cannot be read, which is told elsewhere.
-fn of(bytes: &[u8], ca: &Path) -> Option<Result<Crl, CrlError>> {
-    let ca = std::fs::read(ca).ok().and_then(|pem| certificate_der(&pem).ok())?;
-    Some(Crl::read(bytes, &ca))
+/// `None` if the CAs' certificates cannot be read, which is told elsewhere. `cert` is of a node: the CAs that it comes through may
+/// have lists, too.
+fn of(bytes: &[u8], ca: &Path, cert: Option<&Path>) -> Option<Result<Vec<Crl>, CrlError>> {
+    let ca = std::fs::read(ca).ok().and_then(|pem| bundle_der(&pem).ok())?;
+    let chain = cert.and_then(|cert| std::fs::read(cert).ok()).and_then(|pem| chain_der(&pem).ok());
+    Some(Crl::read_for(bytes, &ca, chain.as_deref()))
 }
 
 const RESTORE: &str =

@@ -21,7 +21,33 @@ class Authority:
         self.key = serialization.load_pem_private_key((folder / "ca-key.pem").read_bytes(), None)
 
 
-def impostor(original):
+def with_key(certificate, key):
+    """Whoever has a certificate's key can sign as it."""
+    made = object.__new__(Authority)
+    made.certificate, made.key = certificate, key
+    return made
+
+
+def below(authority):
+    """A CA's certificate by another CA, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "below")]))
+        .issuer_name(authority.certificate.subject).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+        .add_extension(x509.BasicConstraints(True, 0), True)
+        .sign(authority.key, hashes.SHA256()))
+    return certificate, key
+
+
+def under(certificate, key, name):
+    """A node's certificate that whoever has `key` signed, followed by that one's own; its key."""
+    own, own_key = leaf(with_key(certificate, key), [name])
+    return [own, certificate], own_key
+
+
+def impostor(original, path_length=0):
     """Another CA of the same name."""
     forged = object.__new__(Authority)
     forged.key = ec.generate_private_key(ec.SECP256R1())
@@ -29,7 +55,7 @@ def impostor(original):
         x509.CertificateBuilder().subject_name(original.certificate.subject).issuer_name(original.certificate.subject)
         .public_key(forged.key.public_key()).serial_number(x509.random_serial_number())
         .not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
-        .add_extension(x509.BasicConstraints(True, 0), True)
+        .add_extension(x509.BasicConstraints(True, path_length), True)
         .sign(forged.key, hashes.SHA256()))
     return forged
 
@@ -111,7 +137,10 @@ def bad(authority, name):
         "cut short": ([Bytes(der[:-1])], good_key),
         "with a flipped bit in its signature": ([Bytes(der[:-1] + bytes([der[-1] ^ 1]))], good_key),
         "with another's key": ([good], leaf(authority, [name])[1]),
-        "followed by its CA": ([good, authority.certificate], good_key),
+        "under a node's certificate": under(*leaf(authority, [other(f"/{index}", "/7")]), name),
+        "under a CA below the job's": under(*below(authority), name),
+        "under a foreign CA's": under(*below(impostor(authority, None)), name),
+        "followed by 4 more": ([good] * 5, good_key),
         "of 20 KiB": leaf(authority, [name], padding=20_000),
         "followed by 100 more": ([good] * 101, good_key),
         "followed by 2000 more": ([good] * 2001, good_key),

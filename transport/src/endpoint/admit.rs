@@ -221,15 +221,15 @@ impl Admission {
         quic.export_keying_material(secret.as_mut(), EXPORTER_LABEL, &context)
             .map_err(|_| PkiError::Crypto("TLS exported no key for message authentication"))?;
         let trust = self.identity.trust();
-        let leaf = leaf(&quic)?;
-        let place = self.live.place(peer.clone(), Shown::of(&leaf)?);
+        let chain = chain(&quic)?;
+        let place = self.live.place(peer.clone(), Shown::of(&chain, trust)?);
         let witness = place.witness();
         let renewal = Renewal::new(self.identity.clone(), changes, place.renewals(trust));
         transport::admit(&quic, &self.config);
         let setup = Setup {
             local,
             peer,
-            certificate: Some(Arc::from(leaf.as_ref())),
+            certificate: Some(Arc::clone(&chain)),
             policy: Arc::clone(&self.policy),
             link: Link::Quic(quic),
             secret: Some(ConnectionSecret::new(*secret)),
@@ -249,17 +249,15 @@ impl Admission {
 
     // The handshake has checked the certificate already; the name is read again from what it checked.
     fn peer(&self, quic: &quinn::Connection) -> Result<SpiffeId, PkiError> {
-        self.identity.trust().verify(&leaf(quic)?, &Expected::Member)
+        self.identity.trust().verify(&chain(quic)?, &Expected::Member)
     }
 }
 
-/// The one certificate that the peer showed.
-fn leaf(quic: &quinn::Connection) -> Result<CertificateDer<'static>, PkiError> {
-    let chain = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    match chain.as_deref().map(Vec::as_slice) {
-        Some([leaf]) => Ok(leaf.clone()),
-        _ => Err(PkiError::Certificate("the peer did not show exactly one".to_owned())),
-    }
+/// The certificates that the peer showed, in DER one after the other.
+fn chain(quic: &quinn::Connection) -> Result<Arc<[u8]>, PkiError> {
+    let shown = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let shown = shown.ok_or_else(|| PkiError::Certificate("the peer showed none".to_owned()))?;
+    Ok(shown.iter().flat_map(|der| der.iter().copied()).collect())
 }
 
 /// Accepts newcomers until the endpoint closes.

@@ -8,7 +8,7 @@
 //! 2. A file that is followed never takes back what is in force: what cannot be taken from it is logged once, and changes
 //!    nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -18,7 +18,7 @@ use super::{Endpoint, Inner};
 use crate::connection::{Connection, Take, Watched};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
-use crate::pki::{Crl, CrlNumber, Expected, Installed, PkiError, Serial, Trust, read_crl};
+use crate::pki::{Anchors, Chain, Crl, Expected, Installed, PkiError, Trust, read_crl};
 
 /// Between two looks at live connections and at the file that is followed: a revoked node has no more than this long, and a
 /// look costs microseconds.
@@ -34,14 +34,27 @@ pub(super) struct Live {
 /// What of a peer's certificate says how long it is good.
 #[derive(Clone)]
 pub(super) struct Shown {
-    serial: Serial,
+    chain: Arc<[u8]>,
     not_after: i64,
+    // Under which it was checked last.
+    anchors: Arc<Anchors>,
 }
 
 impl Shown {
-    pub(super) fn of(certificate_der: &[u8]) -> Result<Shown, PkiError> {
-        let (_, not_after) = crate::pki::serial_and_end(certificate_der)?;
-        Ok(Shown { serial: Serial::of(certificate_der)?, not_after })
+    pub(super) fn of(chain_der: &Arc<[u8]>, trust: &Trust) -> Result<Shown, PkiError> {
+        let not_after = crate::pki::end(&Chain::split(chain_der)?)?;
+        Ok(Shown { chain: Arc::clone(chain_der), not_after, anchors: trust.anchors() })
+    }
+
+    /// Whether it is good still.
+    fn recheck(&mut self, trust: &Trust, peer: &SpiffeId) -> Result<(), PkiError> {
+        trust.recheck(&self.chain, self.not_after, peer)?;
+        let anchors = trust.anchors();
+        if !Arc::ptr_eq(&self.anchors, &anchors) {
+            trust.verify(&self.chain, &Expected::Node(peer.clone()))?;
+            self.anchors = anchors;
+        }
+        Ok(())
     }
 }
 
@@ -54,8 +67,10 @@ struct Entry {
 
 impl Entry {
     fn recheck(&self, trust: &Trust) -> bool {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Err(why) = trust.recheck(&shown.serial, shown.not_after, &self.peer) else { return false };
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err(why) = shown.recheck(trust, &self.peer) else { return false };
+        // Closing wakes others' tasks: not under the lock.
+        drop(shown);
         let Some(connection) = self.connection.get() else { return false };
         let closed = connection.close(CloseCode::Untrusted.number(), &why.to_string());
         if closed {
@@ -111,7 +126,8 @@ impl Place {
         Box::new(move |certificate, message, signature| {
             let expected = Expected::Node(entry.peer.clone());
             trust.verify_signature(certificate, &expected, message, signature)?;
-            *entry.shown.lock().unwrap_or_else(PoisonError::into_inner) = Shown::of(certificate)?;
+            let shown = Shown::of(&Arc::from(certificate), &trust)?;
+            *entry.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
             Ok(())
         })
     }
@@ -172,10 +188,10 @@ impl Endpoint {
         Ok(installed)
     }
 
-    /// The list of revoked certificates in force at this endpoint.
+    /// The lists of revoked certificates in force at this endpoint, one for each CA that has one.
     #[must_use]
-    pub fn crl(&self) -> Option<Arc<Crl>> {
-        self.0.admission.identity().trust().crl()
+    pub fn crls(&self) -> Vec<Arc<Crl>> {
+        self.0.admission.identity().trust().crls()
     }
 
     /// Puts the list in a file in force, and every later one that is put in the file's place while this endpoint lives.
@@ -211,26 +227,33 @@ impl Endpoint {
     }
 }
 
-/// The lists of which it was said that they end soon, and that they have ended: once is enough.
+/// The lists (BLAKE3 of each) of which it was said that they end soon, and that they have ended: once is enough.
 #[derive(Default)]
 struct Told {
-    soon: Option<CrlNumber>,
-    ended: Option<CrlNumber>,
+    soon: HashSet<blake3::Hash>,
+    ended: HashSet<blake3::Hash>,
 }
 
 impl Told {
     fn look(&mut self, trust: &Trust) {
-        let Some(crl) = trust.crl() else { return };
-        let number = Some(crl.number());
-        let now = trust.now();
-        if crl.expired_since(now).is_some() {
-            if std::mem::replace(&mut self.ended, number) != number {
-                tracing::error!(
-                    "the list of revoked certificates has ended: nobody is trusted until there is a new one"
-                );
+        let (now, lists) = (trust.now(), trust.crls());
+        let lists: Vec<_> = lists.iter().map(|crl| (blake3::hash(crl.der()), crl)).collect();
+        for (hash, crl) in &lists {
+            let issuer = crl.issuer_name();
+            if crl.expired_since(now).is_some() {
+                if self.ended.insert(*hash) {
+                    tracing::error!(
+                        issuer,
+                        "the list of revoked certificates has ended: nobody of this CA is trusted until there is a new one"
+                    );
+                }
+            } else if crl.ends_soon(now) && self.soon.insert(*hash) {
+                let end = crl.end();
+                tracing::warn!(issuer, end, "the list of revoked certificates ends soon: make the next one");
             }
-        } else if crl.ends_soon(now) && std::mem::replace(&mut self.soon, number) != number {
-            tracing::warn!(end = crl.end(), "the list of revoked certificates ends soon: make the next one");
+        }
+        for told in [&mut self.soon, &mut self.ended] {
+            told.retain(|hash| lists.iter().any(|(listed, _)| listed == hash));
         }
     }
 }

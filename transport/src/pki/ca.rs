@@ -41,7 +41,7 @@ impl JobCa {
         let mut params = ca_params(trust_domain, job)?;
         set_validity(&mut params, validity)?;
         let certificate = params.self_signed(&key).map_err(|_| PkiError::Crypto("signing the CA failed"))?;
-        let trust = Trust::new(certificate.der().clone(), trust_domain.to_owned(), job.to_owned())?;
+        let trust = Trust::from_der_for(certificate.der(), trust_domain, job)?;
         Ok(JobCa { certificate_pem: certificate.pem(), trust, key, directory: None })
     }
 
@@ -123,7 +123,7 @@ impl JobCa {
         let key = SecretKey::from_pem(&files::read_secret(&directory.join(CA_KEY_FILE))?)?;
         let pem = files::read_public(&directory.join(CA_FILE))?;
         let trust = Trust::from_pem(&pem)?;
-        if !key.matches(&certificate::public_key(trust.ca_der())?) {
+        if !key.matches(&certificate::public_key(&trust.ca_der())?) {
             return Err(PkiError::Certificate("it is not of the CA key beside it".to_owned()));
         }
         let certificate_pem = String::from_utf8_lossy(&pem).into_owned();
@@ -158,7 +158,7 @@ impl JobCa {
         let (Some(list), Some(former)) = (list.filter(|list| list.exists()), request.former()) else {
             return Ok(());
         };
-        let (crl, serial) = (Crl::read(&files::read_crl(&list)?, self.trust.ca_der())?, Serial::of(former)?);
+        let (crl, serial) = (Crl::read(&files::read_crl(&list)?, &self.trust.ca_der())?, Serial::of(former)?);
         if crl.has(&serial) {
             let id = request.id().short().to_owned();
             return Err(PkiError::Revoked { id, serial: serial.to_string() });
@@ -180,7 +180,7 @@ impl JobCa {
 
     /// No certificate outlives its CA's: nobody looks at the dates of a CA that he trusts.
     fn end_with_the_ca(&self, params: &mut CertificateParams) -> Result<(), PkiError> {
-        let (_, end) = certificate::serial_and_end(self.trust.ca_der())?;
+        let (_, end) = certificate::serial_and_end(&self.trust.ca_der())?;
         let end = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(end).unwrap_or(0));
         if end <= params.not_before + CLOCK_SKEW {
             return Err(PkiError::CaEnded);

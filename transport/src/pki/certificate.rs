@@ -8,12 +8,15 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Name;
 
-use super::PkiError;
+use super::anchors::{Anchors, MAX_ANCHOR_BYTES, MAX_ANCHORS};
+use super::key::Curve;
+use super::{Chain, PkiError, Serial, chain};
 use crate::identity::SpiffeId;
 
-/// Longest certificate read, in bytes: ours have about 600.
-const MAX_CERTIFICATE: usize = 16 * 1024;
+/// Longest certificate read, in bytes: as long as a whole chain may be.
+const MAX_CERTIFICATE: usize = super::chain::MAX_CHAIN_BYTES;
 
 const URI_SCHEME: &str = "spiffe://";
 
@@ -40,6 +43,10 @@ pub(crate) fn leaf_identity(der: &[u8]) -> Result<SpiffeId, PkiError> {
     match certificate.extended_key_usage().map_err(malformed)? {
         Some(usage) if usage.value.server_auth && usage.value.client_auth => {}
         _ => return refuse("its extended key usage is not both serverAuth and clientAuth"),
+    }
+    if Curve::of(&certificate).is_none() {
+        let what = format!("its key is {}; nodes have ECDSA on P-256 or P-384", key_type(&certificate));
+        return refuse(&what);
     }
     let uris = uri_names(&certificate)?;
     match uris.as_slice() {
@@ -73,15 +80,90 @@ pub(crate) fn public_key(der: &[u8]) -> Result<Vec<u8>, PkiError> {
     Ok(parse(der)?.public_key().raw.to_vec())
 }
 
-/// The public key's bit string alone: an uncompressed point for ECDSA.
-pub(crate) fn public_point(der: &[u8]) -> Result<Vec<u8>, PkiError> {
-    Ok(parse(der)?.public_key().subject_public_key.data.to_vec())
+/// The curve of a key for ECDSA, and its bit string alone: an uncompressed point.
+pub(crate) fn public_point(der: &[u8]) -> Result<(Curve, Vec<u8>), PkiError> {
+    let certificate = parse(der)?;
+    let curve = Curve::of(&certificate).ok_or(PkiError::Crypto("the key is on no curve that is known"))?;
+    Ok((curve, certificate.public_key().subject_public_key.data.to_vec()))
+}
+
+/// How many CAs may stand below this one, whose certificate must be a CA's that may sign certificates; `None` for any number.
+///
+/// # Errors
+/// [`PkiError::Certificate`] when it is no such CA's.
+pub(crate) fn issuer_length(der: &[u8]) -> Result<Option<u32>, PkiError> {
+    let certificate = parse(der)?;
+    let refuse = |what: &str| PkiError::Certificate(what.to_owned());
+    let malformed = |_| refuse("malformed extension");
+    let constraints = certificate.basic_constraints().map_err(malformed)?;
+    let Some(constraints) = constraints.filter(|found| found.value.ca) else {
+        return Err(refuse("it stands where a CA's belongs, and is not a CA's"));
+    };
+    let usage = certificate.key_usage().map_err(malformed)?;
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return Err(refuse("it is a CA's whose key usage does not allow signing certificates"));
+    }
+    Ok(constraints.value.path_len_constraint)
+}
+
+/// Refuses a CA's certificate that is of another SPIFFE trust domain than the nodes below it (X509-SVID, section 4.1); most name
+/// none.
+pub(crate) fn check_issuer_domain(der: &[u8], trust_domain: &str) -> Result<(), PkiError> {
+    let uris = uri_names(&parse(der)?)?;
+    match uris.iter().find_map(|uri| uri.strip_prefix(URI_SCHEME)).filter(|found| *found != trust_domain) {
+        Some(other) => Err(PkiError::Certificate(format!("its CA is of `{other}`, not of `{trust_domain}`"))),
+        None => Ok(()),
+    }
+}
+
+/// Who signed a certificate (the name in DER), and its serial number: what lists of revoked certificates go by.
+pub(crate) fn issued_by(der: &[u8]) -> Result<(Box<[u8]>, Serial), PkiError> {
+    let certificate = parse(der)?;
+    Ok((certificate.issuer().as_raw().into(), Serial::new(certificate.raw_serial())?))
+}
+
+/// The subject, in DER.
+#[cfg(test)]
+pub(crate) fn subject(der: &[u8]) -> Result<Box<[u8]>, PkiError> {
+    Ok(parse(der)?.subject().as_raw().into())
+}
+
+/// The certificates of a node's PEM text, in DER one after the other: its own, and those between it and a CA's.
+///
+/// # Errors
+/// [`PkiError`] when there is none in it, or more than a chain may have.
+pub fn chain_der(pem: &[u8]) -> Result<Vec<u8>, PkiError> {
+    chain::from_pem(pem, chain::MAX_CHAIN, chain::MAX_CHAIN_BYTES)
+}
+
+/// The certificates of a bundle in DER, each by itself.
+///
+/// # Errors
+/// [`PkiError::Certificate`] when it is none.
+pub fn bundle_parts(der: &[u8]) -> Result<Vec<&[u8]>, PkiError> {
+    chain::split(der, MAX_ANCHORS, MAX_ANCHOR_BYTES)
+}
+
+/// A name in DER, for people.
+pub(crate) fn name_text(der: &[u8]) -> String {
+    X509Name::from_der(der)
+        .map_or_else(|_| "a name that cannot be read".to_owned(), |(_, name)| name.to_string())
 }
 
 /// Serial number (the bytes of the DER integer) and end of validity (seconds since 1970 UTC).
 pub(crate) fn serial_and_end(der: &[u8]) -> Result<(Vec<u8>, i64), PkiError> {
     let certificate = parse(der)?;
     Ok((certificate.raw_serial().to_vec(), certificate.validity().not_after.timestamp()))
+}
+
+/// When the first certificate of a chain ends, in seconds since 1970 UTC.
+pub(crate) fn end(chain: &Chain<'_>) -> Result<i64, PkiError> {
+    let all = std::iter::once(chain.leaf()).chain(chain.others().iter().copied());
+    let mut end = i64::MAX;
+    for der in all {
+        end = end.min(serial_and_end(der)?.1);
+    }
+    Ok(end)
 }
 
 /// Reads the first certificate of a PEM text.
@@ -160,6 +242,23 @@ pub fn describe(pem: &[u8]) -> Result<CertificateInfo, PkiError> {
     describe_der(&from_pem(pem)?)
 }
 
+/// [`describe`] of every certificate of a PEM text, as many as a bundle may have.
+///
+/// # Errors
+/// [`PkiError`] when there is none in it, or one that cannot be read.
+pub fn describe_all(pem: &[u8]) -> Result<Vec<CertificateInfo>, PkiError> {
+    let bytes = chain::from_pem(pem, MAX_ANCHORS, MAX_ANCHOR_BYTES)?;
+    chain::split(&bytes, MAX_ANCHORS, MAX_ANCHOR_BYTES)?.into_iter().map(describe_der).collect()
+}
+
+/// The certificates of a PEM text, in DER one after the other: a bundle of CAs, as [`super::Trust::ca_der`] gives it.
+///
+/// # Errors
+/// [`PkiError`] when there is none in it, or one that is not a CA's.
+pub fn bundle_der(pem: &[u8]) -> Result<Vec<u8>, PkiError> {
+    Anchors::from_pem(pem).map(|anchors| anchors.to_der())
+}
+
 /// [`describe`] of a certificate in DER.
 pub(crate) fn describe_der(der: &[u8]) -> Result<CertificateInfo, PkiError> {
     let certificate = parse(der)?;
@@ -210,14 +309,29 @@ fn common_name(name: &x509_parser::x509::X509Name<'_>) -> Option<String> {
 }
 
 fn key_type(certificate: &X509Certificate<'_>) -> String {
-    const EC: &str = "1.2.840.10045.2.1";
-    const P256: &str = "1.2.840.10045.3.1.7";
+    if let Some(curve) = Curve::of(certificate) {
+        return curve.to_string();
+    }
     let algorithm = &certificate.public_key().algorithm;
     let curve = algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok()).map(|oid| oid.to_id_string());
     match (algorithm.algorithm.to_id_string().as_str(), curve.as_deref()) {
-        (EC, Some(P256)) => "ECDSA P-256".to_owned(),
         (EC, Some(other)) => format!("ECDSA on curve {other}"),
         (other, _) => format!("algorithm {other}"),
+    }
+}
+
+const EC: &str = "1.2.840.10045.2.1";
+
+impl Curve {
+    /// That of a certificate's key; `None` for a key of another kind.
+    fn of(certificate: &X509Certificate<'_>) -> Option<Curve> {
+        let algorithm = &certificate.public_key().algorithm;
+        let curve = algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok())?.to_id_string();
+        match (algorithm.algorithm.to_id_string().as_str(), curve.as_str()) {
+            (EC, "1.2.840.10045.3.1.7") => Some(Curve::P256),
+            (EC, "1.3.132.0.34") => Some(Curve::P384),
+            _ => None,
+        }
     }
 }
 

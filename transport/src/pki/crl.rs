@@ -12,6 +12,7 @@
 
 mod issue;
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
@@ -26,7 +27,8 @@ use x509_parser::x509::X509Version;
 
 pub use issue::{Revocation, RevocationList};
 
-use super::{CLOCK_SKEW, PkiError};
+use super::anchors::{MAX_ANCHOR_BYTES, MAX_ANCHORS};
+use super::{CLOCK_SKEW, PkiError, certificate, chain};
 
 /// Longest list read, in bytes of DER: some 6,000 certificates with a reason each.
 pub const MAX_CRL: usize = 240 * 1024;
@@ -49,6 +51,12 @@ pub enum CrlError {
     /// It names another CA, or another one's key signed it.
     #[error("it is not of the job's CA: {0}")]
     Foreign(&'static str),
+    /// This node's own certificate would be left without one.
+    #[error(
+        "there is none of {0}, which this node's own certificate is of: give its list, too, or set security.revocation = \
+         \"short-lived\""
+    )]
+    Bare(String),
     /// It has ended.
     #[error("it ended {ago} s ago; have the operator make a new one with `testudo pki crl`")]
     Expired {
@@ -186,6 +194,10 @@ impl fmt::Debug for Serial {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Crl {
     der: Vec<u8>,
+    /// The CA's name, in DER.
+    issuer: Box<[u8]>,
+    /// BLAKE3 of the key that signed it: a CA that changes its key has lists by either.
+    signer: Option<[u8; 32]>,
     number: CrlNumber,
     this_update: i64,
     next_update: i64,
@@ -193,27 +205,68 @@ pub struct Crl {
 }
 
 impl Crl {
-    /// Reads a list in PEM or DER, and checks that the CA with this certificate signed it. Whether it is of today is not
-    /// asked.
+    /// Reads a list in PEM or DER, and checks that one of the CAs with these certificates (DER, one after the other) signed it.
+    /// Whether it is of today is not asked.
     ///
     /// # Errors
     /// [`CrlError::Malformed`] or [`CrlError::Foreign`].
     pub fn read(bytes: &[u8], ca_der: &[u8]) -> Result<Crl, CrlError> {
-        Crl::read_if(bytes, |der, list| check_signature(der, list, ca_der))
+        let issuers = chain::split(ca_der, MAX_ANCHORS, MAX_ANCHOR_BYTES);
+        let issuers = issuers.map_err(|_| CrlError::Foreign("the CA's certificate is malformed"))?;
+        let mut lists = Crl::read_all(bytes, &issuers)?;
+        match (lists.pop(), lists.is_empty()) {
+            (Some(only), true) => Ok(only),
+            _ => Err(CrlError::Malformed("it is more than one list".to_owned())),
+        }
+    }
+
+    /// Reads one or more lists, one after the other, each of one of the CAs with these certificates (DER, one after the other) or of
+    /// one in a chain (as [`super::chain_der`] gives it). Whether they are of today is not asked.
+    ///
+    /// # Errors
+    /// As for [`Crl::read`].
+    pub fn read_for(bytes: &[u8], ca_der: &[u8], chain_der: Option<&[u8]>) -> Result<Vec<Crl>, CrlError> {
+        let malformed = |_| CrlError::Foreign("the CA's certificate is malformed");
+        let mut issuers = chain::split(ca_der, MAX_ANCHORS, MAX_ANCHOR_BYTES).map_err(malformed)?;
+        if let Some(chain) = chain_der {
+            issuers.extend(chain::Chain::split(chain).map_err(malformed)?.others());
+        }
+        Crl::read_all(bytes, &issuers)
+    }
+
+    /// Reads one or more lists, one after the other, each of one of the CAs with these certificates.
+    ///
+    /// # Errors
+    /// As for [`Crl::read`].
+    pub(crate) fn read_all(bytes: &[u8], issuers: &[&[u8]]) -> Result<Vec<Crl>, CrlError> {
+        let one = |der| {
+            Crl::read_if(der, |der, list| {
+                let mut why = CrlError::Foreign("it names another issuer");
+                for ca in issuers {
+                    match check_signature(der, list, ca) {
+                        Ok(key) => return Ok(Some(key)),
+                        // Of several reasons, the one of the CA that it names.
+                        Err(CrlError::Foreign("it names another issuer")) => {}
+                        Err(other) => why = other,
+                    }
+                }
+                Err(why)
+            })
+        };
+        to_der(bytes)?.into_iter().map(one).collect()
     }
 
     fn read_if(
-        bytes: &[u8],
-        is_signed: impl FnOnce(&[u8], &CertificateRevocationList<'_>) -> Result<(), CrlError>,
+        der: Vec<u8>,
+        is_signed: impl FnOnce(&[u8], &CertificateRevocationList<'_>) -> Result<Option<[u8; 32]>, CrlError>,
     ) -> Result<Crl, CrlError> {
-        let der = to_der(bytes)?;
         let malformed = |what: &str| CrlError::Malformed(what.to_owned());
         let (rest, list) = CertificateRevocationList::from_der(&der)
             .map_err(|why| CrlError::Malformed(format!("not a list of revoked certificates: {why}")))?;
         if !rest.is_empty() {
             return Err(malformed("bytes follow it"));
         }
-        is_signed(&der, &list)?;
+        let signer = is_signed(&der, &list)?;
         if list.version() != Some(VERSION_2) {
             return Err(malformed("it is not of version 2"));
         }
@@ -236,8 +289,34 @@ impl Crl {
             revoked.insert(Serial::new(entry.raw_serial())?);
         }
         let (this_update, next_update) = (list.last_update().timestamp(), next_update.timestamp());
+        let issuer = list.issuer().as_raw().into();
         drop(list);
-        Ok(Crl { der, number, this_update, next_update, revoked })
+        Ok(Crl { der, issuer, signer, number, this_update, next_update, revoked })
+    }
+
+    /// The CA's name, in DER.
+    pub(super) fn issuer(&self) -> &[u8] {
+        &self.issuer
+    }
+
+    /// The CA's name, for people.
+    #[must_use]
+    pub fn issuer_name(&self) -> String {
+        certificate::name_text(&self.issuer)
+    }
+
+    /// Whether another list is by the same CA with the same key: then the later one counts.
+    pub(super) fn is_by_the_signer_of(&self, other: &Crl) -> bool {
+        self.issuer == other.issuer && self.signer == other.signer
+    }
+
+    /// Whether it may take the place of `current`.
+    pub(super) fn check_follows(&self, current: &Crl) -> Result<(), CrlError> {
+        match self.number.cmp(&current.number) {
+            Ordering::Less => Err(CrlError::Older { found: self.number, in_force: current.number }),
+            Ordering::Equal => Err(CrlError::Twin(self.number)),
+            Ordering::Greater => Ok(()),
+        }
     }
 
     /// Whether it may be taken at the time `now`: neither over nor of the future, the clocks' difference allowed for.
@@ -320,6 +399,8 @@ impl Crl {
 /// What a person wants to know of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CrlInfo {
+    /// Whose it is.
+    pub issuer: String,
     /// Its number.
     pub number: CrlNumber,
     /// When it was made, in seconds since 1970 UTC.
@@ -333,6 +414,7 @@ pub struct CrlInfo {
 impl fmt::Display for CrlInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "kind         list of revoked certificates")?;
+        writeln!(f, "issuer       {}", self.issuer)?;
         writeln!(f, "number       {}", self.number)?;
         writeln!(f, "valid        {} to {}", date(self.this_update), date(self.next_update))?;
         write!(f, "revoked      {}", self.revoked.len())?;
@@ -340,14 +422,18 @@ impl fmt::Display for CrlInfo {
     }
 }
 
-/// Describes a list; says nothing of whether to trust it.
+/// Describes lists that stand one after the other; says nothing of whether to trust them.
 ///
 /// # Errors
 /// [`CrlError::Malformed`].
-pub fn describe_crl(bytes: &[u8]) -> Result<CrlInfo, CrlError> {
-    let crl = Crl::read_if(bytes, |_, _| Ok(()))?;
-    let Crl { number, this_update, next_update, revoked, .. } = crl;
-    Ok(CrlInfo { number, this_update, next_update, revoked: revoked.into_iter().collect() })
+pub fn describe_crl(bytes: &[u8]) -> Result<Vec<CrlInfo>, CrlError> {
+    let describe = |der| {
+        let crl = Crl::read_if(der, |_, _| Ok(None))?;
+        let issuer = crl.issuer_name();
+        let Crl { number, this_update, next_update, revoked, .. } = crl;
+        Ok(CrlInfo { issuer, number, this_update, next_update, revoked: revoked.into_iter().collect() })
+    };
+    to_der(bytes)?.into_iter().map(describe).collect()
 }
 
 fn date(seconds: i64) -> String {
@@ -369,7 +455,8 @@ impl fmt::Debug for Crl {
     }
 }
 
-fn to_der(bytes: &[u8]) -> Result<Vec<u8>, CrlError> {
+/// The lists in a text or in DER, one after the other.
+fn to_der(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
     // DER of a list is a SEQUENCE; no text begins so.
     const SEQUENCE: u8 = 0x30;
     let too_long =
@@ -378,18 +465,31 @@ fn to_der(bytes: &[u8]) -> Result<Vec<u8>, CrlError> {
         if bytes.len() > MAX_CRL {
             return Err(too_long(MAX_CRL));
         }
-        return Ok(bytes.to_vec());
+        let all = chain::split(bytes, MAX_ANCHORS, MAX_CRL);
+        let all =
+            all.map_err(|why| CrlError::Malformed(format!("not a list of revoked certificates: {why}")))?;
+        return Ok(all.into_iter().map(<[u8]>::to_vec).collect());
     }
     if bytes.len() > MAX_PEM {
         return Err(too_long(MAX_PEM));
     }
-    let der = CertificateRevocationListDer::from_pem_slice(bytes)
-        .map_err(|why| CrlError::Malformed(format!("not PEM of an X509 CRL: {why}")))?;
-    Ok(der.as_ref().to_vec())
+    let not_pem = |why: &dyn fmt::Display| CrlError::Malformed(format!("not PEM of an X509 CRL: {why}"));
+    let mut all = Vec::new();
+    for der in CertificateRevocationListDer::pem_slice_iter(bytes) {
+        if all.len() == MAX_ANCHORS {
+            return Err(CrlError::Malformed(format!("more than {MAX_ANCHORS} lists")));
+        }
+        all.push(der.map_err(|why| not_pem(&why))?.as_ref().to_vec());
+    }
+    if all.is_empty() { Err(not_pem(&"there is none")) } else { Ok(all) }
 }
 
-/// Invariant 1: issuer, algorithm, signature.
-fn check_signature(der: &[u8], list: &CertificateRevocationList<'_>, ca_der: &[u8]) -> Result<(), CrlError> {
+/// Invariant 1: issuer, algorithm, signature. Gives the hash of the key.
+fn check_signature(
+    der: &[u8],
+    list: &CertificateRevocationList<'_>,
+    ca_der: &[u8],
+) -> Result<[u8; 32], CrlError> {
     let (_, ca) = X509Certificate::from_der(ca_der)
         .map_err(|_| CrlError::Foreign("the CA's certificate is malformed"))?;
     if list.issuer().as_raw() != ca.subject().as_raw() {
@@ -417,7 +517,8 @@ fn check_signature(der: &[u8], list: &CertificateRevocationList<'_>, ca_der: &[u
     let point = &ca.public_key().subject_public_key.data;
     known
         .verify_signature(point, list.tbs_cert_list.as_ref(), &list.signature_value.data)
-        .map_err(|_| CrlError::Foreign("its signature is not the CA's"))
+        .map_err(|_| CrlError::Foreign("its signature is not the CA's"))?;
+    Ok(*blake3::hash(ca.public_key().raw).as_bytes())
 }
 
 fn seconds(now: UnixTime) -> i64 {

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use super::key::SecretKey;
 use super::{
-    CA_FILE, CERT_FILE, Expected, Identity, KEY_FILE, NEXT_KEY_FILE, PkiError, RENEWAL_FILE, REQUEST_FILE,
-    Request, Trust, certificate, files,
+    CA_FILE, CERT_FILE, Expected, Identity, KEY_FILE, MAX_CHAIN, MAX_CHAIN_BYTES, NEXT_KEY_FILE, PkiError,
+    RENEWAL_FILE, REQUEST_FILE, Request, Trust, certificate, chain, files,
 };
 use crate::identity::SpiffeId;
 
@@ -55,15 +55,16 @@ pub fn install(directory: &Path, cert_pem: &[u8], ca_pem: Option<&[u8]>) -> Resu
     files::private_directory(directory)?;
     let [cert, key, next, ca] =
         [CERT_FILE, KEY_FILE, NEXT_KEY_FILE, CA_FILE].map(|name| directory.join(name));
-    let leaf = certificate::from_pem(cert_pem)?;
-    let id = certificate::leaf_identity(&leaf)?;
-    let is_next = key_of(&leaf, &next)?;
-    if !is_next && !key_of(&leaf, &key)? {
+    let chain = chain::from_pem(cert_pem, MAX_CHAIN, MAX_CHAIN_BYTES)?;
+    let leaf = chain::leaf_of(&chain)?;
+    let id = certificate::leaf_identity(leaf)?;
+    let is_next = key_of(leaf, &next)?;
+    if !is_next && !key_of(leaf, &key)? {
         return Err(PkiError::OtherKey);
     }
     let held = if ca.exists() { Some(files::read_public(&ca)?) } else { None };
     let trusted = match (&held, ca_pem) {
-        (Some(held), Some(given)) if certificate::from_pem(held)? != certificate::from_pem(given)? => {
+        (Some(held), Some(given)) if certificate::bundle_der(held)? != certificate::bundle_der(given)? => {
             let what = "another CA is trusted here; take this file away first if that is meant".to_owned();
             return Err(PkiError::File { path: ca, what });
         }
@@ -75,7 +76,7 @@ pub fn install(directory: &Path, cert_pem: &[u8], ca_pem: Option<&[u8]>) -> Resu
         }
     };
     let trust = Trust::from_pem_for(trusted, id.trust_domain(), id.job())?;
-    trust.verify(&leaf, &Expected::Node(id.clone()))?;
+    trust.verify(&chain, &Expected::Node(id.clone()))?;
     if cert.exists() {
         let found = certificate::leaf_identity(&certificate::from_pem(&files::read_public(&cert)?)?)?;
         if found != id {

@@ -1,4 +1,4 @@
-//! A node's identity: its certificate, its key, and the CA that it trusts.
+//! A node's identity: its certificate with what comes with it, its key, and the CAs that it trusts.
 //!
 //! A certificate ends before a long run does. What has an [`Identity`] goes on with the certificate that it was made with;
 //! what must go on beyond that asks for [`Identity::latest`]: the one that [`Identity::succeed`] put in its place.
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use super::chain::{self, Chain, MAX_CHAIN, MAX_CHAIN_BYTES};
 use super::key::SecretKey;
 use super::{
     CA_FILE, CERT_FILE, Expected, KEY_FILE, NEXT_KEY_FILE, PkiError, Trust, WallClock, certificate, files,
@@ -31,7 +32,10 @@ struct Inner {
 /// A certificate with its key.
 pub(crate) struct Held {
     id: SpiffeId,
-    certificate: CertificateDer<'static>,
+    // The node's certificate first.
+    shown: Vec<CertificateDer<'static>>,
+    // The same, one after the other.
+    chain: Vec<u8>,
     certificate_pem: String,
     key: SecretKey,
 }
@@ -44,14 +48,18 @@ impl Identity {
         key: SecretKey,
         trust: Trust,
     ) -> Result<Self, PkiError> {
-        let certificate = certificate::from_pem(certificate_pem.as_bytes())?;
-        let id = certificate::leaf_identity(&certificate)?;
-        if !key.matches(&certificate::public_key(&certificate)?) {
+        let chain = chain::from_pem(certificate_pem.as_bytes(), MAX_CHAIN, MAX_CHAIN_BYTES)?;
+        let parts = Chain::split(&chain)?;
+        let id = certificate::leaf_identity(parts.leaf())?;
+        if !key.matches(&certificate::public_key(parts.leaf())?) {
             return Err(PkiError::OtherKey);
         }
-        let held = Arc::new(Held { id, certificate, certificate_pem, key });
+        let shown = std::iter::once(parts.leaf()).chain(parts.others().iter().copied());
+        let shown = shown.map(|der| CertificateDer::from(der.to_vec())).collect();
+        let trust = trust.of_node(&chain);
+        let held = Arc::new(Held { id, shown, chain, certificate_pem, key });
         let newest = Arc::new(watch::Sender::new(Arc::clone(&held)));
-        Ok(Identity(Arc::new(Inner { held, ca_pem, trust: trust.apart(), newest })))
+        Ok(Identity(Arc::new(Inner { held, ca_pem, trust, newest })))
     }
 
     /// Who this is.
@@ -59,21 +67,26 @@ impl Identity {
         &self.0.held.id
     }
 
-    /// Lets `next`, another certificate of the same identity under the same CA, good now, follow this one: for
-    /// [`Identity::latest`] of every clone, and for every endpoint and connection that has one. Says whether it is
-    /// another than the one before.
+    /// Lets `next`, another certificate of the same identity, good now, follow this one: for [`Identity::latest`] of every clone,
+    /// and for every endpoint and connection that has one. It is under a CA that this trusts, or under one that `next` trusts
+    /// beside one that this trusts, too: then all that `next` trusts are trusted from now on. Says whether anything is new.
     ///
     /// # Errors
     /// [`PkiError`] saying why it cannot; then nothing has changed.
     pub fn succeed(&self, next: &Identity) -> Result<bool, PkiError> {
-        self.trust().verify(next.certificate_der(), &Expected::Node(self.id().clone()))?;
-        Ok(self.0.newest.send_if_modified(|newest| {
-            let is_new = newest.certificate != next.0.held.certificate;
-            if is_new {
-                *newest = Arc::clone(&next.0.held);
-            }
-            is_new
-        }))
+        let expected = Expected::Node(self.id().clone());
+        let are_others = self.trust().follow(next.trust(), next.certificate_der(), &expected)?;
+        if are_others {
+            tracing::info!("the CAs that are trusted are others than before");
+        }
+        Ok(are_others
+            | self.0.newest.send_if_modified(|newest| {
+                let is_new = newest.chain != next.0.held.chain;
+                if is_new {
+                    *newest = Arc::clone(&next.0.held);
+                }
+                is_new
+            }))
     }
 
     /// This identity with the newest certificate that it was given; it trusts what this one trusts.
@@ -107,22 +120,22 @@ impl Identity {
         }))
     }
 
-    /// The certificate, in DER, for others to check signatures with.
+    /// The certificate and those that lead from it to a CA's, in DER one after the other, for others to check signatures with.
     pub fn certificate_der(&self) -> &[u8] {
-        &self.0.held.certificate
+        &self.0.held.chain
     }
 
-    /// The certificate, in PEM.
+    /// The same, in PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.0.held.certificate_pem
     }
 
-    /// The CA's certificate, in PEM.
+    /// The CAs' certificates, in PEM.
     pub fn ca_pem(&self) -> &str {
         &self.0.ca_pem
     }
 
-    /// Signs a message: ECDSA P-256 over SHA-256, in ASN.1 DER. [`Trust::verify_signature`] checks it.
+    /// Signs a message: ECDSA, over the hash that goes with the key's curve, in ASN.1 DER. [`Trust::verify_signature`] checks it.
     ///
     /// # Errors
     /// [`PkiError::Crypto`] when the cryptographic library refuses.
@@ -159,7 +172,8 @@ impl Identity {
         }
     }
 
-    /// [`Identity::load`] from three paths. Trust domain and job are those of the certificate.
+    /// [`Identity::load`] from three paths: a bundle of CAs, a certificate with those that follow it, and its key. Trust domain and
+    /// job are those of the certificate.
     ///
     /// # Errors
     /// As for [`Identity::load`].
@@ -167,16 +181,16 @@ impl Identity {
         let key = SecretKey::from_pem(&files::read_secret(key)?)?;
         let certificate_pem = text(files::read_public(cert)?, "certificate")?;
         let ca_pem = text(files::read_public(ca)?, "CA certificate")?;
-        let leaf = certificate::from_pem(certificate_pem.as_bytes())?;
-        let id = certificate::leaf_identity(&leaf)?;
-        let ca_der = certificate::from_pem(ca_pem.as_bytes())?;
-        let trust = Trust::new(ca_der, id.trust_domain().to_owned(), id.job().to_owned())?;
-        trust.verify(&leaf, &Expected::Node(id))?;
+        let chain = chain::from_pem(certificate_pem.as_bytes(), MAX_CHAIN, MAX_CHAIN_BYTES)?;
+        let id = certificate::leaf_identity(chain::leaf_of(&chain)?)?;
+        let trust = Trust::from_pem_for(ca_pem.as_bytes(), id.trust_domain(), id.job())?;
+        trust.verify(&chain, &Expected::Node(id))?;
         Identity::new(certificate_pem, ca_pem, key, trust)
     }
 
-    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.0.held.certificate
+    /// What TLS shows: the certificate, and those that lead from it to a CA's.
+    pub(crate) fn shown(&self) -> &[CertificateDer<'static>] {
+        &self.0.held.shown
     }
 
     pub(crate) fn key(&self) -> &SecretKey {

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 
 use super::key::SecretKey;
-use super::{Expected, PkiError, Trust, certificate};
+use super::{Chain, Expected, MAX_CHAIN, MAX_CHAIN_BYTES, PkiError, Trust, certificate, chain};
 use crate::identity::SpiffeId;
 
 /// What was found in an identity's files.
@@ -28,17 +28,21 @@ pub struct Inspected {
 #[must_use]
 pub fn inspect(cert: Option<&[u8]>, ca: Option<&[u8]>, key: Option<&[u8]>, now: SystemTime) -> Inspected {
     let mut found = Inspected::default();
-    let leaf = cert.and_then(|pem| keep(&mut found.faults, certificate::from_pem(pem)));
-    let ca = ca.and_then(|pem| keep(&mut found.faults, certificate::from_pem(pem)));
+    let chain =
+        cert.and_then(|pem| keep(&mut found.faults, chain::from_pem(pem, MAX_CHAIN, MAX_CHAIN_BYTES)));
+    let ca = ca.and_then(|pem| keep(&mut found.faults, certificate::bundle_der(pem)));
     let key = key.and_then(|pem| keep(&mut found.faults, SecretKey::from_pem(pem)));
-    let Some(leaf) = leaf else { return found };
-    found.id = keep(&mut found.faults, certificate::leaf_identity(&leaf));
-    let Some(info) = keep(&mut found.faults, certificate::describe_der(&leaf)) else { return found };
+    let Some(bytes) = chain else { return found };
+    let Some(chain) = keep(&mut found.faults, Chain::split(&bytes)) else { return found };
+    let leaf = chain.leaf();
+    found.id = keep(&mut found.faults, certificate::leaf_identity(leaf));
+    let Some(info) = keep(&mut found.faults, certificate::describe_der(leaf)) else { return found };
+    let Some(end) = keep(&mut found.faults, certificate::end(&chain)) else { return found };
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
-    found.seconds_left = Some(info.not_after.saturating_sub(now));
+    found.seconds_left = Some(end.saturating_sub(now));
     found.seconds_to_begin = Some(info.not_before.saturating_sub(now));
     if let Some(key) = key
-        && let Some(public) = keep(&mut found.faults, certificate::public_key(&leaf))
+        && let Some(public) = keep(&mut found.faults, certificate::public_key(leaf))
         && !key.matches(&public)
     {
         found.faults.push(PkiError::OtherKey);
@@ -46,20 +50,12 @@ pub fn inspect(cert: Option<&[u8]>, ca: Option<&[u8]>, key: Option<&[u8]>, now: 
     if let (Some(ca), Some(id)) = (ca, found.id.clone()) {
         // The dates are told apart from the chain: it is checked at a time when the certificate is valid.
         let within = info.not_before.max(0).cast_unsigned();
-        let chained = chain(ca, &leaf, id, UnixTime::since_unix_epoch(Duration::from_secs(within)));
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(within));
+        let chained = Trust::from_der_for(&ca, id.trust_domain(), id.job())
+            .and_then(|trust| trust.verify_at(&bytes, &Expected::Node(id), at));
         keep(&mut found.faults, chained);
     }
     found
-}
-
-fn chain(
-    ca: CertificateDer<'static>,
-    leaf: &CertificateDer<'_>,
-    id: SpiffeId,
-    at: UnixTime,
-) -> Result<(), PkiError> {
-    let trust = Trust::new(ca, id.trust_domain().to_owned(), id.job().to_owned())?;
-    trust.verify_at(leaf, &Expected::Node(id), at).map(|_| ())
 }
 
 fn keep<T>(faults: &mut Vec<PkiError>, result: Result<T, PkiError>) -> Option<T> {

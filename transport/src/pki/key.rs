@@ -1,11 +1,14 @@
-//! ECDSA P-256 keys: one type for TLS, for issuing certificates and for signing.
+//! ECDSA keys: one type for TLS, for issuing certificates and for signing.
 
 use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1,
+    ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair,
+};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{SignatureAlgorithm, SignatureScheme};
@@ -13,16 +16,69 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::PkiError;
 
+const NOT_A_KEY: &str = "the private key is not an ECDSA P-256 or P-384 key in PKCS#8; `openssl pkcs8 -topk8 -nocrypt` writes \
+                         other forms of such a key so";
 const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----\n";
 const PEM_END: &str = "-----END PRIVATE KEY-----\n";
 /// Base64 characters on a line of PEM (RFC 7468, section 2).
 const PEM_LINE: usize = 64;
+
+/// A curve that nodes' keys may be on, with the hash that TLS 1.3 ties to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Curve {
+    /// P-256 with SHA-256: what is made here.
+    P256,
+    /// P-384 with SHA-384: what other CAs' nodes may have.
+    P384,
+}
+
+impl Curve {
+    const ALL: [Curve; 2] = [Curve::P256, Curve::P384];
+
+    fn signing(self) -> &'static EcdsaSigningAlgorithm {
+        match self {
+            Curve::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
+            Curve::P384 => &ECDSA_P384_SHA384_ASN1_SIGNING,
+        }
+    }
+
+    /// Checks signatures in ASN.1 DER.
+    pub(crate) fn verification(self) -> &'static EcdsaVerificationAlgorithm {
+        match self {
+            Curve::P256 => &ECDSA_P256_SHA256_ASN1,
+            Curve::P384 => &ECDSA_P384_SHA384_ASN1,
+        }
+    }
+
+    /// What TLS 1.3 calls its signatures.
+    pub(crate) fn scheme(self) -> SignatureScheme {
+        match self {
+            Curve::P256 => SignatureScheme::ECDSA_NISTP256_SHA256,
+            Curve::P384 => SignatureScheme::ECDSA_NISTP384_SHA384,
+        }
+    }
+
+    /// The signatures of every curve, the preferred one first.
+    pub(crate) fn schemes() -> Vec<SignatureScheme> {
+        Curve::ALL.map(Curve::scheme).to_vec()
+    }
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Curve::P256 => "ECDSA P-256",
+            Curve::P384 => "ECDSA P-384",
+        })
+    }
+}
 
 /// A private key. Clones share it; the last one clears it.
 #[derive(Clone)]
 pub(crate) struct SecretKey(Arc<Inner>);
 
 struct Inner {
+    curve: Curve,
     pkcs8: Zeroizing<Vec<u8>>,
     // The library clears its own copy.
     pair: EcdsaKeyPair,
@@ -35,18 +91,21 @@ impl SecretKey {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?;
         let document = pair.to_pkcs8v1().map_err(failed)?;
         let pkcs8 = Zeroizing::new(document.as_ref().to_vec());
-        Ok(SecretKey(Arc::new(Inner { pkcs8, pair })))
+        Ok(SecretKey(Arc::new(Inner { curve: Curve::P256, pkcs8, pair })))
     }
 
     /// Reads PKCS#8 in PEM.
     pub(crate) fn from_pem(pem: &[u8]) -> Result<Self, PkiError> {
-        let mut key = PrivatePkcs8KeyDer::from_pem_slice(pem)
-            .map_err(|why| PkiError::Pem { what: "private key", why: why.to_string() })?;
+        let no_pem = |why: rustls::pki_types::pem::Error| PkiError::Pem {
+            what: "private key",
+            why: format!("no PKCS#8 (BEGIN PRIVATE KEY): {why}"),
+        };
+        let mut key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(no_pem)?;
         let pkcs8 = Zeroizing::new(key.secret_pkcs8_der().to_vec());
         key.zeroize();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8)
-            .map_err(|_| PkiError::Crypto("the private key is not an ECDSA P-256 key in PKCS#8"))?;
-        Ok(SecretKey(Arc::new(Inner { pkcs8, pair })))
+        let read = |curve: Curve| Some((curve, EcdsaKeyPair::from_pkcs8(curve.signing(), &pkcs8).ok()?));
+        let (curve, pair) = Curve::ALL.into_iter().find_map(read).ok_or(PkiError::Crypto(NOT_A_KEY))?;
+        Ok(SecretKey(Arc::new(Inner { curve, pkcs8, pair })))
     }
 
     /// PKCS#8 in PEM.
@@ -68,7 +127,7 @@ impl SecretKey {
         pem
     }
 
-    /// An ECDSA signature over SHA-256, in ASN.1 DER.
+    /// An ECDSA signature over the curve's hash, in ASN.1 DER.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, PkiError> {
         let signature = self.0.pair.sign(&SystemRandom::new(), message);
         Ok(signature.map_err(|_| PkiError::Crypto("signing failed"))?.as_ref().to_vec())
@@ -93,7 +152,10 @@ impl rcgen::PublicKeyData for SecretKey {
     }
 
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        &rcgen::PKCS_ECDSA_P256_SHA256
+        match self.0.curve {
+            Curve::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Curve::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+        }
     }
 }
 
@@ -105,7 +167,7 @@ impl rcgen::SigningKey for SecretKey {
 
 impl rustls::sign::SigningKey for SecretKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
-        let ours = SignatureScheme::ECDSA_NISTP256_SHA256;
+        let ours = self.0.curve.scheme();
         offered.contains(&ours).then(|| Box::new(self.clone()) as Box<dyn rustls::sign::Signer>)
     }
 
@@ -120,7 +182,7 @@ impl rustls::sign::Signer for SecretKey {
     }
 
     fn scheme(&self) -> SignatureScheme {
-        SignatureScheme::ECDSA_NISTP256_SHA256
+        self.0.curve.scheme()
     }
 }
 

@@ -71,7 +71,10 @@ impl Request {
         let mut request = Request::from_der(request.der())?;
         if let Some(former) = former {
             let signature = former.sign(&renewal_message(&request.der))?;
-            request.renewal = Some(Renewal { former: former.certificate_der().to_vec(), signature });
+            request.renewal = Some(Renewal {
+                former: super::chain::leaf_of(former.certificate_der())?.to_vec(),
+                signature,
+            });
         }
         Ok(request)
     }

@@ -1,21 +1,28 @@
-//! Which certificates are still good: the list in force, the time, and what follows from both.
+//! Which certificates are still good: the lists in force, the time, and what follows from both.
 //!
 //! Invariants:
 //!
-//! 1. What is in force was signed by the CA that this is of, and no list with a lower number ever follows it. What cannot
-//!    be taken leaves it as it is.
-//! 2. Once there is a list, nobody is good without one: when it ends, [`Standing::check`] refuses everybody until a new
-//!    one is installed.
-//! 3. Without a list, certificates are good until they end, which is soon.
+//! 1. What is in force was signed by a CA that is trusted, and no list of that CA with a lower number ever follows it. What cannot
+//!    be taken leaves everything as it is.
+//! 2. Once there is a list, nobody whom its CA certified is good without one: when it ends, [`Standing::check`] refuses them all
+//!    until a new one is installed.
+//! 3. Without a list, certificates are good until they end, which is soon. Where some CAs have lists and others have not,
+//!    [`RevocationPolicy`] says what of the others'; lists that would leave this node itself without are not taken.
+//!
+//! CAs are told apart by their names, as RFC 5280 has it: one CA with two keys, the old and the next, has lists by either, which
+//! count for the certificates by both.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use rustls::pki_types::UnixTime;
 
-use super::PkiError;
+use super::anchors::{Anchors, MAX_ANCHORS};
+use super::chain::Chain;
 use super::crl::{Crl, CrlError, CrlNumber, Serial};
+use super::{PkiError, certificate};
 
 /// What tells the time of day; tests have their own.
 pub trait WallClock: Send + Sync + 'static {
@@ -33,29 +40,53 @@ impl WallClock for SystemClock {
     }
 }
 
-/// What installing a list did.
+/// What is done with a certificate whose issuer has no list of revoked ones, while other issuers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RevocationPolicy {
+    /// It is refused.
+    #[default]
+    Required,
+    /// It is good until it ends: for CAs that publish no lists, and issue for hours.
+    ShortLived,
+}
+
+/// What installing lists did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Installed {
-    /// The number of the list in force.
+    /// The number of the list; of several, that of the first that is new.
     pub number: CrlNumber,
-    /// Certificates in it.
+    /// Certificates in all of them.
     pub revoked: usize,
-    /// When it ends, in seconds since 1970 UTC.
+    /// When the first of them ends, in seconds since 1970 UTC.
     pub next_update: i64,
-    /// Whether it was not in force before.
+    /// Whether one was not in force before.
     pub is_new: bool,
 }
 
-/// The list in force and the clock, shared by all who trust one CA.
+/// A certificate as lists name it: its issuer (the name in DER) and its serial number.
+pub(super) type IssuedBy = (Box<[u8]>, Serial);
+
+/// What lists may say of a chain: the node's certificate, and those between it and a trusted one.
+pub(super) fn issued_in(chain: &Chain<'_>, anchors: &Anchors) -> Result<Vec<IssuedBy>, PkiError> {
+    let between = chain.others().iter().copied().filter(|der| !anchors.has(der));
+    std::iter::once(chain.leaf()).chain(between).map(certificate::issued_by).collect()
+}
+
+/// The lists in force and the clock, shared by all who trust the same CAs.
 pub(super) struct Standing {
-    ca_der: Vec<u8>,
     clock: Arc<dyn WallClock>,
-    in_force: RwLock<Option<Arc<Crl>>>,
+    // One for each key that signs them; MAX_ANCHORS at most.
+    in_force: RwLock<Vec<Arc<Crl>>>,
+    is_short_lived: AtomicBool,
 }
 
 impl Standing {
-    pub(super) fn new(ca_der: &[u8], clock: Arc<dyn WallClock>) -> Standing {
-        Standing { ca_der: ca_der.to_vec(), clock, in_force: RwLock::new(None) }
+    pub(super) fn new(clock: Arc<dyn WallClock>) -> Standing {
+        Standing { clock, in_force: RwLock::default(), is_short_lived: AtomicBool::new(false) }
+    }
+
+    pub(super) fn set_policy(&self, policy: RevocationPolicy) {
+        self.is_short_lived.store(policy == RevocationPolicy::ShortLived, Ordering::Relaxed);
     }
 
     pub(super) fn clock(&self) -> Arc<dyn WallClock> {
@@ -67,45 +98,89 @@ impl Standing {
         UnixTime::since_unix_epoch(since)
     }
 
-    pub(super) fn in_force(&self) -> Option<Arc<Crl>> {
+    pub(super) fn in_force(&self) -> Vec<Arc<Crl>> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Invariant 1.
-    pub(super) fn install(&self, bytes: &[u8]) -> Result<Installed, CrlError> {
-        let crl = Crl::read(bytes, &self.ca_der)?;
+    pub(super) fn has_none(&self) -> bool {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Invariants 1 and 3: lists of `issuers` (certificates in DER), which must leave none of `needed` without one.
+    pub(super) fn install(
+        &self,
+        bytes: &[u8],
+        issuers: &[&[u8]],
+        needed: &[IssuedBy],
+    ) -> Result<Installed, CrlError> {
+        let lists = Crl::read_all(bytes, issuers)?;
         let mut in_force = self.in_force.write().unwrap_or_else(PoisonError::into_inner);
-        let mut installed = Installed {
-            number: crl.number(),
-            revoked: crl.len(),
-            next_update: crl.next_update(),
-            is_new: true,
-        };
-        if let Some(current) = in_force.as_deref() {
-            if current.der() == crl.der() {
-                installed.is_new = false;
-                return Ok(installed);
+        let mut next = in_force.clone();
+        let mut installed: Option<Installed> = None;
+        for crl in lists {
+            let mut this = Installed {
+                number: crl.number(),
+                revoked: crl.len(),
+                next_update: crl.next_update(),
+                is_new: true,
+            };
+            match next.iter_mut().find(|current| current.is_by_the_signer_of(&crl)) {
+                Some(current) if current.der() == crl.der() => this.is_new = false,
+                Some(current) => {
+                    crl.check_follows(current)?;
+                    crl.check_time(self.now())?;
+                    *current = Arc::new(crl);
+                }
+                None => {
+                    crl.check_time(self.now())?;
+                    next.push(Arc::new(crl));
+                }
             }
-            if crl.number() < current.number() {
-                return Err(CrlError::Older { found: crl.number(), in_force: current.number() });
-            }
-            if crl.number() == current.number() {
-                return Err(CrlError::Twin(crl.number()));
-            }
+            installed = Some(match installed {
+                None => this,
+                Some(all) => Installed {
+                    number: if all.is_new || !this.is_new { all.number } else { this.number },
+                    revoked: all.revoked + this.revoked,
+                    next_update: all.next_update.min(this.next_update),
+                    is_new: all.is_new || this.is_new,
+                },
+            });
         }
-        crl.check_time(self.now())?;
-        *in_force = Some(Arc::new(crl));
+        let installed = installed.ok_or_else(|| CrlError::Malformed("there is none".to_owned()))?;
+        if next.len() > MAX_ANCHORS {
+            return Err(CrlError::Malformed(format!("lists of more than {MAX_ANCHORS} CAs")));
+        }
+        let is_required = !self.is_short_lived.load(Ordering::Relaxed);
+        let bare = |(issuer, _): &&IssuedBy| !next.iter().any(|crl| crl.issuer() == &**issuer);
+        if let Some((issuer, _)) = needed.iter().find(bare).filter(|_| is_required) {
+            return Err(CrlError::Bare(certificate::name_text(issuer)));
+        }
+        *in_force = next;
         Ok(installed)
     }
 
-    /// Invariant 2; `whose` is for the error.
-    pub(super) fn check(&self, serial: &Serial, whose: &str, now: UnixTime) -> Result<(), PkiError> {
-        let Some(crl) = self.in_force() else { return Ok(()) };
-        if let Some(ago) = crl.expired_since(now) {
-            return Err(PkiError::RevocationUnknown { ago });
+    /// Invariants 2 and 3; `whose` is for the error.
+    pub(super) fn check(&self, issued: &[IssuedBy], whose: &str, now: UnixTime) -> Result<(), PkiError> {
+        let in_force = self.in_force.read().unwrap_or_else(PoisonError::into_inner);
+        if in_force.is_empty() {
+            return Ok(());
         }
-        if crl.has(serial) {
-            return Err(PkiError::Revoked { id: whose.to_owned(), serial: serial.to_string() });
+        let is_required = !self.is_short_lived.load(Ordering::Relaxed);
+        for (issuer, serial) in issued {
+            let mut is_bare = true;
+            for crl in in_force.iter().filter(|crl| crl.issuer() == &**issuer) {
+                is_bare = false;
+                if let Some(ago) = crl.expired_since(now) {
+                    return Err(PkiError::RevocationUnknown { ago });
+                }
+                if crl.has(serial) {
+                    return Err(PkiError::Revoked { id: whose.to_owned(), serial: serial.to_string() });
+                }
+            }
+            if is_bare && is_required {
+                let issuer = certificate::name_text(issuer);
+                return Err(PkiError::NoList { id: whose.to_owned(), issuer });
+            }
         }
         Ok(())
     }
@@ -139,12 +214,61 @@ mod tests {
         Serial::from_hex(text).unwrap()
     }
 
-    fn setting() -> (JobCa, Arc<Set>, Standing, SystemTime) {
+    /// A CA's lists, for certificates of its own.
+    struct Of {
+        ca: Vec<u8>,
+        name: Box<[u8]>,
+        standing: Standing,
+    }
+
+    impl Of {
+        fn install(&self, bytes: &[u8]) -> Result<Installed, CrlError> {
+            self.standing.install(bytes, &[&self.ca], &[])
+        }
+
+        fn check(&self, serial: &Serial, whose: &str, now: UnixTime) -> Result<(), PkiError> {
+            self.standing.check(&[(self.name.clone(), serial.clone())], whose, now)
+        }
+
+        fn now(&self) -> UnixTime {
+            self.standing.now()
+        }
+    }
+
+    fn setting() -> (JobCa, Arc<Set>, Of, SystemTime) {
         let ca = JobCa::create("t", "j", 24 * HOUR).unwrap();
         let now = SystemTime::now();
         let clock = Arc::new(Set(Mutex::new(now)));
-        let standing = Standing::new(ca.trust().ca_der(), Arc::clone(&clock) as _);
-        (ca, clock, standing, now)
+        let standing = Standing::new(Arc::clone(&clock) as _);
+        let der = ca.trust().ca_der();
+        (ca, clock, Of { name: certificate::subject(&der).unwrap(), ca: der, standing }, now)
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn an_issuer_without_a_list_is_what_the_policy_says() {
+        let (ca, _, of, _) = setting();
+        let other = JobCa::create("t", "k", 24 * HOUR).unwrap();
+        let both = [of.ca.clone(), other.trust().ca_der()];
+        let issuers: Vec<&[u8]> = both.iter().map(Vec::as_slice).collect();
+        let lists = [&ca, &other].map(|ca| ca.sign_crl(&RevocationList::default(), HOUR).unwrap());
+        let ours = (of.name.clone(), serial("01"));
+        let theirs = (certificate::subject(&both[1]).unwrap(), serial("02"));
+        let needed = [ours.clone(), theirs.clone()];
+        let bare = of.standing.install(lists[0].der(), &issuers, &needed);
+        assert!(matches!(&bare, Err(CrlError::Bare(issuer)) if issuer.contains("CN=k")), "{bare:?}");
+        assert!(of.standing.has_none(), "it would have left this node's own certificate without a list");
+        assert!(of.standing.install(lists[0].der(), &issuers, &needed[..1]).is_ok());
+        assert_eq!(of.standing.check(&needed[..1], "worker/0", of.now()), Ok(()));
+        let refused = of.standing.check(&needed, "worker/0", of.now());
+        assert!(matches!(refused, Err(PkiError::NoList { .. })), "{refused:?}");
+        of.standing.set_policy(RevocationPolicy::ShortLived);
+        assert_eq!(of.standing.check(&needed, "worker/0", of.now()), Ok(()));
+        of.standing.set_policy(RevocationPolicy::Required);
+        let all = [lists[0].der(), lists[1].der()].concat();
+        let installed = of.standing.install(&all, &issuers, &needed).unwrap();
+        assert!(installed.is_new && of.standing.in_force().len() == 2);
+        assert_eq!(of.standing.check(&needed, "worker/0", of.now()), Ok(()));
     }
 
     /// Invariants 2 and 3.
@@ -209,7 +333,7 @@ mod tests {
         for (what, bytes, wanted) in cases {
             let refused = standing.install(bytes).unwrap_err();
             assert!(wanted(&refused), "{what}: {refused:?}");
-            assert_eq!(standing.in_force().unwrap().der(), second.der(), "{what}");
+            assert_eq!(standing.standing.in_force()[0].der(), second.der(), "{what}");
         }
         assert_eq!(clock.now(), now);
     }

@@ -195,7 +195,7 @@ impl Tokens {
             key_sha256: key_sha256.map(str::to_owned),
         };
         self.journal.lock()?.append(&entry)?;
-        let ca = *blake3::hash(ca.trust().ca_der()).as_bytes();
+        let ca = *blake3::hash(&ca.trust().ca_der()).as_bytes();
         Ok(JoinToken { secret, ca, id: id.clone() })
     }
 

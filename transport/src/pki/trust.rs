@@ -1,17 +1,20 @@
-//! What a node trusts: one CA, one trust domain, one job, and no certificate that the CA has taken back.
+//! What a node trusts: its CAs, one trust domain, one job, and no certificate that was taken back.
+//!
+//! Wherever a certificate is given here in DER, what comes with it may follow: see [`super::Chain`].
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use rustls::RootCertStore;
+use aws_lc_rs::signature::UnparsedPublicKey;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ParsedCertificate;
 
-use super::crl::{Crl, Serial};
-use super::revocation::{Installed, Standing, SystemClock, WallClock};
+use super::anchors::Anchors;
+use super::chain::{self, Chain};
+use super::crl::Crl;
+use super::revocation::{Installed, IssuedBy, RevocationPolicy, Standing, SystemClock, WallClock, issued_in};
 use super::{PkiError, certificate};
 use crate::identity::{Role, SpiffeId};
 
@@ -37,16 +40,24 @@ impl Expected {
     }
 }
 
-/// The CA of one job, for checking what it signed. Cheap to clone; clones share the list of revoked certificates.
+/// CAs, for checking what they signed for one job. Cheap to clone; clones share the lists of revoked certificates, and the CAs as
+/// they change.
 #[derive(Clone)]
 pub struct Trust(Arc<Inner>);
 
 struct Inner {
     standing: Standing,
-    ca: CertificateDer<'static>,
-    roots: Arc<RootCertStore>,
+    basis: RwLock<Basis>,
     trust_domain: String,
     job: String,
+}
+
+/// What changes while a node runs.
+#[derive(Clone)]
+struct Basis {
+    anchors: Arc<Anchors>,
+    /// This node's own certificate and what comes with it, in DER; none for whoever only checks.
+    own: Arc<[u8]>,
 }
 
 impl Trust {
@@ -57,71 +68,122 @@ impl Trust {
     pub fn from_pem(pem: &[u8]) -> Result<Self, PkiError> {
         let ca = certificate::from_pem(pem)?;
         let (trust_domain, job) = certificate::ca_scope(&ca)?;
-        Trust::new(ca, trust_domain, job)
+        Trust::from_der_for(&ca, &trust_domain, &job)
     }
 
-    /// Trust in any CA whose certificate is given, for one trust domain and job.
+    /// Trust in every CA of a bundle, for one trust domain and job.
     ///
     /// # Errors
-    /// [`PkiError`] when the text is no certificate that can anchor a chain.
+    /// [`PkiError`] when the text is no bundle of CAs that can anchor a chain.
     pub fn from_pem_for(pem: &[u8], trust_domain: &str, job: &str) -> Result<Self, PkiError> {
-        Trust::new(certificate::from_pem(pem)?, trust_domain.to_owned(), job.to_owned())
+        Trust::new(Anchors::from_pem(pem)?, trust_domain, job)
     }
 
-    /// [`Trust::from_pem_for`] of a certificate in DER.
+    /// [`Trust::from_pem_for`] of certificates in DER, one after the other.
     ///
     /// # Errors
-    /// [`PkiError`] when the bytes are no certificate that can anchor a chain.
+    /// [`PkiError`] when the bytes are no bundle of CAs that can anchor a chain.
     pub fn from_der_for(der: &[u8], trust_domain: &str, job: &str) -> Result<Self, PkiError> {
-        Trust::new(CertificateDer::from(der.to_vec()), trust_domain.to_owned(), job.to_owned())
+        Trust::new(Anchors::from_der(der)?, trust_domain, job)
     }
 
-    /// Trust in any CA, for one trust domain and job.
-    ///
-    /// # Errors
-    /// [`PkiError::Certificate`] when the certificate cannot anchor a chain.
-    pub(crate) fn new(
-        ca: CertificateDer<'static>,
-        trust_domain: String,
-        job: String,
-    ) -> Result<Self, PkiError> {
-        crate::identity::check_scope(&trust_domain, &job)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.clone()).map_err(|why| PkiError::Certificate(why.to_string()))?;
-        let standing = Standing::new(&ca, Arc::new(SystemClock));
-        Ok(Trust(Arc::new(Inner { standing, ca, roots: Arc::new(roots), trust_domain, job })))
+    fn new(anchors: Anchors, trust_domain: &str, job: &str) -> Result<Self, PkiError> {
+        crate::identity::check_scope(trust_domain, job)?;
+        let basis = Basis { anchors: Arc::new(anchors), own: Arc::from([]) };
+        Ok(Trust(Arc::new(Inner {
+            standing: Standing::new(Arc::new(SystemClock)),
+            basis: RwLock::new(basis),
+            trust_domain: trust_domain.to_owned(),
+            job: job.to_owned(),
+        })))
     }
 
-    /// The same trust by another clock, with a list of revoked certificates of its own, which is not there yet.
+    /// The same trust by another clock, with lists of revoked certificates of its own, which are not there yet.
     #[must_use]
     pub fn with_clock(&self, clock: Arc<dyn WallClock>) -> Trust {
-        let Inner { ca, roots, trust_domain, job, .. } = &*self.0;
+        self.with(clock, self.basis())
+    }
+
+    /// The same trust for the node with this certificate: with lists of revoked certificates of its own, which are not there yet.
+    pub(super) fn of_node(&self, own_der: &[u8]) -> Trust {
+        self.with(self.0.standing.clock(), Basis { own: Arc::from(own_der), ..self.basis() })
+    }
+
+    fn with(&self, clock: Arc<dyn WallClock>, basis: Basis) -> Trust {
+        let Inner { trust_domain, job, .. } = &*self.0;
         Trust(Arc::new(Inner {
-            standing: Standing::new(ca, clock),
-            ca: ca.clone(),
-            roots: Arc::clone(roots),
+            standing: Standing::new(clock),
+            basis: RwLock::new(basis),
             trust_domain: trust_domain.clone(),
             job: job.clone(),
         }))
     }
 
-    /// The same trust with a list of revoked certificates of its own, which is not there yet: each node has one.
-    pub(super) fn apart(&self) -> Trust {
-        self.with_clock(self.0.standing.clock())
+    fn basis(&self) -> Basis {
+        self.0.basis.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts a list of revoked certificates (PEM or DER) in force, for every clone of this. From then on there must be one: when
-    /// it ends, nobody is trusted until the next is installed.
+    /// The CAs that are trusted now.
+    pub(crate) fn anchors(&self) -> Arc<Anchors> {
+        self.basis().anchors
+    }
+
+    /// Takes over the certificate that follows this node's own, and the CAs beside it if one of them is trusted already: so one CA
+    /// follows another. Says whether the CAs are others than before.
     ///
     /// # Errors
-    /// [`PkiError::Crl`]; the list that was in force stays so.
-    pub fn install_crl(&self, bytes: &[u8]) -> Result<Installed, PkiError> {
-        Ok(self.0.standing.install(bytes)?)
+    /// [`PkiError`] when the certificate is not of those CAs, not good, or not of `expected`; then nothing has changed.
+    pub(super) fn follow(&self, next: &Trust, own_der: &[u8], expected: &Expected) -> Result<bool, PkiError> {
+        let (before, theirs) = (self.anchors(), next.anchors());
+        let anchors = if before.meets(&theirs) { theirs } else { Arc::clone(&before) };
+        self.verify_under(&anchors, &Chain::split(own_der)?, expected)?;
+        let changed = !before.same(&anchors);
+        // Live connections are looked at again when these are others, so the same ones stay.
+        let anchors = if changed { anchors } else { before };
+        *self.0.basis.write().unwrap_or_else(PoisonError::into_inner) =
+            Basis { anchors, own: Arc::from(own_der) };
+        Ok(changed)
     }
 
-    /// The list of revoked certificates in force.
+    /// What is done with a certificate whose issuer has no list of revoked ones while others have.
+    pub fn set_revocation(&self, policy: RevocationPolicy) {
+        self.0.standing.set_policy(policy);
+    }
+
+    /// Puts lists of revoked certificates (PEM or DER, one after the other) in force, for every clone of this: each of a CA that is
+    /// trusted, or of one that this node's own certificate came through. From then on there must be one: when it ends, nobody whom
+    /// that CA certified is trusted until the next is installed.
+    ///
+    /// # Errors
+    /// [`PkiError::Crl`]; the lists that were in force stay so.
+    pub fn install_crl(&self, bytes: &[u8]) -> Result<Installed, PkiError> {
+        self.with_issuers(|issuers, needed| Ok(self.0.standing.install(bytes, issuers, needed)?))
+    }
+
+    /// Reads lists that [`Trust::install_crl`] would take if they were of today, and leaves those in force as they are.
+    ///
+    /// # Errors
+    /// [`PkiError::Crl`].
+    pub fn read_crls(&self, bytes: &[u8]) -> Result<Vec<Crl>, PkiError> {
+        self.with_issuers(|issuers, _| Ok(Crl::read_all(bytes, issuers)?))
+    }
+
+    /// Who may sign lists that are taken, and what of this node's own must be on one.
+    fn with_issuers<T>(
+        &self,
+        act: impl FnOnce(&[&[u8]], &[IssuedBy]) -> Result<T, PkiError>,
+    ) -> Result<T, PkiError> {
+        let Basis { anchors, own } = self.basis();
+        let own = if own.is_empty() { None } else { Some(Chain::split(&own)?) };
+        let between = own.iter().flat_map(|chain| chain.others().iter().copied());
+        let issuers: Vec<&[u8]> = anchors.all().iter().map(AsRef::as_ref).chain(between).collect();
+        let needed = own.as_ref().map(|chain| issued_in(chain, &anchors)).transpose()?;
+        act(&issuers, &needed.unwrap_or_default())
+    }
+
+    /// The lists of revoked certificates in force, one for each issuer that has one.
     #[must_use]
-    pub fn crl(&self) -> Option<Arc<Crl>> {
+    pub fn crls(&self) -> Vec<Arc<Crl>> {
         self.0.standing.in_force()
     }
 
@@ -130,13 +192,27 @@ impl Trust {
         self.0.standing.now()
     }
 
-    /// Whether a certificate of `id` that was checked before is good still.
-    pub(crate) fn recheck(&self, serial: &Serial, not_after: i64, id: &SpiffeId) -> Result<(), PkiError> {
-        let since_1970 = i64::try_from(self.now().as_secs()).unwrap_or(i64::MAX);
-        if since_1970 > not_after {
+    /// Whether a certificate of `id` that was checked before is good still; `not_after` is its end, in seconds since 1970 UTC.
+    pub(crate) fn recheck(&self, chain_der: &[u8], not_after: i64, id: &SpiffeId) -> Result<(), PkiError> {
+        let now = self.now();
+        if i64::try_from(now.as_secs()).unwrap_or(i64::MAX) > not_after {
             return Err(PkiError::Ended(id.short().to_owned()));
         }
-        self.0.standing.check(serial, id.short(), self.now())
+        self.check_standing(&self.anchors(), &Chain::split(chain_der)?, id, now)
+    }
+
+    fn check_standing(
+        &self,
+        anchors: &Anchors,
+        chain: &Chain<'_>,
+        id: &SpiffeId,
+        now: UnixTime,
+    ) -> Result<(), PkiError> {
+        // Most clusters have none, and a look at every connection every second should be cheap.
+        if self.0.standing.has_none() {
+            return Ok(());
+        }
+        self.0.standing.check(&issued_in(chain, anchors)?, id.short(), now)
     }
 
     /// The trust domain whose nodes are accepted.
@@ -149,13 +225,9 @@ impl Trust {
         &self.0.job
     }
 
-    /// The CA's certificate, in DER.
-    pub fn ca_der(&self) -> &[u8] {
-        &self.0.ca
-    }
-
-    pub(crate) fn roots(&self) -> &Arc<RootCertStore> {
-        &self.0.roots
+    /// The CAs' certificates, in DER one after the other.
+    pub fn ca_der(&self) -> Vec<u8> {
+        self.anchors().to_der()
     }
 
     /// Checks a leaf certificate, now: chain, profile, trust domain, job, revocation. Gives whose it is.
@@ -163,10 +235,23 @@ impl Trust {
     /// # Errors
     /// [`PkiError`] saying which check failed.
     pub fn verify(&self, leaf_der: &[u8], expected: &Expected) -> Result<SpiffeId, PkiError> {
+        self.verify_chain(&Chain::split(leaf_der)?, expected)
+    }
+
+    /// [`Trust::verify`] of what TLS has taken apart.
+    pub(crate) fn verify_chain(&self, chain: &Chain<'_>, expected: &Expected) -> Result<SpiffeId, PkiError> {
+        self.verify_under(&self.anchors(), chain, expected)
+    }
+
+    fn verify_under(
+        &self,
+        anchors: &Anchors,
+        chain: &Chain<'_>,
+        expected: &Expected,
+    ) -> Result<SpiffeId, PkiError> {
         let now = self.now();
-        let id = self.verify_at(leaf_der, expected, now)?;
-        let serial = Serial::of(leaf_der)?;
-        self.0.standing.check(&serial, id.short(), now)?;
+        let id = self.prove(anchors, chain, expected, now)?;
+        self.check_standing(anchors, chain, &id, now)?;
         Ok(id)
     }
 
@@ -177,24 +262,38 @@ impl Trust {
         expected: &Expected,
         now: UnixTime,
     ) -> Result<SpiffeId, PkiError> {
-        let chain = |why: rustls::Error| PkiError::Chain(why.to_string());
-        let leaf = CertificateDer::from(leaf_der);
-        let parsed = ParsedCertificate::try_from(&leaf).map_err(chain)?;
-        // No intermediates: the job's CA signs leaves itself, so a longer chain is somebody else's.
+        self.prove(&self.anchors(), &Chain::split(leaf_der)?, expected, now)
+    }
+
+    /// Everything but revocation.
+    fn prove(
+        &self,
+        anchors: &Anchors,
+        chain: &Chain<'_>,
+        expected: &Expected,
+        now: UnixTime,
+    ) -> Result<SpiffeId, PkiError> {
+        let broken = |why: rustls::Error| PkiError::Chain(why.to_string());
+        let leaf = CertificateDer::from(chain.leaf());
+        let path = anchors.path(chain)?;
+        let parsed = ParsedCertificate::try_from(&leaf).map_err(broken)?;
         let algorithms = crate::tls::signature_algorithms().all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.0.roots, &[], now, algorithms)
-            .map_err(chain)?;
-        let id = certificate::leaf_identity(leaf_der)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &path.roots.store, &path.between, now, algorithms)
+            .map_err(broken)?;
+        let id = certificate::leaf_identity(chain.leaf())?;
         if id.trust_domain() != self.0.trust_domain || id.job() != self.0.job {
             let expected = format!("a node of job `{}` in `{}`", self.0.job, self.0.trust_domain);
             return Err(PkiError::Unexpected { found: id.to_string(), expected });
+        }
+        for issuer in &path.between {
+            certificate::check_issuer_domain(issuer, id.trust_domain())?;
         }
         expected.check(&id)?;
         Ok(id)
     }
 
     /// Checks a leaf certificate as [`Trust::verify`] does, then a signature that its key made over
-    /// `message` (ECDSA P-256, SHA-256, ASN.1 DER). Gives whose it is.
+    /// `message` (ECDSA over P-256 with SHA-256 or over P-384 with SHA-384, ASN.1 DER). Gives whose it is.
     ///
     /// # Errors
     /// [`PkiError`] saying which check failed.
@@ -239,7 +338,7 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<SpiffeId, PkiError> {
-        let begun = certificate::describe_der(leaf_der)?.not_before.max(0).cast_unsigned();
+        let begun = certificate::describe_der(chain::leaf_of(leaf_der)?)?.not_before.max(0).cast_unsigned();
         let at = UnixTime::since_unix_epoch(Duration::from_secs(begun));
         let id = self.verify_at(leaf_der, expected, at)?;
         check_signature(leaf_der, message, signature, id)
@@ -251,7 +350,7 @@ impl Trust {
     /// # Errors
     /// [`PkiError`] when it does not hold.
     pub fn verify_with(leaf_der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), PkiError> {
-        let id = certificate::leaf_identity(leaf_der)?;
+        let id = certificate::leaf_identity(chain::leaf_of(leaf_der)?)?;
         check_signature(leaf_der, message, signature, id).map(|_| ())
     }
 }
@@ -262,8 +361,8 @@ fn check_signature(
     signature: &[u8],
     id: SpiffeId,
 ) -> Result<SpiffeId, PkiError> {
-    let point = certificate::public_point(leaf_der)?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
+    let (curve, point) = certificate::public_point(chain::leaf_of(leaf_der)?)?;
+    UnparsedPublicKey::new(curve.verification(), point)
         .verify(message, signature)
         .map_err(|_| PkiError::Signature(id.to_string()))?;
     Ok(id)

@@ -14,12 +14,12 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, Signature
 use super::verifier::{PinFailure, refused};
 use super::{provider, signature_algorithms};
 use crate::config::KeyExchange;
-use crate::pki::{Expected, Identity, PkiError, Trust};
+use crate::pki::{Curve, Expected, Identity, PkiError, Trust};
 
 /// The service's end: its own certificate, and its CA's for those who know but a hash of it.
 pub(crate) fn server_config(identity: &Identity, alpn: &[u8]) -> Result<ServerConfig, PkiError> {
-    let chain =
-        vec![identity.certificate().clone(), CertificateDer::from(identity.trust().ca_der().to_vec())];
+    let mut chain = identity.shown().to_vec();
+    chain.push(CertificateDer::from(identity.trust().ca_der()));
     let certified = SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(identity.key().clone())));
     let mut config = ServerConfig::builder_with_provider(provider(KeyExchange::PqOnly))
         .with_protocol_versions(&[&TLS13])
@@ -73,7 +73,7 @@ impl CaPin {
             return Err(PkiError::Certificate("its CA is not the one that the token names".to_owned()));
         }
         let (trust_domain, job) = (self.service.trust_domain(), self.service.job());
-        let trust = Trust::new(ca.clone().into_owned(), trust_domain.to_owned(), job.to_owned())?;
+        let trust = Trust::from_der_for(ca, trust_domain, job)?;
         trust.verify(leaf, &Expected::Node(self.service.clone())).map(|_| ())
     }
 }
@@ -123,7 +123,7 @@ impl ServerCertVerifier for PinnedCa {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        Curve::schemes()
     }
 }
 
@@ -141,9 +141,9 @@ mod tests {
     fn only_the_enrolment_service_of_the_ca_is_taken() {
         let (ca, other) = (JobCa::create("t", "j", HOUR).unwrap(), JobCa::create("t", "j", HOUR).unwrap());
         let service = SpiffeId::new("t", "j", Role::Operator, "enrolment").unwrap();
-        let pin = CaPin { ca: *blake3::hash(ca.trust().ca_der()).as_bytes(), service: service.clone() };
-        let der = |ca: &JobCa| CertificateDer::from(ca.trust().ca_der().to_vec());
-        let shown = |ca: &JobCa, id: &SpiffeId| ca.issue(id, HOUR).unwrap().certificate().clone();
+        let pin = CaPin { ca: *blake3::hash(&ca.trust().ca_der()).as_bytes(), service: service.clone() };
+        let der = |ca: &JobCa| CertificateDer::from(ca.trust().ca_der());
+        let shown = |ca: &JobCa, id: &SpiffeId| ca.issue(id, HOUR).unwrap().shown()[0].clone();
         assert_eq!(pin.check(&shown(&ca, &service), &[der(&ca)]), Ok(()));
         // Another CA's, shown with either CA; a node of the job; no CA, or more than it.
         let foreign = shown(&other, &service);

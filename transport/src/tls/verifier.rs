@@ -5,33 +5,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
-use super::{provider, signature_algorithms};
-use crate::config::KeyExchange;
+use super::signature_algorithms;
 use crate::identity::SpiffeId;
-use crate::pki::{Expected, PkiError, Trust};
+use crate::pki::{Chain, Curve, Expected, PkiError, Trust};
 
 /// Accepts any node of the job, as a client.
 #[derive(Debug)]
 pub(super) struct NodeVerifier {
     trust: Trust,
-    chain: Arc<dyn ClientCertVerifier>,
 }
 
 impl NodeVerifier {
-    pub(super) fn new(trust: Trust) -> Result<Self, PkiError> {
-        // webpki's own verifier checks the chain for a client's use; the profile and the name are ours.
-        let roots = Arc::clone(trust.roots());
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider(KeyExchange::PqFirst))
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|why| PkiError::Certificate(why.to_string()))?;
-        Ok(NodeVerifier { trust, chain })
+    pub(super) fn new(trust: Trust) -> Self {
+        NodeVerifier { trust }
     }
 }
 
@@ -46,9 +37,12 @@ impl ClientCertVerifier for NodeVerifier {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        refuse_intermediates(intermediates).map_err(refused)?;
-        let verified = self.chain.verify_client_cert(leaf, intermediates, self.trust.now())?;
-        self.trust.verify(leaf, &Expected::Member).map_err(refused)?;
+        let chain = Chain::of(leaf, intermediates).map_err(refused)?;
+        // webpki's own verifier checks the chain for a client's use; the profile and the name are ours.
+        let anchors = self.trust.anchors();
+        let path = anchors.path(&chain).map_err(refused)?;
+        let verified = path.roots.clients.verify_client_cert(leaf, &path.between, self.trust.now())?;
+        self.trust.verify_chain(&chain, &Expected::Member).map_err(refused)?;
         Ok(verified)
     }
 
@@ -71,7 +65,7 @@ impl ClientCertVerifier for NodeVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        Curve::schemes()
     }
 }
 
@@ -121,7 +115,7 @@ impl ServerCertVerifier for PinnedVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let checked =
-            refuse_intermediates(intermediates).and_then(|()| self.trust.verify(leaf, &self.expected));
+            Chain::of(leaf, intermediates).and_then(|chain| self.trust.verify_chain(&chain, &self.expected));
         match checked {
             Ok(_) => Ok(ServerCertVerified::assertion()),
             Err(why) => {
@@ -150,16 +144,8 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        Curve::schemes()
     }
-}
-
-fn refuse_intermediates(intermediates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
-    if intermediates.is_empty() {
-        return Ok(());
-    }
-    let why = "certificates follow the leaf; the job's CA signs leaves itself".to_owned();
-    Err(PkiError::Certificate(why))
 }
 
 pub(super) fn refused(why: PkiError) -> Error {

@@ -1,5 +1,6 @@
 //! `testudo pki show`: certificates, requests, and what a CA issued.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,11 +13,11 @@ pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
     let files = if path.is_dir() { shown_in(path)? } else { vec![path.to_owned()] };
     let mut all = Vec::new();
     for file in &files {
-        let (text, value) = one(file)?;
+        let (text, values) = one(file)?;
         if !json {
             println!("{}\n{text}\n", file.display());
         }
-        all.push(value);
+        all.extend(values);
     }
     if path.join(REGISTER_FILE).is_file() {
         let now = SystemTime::now();
@@ -41,7 +42,7 @@ pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
 }
 
 /// One file, for a person and for a program.
-fn one(file: &Path) -> Result<(String, Value), Failure> {
+fn one(file: &Path) -> Result<(String, Vec<Value>), Failure> {
     let pem = std::fs::read(file).map_err(|e| Failure::file(file, "cannot be read", e))?;
     let at = |why: pki::PkiError| Failure::misconfigured(format!("{}: {why}", file.display()));
     if String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
@@ -50,33 +51,43 @@ fn one(file: &Path) -> Result<(String, Value), Failure> {
         let (id, key) = (request.id(), request.key_sha256());
         let text = format!("identity     {id}\nkind         {kind}\nkey sha256   {key}");
         let value = json!({ "file": file, "id": id, "request": true, "renewal": request.is_renewal(), "key_sha256": key });
-        return Ok((text, value));
+        return Ok((text, vec![value]));
     }
     if String::from_utf8_lossy(&pem).contains("-----BEGIN X509 CRL-----") {
-        let info = pki::describe_crl(&pem).map_err(|why| at(why.into()))?;
-        let value = json!({
-            "file": file,
-            "crl": true,
-            "number": info.number.to_string(),
-            "this_update": info.this_update,
-            "next_update": info.next_update,
-            "revoked": info.revoked.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        let lists = pki::describe_crl(&pem).map_err(|why| at(why.into()))?;
+        let values = lists.iter().map(|info| {
+            json!({
+                "file": file,
+                "crl": true,
+                "issuer": info.issuer,
+                "number": info.number.to_string(),
+                "this_update": info.this_update,
+                "next_update": info.next_update,
+                "revoked": info.revoked.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
         });
-        return Ok((info.to_string(), value));
+        return Ok((joined(&lists), values.collect()));
     }
-    let info = pki::describe(&pem).map_err(at)?;
-    let value = json!({
-        "file": file,
-        "id": info.id,
-        "ca": info.is_ca,
-        "serial": info.serial,
-        "issuer": info.issuer,
-        "not_before": info.not_before,
-        "not_after": info.not_after,
-        "key": info.key_type,
-        "fingerprint": info.fingerprint,
+    let shown = pki::describe_all(&pem).map_err(at)?;
+    let value = shown.iter().map(|info| {
+        json!({
+            "file": file,
+            "id": info.id,
+            "ca": info.is_ca,
+            "serial": info.serial,
+            "issuer": info.issuer,
+            "not_before": info.not_before,
+            "not_after": info.not_after,
+            "key": info.key_type,
+            "fingerprint": info.fingerprint,
+        })
     });
-    Ok((info.to_string(), value))
+    Ok((joined(&shown), value.collect()))
+}
+
+/// Each as it describes itself, one below the other.
+fn joined(all: &[impl Display]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
 }
 
 fn line(issued: &Issued, now: SystemTime) -> String {

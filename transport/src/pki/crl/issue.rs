@@ -119,7 +119,7 @@ impl JobCa {
             let what = format!("{} certificates are more than a list has room for", list.len());
             return Err(PkiError::Crl(super::CrlError::Malformed(what)));
         }
-        Crl::read(signed.der(), self.trust().ca_der()).map_err(PkiError::Crl)
+        Crl::read(signed.der(), &self.trust().ca_der()).map_err(PkiError::Crl)
     }
 }
 
