@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use testudo_transport::pki::Installed;
-use testudo_transport::{Connection, Endpoint, MemoryOptions, Policy, Refusals, SpiffeId, memory};
+use testudo_transport::{Connection, Crl, Endpoint, MemoryOptions, Policy, Refusals, SpiffeId, memory};
 use tokio::sync::mpsc;
 
 use crate::audit::Refusal;
@@ -108,11 +108,11 @@ impl Network {
         }
     }
 
-    /// The lists of revoked certificates in force, in DER one after the other; empty if there is none.
+    /// The lists of revoked certificates in force; none where nodes have no certificates.
     #[must_use]
-    pub fn crls(&self) -> Vec<u8> {
+    pub fn crls(&self) -> Vec<Arc<Crl>> {
         match self {
-            Network::Quic(endpoint) => endpoint.crls().iter().flat_map(|crl| crl.der().to_vec()).collect(),
+            Network::Quic(endpoint) => endpoint.crls(),
             Network::Memory(_) => Vec::new(),
         }
     }

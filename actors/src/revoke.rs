@@ -2,7 +2,8 @@
 //!
 //! 1. Nobody takes a list because of who brings it: each node checks the certificate authority's signature, the number and the
 //!    time, and what it cannot take changes nothing.
-//! 2. A node that joins later gets the list that is in force.
+//! 2. A node that joins later gets the lists that are in force; those that are there get each that the scheduler takes, from an
+//!    operator or from the file that it follows.
 //!
 //! A revoked node's connections are closed by the transport; what it held is lost as a dead node's is.
 

@@ -125,8 +125,18 @@ pub async fn keep_fresh(
     own: (Identity, Source),
     validity: Duration,
 ) -> Infallible {
+    renew_every(validity / 2, ca, folders, own, validity).await
+}
+
+async fn renew_every(
+    pause: Duration,
+    ca: Arc<JobCa>,
+    folders: Vec<PathBuf>,
+    own: (Identity, Source),
+    validity: Duration,
+) -> Infallible {
     loop {
-        tokio::time::sleep(validity / 2).await;
+        tokio::time::sleep(pause).await;
         let (ca, folders) = (Arc::clone(&ca), folders.clone());
         let done = tokio::task::spawn_blocking(move || renew_all(&ca, &folders, validity)).await;
         let taken = match done {
@@ -199,6 +209,29 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         following.abort();
+    }
+
+    /// 2 of the module, again and again: what is renewed can be renewed, and this process's own identity follows its files.
+    #[tokio::test]
+    async fn a_local_runs_certificates_are_renewed_again_and_again() {
+        let (_folder, ca, home, identity) = place();
+        let other = home.with_file_name("server-0");
+        ca.issue(&SpiffeId::new("t", "j", Role::Server, "0").unwrap(), HOUR).unwrap().save(&other).unwrap();
+        let server = Identity::load(&other).unwrap();
+        let (folders, own) = (vec![home.clone(), other.clone()], (identity.clone(), Source::Folder(home)));
+        let renewing = tokio::spawn(renew_every(Duration::from_millis(1), Arc::new(ca), folders, own, HOUR));
+        let mut changes = identity.clone();
+        for _ in 0..3 {
+            let mut looks = 0;
+            while identity.latest().certificate_pem() == changes.certificate_pem() {
+                looks += 1;
+                assert!(looks < 6000, "waited in vain");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            changes = identity.latest();
+        }
+        renewing.abort();
+        assert_eq!(look(&server, &Source::Folder(other)), Ok(true), "the others' files are new, too");
     }
 
     #[test]

@@ -255,7 +255,8 @@ fn what_is_wrong_with_a_chain_is_said() {
     };
     let p521 = root.node_with(WORKER, &rcgen::PKCS_ECDSA_P521_SHA512).0;
     let foreign = "spiffe://evil.test/job/mnist/worker/0";
-    let cases: [(&str, &[&Authority], Result<Vec<u8>, PkiError>, &str); 15] = [
+    type Case<'a> = (&'a str, &'a [&'a Authority], Result<Vec<u8>, PkiError>, &'a str);
+    let cases: [Case<'_>; 15] = [
         ("another trust domain", &all, chain(&a, foreign, &[&a]), "in `testudo.test`"),
         ("another job", &all, chain(&a, &WORKER.replace("mnist", "cifar"), &[&a]), "a node of job `mnist`"),
         ("no anchor", &[&other], chain(&a, WORKER, &[&a]), "UnknownIssuer"),

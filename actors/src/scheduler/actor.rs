@@ -1,10 +1,11 @@
 //! The scheduler's shell: members and operators in, orders and reports out.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use testudo_transport::{Cause, Connection, Message, Outgoing, Role, SpiffeId, Who};
+use testudo_transport::{Cause, Connection, Crl, Message, Outgoing, Role, SpiffeId, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -108,6 +109,8 @@ pub struct SchedulerActor {
     /// Heads of the audit log that members were shown lately.
     heads: VecDeque<HeadName>,
     countersign_every: u64,
+    /// The lists of revoked certificates that members have been told of.
+    passed_on: Vec<Arc<Crl>>,
     run: tracing::Span,
     outcome: Option<Outcome>,
     over: Option<oneshot::Sender<Outcome>>,
@@ -143,6 +146,7 @@ impl SchedulerActor {
             refusals: RefusalLog::default(),
             heads: VecDeque::new(),
             countersign_every,
+            passed_on: Vec::new(),
             run: tracing::info_span!("run"),
             outcome: None,
             over: Some(over),
@@ -245,6 +249,11 @@ impl SchedulerActor {
         &self.network
     }
 
+    /// The lists of revoked certificates that members have been told of.
+    pub(super) fn passed_on(&mut self) -> &mut Vec<Arc<Crl>> {
+        &mut self.passed_on
+    }
+
     pub(super) fn peers(&self) -> impl Iterator<Item = (u64, &SpiffeId)> {
         self.links.iter().map(|(link, Link { peer, .. })| (*link, peer))
     }
@@ -333,6 +342,7 @@ fn tick(actor: &mut SchedulerActor, context: &mut Context<SchedulerActor>) {
         let run = actor.run.clone();
         run.in_scope(|| actor.drive(context, Input::Tick));
         actor.record_refusals(false);
+        actor.pass_on_new_lists();
         tick(actor, context);
     });
 }
