@@ -119,6 +119,27 @@ pub enum Entry {
         /// BLAKE3 of the list, in DER.
         crl_blake3: Hex,
     },
+    /// A server is found to have given a worker other values than the contributions make: [`witness`](crate::witness) says how.
+    Finding {
+        /// The server.
+        server: String,
+        /// The parameter's name.
+        parameter: String,
+        /// The slice of it.
+        slice: u32,
+        /// The first element of the parameter that is hashed.
+        first: u64,
+        /// How many elements are hashed.
+        elements: u64,
+        /// The step, from 1, whose update is wrong; `null` for the values that training begins with.
+        step: Option<u64>,
+        /// BLAKE3 of what these elements should be, as little-endian f32.
+        right_blake3: Hex,
+        /// BLAKE3 of what the worker said that it was given.
+        found_blake3: Hex,
+        /// The worker.
+        worker: String,
+    },
     /// A checkpoint is whole.
     Checkpoint {
         /// Its step.

@@ -4,7 +4,8 @@
 //! whether this worker, and no other, contributed something else.
 //!
 //! 1. A digest stands for exactly the pushes of the nodes that are reported: each by node, slice and the BLAKE3 hash of its values.
-//! 2. What is signed is bound to the step and to nothing but this use; the certificate binds it to the job and the worker.
+//! 2. Every report is signed, of no push too: a worker whose report comes without is sent away (`scheduler/actor/audited.rs`).
+//! 3. What is signed is bound to the step and to nothing but this use; the certificate binds it to the job and the worker.
 
 use std::collections::BTreeMap;
 
@@ -41,15 +42,15 @@ impl Pushed {
         self.open.entry((step, node.first, node.leaves)).or_default().push((slice, hash));
     }
 
-    /// The digest of what was pushed for `nodes` of `step`, which are reported now; `None` if that is nothing.
-    pub fn take(&mut self, step: u64, nodes: impl IntoIterator<Item = Node>) -> Option<Digest> {
+    /// The digest of what was pushed for `nodes` of `step`, which are reported now: of nothing, if that is nothing.
+    pub fn take(&mut self, step: u64, nodes: impl IntoIterator<Item = Node>) -> Digest {
         let mut pushes = Vec::new();
         for node in nodes {
             let found = self.open.remove(&(step, node.first, node.leaves)).unwrap_or_default();
             pushes.extend(found.into_iter().map(|(slice, hash)| (node, slice, hash)));
         }
         self.open = self.open.split_off(&(step.saturating_sub(KEPT), 0, 0));
-        (!pushes.is_empty()).then(|| digest(&mut pushes))
+        digest(&mut pushes)
     }
 }
 
@@ -96,21 +97,21 @@ mod tests {
             pushed.take(step, nodes.iter().map(|n| node(*n)))
         };
         let all = [(3, 0, 0, 1), (3, 0, 1, 2), (3, 1, 0, 3), (4, 0, 0, 9)];
-        let whole = of(&all, 3, &[0, 1]).unwrap();
+        let whole = of(&all, 3, &[0, 1]);
         assert_eq!(whole.count, 3);
         let mut turned = all;
         turned.reverse();
-        assert_eq!(of(&turned, 3, &[1, 0]), Some(whole), "in whatever order they were pushed");
+        assert_eq!(of(&turned, 3, &[1, 0]), whole, "in whatever order they were pushed");
         let changed = |at: usize, to| {
             let mut other = all;
             other[at] = to;
             of(&other, 3, &[0, 1])
         };
         for (at, to) in [(0, (3, 0, 0, 7)), (0, (3, 0, 2, 1)), (1, (3, 1, 1, 2)), (2, (4, 1, 0, 3))] {
-            assert_ne!(changed(at, to), Some(whole), "{to:?}");
+            assert_ne!(changed(at, to), whole, "{to:?}");
         }
-        assert_eq!(changed(3, (4, 0, 0, 8)), Some(whole), "another step's");
-        assert_eq!(of(&all, 5, &[0, 1]), None);
+        assert_eq!(changed(3, (4, 0, 0, 8)), whole, "another step's");
+        assert_eq!(of(&all, 5, &[0, 1]).count, 0);
         assert_ne!(signed_bytes(3, &whole), signed_bytes(4, &whole));
     }
 
@@ -120,7 +121,7 @@ mod tests {
         for step in 0..100 {
             pushed.add(step, node(0), slice(0), [0; 32]);
             pushed.add(step, node(1), slice(0), [0; 32]);
-            assert!(pushed.take(step, [node(0)]).is_some());
+            assert_eq!(pushed.take(step, [node(0)]).count, 1);
         }
         assert!(pushed.open.len() as u64 <= KEPT + 1, "{}", pushed.open.len());
     }

@@ -26,6 +26,7 @@ use testudo_kernels::ParameterSpec;
 
 pub use choice::{BLOCK, Choice, Key, MOST};
 
+use crate::audit::{Entry, Hex};
 use crate::checkpoint::PartSource;
 use crate::job::JobSpec;
 use crate::placement::{SliceId, SliceMap};
@@ -55,11 +56,35 @@ pub struct Finding {
     pub found: f32,
     /// The worker that was given it.
     pub worker: u32,
+    /// The block of witnessed elements that it is in: the first of the parameter, and how many.
+    pub block: (usize, usize),
+    /// BLAKE3 of what the block should be, as little-endian f32.
+    pub right_blake3: [u8; 32],
+    /// BLAKE3 of what the worker was given.
+    pub found_blake3: [u8; 32],
+}
+
+impl Finding {
+    /// What the audit log tells of it.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        Entry::Finding {
+            server: format!("server/{}", self.server),
+            parameter: self.parameter.clone(),
+            slice: self.slice.index,
+            first: self.block.0 as u64,
+            elements: self.block.1 as u64,
+            step: self.step,
+            right_blake3: Hex(self.right_blake3),
+            found_blake3: Hex(self.found_blake3),
+            worker: format!("worker/{}", self.worker),
+        }
+    }
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Finding { server, slice, parameter, element, differ, of, step, right, found, worker } = self;
+        let Finding { server, slice, parameter, element, differ, of, step, right, found, worker, .. } = self;
         match step {
             Some(step) => write!(f, "server/{server} applied a wrong update in step {step}")?,
             None => write!(f, "server/{server} did not begin with the job's parameters")?,
@@ -267,12 +292,23 @@ impl Witness {
                         right: right.get(place).copied().unwrap_or_default(),
                         found: given.get(place).copied().unwrap_or_default(),
                         worker,
+                        block: (block.first, block.elements),
+                        right_blake3: hash(&right),
+                        found_blake3: hash(given),
                     });
                 }
             }
         }
         first.map_or(Heard::Fine, |finding| Heard::Wrong(Box::new(finding)))
     }
+}
+
+fn hash(values: &[f32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for value in values {
+        hasher.update(&value.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
 }
 
 #[cfg(test)]

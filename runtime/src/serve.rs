@@ -1,6 +1,8 @@
 //! Serving a signed model over HTTPS: who may ask, how often, and how much an answer says.
 //!
 //! Invariants:
+//! 0. The process is confined before it reads the model ([`confine`]): it opens what serving takes, starts no program, and listens on
+//!    one TCP port.
 //! 1. Nothing is listened on before the model's signature has been verified; what is served are the bytes that were hashed
 //!    ([`model`]). An unsigned model is served only if that is asked for in so many words.
 //! 2. TLS 1.3 alone ([`tls`]). Nothing is predicted for a client that is not authenticated ([`token`], [`client`]).
@@ -30,15 +32,20 @@ pub mod tls;
 pub mod token;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use testudo_kernels::ModelError;
+use testudo_observability as observability;
 use testudo_transport::PkiError;
 
 pub use options::{Budget, Digits, Limits, Options, Output, Trust};
 
 use crate::checkpoint::safetensors::CheckpointError;
+use crate::process::{
+    self, calls,
+    paths::{Needs, Place},
+};
 use crate::signing::SigningError;
 use http::Shared;
 pub(crate) use state::make as make_state;
@@ -93,6 +100,40 @@ pub struct Prepared {
     address: SocketAddr,
     tls: rustls::ServerConfig,
     shared: Shared,
+}
+
+/// Confines this process to what serving `options` takes, before anything of a client or of the model is read: the model's folder, the
+/// folders of certificate and key, the file of tokens, the state's folder, which is made if it is not there, and one TCP port. To be called by the only thread.
+///
+/// # Errors
+/// The state's folder cannot be made.
+pub fn confine(options: &Options) -> Result<(), ServeError> {
+    state::make(&options.state)?;
+    let mut read = vec![options.dir.clone()];
+    if let Trust::Signed { signature, .. } = &options.trust {
+        read.push(signature.clone());
+    }
+    read.extend(options.tokens.clone());
+    read.extend(options.client_ca.clone());
+    // Certificate, key and lists of revoked ones are replaced while it serves: so their folders are what is read, and those that
+    // their names lead to.
+    for file in [&options.cert, &options.key].into_iter().chain(&options.client_crl) {
+        read.push(folder_of(file));
+        read.extend(file.canonicalize().map(|file| folder_of(&file)));
+    }
+    let needs = Needs {
+        read: read.into_iter().map(Place::Path).collect(),
+        write: vec![options.state.as_path().into()],
+        tcp: observability::exports(),
+        listen: Some(options.listen.port()),
+        start: None,
+    };
+    process::confine(calls::Role::Node, needs);
+    Ok(())
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Verifies and loads the model, reads keys and tokens, opens the state, goes on as [`Options::user`], binds the address.

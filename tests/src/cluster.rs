@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use testudo_actors::checkpoint::NoCheckpoints;
+use testudo_actors::audit::Entry;
+use testudo_actors::checkpoint::{Ledger, NoCheckpoints, ServerSetup};
 use testudo_actors::link::{MemoryHub, Network};
 use testudo_actors::message::{Finished, Outcome};
 use testudo_actors::node::{WorkerSetup, run_scheduler, run_server, run_worker};
@@ -138,13 +139,37 @@ pub fn unhurried() -> TransportConfig {
     }
 }
 
-/// Collects the completed steps.
+/// Collects the completed steps, and what the audit log is told.
 #[derive(Clone, Debug, Default)]
-pub struct Steps(pub Arc<Mutex<Vec<StepSummary>>>);
+pub struct Steps(pub Arc<Mutex<Vec<StepSummary>>>, pub Arc<Mutex<Vec<Entry>>>);
 
 impl Observer for Steps {
     fn step(&mut self, summary: &StepSummary) {
         self.0.lock().unwrap().push(summary.clone());
+    }
+
+    fn audit(&mut self, entry: Entry) {
+        self.1.lock().unwrap().push(entry);
+    }
+}
+
+/// The scheduler's observer in a cluster.
+struct Watching {
+    steps: Steps,
+    ledger: Option<Box<dyn Ledger>>,
+}
+
+impl Observer for Watching {
+    fn step(&mut self, summary: &StepSummary) {
+        self.steps.step(summary);
+    }
+
+    fn audit(&mut self, entry: Entry) {
+        self.steps.audit(entry);
+    }
+
+    fn ledger(&mut self) -> Option<Box<dyn Ledger>> {
+        self.ledger.take()
     }
 }
 
@@ -196,6 +221,10 @@ pub struct Wiring {
     pub advertise: Box<dyn FnMut(Role, u32, SocketAddr) -> SocketAddr>,
     /// Workers that are not started: the test plays them itself.
     pub absent: Vec<u32>,
+    /// Where each server writes its parts of checkpoints, by index.
+    pub checkpoints: Box<dyn FnMut(u32) -> Box<dyn ServerSetup>>,
+    /// What makes checkpoints whole.
+    pub ledger: Option<Box<dyn Ledger>>,
     /// Is shown every node's network. What keeps one keeps its connections, beyond the node's end.
     pub networks: Box<dyn FnMut(&Network)>,
 }
@@ -209,6 +238,8 @@ impl Default for Wiring {
             lie: Box::new(|_| None),
             advertise: Box::new(|_, _, address| address),
             absent: Vec::new(),
+            checkpoints: Box::new(|_| Box::new(NoCheckpoints)),
+            ledger: None,
             networks: Box::new(|_| {}),
         }
     }
@@ -245,7 +276,8 @@ impl Cluster {
         (wiring.networks)(&network);
         let dialled = (wiring.advertise)(Role::Scheduler, 0, scheduler).to_string();
         let steps = Steps::default();
-        let (runtime, observer) = (site.runtime.handle().clone(), Box::new(steps.clone()));
+        let runtime = site.runtime.handle().clone();
+        let observer = Box::new(Watching { steps: steps.clone(), ledger: wiring.ledger.take() });
         let outcome =
             std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime));
         let mut nodes = Vec::new();
@@ -261,7 +293,8 @@ impl Cluster {
             let options =
                 NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
             let order = (wiring.order)(index);
-            nodes.push((id, std::thread::spawn(move || run_server(options, order, &mut NoCheckpoints))));
+            let mut setup = (wiring.checkpoints)(index);
+            nodes.push((id, std::thread::spawn(move || run_server(options, order, setup.as_mut()))));
         }
         for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());

@@ -3,9 +3,11 @@
 //! `tests/fuzz` gives each to libFuzzer; `tests/tests/fuzz_corpus.rs` runs the committed corpora through them in every
 //! `cargo test`. None may panic, hang, or hold memory that its input does not justify.
 
+mod audit;
 mod files;
 pub mod seeds;
 
+pub use audit::audit;
 pub use files::{bundle, checkpoint};
 
 use std::path::Path;
@@ -34,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("certificate", certificate),
     ("checkpoint", checkpoint),
     ("bundle", bundle),
+    ("audit", audit),
 ];
 
 /// The secret of the connection that the fuzzers speak on: seeds are sealed under it.

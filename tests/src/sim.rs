@@ -448,7 +448,7 @@ impl Simulation {
                     let input = SchedulerInput::Committed { step, result };
                     self.post("ledger>scheduler".into(), Wire::ToScheduler(input));
                 }
-                SchedulerEffect::Checkpoint(_) => {}
+                SchedulerEffect::Checkpoint(_) | SchedulerEffect::Finding(_) => {}
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),
                 SchedulerEffect::Refuse { reason, .. } => panic!("a member was refused: {reason}"),

@@ -1,13 +1,19 @@
 //! A stage on which a test plays every worker of a job by hand, at a real scheduler and real servers over QUIC.
 
+use std::sync::Arc;
+
 use testudo_actors::JobSpec;
 use testudo_actors::checkpoint::{NamedTensor, params_blake3};
+use testudo_actors::contributions::{Digest, Pushed, signed_bytes};
 use testudo_actors::link::Network;
-use testudo_actors::message::{Failure, MemberRole, Membership, Outcome, Pull, Push, Shutdown};
+use testudo_actors::message::{
+    Contributions, Failure, MemberRole, Membership, NodeDone, NodeLoss, Outcome, Pull, Push, Shutdown,
+    StepTimes,
+};
 use testudo_actors::placement::{SliceId, SliceMap};
 use testudo_actors::tree::Node;
 use testudo_kernels::OptimizerSpec;
-use testudo_transport::Role;
+use testudo_transport::{Identity, Role};
 
 use crate::cluster::{Cluster, Links, Site, Wiring};
 use crate::member::{Answer, Lane, Member, in_time, placement};
@@ -24,6 +30,8 @@ pub struct Stage {
     pub operator: (Network, String),
     /// By worker: what it dials with.
     pub networks: Vec<Network>,
+    /// By worker: who it is.
+    pub identities: Vec<Arc<Identity>>,
     /// By server: where it is.
     pub servers: Vec<String>,
     /// By worker: its line to the scheduler.
@@ -56,15 +64,17 @@ impl Stage {
     async fn set(site: &Site, scheduler: String) -> Stage {
         let job = site.job.clone();
         let operator = (site.network(&site.identity(Role::Operator, "0")), scheduler.clone());
-        let of = |index: u32| site.network(&site.identity(Role::Worker, &index.to_string()));
-        let networks: Vec<Network> = (0..job.workers).map(of).collect();
+        let of = |index: u32| site.identity(Role::Worker, &index.to_string());
+        let identities: Vec<Arc<Identity>> = (0..job.workers).map(of).collect();
+        let networks: Vec<Network> = identities.iter().map(|identity| site.network(identity)).collect();
         let mut members = Vec::new();
         for network in &networks {
             members.push(Member::join(network, &scheduler, MemberRole::Worker).await.unwrap());
         }
         let map = placement(&job);
         let (lanes, nodes, at) = (Vec::new(), Vec::new(), Vec::new());
-        let mut stage = Stage { job, operator, networks, servers: at, members, lanes, epoch: 0, nodes, map };
+        let mut stage =
+            Stage { job, operator, networks, identities, servers: at, members, lanes, epoch: 0, nodes, map };
         for index in 0..stage.members.len() {
             let Membership { epoch, leases, servers, .. } = stage.members[index].membership().await;
             stage.epoch = epoch;
@@ -97,6 +107,24 @@ impl Stage {
         let push = self.push_of(worker, step, slice);
         let values = vec![value; self.map.slice(slice).map_or(1, |s| s.elements)];
         self.lane(worker, slice).pushed(&push, &values).await
+    }
+
+    /// Worker `worker` signs that it contributed nothing to `step`.
+    ///
+    /// # Panics
+    /// When it has no key to sign with.
+    pub async fn sign(&mut self, worker: usize, step: u64) {
+        let Digest { count, blake3 } = Pushed::default().take(step, []);
+        let message = signed_bytes(step, &Digest { count, blake3 });
+        let signature = self.identities[worker].sign(&message).unwrap();
+        self.members[worker].tell(&Contributions { step, count, digest: blake3, signature }).await;
+    }
+
+    /// What worker `worker` reports of `step` once it is done.
+    #[must_use]
+    pub fn done(&self, worker: usize, step: u64) -> NodeDone {
+        let loss = NodeLoss { node: self.nodes[worker], loss_sum: 1.0, correct: 1, examples: 4 };
+        NodeDone { step, nodes: vec![loss], times: StepTimes::default(), bytes_sent: 1, bytes_received: 1 }
     }
 
     /// Worker `worker` pulls a version.

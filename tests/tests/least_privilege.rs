@@ -5,8 +5,10 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use testudo_kernels::ModelSpec;
 use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Started, assert_nothing_left, nodes, steps};
+use testudo_tests::served::Site;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -451,6 +453,41 @@ fn nodes_that_root_starts_by_hand_are_nobodys_too() {
     assert_eq!(owners(&place.path("checkpoint")), [NOBODY]);
     for stays in ["", "ca", "data", "worker", "small.toml", "small.job"] {
         assert_eq!(std::fs::metadata(place.path(stays)).unwrap().uid(), 0, "{stays} is root's as before");
+    }
+}
+
+/// Invariant 0 of `runtime/src/serve.rs`: what answers clients opens a model, its keys and its accounts, and one port.
+#[test]
+fn what_serves_a_model_is_confined_and_says_so() {
+    let spec = ModelSpec::Mlp { inputs: 2, hidden: Vec::new(), classes: 2 };
+    let site = Site::new(&spec, &[vec![0.5; 4], vec![0.0; 2]]);
+    let at = |name: &str| text(&site.at(name)).to_owned();
+    let (model, cert, key, state) = (at("model"), at("cert.pem"), at("server.pem"), at("state"));
+    let _ = process::run(PROGRAM, &["serve", &model, "--state", &state, "--new-token", "a"], site.path())
+        .succeeded();
+    let public = at("key.pub.pem");
+    let serve = ["serve", &model, "--state", &state, "--cert", &cert, "--key", &key, "--public-key", &public];
+    let mut serving =
+        process::start(PROGRAM, &[&serve[..], &["--listen", "127.0.0.1:0"]].concat(), site.path());
+    let pid = serving.pid();
+    // It listens once it catches SIGINT, which is the second bit.
+    serving.until("it to serve", |_| {
+        let caught = u64::from_str_radix(&status(pid, "SigCgt"), 16).unwrap();
+        (caught & 2 != 0).then_some(())
+    });
+    assert_hardened(pid);
+    for set in ["CapPrm", "CapEff"] {
+        assert_eq!(status(pid, set), "0000000000000000");
+    }
+    serving.signal(process::Signal::INT);
+    let ended = serving.wait().succeeded();
+    let says = ended.stderr.lines().find(|line| line.contains("protections that hold: "));
+    let says = says.unwrap_or_else(|| panic!("it does not say what holds: {}", ended.stderr));
+    let says = says.split("that do not:").next().unwrap();
+    let mut parts = vec!["no_new_privs".to_owned(), "no capabilities".to_owned(), "seccomp".to_owned()];
+    parts.extend(landlock());
+    for part in parts {
+        assert!(says.contains(&part), "{part:?} is missing in {says}");
     }
 }
 

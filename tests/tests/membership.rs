@@ -1,16 +1,19 @@
 //! Lines 9 and 13 of the list of semantics, end to end over QUIC: who counts as a member, in which order members leave, and
 //! who is named when nothing moves. The same on pure cores is in the actors' own tests.
 
+use std::sync::Arc;
+
 use testudo_actors::JobSpec;
+use testudo_actors::audit::Entry;
 use testudo_actors::message::{
     Body, Evaluate, EvaluationResult, Export, Exported, Failure, Finished, Heartbeat, Load, MemberRole,
-    NodeDone, NodeLoss, Outcome, Ready, Shutdown, StepTimes,
+    Outcome, Ready, Shutdown,
 };
 use testudo_actors::node::run_scheduler;
 use testudo_actors::operator::follow;
 use testudo_actors::placement::SliceId;
 use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
-use testudo_tests::member::{Answer, Member};
+use testudo_tests::member::{Answer, Member, in_time};
 use testudo_tests::stage::{job, play, play_to_its_end};
 use testudo_transport::Role;
 
@@ -85,9 +88,8 @@ fn line_9_servers_leave_last() {
             stage.complete(0, slice.id, 1.0).await;
         }
         for worker in 0..2 {
-            let loss = NodeLoss { node: stage.nodes[worker], loss_sum: 1.0, correct: 1, examples: 4 };
-            let times = StepTimes::default();
-            let done = NodeDone { step: 0, nodes: vec![loss], times, bytes_sent: 1, bytes_received: 1 };
+            stage.sign(worker, 0).await;
+            let done = stage.done(worker, 0);
             stage.members[worker].tell(&done).await;
         }
         let hash = stage.params_blake3(1, 1).await;
@@ -119,6 +121,43 @@ async fn obey(member: &mut Member, params_blake3: [u8; 32]) {
             Shutdown::KIND => return,
             _ => {}
         }
+    }
+}
+
+/// Invariant 2 of `scheduler/actor/audited.rs`: who reports a step and signs nothing, or another step, is sent away with a reason
+/// that says so; the log has it, and the rest of the step is another's.
+#[test]
+fn a_worker_that_does_not_sign_what_it_reports_is_sent_away() {
+    for signed in [None, Some(1)] {
+        let cluster = play_to_its_end(job(2, 1, 2), async |stage| {
+            if let Some(step) = signed {
+                stage.sign(1, step).await;
+            }
+            let (done, honest) = (stage.done(1, 0), stage.done(0, 0));
+            stage.sign(0, 0).await;
+            stage.members[0].tell(&honest).await;
+            stage.members[1].tell(&done).await;
+            let why = in_time("its end", stage.members[1].connection().closed()).await.to_string();
+            assert!(why.contains("reported step 0 without signing what it contributed"), "{why}");
+            let leases = stage.members[0].membership().await.leases;
+            assert!(leases.len() == 2 && leases.iter().all(|lease| lease.worker == 0), "{leases:?}");
+            stage.members[0].tell(&Failure { reason: "seen enough".into() }).await;
+            stage.members[0].hear_of::<Shutdown>().await;
+        });
+        let told = Arc::clone(&cluster.steps.1);
+        assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+        let told = told.lock().unwrap();
+        let sent_away = told.iter().any(|entry| {
+            matches!(entry, Entry::Leave { node, reason, .. } if node == "worker/1" && reason.contains("without signing"))
+        });
+        assert!(sent_away, "{told:?}");
+        let refused = told.iter().any(|entry| match entry {
+            Entry::Refusals { refused, .. } => {
+                refused.iter().any(|r| r.cause == "unsigned" && r.who == "worker/1" && r.count == 1)
+            }
+            _ => false,
+        });
+        assert!(refused, "{told:?}");
     }
 }
 

@@ -1,6 +1,9 @@
 //! Witnessing in whole clusters: a server that applies wrong updates is named, an honest run is left as it is, and nobody
 //! honest is accused, whatever dies on the way.
 
+use std::sync::Arc;
+
+use testudo_actors::audit::Entry;
 use testudo_actors::message::Outcome;
 use testudo_actors::server::SumOrder;
 use testudo_actors::{Checkpoints, JobSpec, Resume};
@@ -20,10 +23,13 @@ fn expected() -> [u8; 32] {
 }
 
 /// A cluster over `links` in which server `liar` is wrong in step `step` (from 0).
-fn with_liar(job: JobSpec, links: Links, liar: u32, step: u64) -> Outcome {
+fn with_liar(job: JobSpec, links: Links, liar: u32, step: u64) -> (Outcome, Vec<Entry>) {
     let order = move |server| if server == liar { SumOrder::Wrong { step } } else { SumOrder::Canonical };
     let wiring = Wiring { order: Box::new(order), ..Wiring::default() };
-    Cluster::start_with(Site::new(job, links), wiring).outcome()
+    let cluster = Cluster::start_with(Site::new(job, links), wiring);
+    let told = Arc::clone(&cluster.steps.1);
+    let outcome = cluster.outcome();
+    (outcome, std::mem::take(&mut told.lock().unwrap()))
 }
 
 /// The line: the server is named, with the step, while the run goes on.
@@ -35,12 +41,24 @@ fn a_server_that_applies_a_wrong_update_is_named_with_its_step() {
         (1, 1, 0, 7, Links::Memory),
         (2, 2, 1, 3, Links::Quic),
     ] {
-        let Outcome::Failed(reason) = with_liar(job(workers, servers, 1.0), links, liar, step) else {
+        let (Outcome::Failed(reason), told) = with_liar(job(workers, servers, 1.0), links, liar, step) else {
             panic!("server {liar} of {servers} lied in step {step}, and nobody said so");
         };
         // Also in the very last step: what it made is looked at before the run is over.
         let named = format!("server/{liar} applied a wrong update in step {}", step + 1);
         assert!(reason.contains(&named), "{named:?} is not in {reason}");
+        // The audit log has it, once, before the run's end.
+        let at = told.iter().position(|entry| matches!(entry, Entry::Finding { .. })).expect("a finding");
+        let Entry::Finding { server, step: found, right_blake3, found_blake3, elements, worker, .. } =
+            &told[at]
+        else {
+            unreachable!()
+        };
+        assert_eq!((server, *found), (&format!("server/{liar}"), Some(step + 1)));
+        assert!(right_blake3 != found_blake3 && *elements > 0 && worker.starts_with("worker/"));
+        let rest = &told[at + 1..];
+        assert!(!rest.iter().any(|entry| matches!(entry, Entry::Finding { .. })), "{rest:?}");
+        assert!(matches!(rest.last(), Some(Entry::End { failure: Some(_), .. })), "{rest:?}");
     }
 }
 
@@ -48,7 +66,7 @@ fn a_server_that_applies_a_wrong_update_is_named_with_its_step() {
 #[test]
 fn a_small_share_finds_who_lies_about_everything() {
     // Of slices of four values, the first is wrong: whatever block is chosen.
-    let outcome = with_liar(job(2, 3, 0.01), Links::Memory, 2, 2);
+    let (outcome, _) = with_liar(job(2, 3, 0.01), Links::Memory, 2, 2);
     assert!(
         matches!(&outcome, Outcome::Failed(reason) if reason.contains("server/2 applied a wrong update in step 3")),
         "{outcome:?}"
@@ -58,7 +76,7 @@ fn a_small_share_finds_who_lies_about_everything() {
 /// At a rate of 0 nothing is witnessed.
 #[test]
 fn without_witnesses_the_lie_goes_through() {
-    let Outcome::Finished(finished) = with_liar(job(2, 2, 0.0), Links::Memory, 1, 3) else {
+    let (Outcome::Finished(finished), _) = with_liar(job(2, 2, 0.0), Links::Memory, 1, 3) else {
         panic!("it failed")
     };
     assert_ne!(finished.params_blake3, expected());

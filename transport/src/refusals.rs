@@ -82,6 +82,8 @@ causes! {
     Request = "request",
     /// A message that makes no sense to whom it was sent.
     Message = "message",
+    /// A worker that reports what it contributed and has not signed it.
+    Unsigned = "unsigned",
 }
 
 impl fmt::Display for Cause {

@@ -226,6 +226,7 @@ impl SchedulerActor {
                 }
                 self.observer.checkpoint(&committed);
             }
+            Effect::Finding(finding) => self.observer.audit(finding.entry()),
             Effect::Notice(text) => tracing::warn!("{text}"),
             Effect::Over(outcome) => {
                 match &outcome {

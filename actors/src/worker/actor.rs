@@ -262,7 +262,7 @@ impl WorkerActor {
 
     /// Signs what was pushed for the nodes of a report.
     fn sign(&mut self, done: &NodeDone) {
-        let Some(digest) = self.pushed.take(done.step, done.nodes.iter().map(|n| n.node)) else { return };
+        let digest = self.pushed.take(done.step, done.nodes.iter().map(|n| n.node));
         match self.identity.sign(&contributions::signed_bytes(done.step, &digest)) {
             Ok(signature) => self.tell(&Contributions {
                 step: done.step,

@@ -161,6 +161,7 @@ fn needs(role: NodeRole, run_dir: &RunDir, config: &Config, source: &Source) -> 
         write: vec![folder.as_path().into()],
         tcp: observability::exports(),
         start: None,
+        listen: None,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::Failure;
 use crate::process::{RunAs, user};
 use crate::serve::options::{Budget, DIGITS_MOST};
 use crate::serve::token::{self, Tokens};
-use crate::serve::{Digits, Limits, Options, Output, Trust, make_state, prepare};
+use crate::serve::{Digits, Limits, Options, Output, Trust, confine, make_state, prepare};
 use crate::signing::{PublicKey, SIGNATURE_FILE};
 
 /// What answers say of each row.
@@ -152,6 +152,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         return Tokens::create_told(&tokens, name, tell).map_err(Failure::misconfigured);
     }
     let options = arguments.options(state, tokens, user)?;
+    confine(&options).map_err(Failure::misconfigured)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
     let _guard = observability::init(log).map_err(Failure::misconfigured)?;
     if matches!(options.trust, Trust::Unsigned) {

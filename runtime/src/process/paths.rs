@@ -2,17 +2,17 @@
 //! kernel has it.
 //!
 //! What is open stays open; this is about what is opened after. A process reads the run directory and what resolving names takes,
-//! writes what its role writes, and opens nothing else: no home directory, no other node's key. It listens on no TCP port,
-//! reaches no abstract socket and signals no process outside.
+//! writes what its role writes, and opens nothing else: no home directory, no other node's key. It listens on no TCP port
+//! but the one that it serves, reaches no abstract socket and signals no process outside.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, RestrictionStatus,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
-    make_bitflags,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope, make_bitflags,
 };
 
 use super::Program;
@@ -49,6 +49,8 @@ pub struct Needs {
     pub start: Option<Program>,
     /// Whether it opens TCP connections: to a collector of traces.
     pub tcp: bool,
+    /// The TCP port that it listens on; 0 for one that the system chooses.
+    pub listen: Option<u16>,
 }
 
 /// A file or folder.
@@ -92,6 +94,9 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
         rules = rules.handle_access(AccessNet::ConnectTcp)?;
     }
     let mut rules = rules.create()?;
+    if let Some(port) = needs.listen {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+    }
     let named = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let system = SYSTEM.into_iter().chain(LIBRARIES).map(PathBuf::from).chain(std::env::split_paths(&named));
     for path in system.filter(|path| path.is_absolute()) {

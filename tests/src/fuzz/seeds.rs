@@ -16,13 +16,13 @@ use testudo_actors::tree::Node;
 use testudo_actors::witness::Key;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
 
-use super::{envelope, files, id, sealed, sealer};
+use super::{audit, envelope, files, id, sealed, sealer};
 use crate::toy;
 
 /// A seed's name and bytes.
 pub type Seed = (&'static str, Vec<u8>);
 
-const VALIDITY: Duration = Duration::from_secs(3600);
+pub(super) const VALIDITY: Duration = Duration::from_secs(3600);
 
 /// The seeds of a target; none for a name that is no target's.
 #[must_use]
@@ -35,6 +35,7 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "certificate" => certificates(),
         "checkpoint" => files::checkpoints(),
         "bundle" => files::bundles(),
+        "audit" => audit::logs(),
         _ => Vec::new(),
     }
 }

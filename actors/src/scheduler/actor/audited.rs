@@ -1,10 +1,11 @@
 //! What members tell the audit log: signatures over their contributions and over its head, and whom they refused.
 //!
 //! 1. A signature is recorded only if it holds under the certificate that the member showed.
-//! 2. What one member can have recorded is bounded: signatures by the steps that were taken and the heads that were shown,
+//! 2. A worker whose report no signature comes before is sent away: what it did could be denied. Its leases go to the others.
+//! 3. What one member can have recorded is bounded: signatures by the steps that were taken and the heads that were shown,
 //!    refusals by `refusals.rs`.
 
-use testudo_transport::{Message, Trust, WireError};
+use testudo_transport::{Cause, Message, Trust, Who, WireError};
 
 use super::SchedulerActor;
 use crate::audit::{Base64, Entry, Head, Hex};
@@ -25,6 +26,8 @@ const REPORTS_A_STEP: u64 = 4;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Recorded {
     contributions: u64,
+    /// The step of the last signature, until its report comes.
+    signed: Option<u64>,
     /// The record of the last head that it signed.
     head: Option<u64>,
 }
@@ -65,6 +68,7 @@ impl SchedulerActor {
         let message = contributions::signed_bytes(told.step, &digest);
         Trust::verify_with(certificate, &message, &told.signature).map_err(|e| e.to_string())?;
         link.recorded.contributions += 1;
+        link.recorded.signed = Some(told.step);
         self.observer.audit(Entry::Contributions {
             node: member.to_string(),
             step: told.step,
@@ -73,6 +77,22 @@ impl SchedulerActor {
             signature: Base64(told.signature),
         });
         Ok(())
+    }
+
+    /// Why the worker on that link may not report `step`: it has not signed (invariant 2). Over memory there are no certificates,
+    /// and nothing is signed.
+    pub(super) fn unsigned(&mut self, link: u64, step: u64) -> Option<String> {
+        let link = self.links.get_mut(&link)?;
+        link.connection.peer_certificate()?;
+        if link.recorded.signed.take() == Some(step) {
+            return None;
+        }
+        let who = Who::node(&link.peer);
+        let reason = format!("it reported step {step} without signing what it contributed");
+        if let Some(left_out) = self.network.refusals().count(Cause::Unsigned, who) {
+            tracing::warn!(peer = %link.peer, reason, left_out, "sent away");
+        }
+        Some(reason)
     }
 
     fn countersigned(&mut self, link: u64, member: Member, told: Countersigned) -> Result<(), String> {

@@ -41,7 +41,11 @@ impl SchedulerActor {
                 Input::Ready { server: index, epoch: Ready::decode(body).map_err(unreadable)?.epoch }
             }
             NodeDone::KIND => {
-                Input::NodeDone { worker: index, done: NodeDone::decode(body).map_err(unreadable)? }
+                let done = NodeDone::decode(body).map_err(unreadable)?;
+                match self.unsigned(link, done.step) {
+                    Some(reason) => Input::Gone { member, connection: link, reason },
+                    None => Input::NodeDone { worker: index, done },
+                }
             }
             Heartbeat::KIND => {
                 Input::Heartbeat { member, heartbeat: Heartbeat::decode(body).map_err(unreadable)? }

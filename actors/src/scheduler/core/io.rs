@@ -223,6 +223,8 @@ pub enum Effect<C> {
     Commit(Commit),
     /// A checkpoint is whole.
     Checkpoint(Committed),
+    /// A server is found to have been wrong: the audit log tells of it.
+    Finding(Box<crate::witness::Finding>),
     /// Something an operator should read.
     Notice(String),
     /// The run is over.

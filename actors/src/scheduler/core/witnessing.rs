@@ -78,7 +78,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Heard::Fine => {}
             Heard::Wrong(finding) => {
                 self.witness = None;
-                self.fail(finding.to_string());
+                let reason = finding.to_string();
+                self.effects.push_back(Effect::Finding(finding));
+                self.fail(reason);
             }
             Heard::Lost(reason) => {
                 self.witness = None;
