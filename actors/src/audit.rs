@@ -236,5 +236,10 @@ impl Entry {
 /// A text of bounded length, without control characters.
 #[must_use]
 pub fn text(text: &str) -> String {
-    text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    printable(text, MAX_TEXT)
+}
+
+/// Another's text for a person's eyes: no control characters, and at most so many characters.
+pub(crate) fn printable(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

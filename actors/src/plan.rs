@@ -46,7 +46,7 @@ impl HashPlan {
     #[must_use]
     pub fn is_due(&self, version: u64) -> bool {
         let one_of_few = [Some(self.first), Some(self.last), self.ordered].contains(&Some(version));
-        self.is_wanted() && (one_of_few || version.is_multiple_of(self.every))
+        self.is_wanted() && version >= self.first && (one_of_few || version.is_multiple_of(self.every))
     }
 
     /// `version` is one too.

@@ -12,6 +12,7 @@
 //!    is never named.
 //! 3. **No bit of training depends on it**, whatever is chosen, and nothing waits for it.
 //! 4. **It never guesses.** Where a contribution was not told (a worker died with it), witnessing ends, and is said to have.
+//!    A worker that lives and does not tell what it reports ends the run by its name.
 //! 5. Memory is bounded: at most [`MOST`] values are chosen, and contributions are kept for the steps that are leased alone.
 //!
 //! It believes workers, as servers do: one that tells the scheduler other gradients than it tells a server makes an honest
@@ -105,8 +106,24 @@ pub enum Heard {
     Fine,
     /// A server is found to have been wrong.
     Wrong(Box<Finding>),
+    /// Training has diverged with what was told, as it must have at the servers; how.
+    Diverged(String),
     /// Witnessing cannot go on (invariant 4); why.
     Lost(String),
+}
+
+impl From<MathError> for Heard {
+    fn from(error: MathError) -> Heard {
+        match error {
+            MathError::NotFinite(_) | MathError::Diverged { .. } | MathError::Optimizer { .. } => {
+                Heard::Diverged(error.to_string())
+            }
+            MathError::Aggregation(_)
+            | MathError::Restored(_)
+            | MathError::Order(_)
+            | MathError::Unknown(_) => Heard::Lost(error.to_string()),
+        }
+    }
 }
 
 /// The second computation of what was chosen.
@@ -204,7 +221,7 @@ impl Witness {
         match self.sum(step, node, &values) {
             Ok(false) => Heard::Fine,
             Ok(true) => self.go_on(),
-            Err(error) => Heard::Lost(error.to_string()),
+            Err(error) => error.into(),
         }
     }
 
@@ -248,7 +265,7 @@ impl Witness {
             for (node, values) in self.early.remove(&self.version).unwrap_or_default() {
                 match self.sum(self.version, node, &values) {
                     Ok(whole) => complete |= whole,
-                    Err(error) => return Heard::Lost(error.to_string()),
+                    Err(error) => return error.into(),
                 }
             }
             if !complete {

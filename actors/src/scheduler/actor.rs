@@ -255,8 +255,12 @@ impl SchedulerActor {
         &mut self.passed_on
     }
 
-    pub(super) fn peers(&self) -> impl Iterator<Item = (u64, &SpiffeId)> {
-        self.links.iter().map(|(link, Link { peer, .. })| (*link, peer))
+    /// The connections of members: who has not joined yet is told nothing but what came of that.
+    pub(super) fn joined(&self) -> impl Iterator<Item = u64> {
+        let speaks = |(number, link): (&u64, &Link)| {
+            member_of(&link.peer).filter(|member| self.core.speaks_for(number, *member)).map(|_| *number)
+        };
+        self.links.iter().filter_map(speaks)
     }
 
     pub(super) fn tell<B: Body>(&self, link: u64, body: &B) {

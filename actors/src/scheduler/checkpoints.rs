@@ -93,17 +93,23 @@ impl Checkpoints {
         true
     }
 
-    /// A server says what has become of its part; `ahead` is the highest version that any slice can have.
-    pub(super) fn part(&mut self, server: u32, part: CheckpointPart, ahead: u64) {
+    /// A server says what has become of its part; `ahead` is the highest version that any slice can have. Whether that
+    /// was taken.
+    pub(super) fn part(&mut self, server: u32, part: CheckpointPart, ahead: u64) -> bool {
         let CheckpointPart { version, outcome } = part;
         if !self.is_due(version) || version > ahead || !self.holders.contains(&server) {
-            return;
+            return false;
         }
         let parts = &mut self.open.entry(version).or_default().parts;
-        match parts.get(&server) {
-            None | Some(PartOutcome::Skipped) => parts.insert(server, outcome),
-            Some(_) => None,
+        let is_news = match parts.get(&server) {
+            None => true,
+            Some(PartOutcome::Skipped) => outcome != PartOutcome::Skipped,
+            Some(_) => false,
         };
+        if is_news {
+            parts.insert(server, outcome);
+        }
+        is_news
     }
 
     /// The next version that can be settled: committed, or given up with a notice.

@@ -5,6 +5,7 @@
 //! 3. A worker's death moves its leases at once; a server's ends the run with its name.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
+//! 6. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
 
 mod admission;
 mod checkpointing;
@@ -23,6 +24,8 @@ use std::time::Duration;
 pub use io::{Command, Effect, Input, ToMember};
 
 use self::hashing::differ;
+use self::witnessing::Testified;
+use crate::audit::printable;
 use crate::job::JobSpec;
 use crate::lease::{Lease, assign, reassign};
 use crate::message::*;
@@ -79,7 +82,10 @@ pub struct SchedulerCore<C> {
     parameters: Parameters,
     ending: Option<Ending>,
     witness: Option<(Key, Witness)>,
+    testified: Testified,
     outcome: Option<Outcome>,
+    /// When the outcome was known.
+    decided: Option<Time>,
     workers_lost: u32,
     joins_refused: u64,
     last_progress: Time,
@@ -115,7 +121,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             paused: false,
             ending: None,
             witness: None,
+            testified: Testified::default(),
             outcome: None,
+            decided: None,
             workers_lost: 0,
             joins_refused: 0,
             last_progress: Time::default(),
@@ -153,19 +161,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 if !result.loss_sum.is_finite() {
                     self.fail(format!("{member} reports a test loss that is not finite"));
                 }
-                if let Some(ending) = &mut self.ending {
-                    ending.evaluated(worker, &result);
+                if self.ending.as_mut().is_some_and(|ending| ending.evaluated(worker, &result)) {
+                    self.last_progress = now;
                 }
-                self.last_progress = now;
                 self.hand_out();
                 self.finish();
             }
             Input::Exported { worker, exported } => {
                 self.hear(now, Member { role: MemberRole::Worker, index: worker });
-                if let Some(ending) = &mut self.ending {
-                    ending.exported(worker, exported);
+                if self.ending.as_mut().is_some_and(|ending| ending.exported(worker, exported)) {
+                    self.last_progress = now;
                 }
-                self.last_progress = now;
                 self.hand_out();
                 self.finish();
             }
@@ -185,6 +191,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::Tick => {}
         }
         self.settle();
+        if self.outcome.is_some() {
+            self.decided.get_or_insert(now);
+        }
         self.look(now);
     }
 
@@ -329,9 +338,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`).
+    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`), nor while a server withholds hashes.
     fn horizon(&self) -> u64 {
-        if self.paused {
+        if self.paused || self.parameters.withheld().is_some() {
             return self.until;
         }
         (self.progress.completed() + LEASED_AHEAD).min(self.steps())
@@ -430,7 +439,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let survivors = self.live(MemberRole::Worker);
         self.effects.push_back(Effect::Notice(format!("{member} was lost ({reason})")));
         match self.phase {
-            Phase::Forming if self.epoch == 0 => {}
+            Phase::Forming if self.epoch == 0 => {
+                // Those who are there share its arithmetic; those who come need not.
+                if self.members.is_empty() {
+                    self.fingerprint = None;
+                }
+            }
             _ if survivors.is_empty() => {
                 self.fail(format!("{member} was lost ({reason}), and no worker is left"));
             }
@@ -441,6 +455,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 if let Some(warning) = self.moved_votes() {
                     self.effects.push_back(Effect::Notice(warning));
                 }
+                self.testified.moved(self.until);
                 self.last_progress = now;
                 self.new_epoch();
             }
@@ -476,12 +491,22 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         for member in silent {
             self.lose(now, member, &format!("no heartbeat for {} ms", timeout.as_millis()));
         }
+        // Invariant 6. Servers need no such care: with the last worker, the run is over.
+        if self.decided.is_some_and(|decided| now.since(decided) > timeout) {
+            for index in self.live(MemberRole::Worker) {
+                let member = Member { role: MemberRole::Worker, index };
+                self.lose(now, member, "it did not leave when it was dismissed");
+            }
+        }
         // A paused run with nothing under way waits for its operator alone.
         if self.paused && self.phase == Phase::Training && self.progress.completed() >= self.until {
             self.last_progress = now;
             self.stalled = None;
         }
         if now.since(self.last_progress) > timeout && self.phase != Phase::Over {
+            if let Some(whom) = self.withheld() {
+                return self.fail(format!("waited {} ms in vain for {whom}", timeout.as_millis()));
+            }
             self.last_progress = now;
             let text = printable(&self.waits_for(), MAX_REASON);
             self.effects
@@ -489,11 +514,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.stalled = Some(text);
         }
     }
-}
-
-/// A peer's text for a person's eyes: no control characters, and at most so many characters.
-fn printable(text: &str, most: usize) -> String {
-    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -82,21 +82,26 @@ impl Ending {
         self.tasks.iter().filter(|t| !t.is_done(exported)).filter_map(|t| t.holder).collect()
     }
 
-    pub(super) fn evaluated(&mut self, worker: u32, result: &EvaluationResult) {
-        let wanted = Evaluate { version: result.version, first: result.first, examples: result.examples };
-        let held = |t: &&mut Task| t.holder == Some(worker) && t.order == Order::Evaluate(wanted.clone());
-        if let Some(task) = self.tasks.iter_mut().find(held)
-            && result.correct <= result.examples
-        {
-            task.result = Some((result.loss_sum, result.correct));
-        }
+    /// Takes a result that is owed; whether it was.
+    pub(super) fn evaluated(&mut self, worker: u32, result: &EvaluationResult) -> bool {
+        let wanted = Order::Evaluate(Evaluate {
+            version: result.version,
+            first: result.first,
+            examples: result.examples,
+        });
+        let owed = |t: &&mut Task| t.holder == Some(worker) && t.result.is_none() && t.order == wanted;
+        let task = self.tasks.iter_mut().find(owed).filter(|_| result.correct <= result.examples);
+        task.map(|task| task.result = Some((result.loss_sum, result.correct))).is_some()
     }
 
-    pub(super) fn exported(&mut self, worker: u32, exported: Exported) {
+    /// Takes the export, if it is owed; whether it was.
+    pub(super) fn exported(&mut self, worker: u32, exported: Exported) -> bool {
         let held = self.tasks.iter().any(|t| t.holder == Some(worker) && matches!(t.order, Order::Export(_)));
-        if held && exported.version == self.version {
+        let owed = held && self.exported.is_none() && exported.version == self.version;
+        if owed {
             self.exported = Some(exported);
         }
+        owed
     }
 
     /// Sum of test losses, number classified right, and the export, once all is done.

@@ -3,7 +3,8 @@
 //! 1. A hash is formed of exactly one piece of every slice, each told by the server that keeps it.
 //! 2. A server that tells what is not its, twice, of a version that is not due or that cannot be there yet, or in another form,
 //!    is named.
-//! 3. What is kept is bounded: pieces of the few versions that may be under way, of which each is.
+//! 3. What is kept is bounded: once pieces of [`MAX_OPEN`] versions wait for the others', no further step begins
+//!    ([`withheld`](Parameters::withheld)), and no piece is ahead of the steps.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,10 @@ use crate::message::ParameterPieces;
 use crate::params_hash::{Piece, Range, Stream, combine};
 use crate::placement::SliceMap;
 use crate::plan::HashPlan;
+
+/// Versions that may wait for pieces before training does too. Servers hash as they go, so honest ones are a few apart; a
+/// packet that was lost on the way of one may make it some dozens.
+const MAX_OPEN: usize = 64;
 
 /// What is known of the parameters' hashes.
 #[derive(Debug)]
@@ -94,6 +99,11 @@ impl Parameters {
             Some((newest, hash)) if newest == version => Some(Some(hash)),
             _ => None,
         }
+    }
+
+    /// The oldest version that is told in part, once so many are that training waits for it.
+    pub(super) fn withheld(&self) -> Option<u64> {
+        self.open.first_key_value().filter(|_| self.open.len() >= MAX_OPEN).map(|(version, _)| *version)
     }
 
     /// The servers that have not told all of `version`.

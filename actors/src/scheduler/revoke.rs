@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use testudo_transport::{Crl, Role};
+use testudo_transport::Crl;
 
 use super::actor::SchedulerActor;
 use crate::audit::{Entry, Hex};
@@ -29,8 +29,7 @@ impl SchedulerActor {
     }
 
     fn pass_on(&self, list: &Revocations) -> usize {
-        let members = self.peers().filter(|(_, peer)| matches!(peer.role(), Role::Server | Role::Worker));
-        members.map(|(link, _)| self.tell(link, list)).count()
+        self.joined().map(|link| self.tell(link, list)).count()
     }
 
     /// What a node that joins must know before it speaks with others.

@@ -16,11 +16,11 @@ use tokio::runtime::Handle;
 use crate::incarnation;
 use crate::link::Network;
 use crate::mailbox::Mailbox;
-use crate::message::{Body, Hello, Membership, Pull, PullRefused, Push, SliceVersion};
+use crate::message::{Body, Hello, Membership, Pull, PullRefusal, PullRefused, Push, SliceVersion};
 use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
-use crate::server::{Input, PushInput, Store};
+use crate::server::{Input, PushInput, Store, StoreMiss};
 
 /// How long a worker that has connected may take to say who it is: it says so at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -227,9 +227,10 @@ pub(super) fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version
             let held: Option<Box<dyn Send>> = reply.held.map(|p| Box::new(p) as Box<dyn Send>);
             reply.outbox.post_holding(message, held);
         }
-        Err(_) => {
-            // The core answers only versions that are there; one that has just gone is refused as such.
-            let reason = crate::message::PullRefusal::Gone { version: version.saturating_add(2) };
+        // The core answers only versions that are there; one that has just gone is refused as such.
+        Err(StoreMiss::Refused(reason)) => reply.answer(&PullRefused { reason }),
+        Err(StoreMiss::Next) => {
+            let reason = PullRefusal::NotYetPossible { version: version.saturating_sub(1) };
             reply.answer(&PullRefused { reason });
         }
     }

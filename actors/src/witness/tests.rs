@@ -189,13 +189,13 @@ fn servers_that_begin_with_other_values_are_named() {
     assert!(finding.to_string().contains("did not begin with the job's parameters"), "{finding}");
 }
 
-/// A contribution that is not finite is refused by servers as well: nobody is accused of it.
+/// A contribution that is not finite is refused by servers as well: no server is accused of it, and it is no loss.
 #[test]
-fn what_is_not_finite_ends_witnessing() {
+fn what_is_not_finite_has_diverged() {
     let (key, job) = (Key::known([5; 32]), job(1.0, 4));
     let mut witness = witness(&job, &key);
     let heard = witness.contributed(0, NODES[0], vec![f32::NAN; 1403]);
-    assert!(matches!(heard, Heard::Lost(_)), "{heard:?}");
+    assert!(matches!(heard, Heard::Diverged(_)), "{heard:?}");
 }
 
 proptest! {

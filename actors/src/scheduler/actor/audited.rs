@@ -2,8 +2,10 @@
 //!
 //! 1. A signature is recorded only if it holds under the certificate that the member showed.
 //! 2. A worker whose report no signature comes before is sent away: what it did could be denied. Its leases go to the others.
-//! 3. What one member can have recorded is bounded: signatures by the steps that were taken and the heads that were shown,
-//!    refusals by `refusals.rs`.
+//! 3. What one member can have recorded is bounded: signatures of contributions for each step that is under way or just past,
+//!    others by the heads that were shown, refusals by `refusals.rs`.
+
+use std::collections::BTreeMap;
 
 use testudo_transport::{Cause, Message, Trust, Who, WireError};
 
@@ -19,17 +21,39 @@ const HEADS: usize = 64;
 /// Steps that a worker may be ahead of the last complete one, and some to spare.
 const AHEAD: u64 = 8;
 
+/// Steps that a signature may come after its step was complete; an honest one comes before.
+const BEHIND: u64 = 16;
+
 /// Signed reports of one worker for each step: one, and those of nodes that it took over.
 const REPORTS_A_STEP: u64 = 4;
 
 /// How much a member has had recorded.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recorded {
-    contributions: u64,
+    contributions: Signed,
     /// The step of the last signature, until its report comes.
     signed: Option<u64>,
     /// The record of the last head that it signed.
     head: Option<u64>,
+}
+
+/// The signatures over contributions of one member, by step, that were recorded.
+#[derive(Clone, Debug, Default)]
+struct Signed(BTreeMap<u64, u64>);
+
+impl Signed {
+    /// Whether there may be one more for `step`, when `done` steps are complete and the members are those of epoch `epoch`:
+    /// each change of the members may give a worker something more to do for the same step.
+    fn admits(&self, step: u64, done: u64, epoch: u64) -> bool {
+        (done.saturating_sub(BEHIND)..=done.saturating_add(AHEAD)).contains(&step)
+            && self.0.get(&step).is_none_or(|count| *count < epoch.max(REPORTS_A_STEP))
+    }
+
+    /// There is one more for `step`.
+    fn add(&mut self, step: u64, done: u64) {
+        *self.0.entry(step).or_default() += 1;
+        self.0 = self.0.split_off(&done.saturating_sub(BEHIND));
+    }
 }
 
 impl SchedulerActor {
@@ -57,17 +81,16 @@ impl SchedulerActor {
     }
 
     fn contributed(&mut self, link: u64, member: Member, told: Contributions) -> Result<(), String> {
-        let done = self.core.steps_done();
+        let (done, epoch) = (self.core.steps_done(), self.core.membership_epoch());
         let Some(link) = self.links.get_mut(&link) else { return Ok(()) };
         let Some(certificate) = link.connection.peer_certificate() else { return Ok(()) };
-        let recorded = link.recorded.contributions;
-        if told.step > done + AHEAD || recorded >= (done + AHEAD) * REPORTS_A_STEP {
-            return Err("it signs contributions to more steps than there are".into());
+        if !link.recorded.contributions.admits(told.step, done, epoch) {
+            return Err("it signs contributions to steps that are not under way, or too often".into());
         }
         let digest = Digest { count: told.count, blake3: told.digest };
         let message = contributions::signed_bytes(told.step, &digest);
         Trust::verify_with(certificate, &message, &told.signature).map_err(|e| e.to_string())?;
-        link.recorded.contributions += 1;
+        link.recorded.contributions.add(told.step, done);
         link.recorded.signed = Some(told.step);
         self.observer.audit(Entry::Contributions {
             node: member.to_string(),
@@ -131,12 +154,7 @@ impl SchedulerActor {
         if self.heads.len() > HEADS {
             self.heads.pop_front();
         }
-        let speaks = |(number, link): (&u64, &super::Link)| {
-            super::member_of(&link.peer).filter(|m| self.core.speaks_for(number, *m)).map(|_| *number)
-        };
-        for link in self.links.iter().filter_map(speaks).collect::<Vec<u64>>() {
-            self.tell(link, &AuditHead { head });
-        }
+        self.joined().for_each(|link| self.tell(link, &AuditHead { head }));
     }
 
     /// Records refusals that are due, or at the end of the run all that are left; this node's own too.
@@ -153,5 +171,33 @@ impl SchedulerActor {
         for entry in entries {
             self.observer.audit(entry);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariant 3, in a run that was resumed at step 1,000.
+    #[test]
+    fn signatures_are_bounded_for_each_step_under_way_and_past_ones_are_refused() {
+        let mut signed = Signed::default();
+        let mut take = |step: u64, done: u64, epoch: u64| {
+            let admits = signed.admits(step, done, epoch);
+            if admits {
+                signed.add(step, done);
+            }
+            (admits, signed.0.len())
+        };
+        for _ in 0..REPORTS_A_STEP {
+            assert!(take(1_000, 1_000, 1).0);
+        }
+        assert!(!take(1_000, 1_000, 1).0, "a fifth for one step");
+        assert!(take(1_000, 1_000, 5).0, "four workers were lost since, and it took over from each");
+        for step in [0, 983, 1_009, u64::MAX] {
+            assert!(!take(step, 1_000, 1).0, "{step} is not under way");
+        }
+        let most = (1_000..5_000).map(|done| take(done, done, 1).1).max();
+        assert!(most.is_some_and(|most| most as u64 <= BEHIND + AHEAD + 1), "{most:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Who may join.
 
-use super::{MAX_QUOTED, SchedulerCore, printable};
+use super::{MAX_QUOTED, SchedulerCore};
+use crate::audit::printable;
 use crate::job::Determinism;
 use crate::message::{Join, Member, MemberRole, Phase};
 

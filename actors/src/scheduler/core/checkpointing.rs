@@ -10,10 +10,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.hear(now, Member { role: MemberRole::Server, index: server }).is_none() {
             return;
         }
-        self.last_progress = now;
         // A slice is never further than the steps that may have been begun.
         let ahead = self.progress.completed().saturating_add(LEASED_AHEAD);
-        self.checkpoints.part(server, part, ahead);
+        if self.checkpoints.part(server, part, ahead) {
+            self.last_progress = now;
+        }
     }
 
     pub(super) fn committed(&mut self, now: Time, step: u64, result: Result<Committed, String>) {

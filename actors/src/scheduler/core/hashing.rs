@@ -2,7 +2,7 @@
 
 use super::{Effect, LEASED_AHEAD, SchedulerCore, ToMember};
 use crate::audit::Hex;
-use crate::message::{HashOrder, Member, MemberRole, ParameterPieces};
+use crate::message::{HashOrder, Member, MemberRole, ParameterPieces, Phase};
 use crate::time::Time;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
@@ -13,15 +13,32 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
         // A slice is never further than the steps that may have been begun.
         let ahead = self.progress.completed().saturating_add(LEASED_AHEAD);
+        let tells = !told.pieces.is_empty();
         match self.parameters.tell(server, told, ahead) {
             Ok(None) => {}
             Ok(Some((version, params_blake3))) => {
                 self.effects.push_back(Effect::Parameters { version, params_blake3 });
             }
-            Err(what) => self.fail(format!("{member} misbehaved: {what}")),
+            Err(what) => return self.fail(format!("{member} misbehaved: {what}")),
         }
-        self.last_progress = now;
+        if tells {
+            self.last_progress = now;
+        }
+        // Training may have waited for this.
+        self.extend();
         self.finish();
+    }
+
+    /// Which servers withhold hashes that training waits for, and which.
+    pub(super) fn withheld(&self) -> Option<String> {
+        let step = self.parameters.withheld().filter(|_| self.phase == Phase::Training)?;
+        Some(format!("{} to hash its parameters at step {step}", self.owing(step)))
+    }
+
+    /// The servers that owe the hash at `step`, by name.
+    pub(super) fn owing(&self, step: u64) -> String {
+        let owing = self.parameters.owing(step).into_iter();
+        owing.map(|server| format!("server/{server}")).collect::<Vec<_>>().join(", ")
     }
 
     /// The last step is complete: its hash is wanted whenever it is.

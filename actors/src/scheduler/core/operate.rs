@@ -4,7 +4,8 @@
 //! 2. A paused run begins no step beyond those that were leased before, counts as no stall, and can be stopped.
 //! 3. Pausing changes no bit: which steps are begun when is all that differs.
 
-use super::{SchedulerCore, printable};
+use super::SchedulerCore;
+use crate::audit::printable;
 use crate::message::{LeaseExtended, Load, Member, MemberRole, NodeStatus, Phase, StatusReport};
 use crate::scheduler::core::io::{Command, Effect, ToMember};
 use crate::time::Time;
@@ -43,6 +44,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     #[must_use]
     pub fn steps_done(&self) -> u64 {
         self.progress.completed()
+    }
+
+    /// The membership's epoch: how often members and leases were named.
+    #[must_use]
+    pub fn membership_epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Every member, as it was last heard.

@@ -30,6 +30,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
             return self.refuse_report(member, &done, nodes.is_empty());
         }
+        if let Some(step) = nodes.iter().find_map(|loss| self.untold(worker, done.step, loss)) {
+            return self.fail(format!(
+                "{member} misbehaves: it reports step {step}, and has not told what it contributed to it"
+            ));
+        }
         self.progress.report(&NodeDone { nodes, ..done });
         let (plan, job) = (self.plan, Arc::clone(&self.job));
         let describe = |step: u64| {

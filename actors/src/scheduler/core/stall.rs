@@ -66,9 +66,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 }
                 _ if self.outcome.is_none() => {
                     let step = self.progress.completed();
-                    let owing = self.parameters.owing(step).into_iter();
-                    let owing = owing.map(|s| format!("server/{s}")).collect::<Vec<_>>().join(", ");
-                    format!("waiting for {owing} to hash its parameters at step {step}")
+                    format!("waiting for {} to hash its parameters at step {step}", self.owing(step))
                 }
                 _ => "waiting for workers and servers to leave".into(),
             },

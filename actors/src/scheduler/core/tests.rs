@@ -8,6 +8,8 @@ use crate::tree::Node;
 
 mod hashing;
 mod operate;
+mod waiting;
+mod witnessing;
 
 /// The connection of an operator.
 const OPERATOR: u32 = 1_000;
@@ -132,6 +134,17 @@ impl Bench {
             effects.extend(self.handle(Input::Tick));
         }
         effects
+    }
+
+    /// A worker reports a node of a step.
+    fn report(&mut self, worker: u32, step: u64, node: Node, examples: u64) -> Vec<Effect<u32>> {
+        let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 0, examples }];
+        let done = NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+        self.handle(Input::NodeDone { worker, done })
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.core.report().outcome
     }
 
     /// The last step is done, evaluated and exported.

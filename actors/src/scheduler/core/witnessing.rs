@@ -1,10 +1,31 @@
 //! What workers tell of witnessed values: see [`crate::witness`].
 
+use std::collections::BTreeSet;
+
 use super::SchedulerCore;
-use crate::message::{Given, Member, MemberRole, Phase, Testimony, Witnessed};
+use crate::message::{Given, Member, MemberRole, NodeLoss, Phase, Testimony, Witnessed};
 use crate::scheduler::{Effect, ToMember};
 use crate::time::Time;
+use crate::tree::Node;
 use crate::witness::{Heard, Key, Witness};
+
+/// The epoch of the first leases: later ones were another worker's before.
+const FIRST_EPOCH: u64 = 1;
+
+/// Who has told what it contributed to the steps that are not complete: what it reports is held against that.
+#[derive(Debug, Default)]
+pub(super) struct Testified {
+    pub(super) told: BTreeSet<(u64, u32, Node)>,
+    /// Steps below this one may hold contributions of workers that are lost.
+    moved: u64,
+}
+
+impl Testified {
+    /// Leases move; steps up to `until` may have been begun.
+    pub(super) fn moved(&mut self, until: u64) {
+        self.moved = self.moved.max(until);
+    }
+}
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// Witnesses what `key` chooses; `witness` was made with it.
@@ -29,6 +50,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         // What is not leased, or was moved on, is nobody's contribution.
         if !self.may_tell(now, worker, values.len()) || !held || step >= self.until {
             return;
+        }
+        if values.iter().any(|value| !value.is_finite()) {
+            return self.fail(format!(
+                "worker/{worker} tells a contribution to step {step} that is not finite: training has diverged; a lower \
+                 optimizer.learning_rate may help"
+            ));
+        }
+        if step >= self.progress.completed() {
+            self.testified.told.insert((step, worker, node));
         }
         if let Some((_, witness)) = &mut self.witness {
             let heard = witness.contributed(step, node, values);
@@ -63,9 +93,22 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         values == expected
     }
 
-    /// A step is complete. Whoever reported it told before what it contributed, so what is not told by now never will be.
+    /// The first step that `worker` reports with `loss` without having told what it contributed. A worker's stream carries that
+    /// before the report, so it keeps silent by intent; but for steps that a lost worker contributed to in its place.
+    pub(super) fn untold(&self, worker: u32, step: u64, loss: &NodeLoss) -> Option<u64> {
+        self.witness.as_ref()?;
+        let is_moved = self.leases.iter().any(|l| l.node == loss.node && l.since > FIRST_EPOCH);
+        (self.progress.owed(loss.node)..=step).find(|at| {
+            let lost = is_moved && *at < self.testified.moved && (*at < step || loss.examples == 0);
+            !lost && !self.testified.told.contains(&(*at, worker, loss.node))
+        })
+    }
+
+    /// A step is complete. Whoever reported it told before what it contributed ([`untold`](SchedulerCore::untold)), so what is
+    /// not told by now never will be.
     pub(super) fn check_witness(&mut self) {
         let completed = self.progress.completed();
+        self.testified.told.retain(|(step, _, _)| *step >= completed);
         if self.witness.as_ref().is_some_and(|(_, witness)| witness.version() < completed) {
             self.heed(Heard::Lost(format!(
                 "step {completed} is complete, and a worker that was lost has not told what it contributed"
@@ -81,6 +124,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let reason = finding.to_string();
                 self.effects.push_back(Effect::Finding(finding));
                 self.fail(reason);
+            }
+            Heard::Diverged(reason) => {
+                self.witness = None;
+                self.fail(format!("what workers tell that they contribute cannot be: {reason}"));
             }
             Heard::Lost(reason) => {
                 self.witness = None;

@@ -89,3 +89,57 @@ fn a_server_that_hashes_what_it_does_not_keep_is_named() {
         assert!(named, "{what}: {outcome:?}");
     }
 }
+
+/// Invariant 3 of `parameters.rs`: training waits for a server that withholds its hashes, and ends by its name if that does not
+/// change; what one tells in the meantime is bounded, and an honest one that was late is not named.
+#[test]
+fn a_server_that_withholds_its_hashes_is_named_and_what_waits_for_them_is_bounded() {
+    let job = JobSpec { max_steps: None, epochs: 100, ..hashed_job() };
+    let root = Node { first: 0, leaves: 4 };
+    let ahead = || {
+        let mut bench = Bench::training(job.clone());
+        for step in 0..1000 {
+            bench.handle(Input::Pieces { server: 0, told: pieces(&job, 0, step, 0.0) });
+            if step >= bench.core.report().until {
+                break;
+            }
+            bench.report(0, step, root, 4);
+        }
+        assert_eq!(bench.outcome(), None);
+        let report = bench.core.report();
+        assert_eq!(report.until, report.steps_done, "no step begins");
+        assert!((64..80).contains(&report.until), "{report:?}");
+        bench
+    };
+    let members = [(server(0), idle()), (server(1), idle()), (worker(0), idle())];
+    let mut bench = ahead();
+    bench.pass(TIMEOUT * 2, &members);
+    let outcome = bench.outcome();
+    let named =
+        |why: &str| why.contains("server/1 to hash its parameters at step 0") && !why.contains("server/0");
+    assert!(matches!(&outcome, Some(Outcome::Failed(why)) if named(why)), "{outcome:?}");
+
+    let mut bench = ahead();
+    let until = bench.core.report().until;
+    let effects = bench.handle(Input::Pieces { server: 1, told: pieces(&job, 1, 0, 0.0) });
+    assert!(effects.contains(&Effect::Parameters { version: 0, params_blake3: hash_of(0.0) }), "{effects:?}");
+    for version in 1..=until {
+        bench.handle(Input::Pieces { server: 1, told: pieces(&job, 1, version, 0.0) });
+    }
+    assert!(bench.core.report().until > until, "training goes on");
+    let effects = bench.pass(TIMEOUT / 2, &members);
+    assert_eq!((bench.outcome(), effects), (None, vec![]));
+}
+
+/// A run that was resumed has no hashes of the steps before: they would wait for ever for those of others.
+#[test]
+fn hashes_of_steps_before_the_resumption_are_not_due() {
+    let resume = crate::job::Resume { step: 500, manifest_blake3: [0; 32], samples: 0, last_loss: None };
+    let job = JobSpec { max_steps: None, epochs: 100, resume: Some(resume), ..hashed_job() };
+    let mut bench = Bench::training(job.clone());
+    bench.handle(Input::Pieces { server: 0, told: pieces(&job, 0, 500, 0.0) });
+    assert_eq!(bench.outcome(), None);
+    bench.handle(Input::Pieces { server: 0, told: pieces(&job, 0, 499, 0.0) });
+    let outcome = bench.outcome();
+    assert!(matches!(&outcome, Some(Outcome::Failed(why)) if why.contains("not due")), "{outcome:?}");
+}

@@ -1,0 +1,79 @@
+//! What a run waits for, and how long: nobody keeps it from ending, or its stalls from being said.
+
+use super::*;
+
+/// Invariant 6: a worker that goes on as if it had not been dismissed does not keep the run.
+#[test]
+fn a_worker_that_does_not_leave_is_lost_and_the_run_is_over() {
+    let members = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
+    let mut finished = Bench::training(job(2, 1));
+    finished.complete(&[(0, LEFT), (1, RIGHT)]);
+    let mut failed = Bench::training(job(2, 1));
+    failed.handle(Input::Failure { member: worker(0), reason: "no data".into() });
+    for mut bench in [finished, failed] {
+        assert!(bench.outcome().is_some());
+        let effects = bench.pass(TIMEOUT / 2, &members);
+        assert_eq!(effects, [], "it may take a heartbeat timeout to leave");
+        bench.gone(worker(0), 2);
+        let effects = bench.pass(TIMEOUT, &members);
+        let [left, dismissed, over] = &effects[..] else { panic!("{effects:?}") };
+        assert!(matches!(left, Effect::Disconnect { member, .. } if *member == worker(1)), "{left:?}");
+        assert!(
+            matches!(dismissed, Effect::Send { member, message: ToMember::Shutdown(_), .. } if *member == server(0)),
+            "{dismissed:?}"
+        );
+        assert!(matches!(over, Effect::Over(_)), "{over:?}");
+        assert_eq!(bench.core.poll_timeout(), None);
+    }
+}
+
+/// Line 13, and a member that says what nobody asked for, again and again: that is no progress.
+#[test]
+fn what_is_not_taken_does_not_hide_a_stall() {
+    let result = EvaluationResult { version: 1, first: 0, examples: 10, loss_sum: 1.0, correct: 1 };
+    let exported = Exported { version: 1, params_blake3: [7; 32], bytes: 1 };
+    let part = |version| CheckpointPart { version, outcome: PartOutcome::Skipped };
+    let hashed = ParameterPieces { version: 0, pieces: Vec::new() };
+    let noise: [(&str, &dyn Fn() -> Input<u32>); 4] = [
+        ("evaluated", &|| Input::Evaluated { worker: 0, result: result.clone() }),
+        ("exported", &|| Input::Exported { worker: 0, exported: exported.clone() }),
+        ("part", &|| Input::CheckpointPart { server: 0, part: part(3) }),
+        ("pieces", &|| Input::Pieces { server: 0, told: hashed.clone() }),
+    ];
+    let members = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
+    for (what, input) in noise {
+        let audit = crate::job::Audit { hash_every: 1, countersign_every: 0 };
+        let mut bench = Bench::training(JobSpec { audit, ..job(2, 1) });
+        let mut effects = Vec::new();
+        for _ in 0..4 {
+            effects.extend(bench.handle(input()));
+            effects.extend(bench.pass(TIMEOUT / 2, &members));
+        }
+        assert!(notices(&effects).contains("no progress"), "{what}: {effects:?}");
+    }
+    // At the end, what was taken once is not taken again.
+    let mut bench = Bench::training(job(2, 1));
+    bench.report(0, 0, LEFT, 2);
+    bench.report(1, 0, RIGHT, 2);
+    let mut effects = Vec::new();
+    for _ in 0..4 {
+        for worker in 0..2 {
+            effects.extend(bench.handle(Input::Evaluated { worker, result: result.clone() }));
+        }
+        effects.extend(bench.pass(TIMEOUT / 2, &members));
+    }
+    assert!(notices(&effects).contains("the export of the final model"), "{effects:?}");
+}
+
+/// Before training, a node with another arithmetic decides nothing for those who come after it has left.
+#[test]
+fn arithmetic_that_left_decides_nothing() {
+    let mut bench = Bench::new(job(2, 1));
+    let other = Join { fingerprint: "neon".into(), ..join_of(worker(1)) };
+    bench.join_as(worker(1), other);
+    assert!(refusal(&bench.join(worker(0))).contains("differs from that of worker/1"));
+    bench.gone(worker(1), 1);
+    assert!(matches!(bench.join(worker(0))[..], [Effect::Welcome { .. }]));
+    let other = Join { fingerprint: "neon".into(), ..join_of(worker(1)) };
+    assert!(refusal(&bench.join_as(worker(1), other)).contains("differs from that of worker/0"));
+}
