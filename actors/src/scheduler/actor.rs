@@ -34,6 +34,9 @@ const MAX_ORDERS: usize = 1024;
 /// How long a scheduler whose run is over stays for members and operators that have not left yet.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a node that was turned away may take to read why, and leave.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// Reports to an operator come at most this often.
 const SHORTEST_REPORT: Duration = Duration::from_millis(20);
 
@@ -85,6 +88,8 @@ struct Link {
     outbox: Outbox,
     follows: Option<Follows>,
     recorded: Recorded,
+    /// Whether it was turned away, and has only to read why.
+    refused: bool,
 }
 
 /// How a peer follows the run.
@@ -175,10 +180,7 @@ impl SchedulerActor {
                 self.pass_on_to(connection);
             }
             Effect::Refuse { connection, reason } => {
-                if let Some(link) = self.links.get(&connection) {
-                    self.network.refusals().count(Cause::Join, Who::node(&link.peer));
-                }
-                self.tell(connection, &JoinRefused { reason });
+                self.refuse(context, connection, reason);
             }
             Effect::Send { connection, member: _, message } => match message {
                 ToMember::Membership(body) => self.tell(connection, &body),
@@ -240,6 +242,24 @@ impl SchedulerActor {
                 context.run_later(LINGER, |actor, context| actor.end(context));
             }
         }
+    }
+
+    /// Says why a node may not take part, once, and hangs up: when it has had time to read that, or asks again.
+    fn refuse(&mut self, context: &mut Context<Self>, number: u64, reason: String) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        if let Some(left_out) = self.network.refusals().count(Cause::Join, Who::node(&link.peer)) {
+            tracing::warn!(peer = %link.peer, reason, left_out, "a node was turned away");
+        }
+        if std::mem::replace(&mut link.refused, true) {
+            hang_up(link);
+            return;
+        }
+        self.tell(number, &JoinRefused { reason });
+        context.run_later(LAST_WORD, move |actor, _| {
+            if let Some(link) = actor.links.get(&number) {
+                hang_up(link);
+            }
+        });
     }
 
     pub(super) fn record(&mut self, entry: Entry) {
@@ -313,6 +333,11 @@ impl SchedulerActor {
     }
 }
 
+fn hang_up(link: &Link) {
+    link.connection
+        .close(testudo_transport::CloseCode::Admission.number(), "turned away: see the answer to its join");
+}
+
 fn member_of(peer: &SpiffeId) -> Option<Member> {
     let role = match peer.role() {
         Role::Server => MemberRole::Server,
@@ -371,7 +396,14 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             Mail::Opened { link, peer, connection, outbox } => {
                 self.links.insert(
                     link,
-                    Link { peer, connection, outbox, follows: None, recorded: Recorded::default() },
+                    Link {
+                        peer,
+                        connection,
+                        outbox,
+                        follows: None,
+                        recorded: Recorded::default(),
+                        refused: false,
+                    },
                 );
             }
             Mail::Said { link, message } => {

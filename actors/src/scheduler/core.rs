@@ -248,7 +248,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     fn join(&mut self, now: Time, member: Member, connection: C, join: Join) {
         if let Err(reason) = self.judge(member, &join) {
             self.joins_refused += 1;
-            self.effects.push_back(Effect::Notice(format!("turned {member} away: {reason}")));
             self.effects.push_back(Effect::Refuse { connection, reason });
             return;
         }

@@ -92,8 +92,9 @@ impl Serving {
         // The first word says which process this is; until then, no other stream is heard.
         let Some((first, shown)) = greeted(&connection).await else { return };
         if !self.live.is(worker, &shown) {
-            self.network.refusals().count(Cause::Incarnation, Who::node(&peer));
-            tracing::warn!(%peer, "another incarnation of it takes part; this one is not served");
+            if let Some(left_out) = self.network.refusals().count(Cause::Incarnation, Who::node(&peer)) {
+                tracing::warn!(%peer, left_out, "another incarnation of it takes part; this one is not served");
+            }
             connection
                 .close(CloseCode::Admission.number(), "another incarnation of this identity takes part");
             return;
@@ -158,7 +159,8 @@ impl Stream {
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::info!(%error, "a worker's stream ended");
+                    // The connection's end is logged once; this is as many lines as it had streams.
+                    tracing::debug!(%error, "a worker's stream ended");
                     return;
                 }
             };
