@@ -12,6 +12,9 @@ use crate::message::Outcome;
 /// The name of the actor whose key signs the log: `spiffe://<trust-domain>/job/<job>/actor/audit`.
 pub const KEY_NAME: &str = "audit";
 
+/// The same as a node's role and name.
+pub const KEY_NODE: &str = "actor/audit";
+
 /// Characters of a text in a record at most.
 const MAX_TEXT: usize = 400;
 
@@ -52,6 +55,13 @@ pub enum Entry {
         /// The certificate that it showed, in DER; none over memory.
         certificate: Option<Base64>,
     },
+    /// A node, or the key that signs this log (as `actor/audit`), goes on with another certificate.
+    Renewed {
+        /// Who.
+        node: String,
+        /// The certificate that what it signs from here on is checked with, in DER.
+        certificate: Base64,
+    },
     /// A node is a member no longer.
     Leave {
         /// Who.
@@ -87,7 +97,7 @@ pub enum Entry {
         count: u64,
         /// BLAKE3 over them.
         digest: Hex,
-        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with.
+        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with, or renewed since.
         signature: Base64,
     },
     /// A node signed a head of this log: [`countersign`](crate::countersign) says over what.
@@ -100,7 +110,7 @@ pub enum Entry {
         head: Hex,
         /// The head that the node signed before, by record and hash.
         before: Option<Head>,
-        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with.
+        /// ECDSA P-256 with SHA-256, ASN.1 DER, by the certificate that it joined with, or renewed since.
         signature: Base64,
     },
     /// Whom a node refused, since its last such record.

@@ -7,12 +7,9 @@
 //! 1. A node signs no head of a shorter log than one that it signed before, nor two heads of one length.
 //! 2. Each signature names the one before it, so those of one node make a chain of their own through the log.
 
-use std::sync::Arc;
-
-use testudo_transport::Identity;
-
 use crate::audit::Hex;
-use crate::message::{AuditHead, Countersigned, HeadName};
+use crate::message::{AuditHead, Countersigned, HeadName, NewCertificate};
+use crate::signer::Signer;
 
 /// Domain separation of the signature.
 const CONTEXT: &[u8] = b"testudo audit counter-signature, format 1\0";
@@ -28,24 +25,21 @@ pub fn signed_bytes(head: &HeadName, before: Option<&HeadName>) -> Vec<u8> {
 }
 
 /// Signs the heads that one node is shown.
-#[derive(Debug)]
-pub struct Countersigner {
-    identity: Arc<Identity>,
+#[derive(Debug, Default)]
+pub(crate) struct Countersigner {
     last: Option<HeadName>,
 }
 
 impl Countersigner {
-    /// With the key of `identity`; nothing is signed yet.
-    #[must_use]
-    pub fn new(identity: Arc<Identity>) -> Countersigner {
-        Countersigner { identity, last: None }
-    }
-
-    /// Signs `shown`.
+    /// Signs `shown` with the key of `signer`, whose new certificate, if there is one, is to be told first.
     ///
     /// # Errors
     /// When it is not of a longer log than the last one (invariant 1): the scheduler shows another log.
-    pub fn sign(&mut self, shown: &AuditHead) -> Result<Countersigned, String> {
+    pub(crate) fn sign(
+        &mut self,
+        signer: &mut Signer,
+        shown: &AuditHead,
+    ) -> Result<(Option<NewCertificate>, Countersigned), String> {
         let head = shown.head;
         if let Some(last) = self.last
             && head.record <= last.record
@@ -59,18 +53,19 @@ impl Countersigner {
             ));
         }
         let message = signed_bytes(&head, self.last.as_ref());
-        let signature = self.identity.sign(&message).map_err(|e| e.to_string())?;
+        let (renewed, signature) = signer.sign(&message).map_err(|e| e.to_string())?;
         tracing::info!(record = head.record, head = %Hex(head.hash), "counter-signed the audit log");
         let before = self.last.replace(head);
-        Ok(Countersigned { head, before, signature })
+        Ok((renewed, Countersigned { head, before, signature }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use testudo_transport::{Expected, JobCa, Role, SpiffeId};
+    use testudo_transport::{Expected, JobCa, Role, SpiffeId, Trust};
 
     use super::*;
 
@@ -85,13 +80,15 @@ mod tests {
         let ca = JobCa::create("t", "j", hour).unwrap();
         let id = SpiffeId::new("t", "j", Role::Server, "0").unwrap();
         let identity = Arc::new(ca.issue(&id, hour).unwrap());
-        let mut signer = Countersigner::new(Arc::clone(&identity));
-        let first = signer.sign(&head(3, 1)).unwrap();
+        let (mut signer, mut key) = (Countersigner::default(), Signer::new(Arc::clone(&identity)));
+        let (told, first) = signer.sign(&mut key, &head(3, 1)).unwrap();
         assert_eq!(first.before, None);
+        assert_eq!(told.unwrap().certificate, identity.certificate_der());
         for (record, byte) in [(3, 1), (3, 2), (2, 1), (0, 0)] {
-            assert!(signer.sign(&head(record, byte)).is_err(), "{record} after 3");
+            assert!(signer.sign(&mut key, &head(record, byte)).is_err(), "{record} after 3");
         }
-        let second = signer.sign(&head(4, 9)).unwrap();
+        let (told, second) = signer.sign(&mut key, &head(4, 9)).unwrap();
+        assert_eq!(told, None, "the scheduler knows it");
         assert_eq!(second.before, Some(first.head), "and what was refused left no trace");
         for signed in [&first, &second] {
             let holds = |before: Option<&HeadName>| {
@@ -102,5 +99,13 @@ mod tests {
             assert!(holds(signed.before.as_ref()));
             assert!(!holds(Some(&HeadName { record: 1, hash: [1; 32] })));
         }
+        // A node that has renewed its certificate signs with the new one, and says so once.
+        let renewed = ca.issue(&id, 2 * hour).unwrap();
+        assert_eq!(identity.succeed(&renewed), Ok(true));
+        let (told, third) = signer.sign(&mut key, &head(5, 1)).unwrap();
+        assert_eq!(told.unwrap().certificate, renewed.certificate_der());
+        let message = signed_bytes(&third.head, third.before.as_ref());
+        assert_eq!(Trust::verify_with(renewed.certificate_der(), &message, &third.signature), Ok(()));
+        assert_eq!(signer.sign(&mut key, &head(6, 1)).unwrap().0, None);
     }
 }

@@ -344,16 +344,19 @@ impl SignedJob {
         Ok(SignedJob { spec, certificate: operator.certificate_der().to_vec(), signature })
     }
 
-    /// Checks the signature (an operator of this node's job, under the job's CA) and the job, and returns the job.
+    /// Checks the signature (an operator of this node's job, under the job's CA, good now and not revoked by the list in force at
+    /// this node) and the job, and returns the job.
     ///
     /// # Errors
     /// [`JobError`] saying which of these does not hold.
     pub fn open(&self, node: &Identity) -> Result<JobSpec, JobError> {
-        self.check(node.trust(), SystemTime::now()).map(|(spec, _)| spec)
+        let (trust, message) = (node.trust(), signed_bytes(&self.spec));
+        let signer = trust.verify_signature(&self.certificate, &Expected::Member, &message, &self.signature);
+        self.read(&signer.map_err(|e| JobError::Signature(e.to_string()))?)
     }
 
     /// As [`open`](SignedJob::open), for whoever checks later: what was signed, if its signer's certificate was good at `at`,
-    /// and who that was.
+    /// whatever has been revoked since, and who that was.
     ///
     /// # Errors
     /// [`JobError`] saying what does not hold.

@@ -44,6 +44,7 @@ pub mod replay;
 mod revoke;
 pub mod scheduler;
 pub mod server;
+mod signer;
 pub mod time;
 pub mod tree;
 pub mod witness;

@@ -7,7 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use testudo_transport::pki::Installed;
-use testudo_transport::{Connection, Crl, Endpoint, MemoryOptions, Policy, Refusals, SpiffeId, memory};
+use testudo_transport::{
+    Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, SpiffeId, memory,
+};
 use tokio::sync::mpsc;
 
 use crate::audit::Refusal;
@@ -105,6 +107,20 @@ impl Network {
         match self {
             Network::Quic(endpoint) => endpoint.install_crl(crl).map_err(|e| e.to_string()),
             Network::Memory(_) => Err("nodes of one process have no certificates to revoke".into()),
+        }
+    }
+
+    /// Checks a certificate (DER): that it is one of `id`, and good now at this node.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn check_certificate(&self, certificate: &[u8], id: &SpiffeId) -> Result<(), String> {
+        match self {
+            Network::Quic(endpoint) => {
+                let checked = endpoint.trust().verify(certificate, &Expected::Node(id.clone()));
+                checked.map(|_| ()).map_err(|e| e.to_string())
+            }
+            Network::Memory(_) => Err("nodes of one process have no certificates".into()),
         }
     }
 

@@ -359,6 +359,11 @@ bodies! {
         /// By cause and name.
         refused: Vec<Refusal>,
     }
+    /// A node tells with which certificate it signs from here on, on the stream on which its signatures follow.
+    46 NewCertificate {
+        /// The certificate, in DER.
+        certificate: Vec<u8>,
+    }
     /// The scheduler tells workers what decides which values it witnesses. No server is ever told.
     50 Witnessed {
         /// The key.

@@ -26,6 +26,9 @@ const PIECES: u32 = 512 << 10;
 /// Header bytes of a report of refusals: some 160 lines of a cause, a name and a count.
 const REFUSALS: u32 = 32 << 10;
 
+/// Header bytes of a certificate: an identity has 2 KiB at most, and the rest is short.
+const CERTIFICATE: u32 = 8 << 10;
+
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
 const WORKER: RoleSet = RoleSet::of(&[Role::Worker]);
@@ -81,6 +84,7 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(Contributions::KIND, "contributions", WORKER, SCHEDULER, SMALL),
         control(AuditHead::KIND, "audit head", SCHEDULER, MEMBERS, SMALL),
         control(Countersigned::KIND, "counter-signed", MEMBERS, SCHEDULER, SMALL),
+        control(NewCertificate::KIND, "new certificate", MEMBERS, SCHEDULER, CERTIFICATE),
         control(RefusalReport::KIND, "refusals", MEMBERS, SCHEDULER, REFUSALS),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),

@@ -4,6 +4,7 @@
 //!    because nodes refuse one with a lower number than theirs.
 //! 2. Two commands at a time on one CA wait for each other.
 //! 3. A list is replaced whole, or not at all.
+//! 4. Who revokes every certificate that a node has withdraws its join tokens too.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 use testudo_actors::JobSpec;
 use testudo_transport::pki::{
-    CA_KEY_FILE, CERT_FILE, CRL_FILE, Crl, Issued, Register, Revocation, RevocationList, Serial,
+    CA_KEY_FILE, CERT_FILE, CRL_FILE, Crl, Issued, Register, Revocation, RevocationList, Serial, Tokens,
     certificate_der, describe, read_crl, read_public,
 };
 use testudo_transport::{Expected, JobCa, SpiffeId};
@@ -31,6 +32,7 @@ const LIST_MODE: u32 = 0o644;
 pub(crate) struct Authority {
     ca: JobCa,
     register: Register,
+    tokens: Tokens,
     path: PathBuf,
     last: Option<Crl>,
     _alone: File,
@@ -45,6 +47,17 @@ pub(crate) struct Listed {
     pub(crate) revoked: Vec<(String, Serial)>,
     /// How many of those that were named had been revoked before.
     pub(crate) before: usize,
+    /// Join tokens that were withdrawn.
+    pub(crate) withdrawn: usize,
+}
+
+/// What a person means by a target.
+#[derive(Debug, Default)]
+struct Found {
+    /// Certificates, by whose they are.
+    certificates: Vec<(String, Serial)>,
+    /// Join tokens that were withdrawn.
+    withdrawn: usize,
 }
 
 impl Authority {
@@ -63,7 +76,8 @@ impl Authority {
                 Some(read.map_err(|e| Failure::misconfigured(format!("{}: {e}", path.display())))?)
             }
         };
-        Ok(Authority { ca, register: Register::of(dir), path, last, _alone: alone })
+        let (register, tokens) = (Register::of(dir), Tokens::of(dir));
+        Ok(Authority { ca, register, tokens, path, last, _alone: alone })
     }
 
     /// How long the CA's own certificate is good still.
@@ -80,13 +94,14 @@ impl Authority {
 
     /// The certificates that a person means by the folder of an identity, a PEM file, a serial number's digits, or a node's role
     /// and name.
-    fn find(&self, target: &str) -> Result<Vec<(String, Serial)>, Failure> {
+    fn find(&self, target: &str) -> Result<Found, Failure> {
         let path = Path::new(target);
+        let one = |certificate| Found { certificates: vec![certificate], withdrawn: 0 };
         if path.is_dir() {
-            return Ok(vec![self.read(&path.join(CERT_FILE))?]);
+            return Ok(one(self.read(&path.join(CERT_FILE))?));
         }
         if path.exists() {
-            return Ok(vec![self.read(path)?]);
+            return Ok(one(self.read(path)?));
         }
         if let Some(id) = self.member(target) {
             return self.issued_to(&id);
@@ -96,7 +111,7 @@ impl Authority {
                 "{target} is no folder of an identity, no certificate's file, no serial number, and no node such as worker/3"
             ))
         };
-        Ok(vec![("a certificate".to_owned(), Serial::from_hex(target).map_err(none)?)])
+        Ok(one(("a certificate".to_owned(), Serial::from_hex(target).map_err(none)?)))
     }
 
     /// `worker/3`, or a whole SPIFFE ID.
@@ -109,15 +124,18 @@ impl Authority {
         SpiffeId::new(trust.trust_domain(), trust.job(), role.parse().ok()?, name).ok()
     }
 
-    fn issued_to(&self, id: &SpiffeId) -> Result<Vec<(String, Serial)>, Failure> {
-        let live = self.register.live(id, SystemTime::now()).map_err(Failure::misconfigured)?;
-        if live.is_empty() {
+    fn issued_to(&self, id: &SpiffeId) -> Result<Found, Failure> {
+        let now = SystemTime::now();
+        let withdrawn = self.tokens.withdraw(id, now).map_err(Failure::misconfigured)?;
+        let live = self.register.live(id, now).map_err(Failure::misconfigured)?;
+        if live.is_empty() && withdrawn == 0 {
             return Err(Failure::misconfigured(format!(
-                "the CA has no record of a certificate of {id} that has not expired"
+                "the CA has no record of a certificate or a join token of {id} that has not expired"
             )));
         }
         let serial = |issued: Issued| Serial::from_hex(&issued.serial).map_err(Failure::misconfigured);
-        live.into_iter().map(|issued| Ok((id.short().to_owned(), serial(issued)?))).collect()
+        let named = |issued| Ok((id.short().to_owned(), serial(issued)?));
+        Ok(Found { certificates: live.into_iter().map(named).collect::<Result<_, Failure>>()?, withdrawn })
     }
 
     /// The certificate in a file, if this CA issued it.
@@ -144,9 +162,11 @@ impl Authority {
             None => RevocationList::default(),
         };
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
-        let (mut revoked, mut before) = (Vec::new(), 0);
+        let (mut revoked, mut before, mut withdrawn) = (Vec::new(), 0, 0);
         for target in targets {
-            for (whose, serial) in self.find(target)? {
+            let found = self.find(target)?;
+            withdrawn += found.withdrawn;
+            for (whose, serial) in found.certificates {
                 match list.revoke(serial.clone(), Revocation { at, compromised }) {
                     true => revoked.push((whose, serial)),
                     false => before += 1,
@@ -157,7 +177,7 @@ impl Authority {
         replace(&Disk, &self.path, crl.to_pem().as_bytes())
             .and_then(|()| std::fs::set_permissions(&self.path, Permissions::from_mode(LIST_MODE)))
             .map_err(|e| Failure::file(&self.path, "cannot be written", e))?;
-        Ok(Listed { crl, revoked, before })
+        Ok(Listed { crl, revoked, before, withdrawn })
     }
 }
 
@@ -189,5 +209,41 @@ impl Drop for RunAuthority {
         if let Err(error) = std::fs::remove_file(&self.key) {
             tracing::warn!(%error, key = %self.key.display(), "the key of the run's CA could not be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_transport::{PkiError, Role, pki};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Invariant 4: also where the node has no certificate yet; other nodes' tokens, and later ones, are good.
+    #[test]
+    fn whoever_revokes_a_node_withdraws_its_join_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("ca");
+        JobCa::create("t", "j", 100 * HOUR).unwrap().save(&dir).unwrap();
+        let (ca, tokens) = (JobCa::load(&dir).unwrap(), Tokens::of(&dir));
+        let id = |name: &str| SpiffeId::new("t", "j", Role::Worker, name).unwrap();
+        let make = |name: &str| tokens.make(&ca, &id(name), HOUR, None).unwrap();
+        let redeem = |token: &pki::JoinToken, folder_name: &str| {
+            let request = pki::request(&folder.path().join(folder_name), token.id()).unwrap();
+            let mac = token.secret().mac(request.der());
+            tokens.redeem(&ca, token.secret(), request.der(), &mac, HOUR, SystemTime::now())
+        };
+        let (used, open, other) = (make("3"), make("3"), make("4"));
+        redeem(&used, "first").unwrap();
+        let revoke = |target: &str| Authority::open(&dir).unwrap().list(&[target.to_owned()], true, HOUR);
+        let listed = revoke("worker/3").unwrap();
+        assert_eq!((listed.revoked.len(), listed.withdrawn), (1, 2));
+        let refused = redeem(&open, "second").unwrap_err();
+        assert!(matches!(&refused, PkiError::Token(why) if why.contains("withdrawn")), "{refused}");
+        assert!(redeem(&make("3"), "third").is_ok(), "one that was made since");
+        assert_eq!(revoke("worker/4").unwrap().withdrawn, 1, "it has no certificate yet");
+        assert!(redeem(&other, "fourth").is_err());
+        assert!(revoke("worker/4").is_err(), "there is nothing left to revoke");
     }
 }

@@ -68,7 +68,10 @@ pub async fn follow(identity: Identity, source: Source) {
         let Ok(looked) = tokio::task::spawn_blocking(move || look(&ours, &from)).await else { return };
         match looked {
             Ok(true) => {
-                tracing::info!("the certificate has been renewed; connections go on with the new one")
+                tracing::info!(
+                    whose = identity.id().short(),
+                    "the certificate has been renewed; connections go on with the new one"
+                );
             }
             Ok(false) => {}
             Err(why) if last_fault.as_ref() != Some(&why) => {
@@ -86,6 +89,7 @@ pub async fn follow(identity: Identity, source: Source) {
             warned_of = Some(now.certificate_pem().to_owned());
             tracing::warn!(
                 seconds = left,
+                whose = now.id().short(),
                 "the certificate ends soon, and connections with it; renew it with `testudo pki renew`"
             );
         }
@@ -105,17 +109,25 @@ fn running_out(certificate_pem: &str, now: SystemTime) -> Option<i64> {
     (left < (info.not_after - info.not_before) / LATE).then_some(left)
 }
 
-/// Renews the identities in `folders` with a CA whose key this process has, each for a new key.
+/// Renews the identities in `folders` with a CA whose key this process has, each for a new key. One that was revoked is passed
+/// over; what is wrong with one keeps no other from being renewed.
 ///
 /// # Errors
-/// What stopped it, with the folder; those before it are renewed.
+/// What is wrong, for each folder that is not renewed.
 pub fn renew_all(ca: &JobCa, folders: &[PathBuf], validity: Duration) -> Result<(), String> {
     let renew = |folder: &Path| -> Result<(), PkiError> {
         let request = pki::renew(folder, false)?;
         let certificate = ca.issue_for(&request, None, validity)?;
         pki::install(folder, certificate.as_bytes(), None).map(|_| ())
     };
-    folders.iter().try_for_each(|folder| renew(folder).map_err(|why| format!("{}: {why}", folder.display())))
+    let mut faults = Vec::new();
+    for folder in folders {
+        match renew(folder) {
+            Ok(()) | Err(PkiError::Revoked { .. }) => {}
+            Err(why) => faults.push(format!("{}: {why}", folder.display())),
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
 }
 
 /// Renews the identities of a local run in time, for as long as it is polled; `own` is this process's.
@@ -135,17 +147,17 @@ async fn renew_every(
     own: (Identity, Source),
     validity: Duration,
 ) -> Infallible {
+    let mut wait = pause;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(wait).await;
         let (ca, folders) = (Arc::clone(&ca), folders.clone());
         let done = tokio::task::spawn_blocking(move || renew_all(&ca, &folders, validity)).await;
-        let taken = match done {
-            Ok(Ok(())) => look(&own.0, &own.1).map(|_| ()).map_err(|why| why.to_string()),
-            Ok(Err(why)) => Err(why),
-            Err(why) => Err(why.to_string()),
-        };
-        if let Err(why) = taken {
-            tracing::error!(why, "the run's certificates cannot be renewed");
+        let done = done.unwrap_or_else(|why| Err(why.to_string()));
+        let taken = look(&own.0, &own.1).map_err(|why| why.to_string());
+        // Once more before the certificates end, if that can mend it.
+        wait = if done.is_ok() { pause } else { pause / 4 };
+        for why in [done.err(), taken.err()].into_iter().flatten() {
+            tracing::error!(why, "not all of the run's certificates can be renewed");
         }
     }
 }
@@ -155,6 +167,7 @@ mod tests {
     use testudo_transport::{Role, SpiffeId};
 
     use super::*;
+    use crate::authority::Authority;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -195,6 +208,39 @@ mod tests {
         std::fs::copy(home.join("sister/cert.pem"), home.join("cert.pem")).unwrap();
         assert!(matches!(look(&identity, &source), Err(PkiError::OtherKey)));
         assert_eq!(identity.latest().certificate_pem(), latest.certificate_pem());
+    }
+
+    /// One that was revoked, and one whose files are damaged: the others are renewed all the same.
+    #[test]
+    fn one_that_cannot_be_renewed_keeps_no_other_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = folder.path().join("ca");
+        JobCa::create("t", "j", 100 * HOUR).unwrap().save(&authority).unwrap();
+        let ca = JobCa::load(&authority).unwrap();
+        let folders: Vec<PathBuf> = (0..4)
+            .map(|index| {
+                let home = folder.path().join(format!("worker-{index}"));
+                let id = SpiffeId::new("t", "j", Role::Worker, &index.to_string()).unwrap();
+                ca.issue(&id, HOUR).unwrap().save(&home).unwrap();
+                home
+            })
+            .collect();
+        let held = || folders.iter().map(|home| std::fs::read(home.join("cert.pem")).unwrap());
+        let before: Vec<Vec<u8>> = held().collect();
+        let alone = Authority::open(&authority).unwrap();
+        assert_eq!(alone.list(&["worker/0".to_owned()], false, HOUR).unwrap().revoked.len(), 1);
+        drop(alone);
+        let renewed = || held().zip(&before).map(|(now, then)| now != *then).collect::<Vec<bool>>();
+        renew_all(&ca, &folders, 2 * HOUR).unwrap();
+        assert_eq!(renewed(), [false, true, true, true]);
+        let before: Vec<Vec<u8>> = held().collect();
+        std::fs::write(folders[1].join("cert.pem"), "no certificate").unwrap();
+        let fault = renew_all(&ca, &folders, 2 * HOUR).unwrap_err();
+        assert!(fault.contains("worker-1") && !fault.contains("worker-0"), "{fault}");
+        assert_eq!(
+            held().zip(&before).skip(2).map(|(now, then)| now != *then).collect::<Vec<_>>(),
+            [true, true]
+        );
     }
 
     #[tokio::test]

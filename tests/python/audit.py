@@ -24,6 +24,17 @@ def certified(certificate, ca):
     )
 
 
+def good_at(certificate, at):
+    when = datetime.fromtimestamp(at // 1000, timezone.utc)
+    assert certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc, "an expired key"
+
+
+def san(certificate):
+    """Whose a certificate is."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
 def said_by_member(kind, body, heads):
     """What a worker or a server signed."""
     number = lambda n: n.to_bytes(8, "big")
@@ -55,19 +66,27 @@ def main(path, expected):
             ca = x509.load_der_x509_certificate(base64.b64decode(body["ca"]))
             key = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
             certified(key, ca)
-            name = f"spiffe://{body['trust_domain']}/job/{body['job']}/actor/audit"
-            names = key.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert names.get_values_for_type(x509.UniformResourceIdentifier) == [name], "another's key"
+            job = f"spiffe://{body['trust_domain']}/job/{body['job']}"
+            assert san(key) == [f"{job}/actor/audit"], "another's key"
         if kind == "join":
             members[body["node"]] = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
             certified(members[body["node"]], ca)
+        if kind == "renewed":
+            renewed = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
+            certified(renewed, ca)
+            assert san(renewed) == [f"{job}/{body['node']}"], "another's certificate"
+            if body["node"] == "actor/audit":
+                key = renewed
+            else:
+                assert body["node"] in members, f"{body['node']} has not joined"
+                members[body["node"]] = renewed
         if kind in ("contributions", "countersignature"):
             member = members[body["node"]]
+            good_at(member, at)
             signature = base64.b64decode(body["signature"], validate=True)
             member.public_key().verify(signature, said_by_member(kind, body, heads), ec.ECDSA(hashes.SHA256()))
         if kind == "signature":
-            when = datetime.fromtimestamp(at / 1000, timezone.utc)
-            assert key.not_valid_before_utc <= when <= key.not_valid_after_utc, "an expired key"
+            good_at(key, at)
             message = SIGNED + number.to_bytes(8, "big") + head + at.to_bytes(8, "big")
             signature = base64.b64decode(body["signature"], validate=True)
             key.public_key().verify(signature, message, ec.ECDSA(hashes.SHA256()))

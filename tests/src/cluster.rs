@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use testudo_actors::audit::Entry;
+use testudo::audit::AuditHandle;
+use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Ledger, NoCheckpoints, ServerSetup};
 use testudo_actors::link::{MemoryHub, Network};
 use testudo_actors::message::{Finished, Outcome};
@@ -157,6 +158,7 @@ impl Observer for Steps {
 struct Watching {
     steps: Steps,
     ledger: Option<Box<dyn Ledger>>,
+    log: Option<AuditHandle>,
 }
 
 impl Observer for Watching {
@@ -165,7 +167,12 @@ impl Observer for Watching {
     }
 
     fn audit(&mut self, entry: Entry) {
+        self.log.iter().for_each(|log| log.tell(entry.clone()));
         self.steps.audit(entry);
+    }
+
+    fn audit_head(&mut self) -> Option<Head> {
+        self.log.as_ref()?.head()
     }
 
     fn ledger(&mut self) -> Option<Box<dyn Ledger>> {
@@ -227,6 +234,8 @@ pub struct Wiring {
     pub ledger: Option<Box<dyn Ledger>>,
     /// Is shown every node's network. What keeps one keeps its connections, beyond the node's end.
     pub networks: Box<dyn FnMut(&Network)>,
+    /// The audit log that the scheduler keeps.
+    pub audit: Option<AuditHandle>,
 }
 
 impl Default for Wiring {
@@ -241,6 +250,7 @@ impl Default for Wiring {
             checkpoints: Box::new(|_| Box::new(NoCheckpoints)),
             ledger: None,
             networks: Box::new(|_| {}),
+            audit: None,
         }
     }
 }
@@ -277,7 +287,8 @@ impl Cluster {
         let dialled = (wiring.advertise)(Role::Scheduler, 0, scheduler).to_string();
         let steps = Steps::default();
         let runtime = site.runtime.handle().clone();
-        let observer = Box::new(Watching { steps: steps.clone(), ledger: wiring.ledger.take() });
+        let (ledger, log) = (wiring.ledger.take(), wiring.audit.take());
+        let observer = Box::new(Watching { steps: steps.clone(), ledger, log });
         let outcome =
             std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime));
         let mut nodes = Vec::new();

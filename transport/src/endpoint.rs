@@ -34,7 +34,7 @@ use crate::config::{KeyExchange, TransportConfig};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::identity::SpiffeId;
-use crate::pki::{Identity, PkiError};
+use crate::pki::{Identity, PkiError, Trust};
 use crate::policy::{Class, Policy};
 use crate::refusals::Refusals;
 use crate::session::{Direction, largest_message};
@@ -262,6 +262,11 @@ impl Endpoint {
     /// This node.
     pub fn id(&self) -> &SpiffeId {
         self.0.admission.identity().id()
+    }
+
+    /// What this node trusts.
+    pub fn trust(&self) -> &Trust {
+        self.0.admission.identity().trust()
     }
 
     /// What the endpoint saw so far.

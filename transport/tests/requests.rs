@@ -290,6 +290,56 @@ fn a_revoked_certificate_renews_nothing() {
     assert!(place.ca.issue_for(&request, Some(&held.id), DAY).is_ok());
 }
 
+/// What has a key that was taken back may have it still: the request that it came with gets nothing more, whoever confirms it.
+#[test]
+fn a_revoked_key_is_not_certified_again() {
+    let place = Place::new();
+    let (home, own) = (place.node("worker-0", 0), id(Role::Worker, 0));
+    let old = Request::from_pem(&fs::read(home.join(REQUEST_FILE)).unwrap()).unwrap();
+    assert!(place.ca.issue_for(&old, Some(&own), DAY).is_ok(), "until then it is");
+    let held = Issued::of(Identity::load(&home).unwrap().certificate_der()).unwrap();
+    let mut list = RevocationList::default();
+    list.revoke(Serial::from_hex(&held.serial).unwrap(), Revocation { at: 1_700_000_000, compromised: true });
+    let crl = place.ca.sign_crl(&list, DAY).unwrap();
+    fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+    refused(place.ca.issue_for(&old, Some(&own), DAY), "make a new key with `testudo pki request`");
+    let new = pki::request(&place.path("again"), &own).unwrap();
+    assert!(place.ca.issue_for(&new, Some(&own), DAY).is_ok(), "another key of the same node is");
+}
+
+/// Nothing is certified while somebody revokes.
+#[test]
+fn whoever_certifies_waits_for_whoever_revokes() {
+    let place = Place::new();
+    let (home, other) = (place.node("worker-0", 0), place.node("worker-1", 1));
+    let renewal = pki::renew(&home, false).unwrap();
+    let held = Issued::of(Identity::load(&home).unwrap().certificate_der()).unwrap();
+    let alone = fs::File::open(place.path("ca")).unwrap();
+    rustix::fs::flock(&alone, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let ca = &place.ca;
+        let waiting = scope.spawn(move || {
+            begun.send(()).unwrap();
+            ca.issue_for(&renewal, None, DAY)
+        });
+        begins.recv().unwrap();
+        let mut list = RevocationList::default();
+        let revocation = Revocation { at: 1_700_000_000, compromised: true };
+        list.revoke(Serial::from_hex(&held.serial).unwrap(), revocation);
+        let crl = ca.sign_crl(&list, DAY).unwrap();
+        // Time for a renewal that does not wait to show itself; one that does is refused however long this is.
+        std::thread::sleep(Duration::from_millis(50));
+        let issued = place.register().read().unwrap().len();
+        fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+        drop(alone);
+        let refused = waiting.join().unwrap();
+        assert!(matches!(refused, Err(PkiError::Revoked { .. })), "{refused:?}");
+        assert_eq!(issued, 2, "nothing was certified meanwhile");
+    });
+    assert!(place.ca.issue_for(&pki::renew(&other, false).unwrap(), None, DAY).is_ok());
+}
+
 /// An end that has come: a certificate renews nothing, and a CA issues nothing.
 #[test]
 fn what_has_ended_gives_nothing() {

@@ -90,6 +90,15 @@ struct Link {
     recorded: Recorded,
     /// Whether it was turned away, and has only to read why.
     refused: bool,
+    /// With which it signs since it said so.
+    renewed: Option<Vec<u8>>,
+}
+
+impl Link {
+    /// The certificate (DER) that the peer's signatures are checked with; there is none in memory.
+    fn certificate(&self) -> Option<&[u8]> {
+        self.renewed.as_deref().or_else(|| self.connection.peer_certificate())
+    }
 }
 
 /// How a peer follows the run.
@@ -169,8 +178,7 @@ impl SchedulerActor {
         match effect {
             Effect::Welcome { connection, member, incarnation } => {
                 tracing::info!(%member, incarnation, "joined");
-                let link = self.links.get(&connection);
-                let certificate = link.and_then(|link| link.connection.peer_certificate());
+                let certificate = self.links.get(&connection).and_then(Link::certificate);
                 self.observer.audit(Entry::Join {
                     node: member.to_string(),
                     incarnation,
@@ -403,6 +411,7 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                         follows: None,
                         recorded: Recorded::default(),
                         refused: false,
+                        renewed: None,
                     },
                 );
             }

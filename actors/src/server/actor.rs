@@ -23,6 +23,7 @@ use crate::server::compute::{self, Checkpointing, Work};
 use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
 use crate::server::writer;
 use crate::server::{Effect, Input, ServerCore, SliceMath, Store};
+use crate::signer::Signer;
 use crate::time::Clock;
 
 /// Answers that may wait for one worker beside two for each slice: refusals and acknowledgements of duplicates.
@@ -58,6 +59,7 @@ pub struct ServerActor {
     runtime: Handle,
     network: Network,
     countersigner: Countersigner,
+    signer: Signer,
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
     live: LiveWorkers,
@@ -126,7 +128,8 @@ impl ServerActor {
             work: None,
             runtime: parts.runtime,
             network: parts.network,
-            countersigner: Countersigner::new(parts.identity),
+            countersigner: Countersigner::default(),
+            signer: Signer::new(parts.identity),
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
             live: LiveWorkers::default(),
@@ -231,7 +234,8 @@ impl ServerActor {
             Revocations::KIND => crate::revoke::passed_on(&self.network, &message.body)?,
             AuditHead::KIND => {
                 let shown = AuditHead::decode(&message.body).map_err(|e| e.to_string())?;
-                let signed = self.countersigner.sign(&shown)?;
+                let (renewed, signed) = self.countersigner.sign(&mut self.signer, &shown)?;
+                renewed.iter().for_each(|renewed| self.tell(renewed));
                 self.tell(&signed);
             }
             Shutdown::KIND => {

@@ -26,6 +26,7 @@ use crate::node::NodeError;
 use crate::numbers;
 use crate::outbox::Outbox;
 use crate::placement::SliceId;
+use crate::signer::Signer;
 use crate::time::Clock;
 use crate::tree::Node;
 use crate::worker::dial::Dialling;
@@ -143,7 +144,7 @@ pub struct WorkerActor {
     lanes: u32,
     slices: usize,
     network: Network,
-    identity: Arc<Identity>,
+    signer: Signer,
     pushed: Pushed,
     countersigner: Countersigner,
     secret: Secret,
@@ -176,8 +177,8 @@ impl WorkerActor {
             lanes: parts.lanes,
             slices: parts.slices,
             network: parts.network,
-            countersigner: Countersigner::new(Arc::clone(&parts.identity)),
-            identity: parts.identity,
+            countersigner: Countersigner::default(),
+            signer: Signer::new(parts.identity),
             pushed: Pushed::default(),
             secret: parts.secret,
             scheduler: parts.scheduler,
@@ -263,13 +264,12 @@ impl WorkerActor {
     /// Signs what was pushed for the nodes of a report.
     fn sign(&mut self, done: &NodeDone) {
         let digest = self.pushed.take(done.step, done.nodes.iter().map(|n| n.node));
-        match self.identity.sign(&contributions::signed_bytes(done.step, &digest)) {
-            Ok(signature) => self.tell(&Contributions {
-                step: done.step,
-                count: digest.count,
-                digest: digest.blake3,
-                signature,
-            }),
+        match self.signer.sign(&contributions::signed_bytes(done.step, &digest)) {
+            Ok((renewed, signature)) => {
+                renewed.iter().for_each(|renewed| self.tell(renewed));
+                let (count, blake3) = (digest.count, digest.blake3);
+                self.tell(&Contributions { step: done.step, count, digest: blake3, signature });
+            }
             Err(error) => tracing::error!(%error, step = done.step, "contributions are not signed"),
         }
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
-use testudo_actors::audit::{Base64, Entry, Hex};
+use testudo_actors::audit::{Base64, Entry, Hex, KEY_NODE};
 use testudo_observability::audit::{Chain, SIGNATURE};
 
 use super::AuditLogError;
@@ -47,6 +47,7 @@ pub(super) fn read(path: &Path) -> Result<Found, AuditLogError> {
             continue;
         }
         match entry(&record).map_err(damaged)? {
+            Entry::Renewed { node, certificate } if node == KEY_NODE => found.certificate = Some(certificate),
             Entry::Key { certificate, .. } => found.certificate = Some(certificate),
             Entry::Deletion { manifest_blake3, .. } => {
                 found.deleted.insert(manifest_blake3);

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
-use testudo_actors::audit::{Base64, CheckpointName, Entry, Head, Hex, KEY_NAME};
+use testudo_actors::audit::{Base64, CheckpointName, Entry, Head, Hex, KEY_NAME, KEY_NODE};
 use testudo_actors::contributions::{self, Digest};
 use testudo_actors::countersign;
 use testudo_actors::message::HeadName;
-use testudo_observability::audit::{Chain, Record, SIGNATURE, Signature, signed_bytes};
+use testudo_observability::audit::{Chain, Record, SIGN_EVERY, SIGNATURE, Signature, signed_bytes};
 use testudo_transport::pki::bundle_parts;
 use testudo_transport::{Expected, Role, SpiffeId, Trust};
 
@@ -92,6 +92,7 @@ pub fn read(
         session: None,
         verified: Verified::default(),
         unsigned: 0,
+        signed: false,
         job_due: false,
         reopened: false,
         parameters: None,
@@ -103,6 +104,9 @@ pub fn read(
         let line = line?;
         let damaged =
             |what: String| AuditLogError::Damaged { path: path.to_owned(), line: line.number, what };
+        if !line.is_whole && options.unfinished {
+            break;
+        }
         if !line.is_whole {
             return Err(damaged("the log is cut in the middle of this record".into()));
         }
@@ -112,10 +116,11 @@ pub fn read(
         let trust = reader.session.as_ref().map(|s| &s.trust);
         see(&Seen { record: &record, hash: chain.head(), trust }, entry.as_ref());
     }
+    let incomplete = |what: &str| AuditLogError::Incomplete { path: path.to_owned(), what: what.to_owned() };
+    reader.is_signed().map_err(|why| incomplete(&why))?;
     let mut verified = reader.verified;
     verified.records = chain.next();
     verified.head = (chain.next() > 0).then(|| chain.head());
-    let incomplete = |what: &str| AuditLogError::Incomplete { path: path.to_owned(), what: what.to_owned() };
     if verified.records == 0 {
         return Err(incomplete("it is empty"));
     }
@@ -153,7 +158,7 @@ impl Seen<'_> {
 
 struct Keys {
     trust: Trust,
-    expected: Expected,
+    id: SpiffeId,
     certificate: Vec<u8>,
 }
 
@@ -163,6 +168,8 @@ struct Reader<'a> {
     verified: Verified,
     /// Records since the last signature.
     unsigned: u64,
+    /// The session's key has signed something.
+    signed: bool,
     /// The session has no job yet.
     job_due: bool,
     /// A command went on with the log after the session's last record.
@@ -174,6 +181,9 @@ struct Reader<'a> {
     /// Records and their hashes, the newest last.
     hashes: VecDeque<(u64, Hex)>,
 }
+
+/// Records of a session, its key and its job, that may stand there before the first signature.
+const UNSIGNED_FIRST: u64 = 2;
 
 /// Records whose hashes are remembered: a node counter-signs a head within moments of being shown it.
 const HASHES: usize = 1 << 16;
@@ -225,6 +235,20 @@ impl Reader<'_> {
         Ok(Some(entry))
     }
 
+    /// What a crash may leave without a signature is little: whoever has no key cannot add more, nor a session of his own.
+    fn is_signed(&self) -> Result<(), String> {
+        if self.unsigned > SIGN_EVERY {
+            return Err(format!(
+                "{} records together are not signed: no writer leaves so many",
+                self.unsigned
+            ));
+        }
+        if !self.signed && self.unsigned > UNSIGNED_FIRST {
+            return Err("a run's key has signed nothing of it: no writer goes on without that".into());
+        }
+        Ok(())
+    }
+
     fn remember(&mut self, record: u64, hash: Hex) {
         self.hashes.push_back((record, hash));
         if self.hashes.len() > HASHES {
@@ -243,6 +267,7 @@ impl Reader<'_> {
                 let member = Member { id, certificate: certificate.0.clone(), signed: None };
                 self.members.insert(node.clone(), member);
             }
+            Entry::Renewed { node, certificate } => self.renewed(node, certificate)?,
             Entry::Contributions { node, step, count, digest, signature } => {
                 let digest = Digest { count: *count, blake3: digest.0 };
                 self.check(node, &contributions::signed_bytes(*step, &digest), signature, record.at)?;
@@ -266,6 +291,18 @@ impl Reader<'_> {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// What `node` signs from here on is by another certificate, which is checked with its signatures.
+    fn renewed(&mut self, node: &str, certificate: &Base64) -> Result<(), String> {
+        let keys = self.session.as_mut().ok_or("a certificate is renewed before any key")?;
+        let held = match self.members.get_mut(node) {
+            Some(member) => &mut member.certificate,
+            None if node == KEY_NODE => &mut keys.certificate,
+            None => return Err(format!("{node} renews its certificate and has not joined")),
+        };
+        held.clone_from(&certificate.0);
         Ok(())
     }
 
@@ -324,8 +361,10 @@ impl Reader<'_> {
             certificate_blake3: Hex::hash(&certificate.0),
             resumed_from,
         });
+        self.is_signed()?;
+        self.signed = false;
         self.verified.late_signed += std::mem::take(&mut self.unsigned);
-        self.session = Some(Keys { trust, expected: Expected::Node(id), certificate: certificate.0.clone() });
+        self.session = Some(Keys { trust, id, certificate: certificate.0.clone() });
         self.job_due = true;
         Ok(())
     }
@@ -337,13 +376,14 @@ impl Reader<'_> {
         keys.trust
             .verify_signature_at(
                 &keys.certificate,
-                &keys.expected,
+                &Expected::Node(keys.id.clone()),
                 &message,
                 &body.signature.0,
                 time(record.at),
             )
             .map_err(|e| e.to_string())?;
         self.unsigned = 0;
+        self.signed = true;
         Ok(())
     }
 }

@@ -4,20 +4,22 @@
 //! at most a second later, or when 256 wait ([`Scribe`]); the key and the job are signed and synced before training begins, the
 //! end before the process ends. If the log cannot be written, that is said in the scheduler's log and at the end of the run,
 //! whose summary then names no head; training goes on.
+//!
+//! A log goes on with every certificate that follows that of its key, in time: one that has ended signs nothing, and the log ends.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use testudo_actors::audit::{self, Base64, CheckpointName, Entry, Head, Hex};
+use testudo_actors::audit::{self, Base64, CheckpointName, Entry, Head, Hex, KEY_NODE};
 use testudo_actors::{JobSpec, SignedJob};
 use testudo_observability::audit::{Scribe, Signer};
-use testudo_transport::Identity;
+use testudo_transport::{Expected, Identity};
 
 use super::AuditLogError;
 use super::found::{self, Found};
@@ -95,11 +97,29 @@ impl Begun {
     }
 }
 
-struct AuditKey(Identity);
+/// The key that signs now.
+#[derive(Clone)]
+struct AuditKey(Arc<Mutex<Identity>>);
+
+impl AuditKey {
+    fn held(&self) -> MutexGuard<'_, Identity> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A signature by a certificate that has ended would be refused by every reader, with all that it signs.
+    fn check(&self) -> Result<(), String> {
+        let held = self.held();
+        let checked = held.trust().verify(held.certificate_der(), &Expected::Node(held.id().clone()));
+        checked.map(|_| ()).map_err(|why| {
+            format!("the key's certificate is not good: {why}; renew it in time, with `testudo pki renew`")
+        })
+    }
+}
 
 impl Signer for AuditKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
-        self.0.sign(message).map_err(|e| e.to_string())
+        self.check()?;
+        self.held().sign(message).map_err(|e| e.to_string())
     }
 }
 
@@ -200,7 +220,8 @@ pub fn go_on(
     if !entries.is_empty() {
         let reopened = Entry::Reopened { command: command.to_owned(), torn_bytes: found.torn_bytes };
         for entry in std::iter::once(&reopened).chain(&entries) {
-            writer.scribe.entry(now(), entry)?;
+            let now = writer.now();
+            writer.scribe.entry(now, entry)?;
         }
         writer.finish()?;
     }
@@ -223,6 +244,8 @@ struct Writer {
     path: PathBuf,
     file: File,
     scribe: Scribe,
+    identity: Identity,
+    key: AuditKey,
     synced: Arc<Mutex<Option<Head>>>,
 }
 
@@ -239,8 +262,10 @@ impl Writer {
         if found.torn_bytes > 0 {
             file.set_len(found.whole_bytes).map_err(|e| file_error(path, "cannot be mended", &e))?;
         }
-        let scribe = Scribe::new(found.chain.clone(), Box::new(AuditKey(identity.clone())));
-        Ok((Writer { path: path.to_owned(), file, scribe, synced: Arc::default() }, found))
+        let (identity, path) = (identity.clone(), path.to_owned());
+        let key = AuditKey(Arc::new(Mutex::new(identity.clone())));
+        let scribe = Scribe::new(found.chain.clone(), Box::new(key.clone()));
+        Ok((Writer { path, file, scribe, identity, key, synced: Arc::default() }, found))
     }
 
     fn run(mut self, mail: &Receiver<Mail>) -> Result<Hex, AuditLogError> {
@@ -248,8 +273,10 @@ impl Writer {
             let wait = self
                 .scribe
                 .poll_timeout()
-                .map_or(IDLE, |due| Duration::from_millis(due.saturating_sub(now())).min(IDLE));
-            match mail.recv_timeout(wait) {
+                .map_or(IDLE, |due| Duration::from_millis(due.saturating_sub(self.now())).min(IDLE));
+            let received = mail.recv_timeout(wait);
+            self.follow()?;
+            match received {
                 Ok(Mail::Entry(entry)) => self.entry(&entry)?,
                 Ok(Mail::Close) | Err(RecvTimeoutError::Disconnected) => {
                     self.finish()?;
@@ -257,20 +284,38 @@ impl Writer {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if self.scribe.sign_if_due(now())? {
+            let now = self.now();
+            if self.scribe.sign_if_due(now)? {
                 self.flush()?;
                 self.sync()?;
             }
         }
     }
 
+    /// Goes on with the newest certificate of the key. What came before is signed with the one before, if that is good still.
+    fn follow(&mut self) -> Result<(), AuditLogError> {
+        let newest = self.identity.latest();
+        if newest.certificate_der() == self.key.held().certificate_der() {
+            return Ok(());
+        }
+        if self.key.check().is_ok() {
+            self.finish()?;
+        }
+        let certificate = Base64(newest.certificate_der().to_vec());
+        *self.key.held() = newest;
+        self.entry(&Entry::Renewed { node: KEY_NODE.to_owned(), certificate })?;
+        self.finish()
+    }
+
     fn entry(&mut self, entry: &Entry) -> Result<(), AuditLogError> {
-        self.scribe.entry(now(), entry)?;
+        let now = self.now();
+        self.scribe.entry(now, entry)?;
         self.flush()
     }
 
     fn finish(&mut self) -> Result<(), AuditLogError> {
-        self.scribe.sign(now())?;
+        let now = self.now();
+        self.scribe.sign(now)?;
         self.flush()?;
         self.sync()
     }
@@ -280,16 +325,16 @@ impl Writer {
         written.map_err(|e| file_error(&self.path, "cannot be written", &e))
     }
 
+    /// Milliseconds since 1970, by the clock that judges the certificate.
+    fn now(&self) -> u64 {
+        let since = self.identity.trust().time().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn sync(&self) -> Result<(), AuditLogError> {
         self.file.sync_data().map_err(|e| file_error(&self.path, "cannot be synced", &e))?;
         let head = Head { record: self.scribe.records().saturating_sub(1), hash: self.scribe.head() };
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         Ok(())
     }
-}
-
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -94,7 +94,11 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let inputs = Inputs::open(arguments, &config, &run_dir, &identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
     super::settle(&run_dir, user.as_ref())?;
-    confine(calls::Role::Node, needs(arguments.role, &run_dir, &config, &source));
+    let mut needs = needs(arguments.role, &run_dir, &config, &source);
+    if arguments.role == NodeRole::Scheduler {
+        needs.read.extend(audit_folder(arguments, &run_dir).map(|folder| folder.as_path().into()));
+    }
+    confine(calls::Role::Node, needs);
     let role = arguments.role.role();
     let options = observability::Options::new(format!("{role}/{index}"))
         .with_log_writer(log)
@@ -131,7 +135,10 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     };
     let result = match inputs {
         Inputs::Scheduler(inputs) => {
-            let SchedulerInputs { job, metrics, key, audit } = *inputs;
+            let SchedulerInputs { job, metrics, key, audit, audit_key } = *inputs;
+            if let Some((key, source)) = audit_key {
+                runtime.spawn(rotation::follow(key, source));
+            }
             node.scheduler(job, metrics, key, audit.map(Begun::start).transpose())
         }
 
@@ -178,6 +185,8 @@ struct SchedulerInputs {
     /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
     key: Option<KeyFile>,
     audit: Option<Begun>,
+    /// The key that signs the audit log, and where renewals of its certificate come from.
+    audit_key: Option<(Identity, Source)>,
 }
 
 impl Inputs {
@@ -205,8 +214,14 @@ impl Inputs {
                 let metrics = run_dir.metrics();
                 let metrics =
                     Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
-                let audit = begin_audit(arguments.audit_identity.as_deref(), run_dir, identity, &job)?;
-                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit })))
+                let (audit, audit_key) = match audit_folder(arguments, run_dir) {
+                    Some(folder) => {
+                        let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;
+                        (Some(log), Some((key, Source::Folder(folder))))
+                    }
+                    None => (None, None),
+                };
+                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit, audit_key })))
             }
             NodeRole::Server => Ok(Inputs::Server { key }),
             NodeRole::Worker => {
@@ -227,18 +242,22 @@ impl Inputs {
     }
 }
 
-/// The audit log, if there is a key for it.
+/// Where the key of the audit log is, if there is one.
+fn audit_folder(arguments: &NodeArguments, run_dir: &RunDir) -> Option<PathBuf> {
+    match &arguments.audit_identity {
+        Some(folder) => Some(run_dir.reach(folder)),
+        None => Some(run_dir.audit_identity()).filter(|folder| folder.exists()),
+    }
+}
+
+/// The audit log, and the key that signs it.
 fn begin_audit(
-    named: Option<&Path>,
+    folder: &Path,
     run_dir: &RunDir,
     node: &Identity,
     signed: &SignedJob,
-) -> Result<Option<Begun>, Failure> {
-    let folder = named.map_or_else(|| run_dir.audit_identity(), |folder| run_dir.reach(folder));
-    if named.is_none() && !folder.exists() {
-        return Ok(None);
-    }
-    let identity = Identity::load(&folder).map_err(Failure::misconfigured)?;
+) -> Result<(Begun, Identity), Failure> {
+    let identity = Identity::load(folder).map_err(Failure::misconfigured)?;
     let (spec, operator) = signed.check(node.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
     let expected = spec.audit_key().map_err(Failure::misconfigured)?;
     // Whoever checks the log later goes by the CAs that are beside the key: this node's, too.
@@ -250,7 +269,7 @@ fn begin_audit(
         )));
     }
     let log = AuditLog::begin(&run_dir.audit_log(), &identity, &spec, signed, operator.short());
-    log.map(Some).map_err(Failure::misconfigured)
+    log.map(|log| (log, identity)).map_err(Failure::misconfigured)
 }
 
 fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use testudo_actors::plan::Plan;
 use testudo_actors::{JobSpec, Resume};
 
+use crate::audit::{self, AuditLogError};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::Plaintext;
 use crate::checkpoint::{Checkpoints, resume};
@@ -66,6 +67,31 @@ pub(super) fn from(
         )));
     }
     Ok(resume)
+}
+
+/// The audit log must hold, as far as it goes, before it is gone on with: afterwards a new key signs what was there, and
+/// `summary.json`, which names its end, is written anew. Whoever names a step may mean to go back further than the log knows.
+pub(super) fn check_audit_log(
+    run_dir: &RunDir,
+    step: Option<u64>,
+    watcher: &mut dyn Watcher,
+) -> Result<(), Failure> {
+    if std::fs::symlink_metadata(run_dir.audit_log()).is_err() {
+        return Ok(());
+    }
+    let options = audit::Options { unfinished: true, ..audit::Options::default() };
+    match (audit::verify(run_dir, &options), step) {
+        (Ok(_), _) => Ok(()),
+        (Err(AuditLogError::Differs { path, what }), Some(_)) => {
+            watcher.notice(&format!("warning: {}: {what}", path.display()));
+            Ok(())
+        }
+        (Err(error), _) => Err(Failure::misconfigured(format!(
+            "the run's audit log does not hold: {error}; `testudo audit verify --unfinished {}` says more. To go on without its history, \
+             move audit.log and summary.json away",
+            run_dir.path().display()
+        ))),
+    }
 }
 
 /// Cuts off what will be written again, and tells where the run goes on.

@@ -18,7 +18,7 @@ use crate::rundir::RunDir;
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArguments {
     /// What to take back: the folder of an identity, a certificate's PEM file, a serial number in hexadecimal, or ROLE/NAME for
-    /// every certificate that this node has
+    /// every certificate that this node has, and every join token
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
     /// Say in the list that the keys are known or feared to be in other hands
@@ -143,6 +143,9 @@ fn write(
     let listed = authority.list(targets, compromised, validity)?;
     for (whose, serial) in &listed.revoked {
         println!("revoked {whose} (serial number {serial})");
+    }
+    if listed.withdrawn > 0 {
+        println!("withdrawn: {} join token(s)", listed.withdrawn);
     }
     if listed.before > 0 {
         println!("revoked before: {}", listed.before);

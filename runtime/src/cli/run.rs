@@ -79,6 +79,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     confine(calls::Role::Launcher, needs(&run_dir, &program));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     if arguments.resume.is_some() {
+        resume::check_audit_log(&run_dir, arguments.step, &mut display)?;
         let opening = opening.as_ref().map(KeyFile::identities);
         spec.resume = Some(resume::from(&run_dir, &spec, arguments.step, opening)?);
         spec.validate().map_err(Failure::misconfigured)?;

@@ -7,8 +7,9 @@ use testudo_actors::SignedJob;
 use testudo_actors::audit::Refusal;
 use testudo_actors::message::{
     AuditHead, Body, Contributions, Countersigned, Given, HeadName, Heartbeat, Join, Load, MemberRole,
-    Membership, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal, PushRefused,
-    RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome, Witnessed, WorkerMember,
+    Membership, NewCertificate, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal,
+    PushRefused, RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome, Witnessed,
+    WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
@@ -104,6 +105,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("contributions", &Contributions { step: 5, count: 9, digest: [1; 32], signature: vec![2; 71] }),
         of("audit-head", &AuditHead { head: head() }),
         of("countersigned", &Countersigned { head: head(), before: Some(head()), signature: vec![3; 70] }),
+        of("new-certificate", &NewCertificate { certificate: operator().1.certificate_der().to_vec() }),
         of("refusals", &refusals()),
     ]
 }

@@ -1,6 +1,7 @@
 //! The job's certificate authority.
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType, SerialNumber,
 };
+use rustix::fs::{FlockOperation, flock};
 
 use super::key::SecretKey;
 use super::{
@@ -61,14 +63,26 @@ impl JobCa {
     ///
     /// # Errors
     /// [`PkiError::Request`] when it is neither, or asks for another identity than the operator named, or when the key is
-    /// another node's; otherwise as for [`JobCa::issue`].
+    /// another node's or was revoked; [`PkiError::Revoked`] when the certificate that it renews was; otherwise as for [`JobCa::issue`].
     pub fn issue_for(
         &self,
         request: &Request,
         confirmed: Option<&SpiffeId>,
         validity: Duration,
     ) -> Result<String, PkiError> {
+        let _alone = self.alone()?;
+        self.issue_alone(request, confirmed, validity)
+    }
+
+    /// As [`JobCa::issue_for`], for who is alone with the CA's directory.
+    pub(super) fn issue_alone(
+        &self,
+        request: &Request,
+        confirmed: Option<&SpiffeId>,
+        validity: Duration,
+    ) -> Result<String, PkiError> {
         let (id, key) = (request.id(), request.key_sha256());
+        let revoked = self.revoked()?;
         match confirmed {
             Some(named) if named != id => {
                 let what = format!("it asks for {}, and not for {}", id.short(), named.short());
@@ -77,18 +91,27 @@ impl JobCa {
             Some(_) => {}
             None if request.is_renewal() => {
                 request.check_renewal(&self.trust)?;
-                self.check_not_revoked(request)?;
+                check_not_revoked(request, revoked.as_ref())?;
             }
             None => {
                 let what = format!("nobody confirmed that {} has the key {key}", id.short());
                 return Err(PkiError::Request(what));
             }
         }
-        if let Some(register) = self.register()
-            && let Some(other) = register.read()?.iter().find(|one| one.spki_sha256 == key && one.id != *id)
-        {
-            let what = format!("its key is that of {}; each node has its own", other.id.short());
-            return Err(PkiError::Request(what));
+        let issued = self.register().map_or(Ok(Vec::new()), |register| register.read())?;
+        for former in issued.iter().filter(|one| one.spki_sha256 == key) {
+            if former.id != *id {
+                let what = format!("its key is that of {}; each node has its own", former.id.short());
+                return Err(PkiError::Request(what));
+            }
+            // Whoever has a key that was revoked may have it still.
+            let serial = Serial::from_hex(&former.serial)?;
+            if revoked.as_ref().is_some_and(|list| list.has(&serial)) {
+                let what = format!(
+                    "its key was revoked, with certificate {serial}; make a new key with `testudo pki request` in another folder"
+                );
+                return Err(PkiError::Request(what));
+            }
         }
         self.certify(id, &request.key(), validity)
     }
@@ -152,18 +175,20 @@ impl JobCa {
         Ok(pem)
     }
 
-    /// A certificate that the CA took back renews nothing, whether or not the list that says so has ended.
-    fn check_not_revoked(&self, request: &Request) -> Result<(), PkiError> {
+    /// Waits until nobody else has the CA's directory: who revokes has it too, so that what is certified is in the register
+    /// before he looks there, or in the list of who was revoked before we look. Whoever locks a file in it as well does so after.
+    pub(super) fn alone(&self) -> Result<Option<File>, PkiError> {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        let alone = File::open(directory).map_err(|why| files::failed(directory, &why))?;
+        flock(&alone, FlockOperation::LockExclusive).map_err(|why| files::failed(directory, &why.into()))?;
+        Ok(Some(alone))
+    }
+
+    /// The list in the CA's directory, whether or not it has ended.
+    fn revoked(&self) -> Result<Option<Crl>, PkiError> {
         let list = self.directory.as_ref().map(|directory| directory.join(CRL_FILE));
-        let (Some(list), Some(former)) = (list.filter(|list| list.exists()), request.former()) else {
-            return Ok(());
-        };
-        let (crl, serial) = (Crl::read(&files::read_crl(&list)?, &self.trust.ca_der())?, Serial::of(former)?);
-        if crl.has(&serial) {
-            let id = request.id().short().to_owned();
-            return Err(PkiError::Revoked { id, serial: serial.to_string() });
-        }
-        Ok(())
+        let Some(list) = list.filter(|list| list.exists()) else { return Ok(None) };
+        Ok(Some(Crl::read(&files::read_crl(&list)?, &self.trust.ca_der())?))
     }
 
     /// Refuses what is not of this CA's trust domain and job.
@@ -205,6 +230,17 @@ impl fmt::Debug for JobCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "JobCa({:?})", self.trust)
     }
+}
+
+/// A certificate that the CA took back renews nothing.
+fn check_not_revoked(request: &Request, list: Option<&Crl>) -> Result<(), PkiError> {
+    let (Some(list), Some(former)) = (list, request.former()) else { return Ok(()) };
+    let serial = Serial::of(former)?;
+    if list.has(&serial) {
+        let id = request.id().short().to_owned();
+        return Err(PkiError::Revoked { id, serial: serial.to_string() });
+    }
+    Ok(())
 }
 
 fn ca_params(trust_domain: &str, job: &str) -> Result<CertificateParams, PkiError> {

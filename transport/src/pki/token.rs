@@ -11,8 +11,9 @@
 //! 4. The secret is in no `Debug` output, and is cleared from memory.
 //! 5. Who shows a secret that is none makes nobody read the record: the names in it are remembered, and read again when the
 //!    file has changed.
+//! 6. When an identity's certificates are revoked, so are the tokens that were made for it until then.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -136,6 +137,8 @@ enum Entry {
     },
     /// It was used, by a key that got this certificate.
     Used { token: String, key_sha256: String, certificate: String },
+    /// The operator took it back.
+    Withdrawn { token: String },
 }
 
 /// The tokens of the CA in one directory.
@@ -217,9 +220,11 @@ impl Tokens {
         if !self.knows(secret)? {
             return refuse("it is not known here");
         }
+        // Before the record, as who revokes does.
+        let _alone = ca.alone()?;
         let mut record = self.journal.lock()?;
         let name = secret.name();
-        let (mut made, mut used) = (None, None);
+        let (mut made, mut used, mut withdrawn) = (None, None, false);
         for entry in record.read()? {
             match entry {
                 Entry::Made { token, id, not_after, key_sha256 } if token == name => {
@@ -228,12 +233,18 @@ impl Tokens {
                 Entry::Used { token, key_sha256, certificate } if token == name => {
                     used = Some((key_sha256, certificate));
                 }
+                Entry::Withdrawn { token } if token == name => withdrawn = true,
                 _ => {}
             }
         }
         let Some((id, not_after, bound)) = made else {
             return refuse("it is not known here");
         };
+        if withdrawn {
+            return refuse(
+                "it was withdrawn when the identity's certificates were revoked; ask the operator for another",
+            );
+        }
         if since_1970(now) > not_after {
             return refuse("it has expired; ask the operator for another");
         }
@@ -257,7 +268,7 @@ impl Tokens {
             }
             None => {}
         }
-        let certificate = ca.issue_for(&request, Some(&id), valid_for)?;
+        let certificate = ca.issue_alone(&request, Some(&id), valid_for)?;
         record.append(&Entry::Used { token: name, key_sha256: key, certificate: certificate.clone() })?;
         Ok(certificate)
     }
@@ -270,11 +281,40 @@ impl Tokens {
         if known.stamp != stamp {
             let made = self.journal.read()?.into_iter().filter_map(|entry| match entry {
                 Entry::Made { token, .. } => blake3::Hash::from_hex(token).ok(),
-                Entry::Used { .. } => None,
+                Entry::Used { .. } | Entry::Withdrawn { .. } => None,
             });
             *known = Known { stamp, names: made.collect() };
         }
         Ok(known.names.contains(&blake3::Hash::from_bytes(secret.name_bytes())))
+    }
+
+    /// Withdraws the tokens for `id` that have not ended; says how many. No certificate is given for one from then on.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] or [`PkiError::NotPrivate`].
+    pub fn withdraw(&self, id: &SpiffeId, now: SystemTime) -> Result<usize, PkiError> {
+        if self.journal.read()?.is_empty() {
+            return Ok(0);
+        }
+        let mut record = self.journal.lock()?;
+        let mut open = BTreeSet::new();
+        for entry in record.read()? {
+            match entry {
+                Entry::Made { token, id: whose, not_after, .. }
+                    if whose == *id && since_1970(now) <= not_after =>
+                {
+                    open.insert(token);
+                }
+                Entry::Withdrawn { token } => {
+                    open.remove(&token);
+                }
+                _ => {}
+            }
+        }
+        for token in &open {
+            record.append(&Entry::Withdrawn { token: token.clone() })?;
+        }
+        Ok(open.len())
     }
 }
 

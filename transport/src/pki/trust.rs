@@ -187,6 +187,12 @@ impl Trust {
         self.0.standing.in_force()
     }
 
+    /// The time of day, by the clock of this trust.
+    #[must_use]
+    pub fn time(&self) -> SystemTime {
+        self.0.standing.clock().now()
+    }
+
     /// Now, by the clock of this trust.
     pub(crate) fn now(&self) -> UnixTime {
         self.0.standing.now()

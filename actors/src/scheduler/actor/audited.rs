@@ -1,9 +1,9 @@
 //! What members tell the audit log: signatures over their contributions and over its head, and whom they refused.
 //!
-//! 1. A signature is recorded only if it holds under the certificate that the member showed.
+//! 1. A signature is recorded only if it holds under the certificate that the member showed, or told since: the log names each.
 //! 2. A worker whose report no signature comes before is sent away: what it did could be denied. Its leases go to the others.
 //! 3. What one member can have recorded is bounded: signatures of contributions for each step that is under way or just past,
-//!    others by the heads that were shown, refusals by `refusals.rs`.
+//!    others by the heads that were shown, new certificates by [`MAX_RENEWALS`], refusals by `refusals.rs`.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,9 @@ use super::SchedulerActor;
 use crate::audit::{Base64, Entry, Head, Hex};
 use crate::contributions::{self, Digest};
 use crate::countersign;
-use crate::message::{AuditHead, Body, Contributions, Countersigned, HeadName, Member, RefusalReport};
+use crate::message::{
+    AuditHead, Body, Contributions, Countersigned, HeadName, Member, NewCertificate, RefusalReport,
+};
 
 /// Heads that were shown lately: a signature of an older one comes too late to be recorded.
 const HEADS: usize = 64;
@@ -27,12 +29,16 @@ const BEHIND: u64 = 16;
 /// Signed reports of one worker for each step: one, and those of nodes that it took over.
 const REPORTS_A_STEP: u64 = 4;
 
+/// Certificates that a member can go on with: three years of one a day.
+const MAX_RENEWALS: u32 = 1024;
+
 /// How much a member has had recorded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recorded {
     contributions: Signed,
     /// The step of the last signature, until its report comes.
     signed: Option<u64>,
+    renewals: u32,
     /// The record of the last head that it signed.
     head: Option<u64>,
 }
@@ -73,6 +79,9 @@ impl SchedulerActor {
             Countersigned::KIND => Countersigned::decode(body)
                 .map_err(unreadable)
                 .and_then(|told| self.countersigned(link, member, told)),
+            NewCertificate::KIND => NewCertificate::decode(body)
+                .map_err(unreadable)
+                .and_then(|told| self.renewed(link, member, told)),
             RefusalReport::KIND => RefusalReport::decode(body)
                 .map_err(unreadable)
                 .and_then(|told| self.refusals.add(&member.to_string(), told)),
@@ -80,13 +89,31 @@ impl SchedulerActor {
         })
     }
 
+    /// From here on, what `member` signs is checked with another certificate, which is its own and good now.
+    fn renewed(&mut self, link: u64, member: Member, told: NewCertificate) -> Result<(), String> {
+        let Some(link) = self.links.get_mut(&link) else { return Ok(()) };
+        let Some(before) = link.certificate() else { return Ok(()) };
+        if told.certificate == before {
+            return Ok(());
+        }
+        if link.recorded.renewals >= MAX_RENEWALS {
+            return Err("it has had too many certificates".into());
+        }
+        self.network.check_certificate(&told.certificate, &link.peer)?;
+        link.recorded.renewals += 1;
+        link.renewed = Some(told.certificate.clone());
+        let certificate = Base64(told.certificate);
+        self.observer.audit(Entry::Renewed { node: member.to_string(), certificate });
+        Ok(())
+    }
+
     fn contributed(&mut self, link: u64, member: Member, told: Contributions) -> Result<(), String> {
         let (done, epoch) = (self.core.steps_done(), self.core.membership_epoch());
         let Some(link) = self.links.get_mut(&link) else { return Ok(()) };
-        let Some(certificate) = link.connection.peer_certificate() else { return Ok(()) };
         if !link.recorded.contributions.admits(told.step, done, epoch) {
             return Err("it signs contributions to steps that are not under way, or too often".into());
         }
+        let Some(certificate) = link.certificate() else { return Ok(()) };
         let digest = Digest { count: told.count, blake3: told.digest };
         let message = contributions::signed_bytes(told.step, &digest);
         Trust::verify_with(certificate, &message, &told.signature).map_err(|e| e.to_string())?;
@@ -120,7 +147,7 @@ impl SchedulerActor {
 
     fn countersigned(&mut self, link: u64, member: Member, told: Countersigned) -> Result<(), String> {
         let Some(link) = self.links.get_mut(&link) else { return Ok(()) };
-        let Some(certificate) = link.connection.peer_certificate() else { return Ok(()) };
+        let Some(certificate) = link.certificate() else { return Ok(()) };
         let is_next = link.recorded.head.is_none_or(|last| last < told.head.record);
         if !is_next || !self.heads.contains(&told.head) {
             return Err("it signs a head of the audit log that it was not shown".into());

@@ -102,7 +102,8 @@ impl WorkerActor {
             Revocations::KIND => return crate::revoke::passed_on(&self.network, &message.body),
             AuditHead::KIND => {
                 let shown = AuditHead::decode(&message.body).map_err(unreadable)?;
-                let signed = self.countersigner.sign(&shown)?;
+                let (renewed, signed) = self.countersigner.sign(&mut self.signer, &shown)?;
+                renewed.iter().for_each(|renewed| self.tell(renewed));
                 self.tell(&signed);
                 return Ok(());
             }
