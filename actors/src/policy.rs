@@ -2,6 +2,7 @@
 //!
 //! The transport enforces it before a header is decoded; a `peer` may say what a server or a worker may.
 
+use testudo_transport::pki::MAX_CHAIN_BYTES;
 use testudo_transport::{Class, Policy, PolicyError, Role, RoleSet, Rule};
 
 use crate::job::MAX_SIGNED_JOB;
@@ -26,8 +27,8 @@ const PIECES: u32 = 512 << 10;
 /// Header bytes of a report of refusals: some 160 lines of a cause, a name and a count.
 const REFUSALS: u32 = 32 << 10;
 
-/// Header bytes of a certificate: an identity has 2 KiB at most, and the rest is short.
-const CERTIFICATE: u32 = 8 << 10;
+/// Header bytes of a certificate with those between it and its CA.
+const CERTIFICATE: u32 = MAX_CHAIN_BYTES as u32 + SMALL;
 
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
@@ -115,5 +116,12 @@ mod tests {
     fn the_table_is_well_formed() {
         let rows = rules(1 << 20).len();
         assert_eq!(policy(1 << 20).unwrap().rules().len(), rows);
+    }
+
+    #[test]
+    fn a_node_can_tell_of_any_certificate_that_it_can_show() {
+        let longest = NewCertificate { certificate: vec![7; MAX_CHAIN_BYTES] }.encode().len();
+        let rule = rules(1 << 20).into_iter().find(|rule| rule.kind == NewCertificate::KIND).unwrap();
+        assert!(longest + 1024 <= rule.max_header as usize, "{longest} of {}", rule.max_header);
     }
 }
