@@ -51,6 +51,12 @@ fn class_e_flood_and_starvation() {
             assert!(load.promised_bytes <= load.budget_bytes, "{}: {load:?}", node.id.short());
         }
     });
+    live.case("the audit log has the refusals, in few records", |live| {
+        live.recorded(&["certificate"]);
+        let records = live.refusal_records();
+        // One a node within moments, and one every ten seconds after that: thousands of attempts of each kind make no flood of records.
+        assert!(records < 200, "{records} records of refusals");
+    });
     live.finish();
 }
 

@@ -63,5 +63,6 @@ fn class_f_tensors() {
         let answer = answer.as_str().unwrap_or_default().to_owned();
         assert!(answer.contains("leases have moved") || answer == "no lease", "{answer}");
     });
+    live.case("the audit log has the refusals", |live| live.recorded(&["request"]));
     live.finish();
 }

@@ -249,6 +249,14 @@ impl Live {
         }
     }
 
+    /// How many records of refusals the audit log has.
+    #[must_use]
+    pub fn refusal_records(&self) -> usize {
+        let log = self.run_dir(Role::Scheduler, 0).join("audit.log");
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        text.lines().filter(|line| line.contains("\"kind\":\"refusals\"")).count()
+    }
+
     /// Runs one case: `attack` panics if the attack did not end as it should.
     pub fn case(&mut self, name: &str, attack: impl FnOnce(&Live)) {
         let began = Instant::now();
