@@ -292,7 +292,12 @@ impl Handler<Letter<Mail>> for ServerActor {
         let serving = self.serving.clone();
         let _inside = serving.enter();
         match letter.mail {
-            Mail::Input(input) => self.drive(context, input),
+            Mail::Input(input) => {
+                if let Input::Stored { slice, version: Some(version), .. } = &input {
+                    self.store.tell(*slice, *version);
+                }
+                self.drive(context, input);
+            }
             Mail::Scheduler(message) => {
                 if let Err(what) = self.order(context, &message) {
                     self.end(context, Err(NodeError::Scheduler(what)));

@@ -189,7 +189,7 @@ impl Stream {
             Pull::KIND => {
                 let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
                 let reply = ReplyTo { outbox, request, trace, held: Some(message.payload) };
-                if self.serving.store.read(pull.slice, pull.version).is_ok() {
+                if self.serving.store.may_answer(pull.slice, pull.version) {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
                 }

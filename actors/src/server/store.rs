@@ -3,6 +3,8 @@
 //! 1. A version, once there, never changes: a pull of version s reads the same bits whatever is pushed for s + 1.
 //! 2. The current version and the one before are kept. No more can be wanted: a slice reaches s + 2 only after every
 //!    worker held every slice at s + 1.
+//! 3. A connection's task answers with a version only once the core has heard of it: else a worker could push for the next step
+//!    before the core knows that this one is over, and would be refused.
 
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ type Values = (Arc<Vec<f32>>, [u8; 32]);
 #[derive(Debug)]
 struct Versions {
     number: u64,
+    /// The newest version that the core has heard of.
+    told: u64,
     current: Values,
     previous: Option<Values>,
 }
@@ -46,7 +50,7 @@ impl Store {
         let values = (Arc::new(values), hash);
         match self.slices.entry(slice) {
             dashmap::Entry::Vacant(vacant) => {
-                vacant.insert(Versions { number: 0, current: values, previous: None });
+                vacant.insert(Versions { number: 0, told: 0, current: values, previous: None });
                 None
             }
             dashmap::Entry::Occupied(mut occupied) => {
@@ -62,7 +66,21 @@ impl Store {
     pub fn begin(&self, slice: SliceId, version: u64, values: Vec<f32>) {
         let hash = *blake3::hash(bytemuck::cast_slice(&values)).as_bytes();
         let current = (Arc::new(values), hash);
-        self.slices.insert(slice, Versions { number: version, current, previous: None });
+        self.slices.insert(slice, Versions { number: version, told: version, current, previous: None });
+    }
+
+    /// The core has heard of `version`, and connections' tasks may give it out.
+    pub fn tell(&self, slice: SliceId, version: u64) {
+        if let Some(mut versions) = self.slices.get_mut(&slice) {
+            versions.told = versions.told.max(version);
+        }
+    }
+
+    /// Whether a connection's task may answer with that version (invariant 3).
+    #[must_use]
+    pub fn may_answer(&self, slice: SliceId, version: u64) -> bool {
+        let told = self.slices.get(&slice).is_some_and(|versions| version <= versions.told);
+        told && self.read(slice, version).is_ok()
     }
 
     /// The current version of `slice` and its number.
@@ -97,6 +115,23 @@ fn shared((values, hash): &Values) -> (Bytes, [u8; 32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Invariant 3.
+    #[test]
+    fn a_version_is_given_out_when_the_core_has_heard_of_it() {
+        let (store, slice) = (Store::default(), SliceId { parameter: 0, index: 0 });
+        assert!(!store.may_answer(slice, 0));
+        store.put(slice, vec![0.0]);
+        assert!(store.may_answer(slice, 0));
+        store.put(slice, vec![1.0]);
+        assert!(store.read(slice, 1).is_ok(), "it is there");
+        assert_eq!([0, 1, 2].map(|version| store.may_answer(slice, version)), [true, false, false]);
+        store.tell(slice, 1);
+        assert_eq!([0, 1, 2].map(|version| store.may_answer(slice, version)), [true, true, false]);
+        let resumed = SliceId { parameter: 0, index: 1 };
+        store.begin(resumed, 40, vec![0.0]);
+        assert_eq!([39, 40, 41].map(|version| store.may_answer(resumed, version)), [false, true, false]);
+    }
 
     /// Invariants 1 and 2, and semantics.md, line 4.
     #[test]
