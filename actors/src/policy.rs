@@ -3,7 +3,7 @@
 //! The transport enforces it before a header is decoded; a `peer` may say what a server or a worker may.
 
 use testudo_transport::pki::MAX_CHAIN_BYTES;
-use testudo_transport::{Class, Policy, PolicyError, Role, RoleSet, Rule};
+use testudo_transport::{Class, Policy, PolicyError, Rate, Role, RoleSet, Rule};
 
 use crate::job::MAX_SIGNED_JOB;
 use crate::message::*;
@@ -29,6 +29,8 @@ const REFUSALS: u32 = 32 << 10;
 
 /// Header bytes of a certificate with those between it and its CA.
 const CERTIFICATE: u32 = MAX_CHAIN_BYTES as u32 + SMALL;
+/// How often a member or an operator needs to say what time brings, not training: heartbeats come a few times a second.
+const NOW_AND_THEN: Rate = Rate { per_second: 64, burst: 512 };
 
 const SCHEDULER: RoleSet = RoleSet::of(&[Role::Scheduler]);
 const SERVER: RoleSet = RoleSet::of(&[Role::Server]);
@@ -56,27 +58,33 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         class,
         max_header,
         max_payload,
+        rate: None,
     };
     let control = |kind, name, from, to, max_header| row(kind, name, from, to, Class::Control, max_header, 0);
     let data = |kind, name, from, to, payload| row(kind, name, from, to, Class::Data, SMALL, payload);
+    // What members and operators say once in a while, however fast training goes.
+    let timed = |kind, name, from, max_header| Rule {
+        rate: Some(NOW_AND_THEN),
+        ..control(kind, name, from, SCHEDULER, max_header)
+    };
     let witnessed = |kind, name| {
         row(kind, name, WORKER, SCHEDULER, Class::Control, SMALL, 4 * crate::witness::MOST as u64)
     };
     vec![
-        control(Join::KIND, "join", MEMBERS, SCHEDULER, SMALL),
+        timed(Join::KIND, "join", MEMBERS, SMALL),
         control(Welcome::KIND, "welcome", SCHEDULER, MEMBERS, MAX_SIGNED_JOB + SMALL),
         control(JoinRefused::KIND, "join refused", SCHEDULER, MEMBERS, TEXT),
         control(Membership::KIND, "membership", SCHEDULER, MEMBERS, LISTS),
         control(Ready::KIND, "ready", SERVER, SCHEDULER, SMALL),
         control(LeaseExtended::KIND, "lease extended", SCHEDULER, WORKER, SMALL),
         control(NodeDone::KIND, "node done", WORKER, SCHEDULER, LISTS),
-        control(Heartbeat::KIND, "heartbeat", MEMBERS, SCHEDULER, SMALL),
+        timed(Heartbeat::KIND, "heartbeat", MEMBERS, SMALL),
         control(Evaluate::KIND, "evaluate", SCHEDULER, WORKER, SMALL),
         control(EvaluationResult::KIND, "evaluation result", WORKER, SCHEDULER, SMALL),
         control(Export::KIND, "export", SCHEDULER, WORKER, SMALL),
         control(Exported::KIND, "exported", WORKER, SCHEDULER, SMALL),
         control(Shutdown::KIND, "shutdown", SCHEDULER, MEMBERS, TEXT),
-        control(Failure::KIND, "failure", MEMBERS, SCHEDULER, TEXT),
+        timed(Failure::KIND, "failure", MEMBERS, TEXT),
         data(Hello::KIND, "hello", WORKER, SERVER, 0),
         control(CheckpointOrder::KIND, "checkpoint order", SCHEDULER, SERVER, SMALL),
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
@@ -86,21 +94,21 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(AuditHead::KIND, "audit head", SCHEDULER, MEMBERS, SMALL),
         control(Countersigned::KIND, "counter-signed", MEMBERS, SCHEDULER, SMALL),
         control(NewCertificate::KIND, "new certificate", MEMBERS, SCHEDULER, CERTIFICATE),
-        control(RefusalReport::KIND, "refusals", MEMBERS, SCHEDULER, REFUSALS),
+        timed(RefusalReport::KIND, "refusals", MEMBERS, REFUSALS),
         data(Push::KIND, "push", WORKER, SERVER, values),
         data(PushAccepted::KIND, "push accepted", SERVER, WORKER, 0),
         data(PushRefused::KIND, "push refused", SERVER, WORKER, 0),
         data(Pull::KIND, "pull", WORKER, SERVER, 0),
         data(SliceVersion::KIND, "slice version", SERVER, WORKER, values),
         data(PullRefused::KIND, "pull refused", SERVER, WORKER, 0),
-        control(Status::KIND, "status", OPERATOR, SCHEDULER, SMALL),
+        timed(Status::KIND, "status", OPERATOR, SMALL),
         control(StatusReport::KIND, "status report", SCHEDULER, OPERATOR, LISTS),
-        control(Pause::KIND, "pause", OPERATOR, SCHEDULER, SMALL),
-        control(Resume::KIND, "resume", OPERATOR, SCHEDULER, SMALL),
-        control(Stop::KIND, "stop", OPERATOR, SCHEDULER, SMALL),
-        control(Revoke::KIND, "revoke", OPERATOR, SCHEDULER, REVOCATIONS),
+        timed(Pause::KIND, "pause", OPERATOR, SMALL),
+        timed(Resume::KIND, "resume", OPERATOR, SMALL),
+        timed(Stop::KIND, "stop", OPERATOR, SMALL),
+        timed(Revoke::KIND, "revoke", OPERATOR, REVOCATIONS),
         control(Revocations::KIND, "revocations", SCHEDULER, MEMBERS, REVOCATIONS),
-        control(Ended::KIND, "ended", OPERATOR, SCHEDULER, TEXT),
+        timed(Ended::KIND, "ended", OPERATOR, TEXT),
         control(Witnessed::KIND, "witnessed", SCHEDULER, WORKER, SMALL),
         witnessed(Testimony::KIND, "testimony"),
         witnessed(Given::KIND, "given"),
@@ -111,6 +119,17 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What training sets the pace of is never slowed by time, and an operator's every word has a rate.
+    #[test]
+    fn what_time_brings_has_a_rate_and_what_training_brings_has_none() {
+        let rules = rules(1 << 20);
+        let rated = |kind| rules.iter().find(|rule| rule.kind == kind).unwrap().rate.is_some();
+        let paced = [Push::KIND, Pull::KIND, NodeDone::KIND, Contributions::KIND, Testimony::KIND];
+        assert!(paced.into_iter().all(|kind| !rated(kind)));
+        assert!([Heartbeat::KIND, Join::KIND, RefusalReport::KIND].into_iter().all(rated));
+        assert!(rules.iter().filter(|rule| rule.from == OPERATOR).all(|rule| rule.rate.is_some()));
+    }
 
     #[test]
     fn the_table_is_well_formed() {

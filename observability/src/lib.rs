@@ -9,10 +9,12 @@
 //! - [`trace_context`]: the W3C trace context as binary and as text; [`current_traceparent`] and
 //!   [`set_remote_parent`].
 //! - [`audit`]: the hash-chained, signed log of what a third party may want to check.
+//! - [`limit`]: how many lines each place in the program may log.
 //! - [`redact`]: [`Redacted`], a wrapper whose value no log line can show.
 
 pub mod audit;
 pub mod export;
+pub mod limit;
 mod one_line;
 pub mod redact;
 pub mod setup;

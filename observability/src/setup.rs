@@ -12,11 +12,12 @@
 //!    not silence.
 //! 4. An event is one line of the log, and of standard error, whatever strangers' words are in it.
 //! 5. What the exporter's own HTTP client logs or traces is never exported (it would feed itself).
+//! 6. No call site writes more than its rate to the log file, and what is left out is counted there ([`crate::limit`]).
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
@@ -29,6 +30,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::export::{self, Environment};
+use crate::limit::Limited;
 use crate::one_line::OneLine;
 
 /// The environment variable that filters the log file.
@@ -150,10 +152,14 @@ pub enum InitError {
 #[derive(Debug)]
 pub struct Guard {
     provider: Option<SdkTracerProvider>,
+    log: Option<Limited>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            log.end();
+        }
         let Some(provider) = self.provider.take() else { return };
         // The SDK's own shutdown joins its thread, so the wait happens beside a thread that may be abandoned.
         let (done, wait) = mpsc::channel();
@@ -193,12 +199,13 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
         LogTarget::Writer(writer) => Some(writer),
         LogTarget::File(path) => Some(Box::new(open(path)?)),
     };
-    let log = writer.map(|writer| {
+    let limited = writer.map(|writer| Limited::new(Box::new(OneLine(writer))));
+    let log = limited.clone().map(|limited| {
         tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_timer(SystemTime)
             .with_target(true)
-            .with_writer(Mutex::new(OneLine(writer)))
+            .with_writer(limited)
             .with_filter(filter)
     });
     let stderr = (options.stderr != LevelFilter::OFF).then(|| {
@@ -209,7 +216,7 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
             .with_writer(|| OneLine(std::io::stderr()))
             .with_filter(options.stderr)
     });
-    let mut guard = Guard { provider: None };
+    let mut guard = Guard { provider: None, log: limited };
     let spans = if environment.is_disabled() {
         None
     } else {

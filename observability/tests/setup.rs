@@ -250,3 +250,29 @@ fn init_is_for_once() {
     assert!(log.text().contains("hello"));
     assert!(matches!(init(quiet("scheduler/0")), Err(InitError::AlreadySet)));
 }
+
+/// However often a line is made, the log stays small, says what it left out, and other lines come through.
+#[test]
+fn a_flooded_log_stays_small_and_says_what_it_left_out() {
+    let shared = Shared::default();
+    let (dispatch, guard) =
+        build(quiet("worker/1").with_log_writer(shared.clone()), &Environment::default()).unwrap();
+    const FLOOD: u64 = 100_000;
+    tracing::dispatcher::with_default(&dispatch, || {
+        for nth in 0..FLOOD {
+            tracing::warn!(nth, "what a peer provokes");
+        }
+        tracing::info!("what somebody needs to read");
+    });
+    drop(guard);
+    let text = shared.text();
+    let written = text.matches("what a peer provokes").count() as u64;
+    let told: u64 = text
+        .lines()
+        .filter_map(|line| line.split_once("left_out=").filter(|_| line.contains("lines were left out")))
+        .map(|(_, count)| count.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(written + told, FLOOD);
+    assert!(written < 10_000, "{written} lines");
+    assert!(text.contains("what somebody needs to read"));
+}

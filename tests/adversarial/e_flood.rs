@@ -20,6 +20,8 @@ use crate::PROGRAM;
 
 /// The longest that one flood goes on.
 const TIME: Duration = Duration::from_millis(800);
+/// Bytes that a node may log under all of them together: a few lines for each kind, and one a second for each cause.
+const LOG: usize = 512 << 10;
 /// As many are flood enough.
 const ATTEMPTS: u64 = 2000;
 
@@ -56,6 +58,12 @@ fn class_e_flood_and_starvation() {
         let records = live.refusal_records();
         // One a node within moments, and one every ten seconds after that: thousands of attempts of each kind make no flood of records.
         assert!(records < 200, "{records} records of refusals");
+    });
+    live.case("the logs stay small", |live| {
+        for node in live.nodes() {
+            let bytes = node.log().len();
+            assert!(bytes < LOG, "{} has logged {bytes} bytes", node.id.short());
+        }
     });
     live.finish();
 }

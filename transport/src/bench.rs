@@ -95,6 +95,7 @@ pub fn policy() -> Result<Arc<Policy>, PolicyError> {
         class,
         max_header: 1024,
         max_payload,
+        rate: None,
     };
     let both = RoleSet::of(&[Role::Worker, Role::Server]);
     let rules = vec![

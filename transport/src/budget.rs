@@ -59,6 +59,13 @@ impl Bucket {
         self.level = charged.max(floor.min(self.level));
     }
 
+    /// Takes one token whether there is one or not, down to `debt` below nothing; how long until nothing is owed.
+    pub fn owe(&mut self, now: Duration, debt: u32) -> Duration {
+        self.charge(now, 1, debt);
+        let owed = u64::try_from(-self.level).unwrap_or(0);
+        Duration::from_micros(owed.div_ceil(u64::from(self.rate.per_second.max(1))))
+    }
+
     /// Whether there is a whole token.
     pub fn has(&mut self, now: Duration) -> bool {
         self.refill(now);

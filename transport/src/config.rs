@@ -56,6 +56,8 @@ pub struct TransportConfig {
     pub max_connections_per_peer: usize,
     /// Most streams that a peer may have open at once.
     pub max_streams: u32,
+    /// Streams that one identity may open; what it opens faster is taken late.
+    pub streams: Rate,
     /// Handshakes in progress from which on a newcomer must first prove its address (a Retry).
     pub retry_after: usize,
     /// Handshakes in progress from which on newcomers are ignored.
@@ -98,6 +100,8 @@ impl TransportConfig {
     pub const DEFAULT_MAX_CONNECTIONS: usize = 1024;
     /// A few lanes per class with room for requests of their own.
     pub const DEFAULT_MAX_STREAMS: u32 = 256;
+    /// A few lanes for each connection that an identity may have, with room for requests of their own.
+    pub const DEFAULT_STREAMS: Rate = Rate { per_second: 64, burst: 1024 };
     /// A cluster that starts at once stays below it; a flood does not.
     pub const DEFAULT_RETRY_AFTER: usize = 16;
     /// Each costs some 100 KiB and 0.2 ms of CPU.
@@ -133,6 +137,7 @@ impl Default for TransportConfig {
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             max_connections_per_peer: Self::DEFAULT_MAX_CONNECTIONS_PER_PEER,
             max_streams: Self::DEFAULT_MAX_STREAMS,
+            streams: Self::DEFAULT_STREAMS,
             retry_after: Self::DEFAULT_RETRY_AFTER,
             max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,
             allow: Vec::new(),

@@ -12,6 +12,7 @@
 
 mod grants;
 mod link;
+mod pace;
 mod receiver;
 mod renewal;
 mod sender;
@@ -22,6 +23,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 pub(crate) use link::{Broken, Ended, Link, Rx, Tx};
+pub(crate) use pace::Paced;
 pub use receiver::Receiver;
 pub(crate) use renewal::{Renewal, Take};
 pub use sender::Sender;
@@ -54,6 +56,7 @@ impl Connection {
             renewal: setup.renewal,
             on_fault: setup.on_fault,
             refusals: setup.refusals,
+            pace: setup.pace,
             counters: Counters::default(),
             failure: OnceLock::new(),
         });
@@ -89,12 +92,14 @@ impl Connection {
     }
 
     /// Waits for the peer's next stream. Replies go back on its [`Sender`]. A stream may be there before its
-    /// first message is, so each wants a task of its own.
+    /// first message is, so each wants a task of its own. Streams that come faster than the peer's rate are taken late.
     ///
     /// # Errors
     /// [`Error`] when the connection is closed, which is also how it ends in good order.
     pub async fn accept(&self) -> Result<(Sender, Receiver), Error> {
+        self.inner().pace.stream_due().await;
         let (tx, rx) = self.inner().link.accept().await.map_err(|why| self.inner().lost(why))?;
+        self.inner().pace.stream_taken();
         let sender = Sender::new(Arc::clone(&self.0), tx, None, 0);
         Ok((sender, Receiver::new(Arc::clone(&self.0), rx)))
     }
@@ -103,6 +108,12 @@ impl Connection {
     /// Codes from [`CloseCode::FIRST_APPLICATION`] up are the application's.
     pub fn close(&self, code: u32, reason: &str) {
         self.inner().close(code, reason);
+    }
+
+    /// Closes the connection for a fault of the peer that only the application can judge: it is counted under `cause`, and held
+    /// against the peer as every fault is.
+    pub fn blame(&self, cause: Cause, code: CloseCode, what: &str) {
+        self.inner().fail(Fault::Application { cause, code, what: what.into() });
     }
 
     /// Waits until the connection is closed, by whomever, and says why.
@@ -182,6 +193,8 @@ pub(crate) struct Setup {
     pub(crate) on_fault: Option<OnFault>,
     /// Where the peer's fault is counted.
     pub(crate) refusals: Refusals,
+    /// How fast the peer is heard.
+    pub(crate) pace: Arc<Paced>,
 }
 
 /// What is told of a peer's fault.
@@ -244,6 +257,7 @@ pub(crate) struct Inner {
     renewal: Option<Renewal>,
     on_fault: Option<OnFault>,
     refusals: Refusals,
+    pace: Arc<Paced>,
     counters: Counters,
     failure: OnceLock<Error>,
 }
@@ -267,6 +281,12 @@ impl Inner {
             credit: Arc::clone(&self.inbound),
             stream,
         }
+    }
+
+    /// How long a message of that kind, which has come, waits until it is heard.
+    fn wait_for(&self, kind: u8) -> Duration {
+        let rate = self.policy.rule(kind).and_then(|rule| rule.rate);
+        rate.map_or(Duration::ZERO, |rate| self.pace.message(kind, rate))
     }
 
     /// Invariant 1.

@@ -24,6 +24,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::VarInt;
@@ -36,7 +37,7 @@ use crate::error::Error;
 use crate::identity::SpiffeId;
 use crate::pki::{Identity, PkiError, Trust};
 use crate::policy::{Class, Policy};
-use crate::refusals::Refusals;
+use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{Direction, largest_message};
 use crate::tls;
 
@@ -60,6 +61,8 @@ struct Inner {
     client_transport: Arc<quinn::TransportConfig>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
     sieved: Arc<CappedSocket>,
+    /// Datagrams from networks that are not allowed, as far as they are in the account of refusals.
+    not_allowed: AtomicU64,
     followed: std::sync::Mutex<Option<standing::Followed>>,
 }
 
@@ -189,8 +192,17 @@ impl Endpoint {
         let accepted = Mutex::new(accepted);
         let client_transport = transport;
         let followed = std::sync::Mutex::default();
-        let inner =
-            Arc::new(Inner { quic, address, admission, client_transport, accepted, sieved, followed });
+        let not_allowed = AtomicU64::new(0);
+        let inner = Arc::new(Inner {
+            quic,
+            address,
+            admission,
+            client_transport,
+            accepted,
+            sieved,
+            not_allowed,
+            followed,
+        });
         tokio::spawn(standing::keep(Arc::downgrade(&inner)));
         Ok(Endpoint(inner))
     }
@@ -276,7 +288,16 @@ impl Endpoint {
 
     /// Whom this node refused, and why; whoever is let in and misbehaves is counted there too.
     pub fn refusals(&self) -> &Refusals {
-        self.0.admission.refusals()
+        let refusals = self.0.admission.refusals();
+        // The sieve counts by itself, because it is in the way of every datagram; a source is not proved by one.
+        let seen = self.0.sieved.sieve_stats().not_allowed;
+        let more = seen.saturating_sub(self.0.not_allowed.fetch_max(seen, Ordering::Relaxed));
+        if more > 0
+            && let Some(left_out) = refusals.count_many(Cause::Address, Who::Anyone, more)
+        {
+            tracing::warn!(datagrams = more, left_out, "dropped: from networks that are not allowed");
+        }
+        refusals
     }
 
     /// Closes every connection and stops listening.

@@ -6,6 +6,7 @@ use crate::codec::WireError;
 use crate::identity::SpiffeId;
 use crate::pki::PkiError;
 use crate::policy::{Class, Violation};
+use crate::refusals::Cause;
 use crate::session::{Overrun, PreludeError};
 
 /// Why an operation on a connection failed.
@@ -120,6 +121,16 @@ pub enum Fault {
         /// Bytes announced.
         bytes: u64,
     },
+    /// What only the application can judge: see [`Connection::blame`](crate::Connection::blame).
+    #[error("{what}")]
+    Application {
+        /// What the refusal is counted as.
+        cause: Cause,
+        /// The code that the connection is closed with.
+        code: CloseCode,
+        /// What it did.
+        what: Arc<str>,
+    },
     /// It did not read, or not grant, for too long.
     #[error("{what} for {milliseconds} ms")]
     Stalled {
@@ -143,6 +154,7 @@ impl Fault {
             Fault::Mac { .. } => CloseCode::Mac,
             Fault::Renewal(_) => CloseCode::Untrusted,
             Fault::Stalled { .. } => CloseCode::Stalled,
+            Fault::Application { code, .. } => *code,
         }
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{CreditConfig, TransportConfig};
-use crate::connection::{Connection, Link, Setup};
+use crate::connection::{Connection, Link, Paced, Setup};
 use crate::identity::SpiffeId;
 use crate::message::Envelope;
 use crate::policy::Policy;
@@ -78,6 +78,7 @@ pub fn pair(
             held: Arc::default(),
             on_fault: None,
             refusals: Refusals::default(),
+            pace: Arc::new(Paced::new(TransportConfig::DEFAULT_STREAMS)),
             renewal: None,
         };
         Connection::start(setup, ())

@@ -8,6 +8,7 @@
 //! 3. A peer node may say what a server or a worker may; once its header is read, the part that it speaks
 //!    for must itself be allowed.
 
+use crate::budget::Rate;
 use crate::identity::{Address, Role, RoleSet, SpiffeId};
 use crate::session::{CREDIT_KIND, RENEWAL_KIND};
 
@@ -51,6 +52,8 @@ pub struct Rule {
     pub max_header: u32,
     /// Most bytes of payload.
     pub max_payload: u64,
+    /// How often one peer needs to say it: what comes faster is heard late. None where progress sets the pace, not time.
+    pub rate: Option<Rate>,
 }
 
 /// Why a table is not a policy.
@@ -240,7 +243,16 @@ mod tests {
 
     fn rule(kind: u8, from: &[Role], to: &[Role]) -> Rule {
         let (from, to) = (RoleSet::of(from), RoleSet::of(to));
-        Rule { kind, name: "push", from, to, class: Class::Data, max_header: 256, max_payload: 1000 }
+        Rule {
+            kind,
+            name: "push",
+            from,
+            to,
+            class: Class::Data,
+            max_header: 256,
+            max_payload: 1000,
+            rate: None,
+        }
     }
 
     fn id(role: Role) -> SpiffeId {

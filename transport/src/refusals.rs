@@ -80,6 +80,8 @@ causes! {
     Incarnation = "incarnation",
     /// A push or pull without a lease, or of what cannot be.
     Request = "request",
+    /// More requests or streams than its part in the work can need.
+    Flood = "flood",
     /// A message that makes no sense to whom it was sent.
     Message = "message",
     /// A worker that reports what it contributed and has not signed it.
@@ -103,6 +105,7 @@ impl From<&Fault> for Cause {
             Fault::Renewal(PkiError::Revoked { .. }) => Cause::Revoked,
             Fault::Renewal(_) => Cause::Certificate,
             Fault::Stalled { .. } => Cause::Stalled,
+            Fault::Application { cause, .. } => *cause,
         }
     }
 }

@@ -29,6 +29,7 @@ mod credit;
 mod gate;
 mod keys;
 mod open;
+mod pace;
 mod prelude;
 mod renewal;
 mod seal;
@@ -41,6 +42,7 @@ pub use keys::{
     exporter_context,
 };
 pub use open::Opener;
+pub use pace::Pace;
 pub use prelude::{MAC_LEN, PRELUDE_LEN, Prelude, PreludeError, VERSION, frame_len};
 pub use renewal::{RENEWAL_KIND, RENEWAL_MAX_HEADER, Renewed};
 pub use seal::{EMPTY_PAYLOAD_HASH, Sealer};

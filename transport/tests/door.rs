@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{DAY, Job, id, policy};
 use raw::{client, good, refused};
 use testudo_transport::{
-    Class, ConnectError, Endpoint, EndpointStats, JobCa, Outgoing, Rate, Role, TransportConfig,
+    Cause, Class, ConnectError, Endpoint, EndpointStats, JobCa, Outgoing, Rate, Role, TransportConfig,
 };
 
 fn patient() -> TransportConfig {
@@ -42,6 +42,9 @@ async fn callers_from_networks_that_are_not_allowed_hear_nothing() {
     assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
     let stats = closed.stats();
     assert!(stats.sieve.not_allowed >= 1 && stats.retried + stats.accepted + stats.refused == 0, "{stats:?}");
+    let counted = closed.refusals().totals().get(&Cause::Address).copied();
+    let seen = closed.stats().sieve.not_allowed;
+    assert!(counted >= Some(stats.sieve.not_allowed) && counted <= Some(seen), "{counted:?} of {seen}");
     let worker = job.endpoint(Role::Worker, 1, &patient());
     assert!(worker.connect(open.local_addr(), &id(Role::Server, 1)).await.is_ok());
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use testudo_transport::{Cause, Connection, Crl, Message, Outgoing, Role, SpiffeId, Who};
+use testudo_transport::{Cause, CloseCode, Connection, Crl, Message, Outgoing, Role, SpiffeId, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use self::audited::Recorded;
+use crate::allowance::Allowance;
 use crate::audit::{self, Base64, Entry, Hex};
 use crate::checkpoint::{Commit, Committed};
 use crate::hear::hear;
@@ -17,7 +18,8 @@ use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
+    Answer, Body, Contributions, Countersigned, EvaluationResult, Exported, Given, HeadName, JoinRefused,
+    Member, MemberRole, NodeDone, Outcome, StatusReport, Testimony, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
@@ -92,6 +94,8 @@ struct Link {
     refused: bool,
     /// With which it signs since it said so.
     renewed: Option<Vec<u8>>,
+    /// What a worker may still say of its work.
+    allowance: Allowance,
 }
 
 impl Link {
@@ -190,16 +194,13 @@ impl SchedulerActor {
             Effect::Refuse { connection, reason } => {
                 self.refuse(context, connection, reason);
             }
-            Effect::Send { connection, member: _, message } => match message {
-                ToMember::Membership(body) => self.tell(connection, &body),
-                ToMember::Extended(body) => self.tell(connection, &body),
-                ToMember::Evaluate(body) => self.tell(connection, &body),
-                ToMember::Export(body) => self.tell(connection, &body),
-                ToMember::Witnessed(body) => self.tell(connection, &body),
-                ToMember::Checkpoint(body) => self.tell(connection, &body),
-                ToMember::Hash(body) => self.tell(connection, &body),
-                ToMember::Shutdown(body) => self.tell(connection, &body),
-            },
+            Effect::Send { connection, member: _, message } => {
+                // Every order wants an answer.
+                if let Some(link) = self.links.get_mut(&connection) {
+                    link.allowance.earn(1);
+                }
+                self.order(connection, message);
+            }
             Effect::Disconnect { connection, member, incarnation, reason } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.connection.close(testudo_transport::CloseCode::Admission.number(), &reason);
@@ -209,6 +210,8 @@ impl SchedulerActor {
             }
             Effect::Answer { connection, request, result } => self.answer(connection, request, result),
             Effect::Step(summary) => {
+                let words = self.words_a_step();
+                self.links.values_mut().for_each(|link| link.allowance.earn(words));
                 self.observer.step(&summary);
                 self.show_head(summary.step + 1);
             }
@@ -318,6 +321,42 @@ impl SchedulerActor {
         actix::ActorContext::stop(context);
     }
 
+    /// The most that a worker may have to say of one step: nodes done, at most one for each shard and again for what it took over,
+    /// what is witnessed of them, signatures.
+    fn words_a_step(&self) -> u64 {
+        2 * u64::from(self.core.job().logical_shards) + 16
+    }
+
+    /// Whether a peer may say more: what time brings has its rate at the transport, and servers are trusted with what they know.
+    fn allows(&mut self, link: u64, kind: u8) -> bool {
+        let worked = matches!(
+            kind,
+            NodeDone::KIND
+                | Contributions::KIND
+                | EvaluationResult::KIND
+                | Exported::KIND
+                | Testimony::KIND
+                | Given::KIND
+                | Countersigned::KIND
+        );
+        let now = self.clock.now().0;
+        let Some(link) = self.links.get_mut(&link) else { return true };
+        !worked || link.peer.role() != Role::Worker || link.allowance.take(now)
+    }
+
+    fn order(&self, connection: u64, message: ToMember) {
+        match message {
+            ToMember::Membership(body) => self.tell(connection, &body),
+            ToMember::Extended(body) => self.tell(connection, &body),
+            ToMember::Evaluate(body) => self.tell(connection, &body),
+            ToMember::Export(body) => self.tell(connection, &body),
+            ToMember::Witnessed(body) => self.tell(connection, &body),
+            ToMember::Checkpoint(body) => self.tell(connection, &body),
+            ToMember::Hash(body) => self.tell(connection, &body),
+            ToMember::Shutdown(body) => self.tell(connection, &body),
+        }
+    }
+
     fn report_to_followers(&self) {
         self.links.keys().for_each(|link| self.report_to(*link));
     }
@@ -402,29 +441,34 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                 );
             }
             Mail::Opened { link, peer, connection, outbox } => {
+                let (follows, recorded) = (None, Recorded::default());
+                let allowance = Allowance::new(self.words_a_step(), self.clock.now().0);
                 self.links.insert(
                     link,
                     Link {
                         peer,
                         connection,
                         outbox,
-                        follows: None,
-                        recorded: Recorded::default(),
+                        follows,
+                        recorded,
                         refused: false,
                         renewed: None,
+                        allowance,
                     },
                 );
+            }
+            Mail::Said { link, message } if !self.allows(link, message.kind) => {
+                if let Some(link) = self.links.get(&link) {
+                    let kind = message.kind;
+                    let what = format!("says more than its work needs: message kind {kind}");
+                    link.connection.blame(Cause::Flood, CloseCode::Credit, &what);
+                }
             }
             Mail::Said { link, message } => {
                 if let Err(what) = self.said(context, link, &message)
                     && let Some(link) = self.links.get(&link)
                 {
-                    let who = Who::node(&link.peer);
-                    if let Some(left_out) = self.network.refusals().count(Cause::Message, who) {
-                        tracing::warn!(peer = %link.peer, what, left_out, "malformed message");
-                    }
-                    link.connection
-                        .close(testudo_transport::CloseCode::Framing.number(), "malformed message");
+                    link.connection.blame(Cause::Message, CloseCode::Framing, &what);
                 }
             }
             Mail::Committed { step, result } => self.drive(context, Input::Committed { step, result }),
@@ -457,12 +501,21 @@ async fn accept(network: Network, mailbox: Mailbox<SchedulerActor>, runtime: Han
 async fn serve(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
     let Ok((sender, receiver)) = connection.accept().await else { return };
     let outbox = Outbox::new(connection.clone(), sender, Budget::messages(MAX_ORDERS), &runtime);
-    let peer = connection.peer().clone();
-    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_ok() {
-        hear(receiver, mailbox, |heard| match heard {
-            Ok(message) => Mail::Said { link, message },
-            Err(reason) => Mail::Gone { link, reason },
-        })
-        .await;
+    let (peer, watched) = (connection.peer().clone(), connection.clone());
+    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_err() {
+        return;
     }
+    let heard = hear(receiver, mailbox, |heard| match heard {
+        Ok(message) => Mail::Said { link, message },
+        Err(reason) => Mail::Gone { link, reason },
+    });
+    tokio::pin!(heard);
+    tokio::select! {
+        () = &mut heard => return,
+        second = watched.accept() => if second.is_ok() {
+            watched.blame(Cause::Flood, CloseCode::Policy, "opens a second stream to the scheduler, which hears one");
+        },
+    }
+    drop(watched);
+    heard.await;
 }

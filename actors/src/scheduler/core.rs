@@ -180,6 +180,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::CheckpointPart { server, part } => self.part(now, server, part),
             Input::Pieces { server, told } => self.pieces(now, server, told),
             Input::Committed { step, result } => self.committed(now, step, result),
+            Input::Flooded { worker, server } => {
+                let member = Member { role: MemberRole::Worker, index: worker };
+                self.lose(now, member, &format!("it flooded server/{server}"));
+            }
             Input::Failure { member, reason } => {
                 if self.members.contains_key(&member) {
                     self.fail(format!("{member}: {reason}"));

@@ -20,7 +20,7 @@ use crate::message::{
 use crate::node::NodeError;
 use crate::outbox::Outbox;
 use crate::server::compute::{self, Checkpointing, Work};
-use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
+use crate::server::serve::{Allowances, LiveWorkers, ReplyTo, Serving, answer_pull};
 use crate::server::writer;
 use crate::server::{Effect, Input, ServerCore, SliceMath, Store};
 use crate::signer::Signer;
@@ -63,6 +63,7 @@ pub struct ServerActor {
     scheduler: Outbox,
     from_scheduler: Option<Receiver>,
     live: LiveWorkers,
+    allowances: Allowances,
     max_answers: usize,
     max_bytes: usize,
     /// What this server does, in the trace of the run.
@@ -117,6 +118,7 @@ impl ServerActor {
     /// A shell; `over` is told how it ended.
     #[must_use]
     pub fn new(parts: ServerParts, over: oneshot::Sender<Result<(), NodeError>>) -> ServerActor {
+        let allowances = Allowances::new(parts.slices, parts.job.logical_shards);
         ServerActor {
             core: parts.core,
             clock: Clock::start(),
@@ -133,6 +135,7 @@ impl ServerActor {
             scheduler: parts.scheduler,
             from_scheduler: Some(parts.from_scheduler),
             live: LiveWorkers::default(),
+            allowances,
             max_answers: parts.slices * 2 + SPARE_ANSWERS,
             max_bytes: parts.bytes,
             serving: tracing::info_span!("serve"),
@@ -220,6 +223,7 @@ impl ServerActor {
                     let _ = testudo_observability::set_remote_parent(&self.serving, run);
                 }
                 self.live.set(&membership);
+                self.allowances.renew();
                 self.drive(context, Input::Membership(membership));
             }
             CheckpointOrder::KIND => {
@@ -267,6 +271,8 @@ impl Actor for ServerActor {
             mailbox: mailbox.clone(),
             runtime: self.runtime.clone(),
             live: self.live.clone(),
+            allowances: self.allowances.clone(),
+            workers: self.job.workers,
             max_answers: self.max_answers,
             max_bytes: self.max_bytes,
         };
@@ -295,6 +301,7 @@ impl Handler<Letter<Mail>> for ServerActor {
             Mail::Input(input) => {
                 if let Input::Stored { slice, version: Some(version), .. } = &input {
                     self.store.tell(*slice, *version);
+                    self.allowances.earn();
                 }
                 self.drive(context, input);
             }

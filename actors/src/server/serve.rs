@@ -4,7 +4,7 @@
 //! 2. What the store has is answered on the stream's own task; everything else is the core's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use testudo_kernels::Codec;
@@ -13,6 +13,7 @@ use testudo_transport::{
 };
 use tokio::runtime::Handle;
 
+use crate::allowance::Allowance;
 use crate::incarnation;
 use crate::link::Network;
 use crate::mailbox::Mailbox;
@@ -21,6 +22,7 @@ use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
 use crate::server::{Input, PushInput, Store, StoreMiss};
+use crate::time::Clock;
 
 /// How long a worker that has connected may take to say who it is: it says so at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +66,45 @@ impl LiveWorkers {
     }
 }
 
+/// What each worker may still ask: as much as the versions that there were can need.
+#[derive(Clone, Debug)]
+pub(super) struct Allowances {
+    clock: Clock,
+    slices: u64,
+    of_slice: u64,
+    by_worker: Arc<Mutex<BTreeMap<u32, Allowance>>>,
+}
+
+impl Allowances {
+    /// For a server of so many slices, in a tree of so many shards.
+    pub(super) fn new(slices: usize, shards: u32) -> Allowances {
+        // Of each version a push for every shard at most, a pull, and one that is asked again.
+        let of_slice = u64::from(shards) + 2;
+        Allowances { clock: Clock::start(), slices: slices as u64, of_slice, by_worker: Arc::default() }
+    }
+
+    /// A slice has a new version.
+    pub(super) fn earn(&self) {
+        self.lock().values_mut().for_each(|allowance| allowance.earn(self.of_slice));
+    }
+
+    /// Members have changed: what others had begun is done again.
+    pub(super) fn renew(&self) {
+        let most = self.of_slice.saturating_mul(self.slices);
+        self.lock().values_mut().for_each(|allowance| allowance.earn(most));
+    }
+
+    /// Takes one request of `worker`, which holds a lease: so there are no more entries than the job has workers.
+    fn take(&self, worker: u32) -> bool {
+        let (now, a_step) = (self.clock.now().0, self.of_slice.saturating_mul(self.slices));
+        self.lock().entry(worker).or_insert_with(|| Allowance::new(a_step, now)).take(now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Allowance>> {
+        self.by_worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What the tasks of a server's connections share.
 #[derive(Clone)]
 pub(super) struct Serving {
@@ -72,6 +113,9 @@ pub(super) struct Serving {
     pub(super) mailbox: Mailbox<ServerActor>,
     pub(super) runtime: Handle,
     pub(super) live: LiveWorkers,
+    pub(super) allowances: Allowances,
+    /// Workers of the job: nobody with a higher index can ever hold a lease.
+    pub(super) workers: u32,
     pub(super) max_answers: usize,
     pub(super) max_bytes: usize,
 }
@@ -86,7 +130,13 @@ impl Serving {
     async fn connection(self, connection: Connection) {
         let peer = connection.peer().clone();
         let Some(worker) = worker_index(&peer).filter(|index| self.live.contains(*index)) else {
-            connection.close(CloseCode::Policy.number(), "servers serve workers that hold a lease");
+            let what = "servers serve workers that hold a lease";
+            // One that may come to hold a lease may only be early, or late.
+            if worker_index(&peer).is_some_and(|index| index < self.workers) {
+                connection.close(CloseCode::Policy.number(), what);
+            } else {
+                connection.blame(Cause::Request, CloseCode::Policy, what);
+            }
             return;
         };
         // The first word says which process this is; until then, no other stream is heard.
@@ -125,7 +175,7 @@ async fn greeted(connection: &Connection) -> Option<((testudo_transport::Sender,
     match tokio::time::timeout(HELLO_PATIENCE, word).await {
         Ok(Some(greeted)) => Some(greeted),
         Ok(None) => {
-            connection.close(CloseCode::Policy.number(), "the first word to a server is a hello");
+            connection.blame(Cause::Message, CloseCode::Policy, "the first word to a server is a hello");
             None
         }
         Err(_) => {
@@ -156,6 +206,11 @@ impl Stream {
                     self.connection.close(CloseCode::Policy.number(), "its leases have moved to others");
                     return;
                 }
+                Ok(Some(_)) if !self.serving.allowances.take(self.worker) => {
+                    let what = "asks for more than its work can need";
+                    self.connection.blame(Cause::Flood, CloseCode::Credit, what);
+                    return;
+                }
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(error) => {
@@ -172,9 +227,7 @@ impl Stream {
                     }
                 }
                 Err(error) => {
-                    self.serving.network.refusals().count(Cause::Message, Who::node(self.connection.peer()));
-                    tracing::warn!(worker = self.worker, error, "malformed request");
-                    self.connection.close(CloseCode::Framing.number(), "malformed request");
+                    self.connection.blame(Cause::Message, CloseCode::Framing, &error);
                     return;
                 }
             }

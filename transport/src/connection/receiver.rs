@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -57,7 +58,10 @@ impl fmt::Debug for Receiver {
 /// Invariant 4 of the connection: what still comes is checked, counted and discarded.
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let Some(mut intake) = self.intake.take().filter(|intake| !intake.ended) else { return };
+        let Some(mut intake) = self.intake.take().filter(|intake| !intake.ended || intake.late.is_some())
+        else {
+            return;
+        };
         let is_last = Arc::strong_count(&self.handle) == 1;
         if let (false, Ok(runtime)) = (is_last, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move { while let Ok(Some(_)) = intake.next().await {} });
@@ -74,6 +78,8 @@ pub(super) struct Intake {
     counted: bool,
     chunks: VecDeque<Bytes>,
     batch: [Bytes; READ_BATCH],
+    // A message that came faster than its kind needs, and when it is heard.
+    late: Option<(Message, tokio::time::Instant)>,
     ended: bool,
 }
 
@@ -93,10 +99,25 @@ impl Intake {
             None => Opening::Direct(gate),
         };
         let (chunks, batch) = (VecDeque::with_capacity(READ_BATCH), [const { Bytes::new() }; READ_BATCH]);
-        Intake { inner, rx, opening, counted, chunks, batch, ended: false }
+        Intake { inner, rx, opening, counted, chunks, batch, late: None, ended: false }
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Message>, Error> {
+        if self.late.is_none() {
+            let Some(message) = self.arrived().await? else { return Ok(None) };
+            let wait = if self.counted { self.inner.wait_for(message.kind) } else { Duration::ZERO };
+            if wait.is_zero() {
+                return Ok(Some(message));
+            }
+            self.late = Some((message, tokio::time::Instant::now() + wait));
+        }
+        if let Some((_, at)) = &self.late {
+            tokio::time::sleep_until(*at).await;
+        }
+        Ok(self.late.take().map(|(message, _)| message))
+    }
+
+    async fn arrived(&mut self) -> Result<Option<Message>, Error> {
         if self.ended {
             return Ok(None);
         }

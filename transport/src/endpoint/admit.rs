@@ -15,8 +15,9 @@ use super::door::{Door, Knock, Limits};
 use super::sieve::SieveStats;
 use super::standing::{Live, Shown};
 use super::transport;
+use crate::budget::Rate;
 use crate::config::TransportConfig;
-use crate::connection::{Connection, Link, OnFault, Renewal, Setup};
+use crate::connection::{Connection, Link, OnFault, Paced, Renewal, Setup};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Expected, Held, Identity, PkiError};
@@ -240,6 +241,7 @@ impl Admission {
             held: Arc::clone(self.promises.held()),
             on_fault,
             refusals: self.refusals.clone(),
+            pace: slot.pace().unwrap_or_else(|| Arc::new(Paced::new(self.config.streams))),
             renewal: Some(renewal),
         };
         let connection = Connection::start(setup, (place, slot));
@@ -365,7 +367,7 @@ impl Admission {
             return Err(Turned { cause: Cause::Budget, ..busy(format!("{peer} connects too often")) });
         }
         let most = self.config.max_connections_per_peer;
-        let Some(slot) = slot.of_peer(&self.peers, &peer, most) else {
+        let Some(slot) = slot.of_peer(&self.peers, &peer, most, self.config.streams) else {
             return Err(busy(format!("{peer} has {most} connections already")));
         };
         let Some(slot) = self.promised(slot) else {
@@ -418,8 +420,8 @@ fn cause(error: &quinn::ConnectionError) -> Cause {
     }
 }
 
-/// Connections that each peer has opened to us and that live.
-type Peers = Arc<Mutex<HashMap<SpiffeId, usize>>>;
+/// Connections that each peer has opened to us and that live, and the pace that it is heard at over all of them.
+type Peers = Arc<Mutex<HashMap<SpiffeId, (usize, Arc<Paced>)>>>;
 
 /// A place among a limited number, free again when this is dropped.
 pub(super) struct Slot {
@@ -436,9 +438,9 @@ impl Slot {
     }
 
     /// The same place, if it is within what one peer may have.
-    fn of_peer(mut self, peers: &Peers, peer: &SpiffeId, most: usize) -> Option<Slot> {
+    fn of_peer(mut self, peers: &Peers, peer: &SpiffeId, most: usize, streams: Rate) -> Option<Slot> {
         let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.entry(peer.clone()).or_default();
+        let (count, _) = held.entry(peer.clone()).or_insert_with(|| (0, Arc::new(Paced::new(streams))));
         if *count >= most {
             return None;
         }
@@ -449,12 +451,21 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// The pace of the peer whose place it is.
+    fn pace(&self) -> Option<Arc<Paced>> {
+        let (peers, peer) = self.peer.as_ref()?;
+        let held = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(peer).map(|(_, pace)| Arc::clone(pace))
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
         if let Some((peers, peer)) = &self.peer {
             let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(count) = held.get_mut(peer) {
+            if let Some((count, _)) = held.get_mut(peer) {
                 *count -= 1;
                 if *count == 0 {
                     held.remove(peer);

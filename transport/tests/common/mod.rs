@@ -39,6 +39,7 @@ pub fn policy() -> Arc<Policy> {
         class,
         max_header: 1024,
         max_payload,
+        rate: None,
     };
     let both = [Role::Server, Role::Worker];
     Arc::new(

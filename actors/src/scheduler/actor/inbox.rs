@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use actix::{AsyncContext as _, Context};
-use testudo_transport::{Message, Role};
+use testudo_transport::{Cause, Message, Role};
 
 use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
+use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, Heartbeat, Join, Member,
-    NodeDone, ParameterPieces, Pause, Ready, Resume, Revoke, Status, Stop, Testimony,
+    MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, Resume, Revoke, Status, Stop,
+    Testimony,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -28,6 +30,7 @@ impl SchedulerActor {
         if message.kind != Join::KIND && !self.core.speaks_for(&link, member) {
             return Err(format!("{member} has not joined on this connection"));
         }
+        self.cut_off(context, member, message);
         if let Some(taken) = self.audited(link, member, message) {
             return taken;
         }
@@ -81,6 +84,22 @@ impl SchedulerActor {
         };
         self.drive(context, input);
         Ok(())
+    }
+
+    /// A worker that floods a server is not served there any more, so the run cannot go on with it.
+    fn cut_off(&mut self, context: &mut Context<Self>, server: Member, message: &Message) {
+        if server.role != MemberRole::Server || message.kind != RefusalReport::KIND {
+            return;
+        }
+        // What does not decode is refused where the audit log takes it.
+        let Ok(report) = RefusalReport::decode(&message.body) else { return };
+        let flood = |refusal: &Refusal| refusal.cause == Cause::Flood.as_str();
+        for refusal in report.refused.iter().filter(|refusal| flood(refusal)) {
+            let index = refusal.who.strip_prefix("worker/").and_then(|index| index.parse().ok());
+            if let Some(worker) = index {
+                self.drive(context, Input::Flooded { worker, server: server.index });
+            }
+        }
     }
 
     fn commanded(&mut self, context: &mut Context<Self>, link: u64, message: &Message) -> Result<(), String> {

@@ -103,6 +103,13 @@ pub enum Input<C> {
         /// The values.
         values: Vec<f32>,
     },
+    /// A server has cut a worker off, which asked more of it than the work can need.
+    Flooded {
+        /// The worker's index.
+        worker: u32,
+        /// The server's index.
+        server: u32,
+    },
     /// A member cannot go on.
     Failure {
         /// Who.

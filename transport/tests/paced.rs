@@ -1,0 +1,59 @@
+//! What comes faster than its kind needs is heard late, and loses nothing; so it is with streams.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use testudo_transport::{
+    Class, MemoryOptions, Outgoing, Policy, Rate, Role, RoleSet, Rule, SpiffeId, memory,
+};
+
+const BEAT: u8 = 7;
+const RATE: Rate = Rate { per_second: 20, burst: 4 };
+
+fn policy(rate: Option<Rate>) -> Arc<Policy> {
+    let (from, to) = (RoleSet::of(&[Role::Worker]), RoleSet::of(&[Role::Server]));
+    let (class, max_header, max_payload) = (Class::Control, 1024, 0);
+    let rule = Rule { kind: BEAT, name: "beat", from, to, class, max_header, max_payload, rate };
+    Arc::new(Policy::new(vec![rule]).unwrap())
+}
+
+/// Sends twelve beats at once; how long it took until the last was heard.
+async fn hear_twelve(rate: Option<Rate>, secured: bool) -> Duration {
+    let id = |role| SpiffeId::new("t", "j", role, "0").unwrap();
+    let options = MemoryOptions { secured, ..MemoryOptions::default() };
+    let (a, b) = memory::pair(&id(Role::Worker), &id(Role::Server), policy(rate), options);
+    let (mut say, _answers) = a.open(Class::Control, 0).await.unwrap();
+    let began = Instant::now();
+    for nth in 0..12 {
+        say.send(Outgoing::new(BEAT, nth, Vec::new())).await.unwrap();
+    }
+    let (_reply, mut hear) = b.accept().await.unwrap();
+    for nth in 0..12 {
+        // Waiting is given up and taken up again: nothing is lost by that.
+        let message = loop {
+            match tokio::time::timeout(Duration::from_millis(7), hear.recv()).await {
+                Ok(message) => break message.unwrap().unwrap(),
+                Err(_) => continue,
+            }
+        };
+        assert_eq!(message.envelope.request, nth, "all are heard, in order");
+    }
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn messages_beyond_their_rate_are_heard_late_and_all_of_them() {
+    for secured in [false, true] {
+        // Four at once, then one every 50 ms.
+        let took = hear_twelve(Some(RATE), secured).await;
+        assert!(took >= Duration::from_millis(390), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn kinds_without_a_rate_wait_for_nothing() {
+    for secured in [false, true] {
+        hear_twelve(None, secured).await;
+    }
+}
