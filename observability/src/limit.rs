@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_call_site_writes_a_burst_and_then_its_rate() {
         let mut site = Site::new(String::new(), Duration::ZERO);
-        let mut written = |site: &mut Site, seconds| {
+        let written = |site: &mut Site, seconds| {
             let told: Vec<u64> = (0..5000).filter_map(|_| site.write(Duration::from_secs(seconds))).collect();
             (told.len(), told.iter().sum::<u64>())
         };

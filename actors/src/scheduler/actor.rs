@@ -468,7 +468,11 @@ impl Handler<Letter<Mail>> for SchedulerActor {
                 if let Err(what) = self.said(context, link, &message)
                     && let Some(link) = self.links.get(&link)
                 {
-                    link.connection.blame(Cause::Message, CloseCode::Framing, &what);
+                    let who = Who::node(&link.peer);
+                    if let Some(left_out) = self.network.refusals().count(Cause::Message, who) {
+                        tracing::warn!(peer = %link.peer, what, left_out, "malformed message");
+                    }
+                    link.connection.close(CloseCode::Framing.number(), "malformed message");
                 }
             }
             Mail::Committed { step, result } => self.drive(context, Input::Committed { step, result }),

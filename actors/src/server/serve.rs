@@ -175,7 +175,7 @@ async fn greeted(connection: &Connection) -> Option<((testudo_transport::Sender,
     match tokio::time::timeout(HELLO_PATIENCE, word).await {
         Ok(Some(greeted)) => Some(greeted),
         Ok(None) => {
-            connection.blame(Cause::Message, CloseCode::Policy, "the first word to a server is a hello");
+            connection.close(CloseCode::Policy.number(), "the first word to a server is a hello");
             None
         }
         Err(_) => {
@@ -227,7 +227,9 @@ impl Stream {
                     }
                 }
                 Err(error) => {
-                    self.connection.blame(Cause::Message, CloseCode::Framing, &error);
+                    self.serving.network.refusals().count(Cause::Message, Who::node(self.connection.peer()));
+                    tracing::warn!(worker = self.worker, error, "malformed request");
+                    self.connection.close(CloseCode::Framing.number(), "malformed request");
                     return;
                 }
             }
