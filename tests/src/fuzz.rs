@@ -5,10 +5,12 @@
 
 mod audit;
 mod files;
+mod papers;
 pub mod seeds;
 
 pub use audit::audit;
 pub use files::{bundle, checkpoint};
+pub use papers::{chain, crl, request, token};
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -37,6 +39,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("checkpoint", checkpoint),
     ("bundle", bundle),
     ("audit", audit),
+    ("crl", crl),
+    ("request", request),
+    ("token", token),
+    ("chain", chain),
 ];
 
 /// The secret of the connection that the fuzzers speak on: seeds are sealed under it.

@@ -17,7 +17,7 @@ use testudo_actors::tree::Node;
 use testudo_actors::witness::Key;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
 
-use super::{audit, envelope, files, id, sealed, sealer};
+use super::{audit, envelope, files, id, papers, sealed, sealer};
 use crate::toy;
 
 /// A seed's name and bytes.
@@ -37,6 +37,10 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "checkpoint" => files::checkpoints(),
         "bundle" => files::bundles(),
         "audit" => audit::logs(),
+        "crl" => papers::crls(),
+        "request" => papers::requests(),
+        "token" => papers::tokens(),
+        "chain" => papers::chains(),
         _ => Vec::new(),
     }
 }
