@@ -196,7 +196,11 @@ mod tests {
         assert_eq!(shown(&certificate, start), second);
         std::fs::remove_file(&key).unwrap();
         assert_eq!(shown(&certificate, start), second);
-        ca.issue(&SpiffeId::new("t", "j", Role::Worker, "0").unwrap(), HOUR).unwrap().save(&home).unwrap();
+        let third = folder.path().join("c");
+        ca.issue(&SpiffeId::new("t", "j", Role::Worker, "0").unwrap(), HOUR).unwrap().save(&third).unwrap();
+        for name in [pki::CERT_FILE, pki::KEY_FILE] {
+            std::fs::copy(third.join(name), home.join(name)).unwrap();
+        }
         assert_ne!(shown(&certificate, start), second, "a good one is taken after all of that");
     }
 }
