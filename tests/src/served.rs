@@ -36,6 +36,7 @@ pub struct Running {
     root: CertificateDer<'static>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
+    state: PathBuf,
 }
 
 /// Two inputs, three classes, no hidden layer: probabilities can be computed by hand.
@@ -279,7 +280,13 @@ impl Site {
                 let _ = stopped.await;
             })
         });
-        Ok(Running { address, root: self.root(), stop: Some(stop), thread: Some(thread) })
+        Ok(Running {
+            address,
+            root: self.root(),
+            stop: Some(stop),
+            thread: Some(thread),
+            state: options.state.clone(),
+        })
     }
 
     /// The certificate that clients trust.
@@ -306,10 +313,14 @@ impl Running {
 
     fn end(&mut self) -> Result<(), ServeError> {
         drop(self.stop.take());
-        match self.thread.take() {
-            Some(thread) => thread.join().expect("the server does not panic"),
-            None => Ok(()),
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let ended = thread.join().expect("the server does not panic");
+        // A thread that answered last may still hold what they share; a process that ends holds nothing.
+        if let Ok(lock) = std::fs::File::open(self.state.join("lock")) {
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+                .expect("the state can be locked");
         }
+        ended
     }
 }
 

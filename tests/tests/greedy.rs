@@ -2,7 +2,8 @@
 //! the run goes on without it. What strangers' floods do is in flood.rs.
 
 use testudo_actors::message::{
-    Body, Failure, MemberRole, Membership, NodeDone, NodeLoss, Pull, Shutdown, StatusReport, StepTimes,
+    Body, EvaluationResult, Failure, MemberRole, Membership, NodeDone, Pull, Shutdown, StatusReport,
+    StepTimes,
 };
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;
@@ -62,19 +63,17 @@ fn a_second_stream_to_the_scheduler_is_a_fault() {
     });
 }
 
-/// Reports of the same node over and over: an allowance follows from the job and the steps that were taken.
+/// Results that nobody asked for, over and over: an allowance follows from the job and the steps that were taken.
 #[test]
 fn reports_beyond_what_the_work_can_need_are_a_flood() {
     cut_off(async |stage| {
-        let loss = NodeLoss { node: stage.nodes[1], loss_sum: 1.0, correct: 1, examples: 4 };
-        let times = StepTimes::default();
-        let done = NodeDone { step: 0, nodes: vec![loss], times, bytes_sent: 1, bytes_received: 1 };
+        let result = EvaluationResult { version: 0, first: 0, examples: 1, loss_sum: 1.0, correct: 1 };
         let mut member = stage.members.remove(1);
         let connection = member.connection().clone();
         // However it ends when it is cut off.
         tokio::spawn(async move {
             loop {
-                member.tell(&done).await;
+                member.tell(&result).await;
             }
         });
         closed(in_time("the end of a flood", connection.closed()).await, CloseCode::Credit);

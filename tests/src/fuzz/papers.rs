@@ -12,7 +12,11 @@ use super::{CA, NODE, id};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// Whose papers the seeds are.
 static OTHER: LazyLock<JobCa> = LazyLock::new(|| JobCa::create("t", "j", HOUR).unwrap());
+
+/// One that nobody's papers are of.
+static THIRD: LazyLock<JobCa> = LazyLock::new(|| JobCa::create("t", "j", HOUR).unwrap());
 
 /// Lists of revoked certificates, in DER and PEM.
 ///
@@ -22,7 +26,7 @@ pub fn crl(input: &[u8]) {
     assert!(trust.install_crl(input).is_err(), "a list that the CA did not sign");
     assert!(trust.crls().is_empty() && NODE.trust().crls().is_empty());
     assert!(Crl::read(input, &trust.ca_der()).is_err() && trust.read_crls(input).is_err());
-    let bundle = [trust.ca_der(), OTHER.trust().ca_der()].concat();
+    let bundle = [trust.ca_der(), THIRD.trust().ca_der()].concat();
     assert!(Crl::read_for(input, &bundle, Some(NODE.certificate_der())).is_err());
     // The input as the CA's certificate, too.
     let _ = Crl::read(input, input);
