@@ -337,16 +337,24 @@ async fn streams_are_bounded() {
     assert_eq!(scene.hostile.quic.max_datagram_size(), None, "datagrams are off");
 }
 
+/// Three good messages are there on a stream of their own, of which the first has been heard: both ends of it.
+async fn first_of_three(
+    scene: &Scene,
+) -> ((quinn::SendStream, quinn::RecvStream), (testudo_transport::Sender, testudo_transport::Receiver)) {
+    let (mut tx, rx) = scene.hostile.quic.open_bi().await.unwrap();
+    let mut sealer = scene.hostile.sealer(tx.id());
+    let good: Vec<u8> = (0..3).flat_map(|_| scene.hostile.frame(&mut sealer, PUSH, b"", b"")).collect();
+    tx.write_all(&good).await.unwrap();
+    let mut ours = scene.connection.accept().await.unwrap();
+    assert!(ours.1.recv().await.unwrap().is_some(), "the first of three");
+    ((tx, rx), ours)
+}
+
 /// Invariant 5 of `connection.rs`: what was good before the fault, on another stream and there already, is not heard.
 #[tokio::test]
 async fn nothing_of_a_peer_that_was_cut_off_is_heard() {
     let scene = scene(TransportConfig::default()).await;
-    let (mut tx, _rx) = scene.hostile.quic.open_bi().await.unwrap();
-    let mut sealer = scene.hostile.sealer(tx.id());
-    let good: Vec<u8> = (0..3).flat_map(|_| scene.hostile.frame(&mut sealer, PUSH, b"", b"")).collect();
-    tx.write_all(&good).await.unwrap();
-    let (_tx, mut rx) = scene.connection.accept().await.unwrap();
-    assert!(rx.recv().await.unwrap().is_some(), "the first of three");
+    let (_theirs, (_tx, mut rx)) = first_of_three(&scene).await;
     assert!(scene.say(&[0xff; 64], false).await.is_err());
     let error = rx.recv().await.unwrap_err();
     assert!(matches!(error, Error::Peer { .. }), "{error}");
@@ -357,12 +365,7 @@ async fn nothing_of_a_peer_that_was_cut_off_is_heard() {
 #[tokio::test]
 async fn nothing_of_a_peer_that_was_closed_for_cause_is_heard() {
     let scene = scene(TransportConfig::default()).await;
-    let (mut tx, _rx) = scene.hostile.quic.open_bi().await.unwrap();
-    let mut sealer = scene.hostile.sealer(tx.id());
-    let good: Vec<u8> = (0..3).flat_map(|_| scene.hostile.frame(&mut sealer, PUSH, b"", b"")).collect();
-    tx.write_all(&good).await.unwrap();
-    let (_tx, mut rx) = scene.connection.accept().await.unwrap();
-    assert!(rx.recv().await.unwrap().is_some(), "the first of three");
+    let (_theirs, (_tx, mut rx)) = first_of_three(&scene).await;
     scene.connection.close(CloseCode::Untrusted.number(), "revoked");
     assert!(matches!(rx.recv().await, Err(Error::Closed { by_peer: false, .. })));
 }
