@@ -18,8 +18,7 @@ use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Answer, Body, Contributions, Countersigned, EvaluationResult, Exported, Given, HeadName, JoinRefused,
-    Member, MemberRole, NodeDone, Outcome, StatusReport, Testimony, Welcome,
+    Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
 };
 use crate::outbox::{Budget, Outbox};
 use crate::scheduler::ledger;
@@ -27,6 +26,7 @@ use crate::scheduler::refusals::RefusalLog;
 use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
+mod allowed;
 mod audited;
 mod inbox;
 
@@ -319,29 +319,6 @@ impl SchedulerActor {
             let _ = over.send(outcome);
         }
         actix::ActorContext::stop(context);
-    }
-
-    /// The most that a worker may have to say of one step: nodes done, at most one for each shard and again for what it took over,
-    /// what is witnessed of them, signatures.
-    fn words_a_step(&self) -> u64 {
-        2 * u64::from(self.core.job().logical_shards) + 16
-    }
-
-    /// Whether a peer may say more: what time brings has its rate at the transport, and servers are trusted with what they know.
-    fn allows(&mut self, link: u64, kind: u8) -> bool {
-        let worked = matches!(
-            kind,
-            NodeDone::KIND
-                | Contributions::KIND
-                | EvaluationResult::KIND
-                | Exported::KIND
-                | Testimony::KIND
-                | Given::KIND
-                | Countersigned::KIND
-        );
-        let now = self.clock.now().0;
-        let Some(link) = self.links.get_mut(&link) else { return true };
-        !worked || link.peer.role() != Role::Worker || link.allowance.take(now)
     }
 
     fn order(&self, connection: u64, message: ToMember) {
