@@ -274,20 +274,19 @@ fn signed_job(run_dir: &RunDir, config: &Config, ca: Option<&Path>) -> Result<(J
 
 /// Whose word a signature can be: the CAs in `ca`, or those that the run directory lists.
 fn trusted(run_dir: &RunDir, config: &Config, ca: Option<&Path>) -> Result<Vec<Trust>, Unknown> {
-    let files = match ca {
-        Some(ca) => vec![ca.to_owned()],
-        None => vec![
-            Layout::new(&run_dir.checkpoints()).trust(),
-            run_dir.identity("operator", 0).join("ca.pem"),
-            run_dir.identity("scheduler", 0).join("ca.pem"),
-        ],
+    let read = match ca {
+        Some(ca) => TrustedCas::given(ca).map(|given| vec![given]),
+        None => {
+            let listed = [
+                Layout::new(&run_dir.checkpoints()).trust(),
+                run_dir.identity("operator", 0).join("ca.pem"),
+                run_dir.identity("scheduler", 0).join("ca.pem"),
+            ];
+            listed.iter().map(|file| TrustedCas::load(file)).collect()
+        }
     };
-    let mut all = Vec::new();
-    for file in files {
-        let cas = TrustedCas::load(&file).map_err(|e| Unknown::RunDir(e.to_string()))?;
-        all.extend(cas.of(&config.job.trust_domain, &config.job.name));
-    }
-    Ok(all)
+    let read: Vec<TrustedCas> = read.map_err(|e| Unknown::RunDir(e.to_string()))?;
+    Ok(read.iter().flat_map(|cas| cas.of(&config.job.trust_domain, &config.job.name)).collect())
 }
 
 fn checkpoints(run_dir: &RunDir, ca: Option<&Path>) -> Result<Checkpoints, Unknown> {

@@ -232,6 +232,36 @@ fn the_command_says_what_is_wrong_and_fails() {
     assert!(bad.stderr.contains("not among those given"), "{}", bad.stderr);
 }
 
+/// Whoever can change the file of trusted CAs says whose log is good.
+#[test]
+fn a_ca_that_others_could_have_written_is_trusted_by_nobody() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let run = Run::finished();
+    let ca = run.dir.with_file_name("anchors.pem");
+    std::fs::copy(run.dir.join("identities/scheduler-0/ca.pem"), &ca).unwrap();
+    let mode = |mode| std::fs::set_permissions(&ca, std::fs::Permissions::from_mode(mode)).unwrap();
+    let link = run.dir.with_file_name("link.pem");
+    symlink(&ca, &link).unwrap();
+    let dir = text(&run.dir);
+    for command in [
+        &["audit", "verify", dir][..],
+        &["checkpoint", "verify", dir],
+        &["replay", dir, "--step", "12", "--quiet"],
+    ] {
+        let given = |file: &Path| process::run(PROGRAM, &[command, &["--ca", text(file)]].concat(), &run.dir);
+        mode(0o644);
+        let _ = given(&ca).succeeded();
+        mode(0o666);
+        let refused = given(&ca);
+        assert!(
+            refused.code() == Some(2) && refused.stderr.contains("others than its owner"),
+            "{refused:#?}"
+        );
+        let refused = given(&link);
+        assert!(refused.code() == Some(2) && refused.stderr.contains("symbolic link"), "{refused:#?}");
+    }
+}
+
 /// Invariant 4.
 #[test]
 fn what_lies_beside_the_log_must_be_what_it_says() {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use testudo_transport::Trust;
+use testudo_transport::pki::read_public;
 
 use super::head::Head;
 use super::layout::Layout;
@@ -45,7 +46,25 @@ impl TrustedCas {
             return Ok(TrustedCas::default());
         }
         let text = String::from_utf8(read_small(path)?).map_err(|e| CheckpointError::malformed(path, e))?;
-        Ok(TrustedCas(blocks(&text).map(|block| format!("{block}\n")).collect()))
+        Ok(TrustedCas::of_text(&text))
+    }
+
+    /// Reads a file that somebody named as whom to trust: one that others than its owner (this user or root) could have written is
+    /// refused, as for every file that decides that.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when it is not there, is no such file, or holds no certificate.
+    pub fn given(path: &Path) -> Result<TrustedCas, CheckpointError> {
+        let text = String::from_utf8(read_public(path)?).map_err(|e| CheckpointError::malformed(path, e))?;
+        let given = TrustedCas::of_text(&text);
+        match given.0.is_empty() {
+            true => Err(CheckpointError::malformed(path, "no certificate (PEM) in it")),
+            false => Ok(given),
+        }
+    }
+
+    fn of_text(text: &str) -> TrustedCas {
+        TrustedCas(blocks(text).map(|block| format!("{block}\n")).collect())
     }
 
     /// What they are trusted in, for one job. A block that is no certificate is trusted in nothing.
@@ -94,13 +113,10 @@ impl Checkpoints {
     /// believe the folder.
     ///
     /// # Errors
-    /// [`CheckpointError`] when it cannot be read or holds none.
+    /// As [`TrustedCas::given`].
     pub fn trusting(mut self, ca: &Path) -> Result<Checkpoints, CheckpointError> {
-        self.trusted = TrustedCas::load(ca)?;
-        match self.trusted.0.is_empty() {
-            true => Err(CheckpointError::malformed(ca, "no certificate (PEM) in it")),
-            false => Ok(self),
-        }
+        self.trusted = TrustedCas::given(ca)?;
+        Ok(self)
     }
 
     /// Where everything lies.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use testudo_actors::audit::Hex;
-use testudo_transport::pki::bundle_der;
+use testudo_transport::pki::{bundle_der, read_public};
 
 use crate::audit::{Options, Verified, read, verify as verify_log};
 use crate::error::Failure;
@@ -68,9 +68,9 @@ fn open(run_dir: &Path) -> Result<RunDir, Failure> {
     }
 }
 
-/// The certificates of a CA or of a bundle, in DER.
+/// The certificates of a CA or of a bundle, in DER. Who could change the file would decide whom this trusts.
 fn load_ca(file: &Path) -> Result<Vec<u8>, Failure> {
-    let pem = std::fs::read(file).map_err(|e| Failure::file(file, "cannot be read", e))?;
+    let pem = read_public(file).map_err(Failure::misconfigured)?;
     bundle_der(&pem).map_err(|e| Failure::misconfigured(format!("{}: {e}", file.display())))
 }
 
