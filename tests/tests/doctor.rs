@@ -203,6 +203,38 @@ fn a_list_of_revoked_certificates_is_looked_at() {
     says(Some(crl.to_pem()), "problem", "worker-0/cert.pem", "worker/0 is revoked");
 }
 
+/// Lists are required unless the cluster file says otherwise: a CA without one shuts out whom it certified.
+#[test]
+fn a_trusted_ca_without_a_list_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path();
+    let [ours, next] =
+        ["testudo.local", "next.local"].map(|domain| JobCa::create(domain, domain, 100 * HOUR).unwrap());
+    let node = SpiffeId::new("testudo.local", "testudo.local", Role::Worker, "0").unwrap();
+    ours.issue(&node, HOUR * 9).unwrap().save(&root.join("worker-0")).unwrap();
+    let bundle = format!("{}{}", ours.certificate_pem(), next.certificate_pem());
+    fs::write(root.join("worker-0/ca.pem"), bundle).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
+    let list = |ca: &JobCa| ca.sign_crl(&RevocationList::default(), HOUR).unwrap().to_pem();
+    let name = |ca: &JobCa| describe(ca.certificate_pem().as_bytes()).unwrap().subject;
+    let found = |lists: String, policy: &str| {
+        let security = format!("[security]\ncrl = \"crl.pem\"\nrevocation = \"{policy}\"\n");
+        fs::write(root.join("cluster.toml"), cluster_file(&data, &security)).unwrap();
+        fs::write(root.join("crl.pem"), lists).unwrap();
+        let (_, findings) = examined(root);
+        findings.into_iter().filter(|f| f[2].contains("has no list of the CA ")).collect::<Vec<_>>()
+    };
+    assert_ne!(name(&ours), name(&next));
+    assert!(found(list(&ours) + &list(&next), "required").is_empty());
+    let bare = found(list(&ours), "required");
+    assert!(bare.len() == 1 && bare[0][0] == "warning" && bare[0][2].contains(&name(&next)), "{bare:?}");
+    assert!(bare[0][3].contains("add that CA's list") && bare[0][3].contains("short-lived"), "{bare:?}");
+    let bare = found(list(&next), "required");
+    assert!(bare.len() == 1 && bare[0][0] == "problem" && bare[0][2].contains(&name(&ours)), "{bare:?}");
+    assert!(bare[0][2].contains("worker/0") && bare[0][3].contains("short-lived"), "{bare:?}");
+    assert!(found(list(&ours), "short-lived").is_empty());
+}
+
 #[test]
 fn a_directory_of_nothing_is_told_so_and_a_machine_can_be_looked_at_alone() {
     let place = tempfile::tempdir().unwrap();

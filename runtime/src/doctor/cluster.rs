@@ -49,7 +49,7 @@ pub(super) fn look(
         }
     }
     if let Some(list) = &config.security.crl {
-        revocation::look(report, list, identities, now);
+        revocation::look(report, list, config.security.revocation, identities, now);
     }
     for found in identities.iter() {
         let (job, domain) = (&config.job.name, &config.job.trust_domain);

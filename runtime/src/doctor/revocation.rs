@@ -1,18 +1,26 @@
 //! Lists of revoked certificates: whether they are there, whose they are, how long they last, and who is in them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use testudo_transport::pki::{
-    CA_FILE, CLOCK_SKEW, CRL_FILE, Crl, CrlError, CrlInfo, Serial, bundle_der, chain_der, describe_all,
-    describe_crl, read_crl,
+    CA_FILE, CLOCK_SKEW, CRL_FILE, CertificateInfo, Crl, CrlError, CrlInfo, Serial, bundle_der, chain_der,
+    describe_all, describe_crl, read_crl,
 };
 
 use super::identity::{self, Kind, span};
 use super::{Found, Report, shown};
+use crate::config::Revocation;
 
 /// The list that a cluster file names, for the identities that were found.
-pub(super) fn look(report: &mut Report, list: &Path, identities: &[Found], now: SystemTime) {
+pub(super) fn look(
+    report: &mut Report,
+    list: &Path,
+    policy: Revocation,
+    identities: &[Found],
+    now: SystemTime,
+) {
     if std::fs::symlink_metadata(list).is_err() {
         let what = "is not there, so no node starts: `security.crl` names it";
         return report.problem(
@@ -37,6 +45,9 @@ pub(super) fn look(report: &mut Report, list: &Path, identities: &[Found], now: 
         (Ok(lists), _) => lists.iter().for_each(|info| time(report, list, info, now)),
     }
     let Some(lists) = read else { return };
+    if policy == Revocation::Required {
+        bare(report, list, lists, identities);
+    }
     for found in identities {
         let pem = std::fs::read(&found.files.cert).unwrap_or_default();
         let certificates = describe_all(&pem).unwrap_or_default();
@@ -50,6 +61,49 @@ pub(super) fn look(report: &mut Report, list: &Path, identities: &[Found], now: 
             let what = format!("{} is revoked by {}", found.id.short(), shown(list));
             let fix = "have the operator issue a new identity, if this node is to take part again";
             report.problem(shown(&found.files.cert), what, fix);
+        }
+    }
+}
+
+/// CAs that have no list in the file: where lists are required, whom they certified is refused.
+fn bare(report: &mut Report, list: &Path, lists: &[Crl], identities: &[Found]) {
+    let read = |file: &Path| {
+        let pem = std::fs::read(file).unwrap_or_default();
+        describe_all(&pem).unwrap_or_default()
+    };
+    let mut named: BTreeSet<String> = lists.iter().map(Crl::issuer_name).collect();
+    let read: Vec<_> =
+        identities.iter().map(|found| (found, read(&found.files.cert), read(&found.files.ca))).collect();
+    for (found, certificates, anchors) in &read {
+        // A trusted CA that comes with the node's certificate, too, needs no signature, and so no list of who signed it.
+        let is_between =
+            |info: &&CertificateInfo| anchors.iter().all(|ca| ca.fingerprint != info.fingerprint);
+        for issuer in certificates.iter().filter(is_between).map(|info| &info.issuer) {
+            if named.insert(issuer.clone()) {
+                let what = format!(
+                    "has no list of the CA {issuer}, which the certificate of {} is of: with security.revocation = \
+                     \"required\" the node takes none of its lists, and does not start",
+                    found.id.short()
+                );
+                let fix = "add that CA's list to the file (PEM, one after the other), or set security.revocation = \
+                           \"short-lived\" if it publishes none";
+                report.problem(shown(list), what, fix);
+            }
+        }
+    }
+    for (found, _, anchors) in &read {
+        for ca in anchors {
+            if named.insert(ca.subject.clone()) {
+                let what = format!(
+                    "has no list of the CA {}, which is trusted by {}: with security.revocation = \"required\" every node \
+                     that it certified is refused",
+                    ca.subject,
+                    shown(&found.files.ca)
+                );
+                let fix = "add that CA's list to the file (PEM, one after the other), take the CA out of the bundle, or set \
+                           security.revocation = \"short-lived\" if it publishes none";
+                report.warning(shown(list), what, fix);
+            }
         }
     }
 }

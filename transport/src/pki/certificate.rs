@@ -216,6 +216,8 @@ pub struct CertificateInfo {
     pub validity: String,
     /// The key's algorithm and curve.
     pub key_type: String,
+    /// Whose it is by its subject: a CA's name, which its certificates and its lists have as their issuer's.
+    pub subject: String,
     /// Who signed it.
     pub issuer: String,
     /// BLAKE3 of the DER bytes, in hexadecimal.
@@ -272,6 +274,7 @@ pub(crate) fn describe_der(der: &[u8]) -> Result<CertificateInfo, PkiError> {
         not_after: validity.not_after.timestamp(),
         validity: format!("{} to {}", text(validity.not_before), text(validity.not_after)),
         key_type: key_type(&certificate),
+        subject: certificate.subject().to_string(),
         issuer: certificate.issuer().to_string(),
         fingerprint: blake3::hash(der).to_hex().to_string(),
     })
