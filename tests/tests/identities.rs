@@ -121,6 +121,31 @@ fn openssl_reads_our_requests_and_we_grant_its_own() {
     assert!(!text.contains("whatever") && text.contains("CA:FALSE"), "{text}");
 }
 
+/// `--json`, for scripts: the serial number that `issue` tells is the one that `revoke` and the list tell.
+#[test]
+fn scripts_read_what_was_issued_and_revoked() {
+    let place = Place::new();
+    let json = |line: &str| {
+        let ended = place.testudo(line).succeeded();
+        assert_eq!(ended.stdout.lines().count(), 1, "{ended:?}");
+        serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap()
+    };
+    place.good("pki request --job small --role worker/0 --out @node");
+    let issued = json("pki issue @node/request.pem --ca @ca --as worker/0 --out @cert.pem --json");
+    assert_eq!(issued["id"], "spiffe://testudo.local/job/small/worker/0", "{issued}");
+    assert!(issued["key_sha256"].as_str().is_some_and(|key| key.len() == 64), "{issued}");
+    let shown = &json("pki show @cert.pem --json")[0];
+    assert_eq!((&shown["serial"], &shown["not_after"]), (&issued["serial"], &issued["not_after"]), "{shown}");
+    let revoked = json("pki revoke worker/0 --ca @ca --json");
+    let serial = issued["serial"].as_str().unwrap().replace(':', "");
+    assert_eq!(revoked["revoked"][0]["whose"], "worker/0", "{revoked}");
+    assert_eq!(revoked["revoked"][0]["serial"].as_str().unwrap().replace(':', ""), serial, "{revoked}");
+    assert_eq!((&revoked["number"], &revoked["revoked_in_all"]), (&"1".into(), &1.into()), "{revoked}");
+    let next = json("pki crl --ca @ca --json");
+    assert_eq!((&next["number"], &next["revoked"]), (&"2".into(), &serde_json::json!([])), "{next}");
+    assert_eq!(json("pki show @ca/crl.pem --json")[0]["revoked"].as_array().unwrap().len(), 1);
+}
+
 /// A token goes to the node by a file, and everything else by the enrolment service.
 #[test]
 fn a_node_joins_by_a_token_once() {

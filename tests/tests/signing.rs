@@ -218,6 +218,41 @@ fn both_refuse_attack_class_h() {
 }
 
 /// A run signs its model, with a key of its own or the operator's.
+/// `--json` of the command and of its refusal, for scripts.
+#[test]
+fn scripts_read_what_was_signed_and_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(at("model")).unwrap();
+    for name in ["a", "b"] {
+        std::fs::write(folder.path().join("model").join(name), name).unwrap();
+    }
+    let testudo = |arguments: &[&str]| process::run(PROGRAM, arguments, folder.path());
+    let (model, key, public) = (at("model"), at("key.pem"), at("key.pub.pem"));
+    let signed = testudo(&["sign", &model, "--new-key", &key, "--json"]).succeeded();
+    assert_eq!(signed.stdout.lines().count(), 1, "{signed:?}");
+    let told = signed.json();
+    let signature = format!("{model}/model.sig");
+    for (name, value) in
+        [("new_key", &key), ("public_key", &public), ("dir", &model), ("signature", &signature)]
+    {
+        assert_eq!(told[name], **value, "{told}");
+    }
+    assert_eq!(told["files"], 2, "{told}");
+    let verify = || testudo(&["verify", &model, "--public-key", &public, "--json"]);
+    let good = verify().succeeded().json();
+    assert_eq!(
+        (&good["good"], &good["files"], &good["key"]),
+        (&true.into(), &2.into(), &told["key"]),
+        "{good}"
+    );
+    assert_eq!(good["uncovered"], serde_json::json!([]), "{good}");
+    std::fs::write(folder.path().join("model/a"), "changed").unwrap();
+    let bad = verify();
+    assert_eq!((bad.code(), &bad.json()["good"]), (Some(1), &false.into()), "{bad:?}");
+    assert!(bad.json()["problem"].as_str().unwrap().contains("changed: \"a\""), "{bad:?}");
+}
+
 #[test]
 fn a_runs_model_is_signed() {
     let folder = tempfile::tempdir().unwrap();

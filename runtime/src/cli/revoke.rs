@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Value, json};
+use testudo_transport::Identity;
 use testudo_transport::pki::{LONGEST_CRL, PkiError, read_crl};
-use testudo_transport::{Crl, Identity};
 
 use super::operate::{Found, Target, answered, over};
 use super::pki::enrol::span;
-use crate::authority::Authority;
+use crate::authority::{Authority, Listed};
 use crate::error::Failure;
 use crate::rundir::RunDir;
 
@@ -53,6 +54,9 @@ pub(crate) struct RunRevokeArguments {
     /// that is good]
     #[arg(long, value_name = "TIME", value_parser = span)]
     valid_for: Option<Duration>,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    json: bool,
 }
 
 impl RunRevokeArguments {
@@ -68,17 +72,18 @@ impl RunRevokeArguments {
     }
 
     /// The list to hand in, in DER: read (and then there may be several), or signed by the CA that was named, or by the run's own.
+    /// Beside it, what a program is told of one that was signed here.
     fn list(
         &self,
         run_dir: Option<&RunDir>,
         nodes: &[String],
         operator: &Identity,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<(Vec<u8>, Value), Failure> {
         if let Some(file) = &self.crl {
             let wrong = |e: PkiError| Failure::misconfigured(format!("{}: {e}", file.display()));
             let bytes = read_crl(file).map_err(Failure::misconfigured)?;
             let lists = operator.trust().read_crls(&bytes).map_err(wrong)?;
-            return Ok(lists.iter().flat_map(|crl| crl.der().to_vec()).collect());
+            return Ok((lists.iter().flat_map(|crl| crl.der().to_vec()).collect(), json!({})));
         }
         if nodes.is_empty() {
             return Err(Failure::misconfigured(
@@ -98,16 +103,27 @@ impl RunRevokeArguments {
                 ));
             }
         };
-        let crl = write(&authority, nodes, self.compromised, self.valid_for.unwrap_or(validity))?;
-        Ok(crl.der().to_vec())
+        let validity = self.valid_for.unwrap_or(validity);
+        let listed = authority.list(nodes, self.compromised, validity)?;
+        if !self.json {
+            tell(&authority, &listed);
+        }
+        Ok((listed.crl.der().to_vec(), object(&authority, &listed)))
     }
 }
 
 pub(super) fn in_run(arguments: &RunRevokeArguments) -> Result<(), Failure> {
     let (target, nodes) = arguments.whom();
     let found = target.find_and(|run_dir, operator| arguments.list(run_dir, &nodes, operator))?;
-    let (Found::Scheduler(site), Some(crl)) = found else { return Err(over(&target)) };
-    answered(site.run(async |line| line.revoke(crl).await)?)
+    let (Found::Scheduler(site), Some((crl, mut object))) = found else { return Err(over(&target)) };
+    match site.run(async |line| line.revoke(crl).await)? {
+        Ok(done) if arguments.json => {
+            object["scheduler"] = done.into();
+            println!("{object}");
+            Ok(())
+        }
+        answer => answered(answer),
+    }
 }
 
 /// `testudo pki crl`
@@ -119,28 +135,34 @@ pub(crate) struct CrlArguments {
     /// How long the list is good, as in 12h or 7d; nodes trust nobody once it has ended
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = span)]
     valid_for: Duration,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn revoke(arguments: &RevokeArguments) -> Result<(), Failure> {
-    let RevokeArguments { targets, compromised, list } = arguments;
-    write(&Authority::open(&list.ca)?, targets, *compromised, list.valid_for)?;
-    println!("nodes take it from the file that security.crl names");
-    Ok(())
+    write(&arguments.list, &arguments.targets, arguments.compromised)
 }
 
 pub(super) fn crl(arguments: &CrlArguments) -> Result<(), Failure> {
-    write(&Authority::open(&arguments.ca)?, &[], false, arguments.valid_for)?;
-    println!("nodes take it from the file that security.crl names");
+    write(arguments, &[], false)
+}
+
+/// Writes the CA's next list, with `targets` in it.
+fn write(arguments: &CrlArguments, targets: &[String], compromised: bool) -> Result<(), Failure> {
+    let authority = Authority::open(&arguments.ca)?;
+    let listed = authority.list(targets, compromised, arguments.valid_for)?;
+    if arguments.json {
+        println!("{}", object(&authority, &listed));
+    } else {
+        tell(&authority, &listed);
+        println!("nodes take it from the file that security.crl names");
+    }
     Ok(())
 }
 
-fn write(
-    authority: &Authority,
-    targets: &[String],
-    compromised: bool,
-    validity: Duration,
-) -> Result<Crl, Failure> {
-    let listed = authority.list(targets, compromised, validity)?;
+/// What was listed, for a person.
+fn tell(authority: &Authority, listed: &Listed) {
     for (whose, serial) in &listed.revoked {
         println!("revoked {whose} (serial number {serial})");
     }
@@ -157,5 +179,19 @@ fn write(
         listed.crl.len(),
         listed.crl.end()
     );
-    Ok(listed.crl)
+}
+
+/// The same, for a program.
+fn object(authority: &Authority, listed: &Listed) -> Value {
+    let revoked = listed.revoked.iter();
+    let revoked = revoked.map(|(whose, serial)| json!({ "whose": whose, "serial": serial.to_string() }));
+    json!({
+        "list": authority.path(),
+        "number": listed.crl.number().to_string(),
+        "next_update": listed.crl.next_update(),
+        "revoked": revoked.collect::<Vec<_>>(),
+        "revoked_before": listed.before,
+        "revoked_in_all": listed.crl.len(),
+        "tokens_withdrawn": listed.withdrawn,
+    })
 }

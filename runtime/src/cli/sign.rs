@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
+use serde_json::json;
 
 use crate::error::Failure;
 use crate::signing::key::public_path;
@@ -24,6 +25,9 @@ pub(crate) struct SignArguments {
     /// Where to write the signature [default: DIR/model.sig]
     #[arg(long, value_name = "FILE", requires = "dir")]
     signature: Option<PathBuf>,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
@@ -31,20 +35,39 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
         (Some(path), _) => SigningKey::load(path).map_err(Failure::misconfigured)?,
         (None, Some(path)) => {
             let key = SigningKey::create(path).map_err(Failure::misconfigured)?;
-            println!(
-                "key {} in {}, its public key in {}",
-                key.public().hint(),
-                path.display(),
-                public_path(path).display()
-            );
+            if !arguments.json {
+                println!(
+                    "key {} in {}, its public key in {}",
+                    key.public().hint(),
+                    path.display(),
+                    public_path(path).display()
+                );
+            }
             key
         }
         (None, None) => return Err(Failure::misconfigured("a key is needed: --key or --new-key")),
     };
-    let Some(dir) = &arguments.dir else { return Ok(()) };
+    let mut object = json!({ "key": key.public().hint() });
+    if let Some(path) = &arguments.new_key {
+        object["new_key"] = json!(path);
+        object["public_key"] = json!(public_path(path));
+    }
+    let Some(dir) = &arguments.dir else {
+        if arguments.json {
+            println!("{object}");
+        }
+        return Ok(());
+    };
     let signature = arguments.signature.clone().unwrap_or_else(|| dir.join(SIGNATURE_FILE));
     let manifest = sign_model(dir, &signature, &key).map_err(Failure::failed)?;
     let files = manifest.files.len();
+    if arguments.json {
+        object["dir"] = json!(dir);
+        object["files"] = json!(files);
+        object["signature"] = json!(signature);
+        println!("{object}");
+        return Ok(());
+    }
     let plural = if files == 1 { "" } else { "s" };
     println!(
         "{files} file{plural} of {} signed with key {} in {}",

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::json;
 
 use crate::error::Failure;
+use crate::rundir::in_words;
 use crate::signing::{PublicKey, SIGNATURE_FILE, SigningError, verify as verify_model};
 
 /// `testudo verify`
@@ -18,6 +20,9 @@ pub(crate) struct VerifyArguments {
     /// Where the signature is [default: DIR/model.sig]
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Failure> {
@@ -26,7 +31,22 @@ pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Failure> {
     let verified = verify_model(&arguments.dir, &signature, &key).map_err(|error| match error {
         SigningError::Differs { .. } => Failure::failed(error),
         error => Failure::failed(format!("{}: {error}", signature.display())),
-    })?;
+    });
+    if arguments.json {
+        let mut object = json!({
+            "dir": arguments.dir, "signature": signature, "key": key.hint(), "good": verified.is_ok(),
+        });
+        match &verified {
+            Ok(verified) => {
+                object["files"] = json!(verified.manifest().files.len());
+                object["uncovered"] = json!(verified.uncovered());
+            }
+            Err(failure) => object["problem"] = json!(in_words(&failure.message)),
+        }
+        println!("{object}");
+        return verified.map(|_| ());
+    }
+    let verified = verified?;
     for name in verified.uncovered() {
         eprintln!("note: {name:?} is there, but not covered by the signature");
     }

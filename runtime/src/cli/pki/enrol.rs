@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Value, json};
 use testudo_transport::pki::{self, Request};
 use testudo_transport::{JobCa, Role, SpiffeId};
 
@@ -53,6 +54,9 @@ pub(crate) struct IssueArguments {
     /// How long it is good, such as 90m, 24h or 7d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
     valid_for: Duration,
+    /// Print one JSON object on the last line of standard output
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testudo pki install`
@@ -104,7 +108,10 @@ pub(super) fn issue(arguments: &IssueArguments) -> Result<(), Failure> {
                 SpiffeId::new(&trust_domain, &job, role, &arguments.name).map_err(Failure::misconfigured)?;
             let identity = ca.issue(&id, arguments.valid_for).map_err(Failure::failed)?;
             identity.save(&arguments.out).map_err(Failure::failed)?;
-            println!("{id} in {}", arguments.out.display());
+            match arguments.json {
+                true => println!("{}", issued(&id, &arguments.out, identity.certificate_pem())?),
+                false => println!("{id} in {}", arguments.out.display()),
+            }
             Ok(())
         }
         // The parser of arguments asks for one of them.
@@ -132,8 +139,20 @@ fn grant(arguments: &IssueArguments, ca: &JobCa, file: &Path) -> Result<(), Fail
     heed_own_list(ca, &arguments.ca)?;
     let certificate = ca.issue_for(&request, confirmed.as_ref(), arguments.valid_for).map_err(at)?;
     pki::write_public(&arguments.out, certificate.as_bytes()).map_err(Failure::failed)?;
+    if arguments.json {
+        let mut object = issued(id, &arguments.out, &certificate)?;
+        object["key_sha256"] = key.into();
+        println!("{object}");
+        return Ok(());
+    }
     println!("{id}\nkey sha256 {key}\ncertificate in {}", arguments.out.display());
     Ok(())
+}
+
+/// A certificate that was issued, for a program.
+fn issued(id: &SpiffeId, out: &Path, certificate_pem: &str) -> Result<Value, Failure> {
+    let info = pki::describe(certificate_pem.as_bytes()).map_err(Failure::failed)?;
+    Ok(json!({ "id": id, "out": out, "serial": info.serial, "not_after": info.not_after }))
 }
 
 /// What the CA has taken back renews nothing.
