@@ -6,6 +6,7 @@ mod bench;
 mod checkpoint;
 mod doctor;
 mod job;
+mod naming;
 mod node;
 mod operate;
 mod pki;
@@ -17,6 +18,7 @@ mod serve;
 mod sign;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -24,7 +26,7 @@ use clap::Parser;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::process::{RunAs, user};
-use crate::rundir::{RunDir, in_words};
+use crate::rundir::{RunDir, in_words, inputs};
 use args::{Arguments, Command};
 use operate::Operation;
 
@@ -74,9 +76,13 @@ fn user(config: &Config, allow_root: bool) -> Result<Option<RunAs>, Failure> {
     Ok(user)
 }
 
-/// Goes on as `user`, who gets the run directory.
-fn settle(run_dir: &RunDir, user: Option<&RunAs>) -> Result<(), Failure> {
+/// Goes on as `user`, who gets the run directory; `named` are the inputs that whoever gave this command named for the run in it.
+fn settle(run_dir: &RunDir, user: Option<&RunAs>, named: Option<Vec<PathBuf>>) -> Result<(), Failure> {
     let Some(user) = user else { return Ok(()) };
     run_dir.hand_over(user).map_err(Failure::misconfigured)?;
+    if let (Some(named), Some(directory)) = (named, run_dir.descriptor()) {
+        let written = inputs::record(directory, named);
+        written.map_err(|e| Failure::file(&run_dir.path().join(inputs::FILE), "cannot be written", e))?;
+    }
     user.take_over().map_err(Failure::misconfigured)
 }

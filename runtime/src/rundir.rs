@@ -12,6 +12,7 @@
 //!   checkpoint/final/model.safetensors    the exported model
 //!   checkpoint/...                        training checkpoints: see `checkpoint/layout.rs`
 //!   job-1.signed, cluster-1.toml          of the run before it was resumed for the first time
+//!   inputs.json                           root's own: which inputs root named, if root began the run (`rundir/inputs.rs`)
 //!   lock                                  held while the run is under way
 //!   checkpoint/final/model.sig            its signature
 //!   checkpoint/model.pub.pem              the key that the signature verifies under
@@ -29,6 +30,7 @@
 //!    directory itself can go on using it, whatever its parents allow. [`in_words`] says its name again.
 
 mod held;
+pub(crate) mod inputs;
 mod time;
 
 use std::fs::DirBuilder;

@@ -2,32 +2,23 @@
 //!
 //! Some of this takes root to set up: those tests say so and check nothing for others.
 
+#[path = "common/privilege.rs"]
+mod privilege;
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use privilege::{NOBODY, PROGRAM, Roots, is_root, owners};
 use testudo_kernels::ModelSpec;
 use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Started, assert_nothing_left, nodes, steps};
 use testudo_tests::served::Site;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
-
-/// Debian's `nobody`; any number but root's would do.
-const NOBODY: u32 = 65534;
 
 /// A copy of the program, made by another process: a child that some other test starts meanwhile would hold ours open for
 /// writing.
 fn copy_program(to: &Path, mode: &str) {
     let copied = std::process::Command::new("install").args(["-m", mode, PROGRAM, text(to)]).status();
     assert!(copied.unwrap().success());
-}
-
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not checked: this takes root to set up");
-    }
-    root
 }
 
 /// What `/proc/PID/status` says of `name`.
@@ -167,64 +158,6 @@ fn capabilities_that_are_handed_down_are_dropped() {
         &place.dir("run"),
         &["runs as nobody (65534)", "an unprivileged user, no capabilities"],
     );
-}
-
-/// A job in a folder that root alone may enter, with files that root alone may read.
-struct Roots {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Roots {
-    fn new() -> Roots {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        let file = files::write_job(folder.path());
-        for entry in std::fs::read_dir(folder.path().join("data")).unwrap() {
-            std::fs::set_permissions(entry.unwrap().path(), PermissionsExt::from_mode(0o600)).unwrap();
-        }
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
-        Roots { folder, file }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, name: &str, options: &[&str]) -> Ended {
-        self.start_with(PROGRAM, &[], name, options).wait()
-    }
-
-    /// `before` comes before the program: `setpriv`, for instance.
-    fn start_with(&self, program: &str, before: &[&str], name: &str, options: &[&str]) -> Started {
-        let dir = self.path(name);
-        let arguments =
-            [before, &["run", text(&self.file), "--run-dir", text(&dir), "--json"], options].concat();
-        process::start(program, &arguments, &dir)
-    }
-
-    fn testudo(&self, arguments: &[&str]) -> Ended {
-        process::run(PROGRAM, arguments, self.folder.path())
-    }
-}
-
-/// The owners of everything in `dir`, itself included, as the set of their numbers.
-fn owners(dir: &Path) -> Vec<u32> {
-    let mut all = vec![std::fs::symlink_metadata(dir).unwrap().uid()];
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let found = std::fs::symlink_metadata(&path).unwrap();
-            all.push(found.uid());
-            if found.is_dir() {
-                folders.push(path);
-            }
-        }
-    }
-    all.sort_unstable();
-    all.dedup();
-    all
 }
 
 /// Asserts that a process is nobody's, cannot become anybody else's again, and has no capability nor a way to one.

@@ -93,7 +93,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     // Everything that the user this goes on as might not be able to open is open from here on.
     let inputs = Inputs::open(arguments, &config, &run_dir, &identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
-    super::settle(&run_dir, user.as_ref())?;
+    super::settle(&run_dir, user.as_ref(), None)?;
     let mut needs = needs(arguments.role, &run_dir, &config, &source);
     if arguments.role == NodeRole::Scheduler {
         needs.read.extend(audit_folder(arguments, &run_dir).map(|folder| folder.as_path().into()));

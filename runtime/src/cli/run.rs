@@ -10,8 +10,9 @@ use testudo_actors::message::{Finished, Phase, StatusReport};
 use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::safetensors::Metadata;
 use crate::cli::args::RunArguments;
+use crate::cli::naming::Naming;
 use crate::cli::resume;
-use crate::config::{Checkpoint, Config};
+use crate::config::{Checkpoint, Config, Data};
 use crate::error::Failure;
 use crate::launch::local::Inputs;
 use crate::process::paths::Needs;
@@ -35,7 +36,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         Some(run_dir) => run_dir.cluster_file(),
         None => arguments.file.clone().unwrap_or_default(),
     };
-    let config = Config::load(&file, &overrides(arguments)).map_err(Failure::misconfigured)?;
+    let naming = Naming::of(former.as_ref(), &arguments.set)?;
+    let config =
+        naming.read(|| Config::load(&file, &overrides(arguments)))?.map_err(Failure::misconfigured)?;
     if config.security.files.is_some() {
         return Err(Failure::misconfigured(
             "security.ca, security.cert and security.key are for `testudo node`: `testudo run` makes identities of its own, \
@@ -50,7 +53,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     }
     // Whom the run goes on as. Until then, inputs are opened and read, and nothing else is.
     let user = super::user(&config, arguments.allow_root)?;
-    let files = node::data_files(&config).map_err(Failure::misconfigured)?;
+    let Data::Mnist { path: data_path, .. } = &config.data;
+    let files = naming.open("data.path", data_path, || node::data_files(&config))?;
     let data = node::read_data(&config, &files).map_err(Failure::misconfigured)?;
     let mut spec = job::spec(&config, node::data_spec(&data));
     drop(data);
@@ -60,10 +64,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     // Read before anything is started: a key that cannot be used is no reason to lose a day of training.
     let key = match &config.checkpoint {
         Checkpoint { export: false, .. } => None,
-        Checkpoint { sign_key: Some(path), .. } => Some(SigningKey::load(path)),
-        Checkpoint { sign_key: None, .. } => Some(SigningKey::generate()),
+        Checkpoint { sign_key: Some(path), .. } => {
+            Some(naming.open("checkpoint.sign_key", path, || SigningKey::load(path))?)
+        }
+        Checkpoint { sign_key: None, .. } => Some(SigningKey::generate().map_err(Failure::misconfigured)?),
     };
-    let key = key.transpose().map_err(Failure::misconfigured)?;
     let free = user::try_as(user.as_ref(), || node::check_addresses(&config));
     free.map_err(Failure::misconfigured)?.map_err(Failure::misconfigured)?;
     let program = Program::open(user.as_ref())
@@ -75,7 +80,10 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
             .and_then(RunDir::hold),
     };
     let run_dir = run_dir.map_err(Failure::misconfigured)?;
-    super::settle(&run_dir, user.as_ref())?;
+    let named = naming
+        .is_mine()
+        .then(|| std::iter::once(data_path).chain(&config.checkpoint.sign_key).cloned().collect());
+    super::settle(&run_dir, user.as_ref(), named)?;
     confine(calls::Role::Launcher, needs(&run_dir, &program));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     if arguments.resume.is_some() {

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, f
 use rustix::io::{Errno, Result};
 
 use super::RunAs;
+use crate::rundir::inputs;
 
 /// Folders in one another at most: a run's are four.
 const DEPTH_MOST: usize = 16;
@@ -34,7 +35,9 @@ fn below(folder: &OwnedFd, user: &RunAs, depth: usize) -> Result<()> {
     let listing = openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for entry in Dir::read_from(&listing)? {
         let entry = entry?;
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+        // Root's record of what it named stays root's, or it would be worth nothing.
+        let is_record = depth == DEPTH_MOST && entry.file_name().to_bytes() == inputs::FILE.as_bytes();
+        if is_record || matches!(entry.file_name().to_bytes(), b"." | b"..") {
             continue;
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
