@@ -1,6 +1,6 @@
 """Checks an audit log as docs/audit.md describes it, with other people's code alone.
 
-usage: audit.py AUDIT_LOG [EXPECTED_HEAD]
+usage: audit.py AUDIT_LOG [EXPECTED_HEAD [TRUSTED_CAS.pem]]
 """
 
 import base64
@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 
 from blake3 import blake3
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -17,16 +18,54 @@ RECORD = b"testudo audit record, format 1\0"
 SIGNED = b"testudo audit signature, format 1\0"
 
 
-def certified(certificate, ca):
-    """Whether `ca` signed `certificate`."""
-    ca.public_key().verify(
-        certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(hashes.SHA256())
-    )
+def certificates(text):
+    """Certificates in DER, one after the other, in base64."""
+    der, found = base64.b64decode(text, validate=True), []
+    while der:
+        # A long form of the length: whatever is shorter is no certificate.
+        assert der[0] == 0x30 and der[1] in (0x81, 0x82), "no certificate"
+        octets = der[1] & 0x7F
+        end = 2 + octets + int.from_bytes(der[2 : 2 + octets], "big")
+        assert end <= len(der), "a certificate that was cut"
+        found.append(x509.load_der_x509_certificate(der[:end]))
+        der = der[end:]
+    assert found, "no certificate"
+    return found
 
 
-def good_at(certificate, at):
+def issued(certificate, ca):
+    """Whether `ca` signed `certificate`, and may have."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    of = ca.extensions.get_extension_for_class
+    return of(x509.BasicConstraints).value.ca and of(x509.KeyUsage).value.key_cert_sign
+
+
+def certified(chain, cas):
+    """The path from a node's certificate, the first in `chain`, to one of `cas`, through the others in it."""
+    path, between = chain[:1], chain[1:]
+    while not any(issued(path[-1], ca) for ca in cas):
+        above = [ca for ca in between if issued(path[-1], ca)]
+        assert above, "no CA that is trusted certified it"
+        between.remove(above[0])
+        path.append(above[0])
+    return path
+
+
+def good_at(path, at):
     when = datetime.fromtimestamp(at // 1000, timezone.utc)
-    assert certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc, "an expired key"
+    for certificate in path:
+        assert certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc, "an expired key"
+
+
+def signed(path, signature, message, at):
+    """Whether the node whose certificate begins `path` signed `message`, at a time when it could."""
+    good_at(path, at)
+    key = path[0].public_key()
+    hashed = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384}[key.curve.name]()
+    key.verify(base64.b64decode(signature, validate=True), message, ec.ECDSA(hashed))
 
 
 def san(certificate):
@@ -48,7 +87,9 @@ def said_by_member(kind, body, heads):
     return b"testudo audit counter-signature, format 1\0" + b"".join(parts)
 
 
-def main(path, expected):
+def main(path, expected=None, trusted=None):
+    if trusted is not None:
+        trusted = x509.load_pem_x509_certificates(open(trusted, "rb").read())
     data = open(path, "rb").read()
     assert data.endswith(b"\n"), "cut in the middle of a record"
     head, at, key, unsigned, heads, members = bytes(32), 0, None, 0, [], {}
@@ -63,33 +104,26 @@ def main(path, expected):
         assert record["at"] >= at, f"record {number} is older than the one before"
         at, kind, body = record["at"], record["kind"], record["body"]
         if kind == "key":
-            ca = x509.load_der_x509_certificate(base64.b64decode(body["ca"]))
-            key = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
-            certified(key, ca)
+            cas = certificates(body["ca"])
+            assert trusted is None or all(ca in trusted for ca in cas), "another CA's log"
+            key = certified(certificates(body["certificate"]), cas)
             job = f"spiffe://{body['trust_domain']}/job/{body['job']}"
-            assert san(key) == [f"{job}/actor/audit"], "another's key"
+            assert san(key[0]) == [f"{job}/actor/audit"], "another's key"
         if kind == "join":
-            members[body["node"]] = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
-            certified(members[body["node"]], ca)
+            members[body["node"]] = certified(certificates(body["certificate"]), cas)
+            assert san(members[body["node"]][0]) == [f"{job}/{body['node']}"], "another's certificate"
         if kind == "renewed":
-            renewed = x509.load_der_x509_certificate(base64.b64decode(body["certificate"]))
-            certified(renewed, ca)
-            assert san(renewed) == [f"{job}/{body['node']}"], "another's certificate"
+            renewed = certified(certificates(body["certificate"]), cas)
+            assert san(renewed[0]) == [f"{job}/{body['node']}"], "another's certificate"
             if body["node"] == "actor/audit":
                 key = renewed
             else:
                 assert body["node"] in members, f"{body['node']} has not joined"
                 members[body["node"]] = renewed
         if kind in ("contributions", "countersignature"):
-            member = members[body["node"]]
-            good_at(member, at)
-            signature = base64.b64decode(body["signature"], validate=True)
-            member.public_key().verify(signature, said_by_member(kind, body, heads), ec.ECDSA(hashes.SHA256()))
+            signed(members[body["node"]], body["signature"], said_by_member(kind, body, heads), at)
         if kind == "signature":
-            good_at(key, at)
-            message = SIGNED + number.to_bytes(8, "big") + head + at.to_bytes(8, "big")
-            signature = base64.b64decode(body["signature"], validate=True)
-            key.public_key().verify(signature, message, ec.ECDSA(hashes.SHA256()))
+            signed(key, body["signature"], SIGNED + number.to_bytes(8, "big") + head + at.to_bytes(8, "big"), at)
             unsigned = 0
         else:
             assert key is not None, "no key"
@@ -106,4 +140,4 @@ def main(path, expected):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    main(*sys.argv[1:])

@@ -16,6 +16,8 @@ pub mod left;
 pub mod liar;
 pub mod live;
 pub mod member;
+pub mod nodes;
+pub mod openssl;
 pub mod pace;
 pub mod process;
 pub mod proxy;

@@ -1,29 +1,16 @@
 //! OpenSSL as the judge of our certificates and lists of revoked ones, and we as the judge of its lists.
-//!
-//! Without `openssl` the test says so and does nothing; with `TESTUDO_REQUIRE_OPENSSL=1` that is a failure.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use testudo_tests::files::text;
+use testudo_tests::openssl;
 use testudo_tests::process::{self, Ended};
 use testudo_transport::pki::{describe, read_crl};
 use testudo_transport::{Expected, Identity, JobCa, PkiError, Role, SpiffeId};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-fn openssl_is_there() -> bool {
-    let tried = Command::new("openssl").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let found = tried.is_ok_and(|status| status.success());
-    let required = std::env::var("TESTUDO_REQUIRE_OPENSSL").is_ok_and(|value| value == "1");
-    assert!(found || !required, "TESTUDO_REQUIRE_OPENSSL=1: install openssl");
-    if !found {
-        eprintln!("skipped: needs openssl");
-    }
-    found
-}
 
 /// A CA's folder and some identities under it.
 struct Place {
@@ -57,7 +44,7 @@ impl Place {
     }
 
     fn openssl(&self, arguments: &[&str]) -> Ended {
-        process::run("openssl", arguments, Path::new("/no/mark"))
+        openssl::openssl(arguments)
     }
 }
 
@@ -67,7 +54,7 @@ fn serial(identity: &Identity) -> String {
 
 #[test]
 fn openssl_judges_our_lists() {
-    if !openssl_is_there() {
+    if !openssl::is_there() {
         return;
     }
     let place = Place::new();
@@ -164,7 +151,7 @@ fn what_is_not_this_cas_is_not_revoked() {
 /// A list that OpenSSL makes with the CA's key is as good as ours.
 #[test]
 fn we_judge_openssls_lists() {
-    if !openssl_is_there() {
+    if !openssl::is_there() {
         return;
     }
     let place = Place::new();

@@ -54,7 +54,7 @@ pub use files::{
     write_secret,
 };
 pub(crate) use identity::Held;
-pub use identity::Identity;
+pub use identity::{Identity, identity_files, is_identity_file};
 pub use inspect::{Inspected, inspect};
 pub(crate) use key::Curve;
 pub use register::{Issued, REGISTER_FILE, Register};

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use testudo_transport::pki::{CA_KEY_FILE, CERT_FILE, KEY_FILE};
+use testudo_transport::pki::{CA_KEY_FILE, is_identity_file};
 
 use super::{Report, shown};
 
@@ -75,7 +75,7 @@ fn enter(report: &mut Report, folder: &Path, depth: usize, left: &mut usize, con
     }
     paths.sort();
     let named = |name: &str| paths.iter().any(|path| path.file_name().is_some_and(|n| n == name));
-    let is_identity = named(CERT_FILE) || named(KEY_FILE);
+    let is_identity = paths.iter().any(|path| name_of(path).is_some_and(is_identity_file));
     if is_identity {
         contents.identities.push(folder.to_owned());
     }
@@ -96,18 +96,22 @@ fn enter(report: &mut Report, folder: &Path, depth: usize, left: &mut usize, con
 
 fn file(path: PathBuf, in_identity: bool, contents: &mut Contents) {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let name = name_of(&path).unwrap_or_default();
     match ending {
         "toml" if is_cluster_file(&path, name) => contents.clusters.push(path),
         "job" | "signed" => contents.jobs.push(path),
         "pem" | "key" => {
-            let known = name == CA_KEY_FILE || in_identity && name == KEY_FILE;
+            let known = name == CA_KEY_FILE || in_identity && is_identity_file(name);
             if !known && head(&path).contains("PRIVATE KEY-----") {
                 contents.stray_keys.push(path);
             }
         }
         _ => {}
     }
+}
+
+fn name_of(path: &Path) -> Option<&str> {
+    path.file_name().and_then(|name| name.to_str())
 }
 
 fn is_cluster_file(path: &Path, name: &str) -> bool {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use testudo_transport::pki::{CA_FILE, CA_KEY_FILE, CERT_FILE, KEY_FILE, PkiError, inspect, is_ours};
+use testudo_transport::pki::{CA_KEY_FILE, PkiError, identity_files, inspect, is_ours};
 use zeroize::Zeroizing;
 
 use super::{Found, Report, quoted, shown};
@@ -40,7 +40,8 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn in_folder(folder: &Path) -> Files {
-        Files { ca: folder.join(CA_FILE), cert: folder.join(CERT_FILE), key: folder.join(KEY_FILE) }
+        let [ca, cert, key] = identity_files(folder);
+        Files { ca, cert, key }
     }
 }
 

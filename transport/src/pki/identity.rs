@@ -4,7 +4,7 @@
 //! what must go on beyond that asks for [`Identity::latest`]: the one that [`Identity::succeed`] put in its place.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -155,17 +155,18 @@ impl Identity {
         files::write_public(&directory.join(CA_FILE), self.0.ca_pem.as_bytes())
     }
 
-    /// Reads what [`Identity::save`] wrote, or what another CA issued under the same names. The key file must
-    /// be a regular file (no link) of this user that nobody else can read; the certificate must be valid now.
+    /// Reads what [`Identity::save`] wrote, or what another CA issued under the same names or under SPIRE's
+    /// ([`identity_files`]). The key file must be a regular file (no link) of this user that nobody else can read; the
+    /// certificate must be valid now.
     ///
     /// # Errors
     /// [`PkiError`] naming the file.
     pub fn load(directory: &Path) -> Result<Self, PkiError> {
-        let [ca, cert, key, next] =
-            [CA_FILE, CERT_FILE, KEY_FILE, NEXT_KEY_FILE].map(|name| directory.join(name));
+        let [ca, cert, key] = identity_files(directory);
+        let next = directory.join(NEXT_KEY_FILE);
         match Identity::load_files(&ca, &cert, &key) {
             // A certificate whose new key has not got its name yet; or has got it since we looked.
-            Err(PkiError::OtherKey) => {
+            Err(PkiError::OtherKey) if key.ends_with(KEY_FILE) => {
                 Identity::load_files(&ca, &cert, &next).or_else(|_| Identity::load_files(&ca, &cert, &key))
             }
             other => other,
@@ -204,6 +205,55 @@ impl fmt::Debug for Identity {
     }
 }
 
+/// What the files of an identity are called in its folder: the CAs, the certificate with what comes with it, the key. Ours first,
+/// then as `spire-agent api fetch x509 -write` and `spiffe-helper` write them.
+const NAMES: [[&str; 3]; 3] = [
+    [CA_FILE, CERT_FILE, KEY_FILE],
+    ["bundle.0.pem", "svid.0.pem", "svid.0.key"],
+    ["svid_bundle.pem", "svid.pem", "svid_key.pem"],
+];
+
+/// The files of the identity in `directory` (the CAs, the certificate, the key), by the first of the names that they may have under
+/// which a certificate or a key is there; by ours if there is none.
+#[must_use]
+pub fn identity_files(directory: &Path) -> [PathBuf; 3] {
+    let all = NAMES.map(|names| names.map(|name| directory.join(name)));
+    let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+    let found = all.iter().find(|[_, cert, key]| is_there(cert) || is_there(key));
+    found.unwrap_or(&all[0]).clone()
+}
+
+/// Whether a file of that name is the certificate or the key of the identity in its folder.
+#[must_use]
+pub fn is_identity_file(name: &str) -> bool {
+    NAMES.iter().any(|[_, cert, key]| [*cert, *key].contains(&name))
+}
+
 fn text(bytes: Vec<u8>, what: &'static str) -> Result<String, PkiError> {
     String::from_utf8(bytes).map_err(|why| PkiError::Pem { what, why: why.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_its_files_under_our_names_or_spires() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            identity_files(folder.path()).map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        };
+        let put = |name: &str| std::fs::write(folder.path().join(name), "").unwrap();
+        assert_eq!(names(), NAMES[0], "ours, for the error that there is none");
+        put("svid_bundle.pem");
+        assert_eq!(names(), NAMES[0], "a bundle alone is no identity");
+        put("svid.pem");
+        assert_eq!(names(), NAMES[2]);
+        put("svid.0.key");
+        assert_eq!(names(), NAMES[1]);
+        put(KEY_FILE);
+        assert_eq!(names(), NAMES[0], "half of ours is an error to be told, and no reason to take another's");
+        assert!(["svid.0.key", "svid_key.pem", KEY_FILE].into_iter().all(is_identity_file));
+        assert!(!is_identity_file("ca-key.pem") && !is_identity_file(CA_FILE));
+    }
 }
