@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use testudo_transport::{
-    Class, MemoryOptions, Outgoing, Policy, Rate, Role, RoleSet, Rule, SpiffeId, memory,
+    Cause, Class, CloseCode, Error, MemoryOptions, Outgoing, Policy, Rate, Role, RoleSet, Rule, SpiffeId,
+    memory,
 };
 
 const BEAT: u8 = 7;
@@ -55,5 +56,30 @@ async fn messages_beyond_their_rate_are_heard_late_and_all_of_them() {
 async fn kinds_without_a_rate_wait_for_nothing() {
     for secured in [false, true] {
         hear_twelve(None, secured).await;
+    }
+}
+
+/// A peer that is cut off while a message of it waits to be heard: that message is not heard any more.
+#[tokio::test]
+async fn what_waits_of_a_peer_that_is_cut_off_is_not_heard() {
+    for secured in [false, true] {
+        let id = |role| SpiffeId::new("t", "j", role, "0").unwrap();
+        let options = MemoryOptions { secured, ..MemoryOptions::default() };
+        let rate = Some(Rate { per_second: 1, burst: 1 });
+        let (a, b) = memory::pair(&id(Role::Worker), &id(Role::Server), policy(rate), options);
+        let (mut say, _answers) = a.open(Class::Control, 0).await.unwrap();
+        for nth in 0..64 {
+            say.send(Outgoing::new(BEAT, nth, Vec::new())).await.unwrap();
+        }
+        let (_reply, mut hear) = b.accept().await.unwrap();
+        // Until one waits: how many are heard before that is the machine's affair.
+        while let Ok(heard) = tokio::time::timeout(Duration::from_millis(20), hear.recv()).await {
+            heard.unwrap().unwrap();
+        }
+        b.blame(Cause::Flood, CloseCode::Credit, "too much");
+        for _ in 0..2 {
+            let heard = hear.recv().await;
+            assert!(matches!(heard, Err(Error::Peer { .. })), "{heard:?}");
+        }
     }
 }

@@ -114,6 +114,12 @@ impl Intake {
         if let Some((_, at)) = &self.late {
             tokio::time::sleep_until(*at).await;
         }
+        // While it waited its peer may have been cut off: then it is not heard (invariant 5 of the connection).
+        if let Some(why) = self.inner.cut_off() {
+            self.late = None;
+            self.ended = true;
+            return Err(why);
+        }
         Ok(self.late.take().map(|(message, _)| message))
     }
 
