@@ -227,8 +227,10 @@ impl Stream {
                     }
                 }
                 Err(error) => {
-                    self.serving.network.refusals().count(Cause::Message, Who::node(self.connection.peer()));
-                    tracing::warn!(worker = self.worker, error, "malformed request");
+                    let who = Who::node(self.connection.peer());
+                    if let Some(left_out) = self.serving.network.refusals().count(Cause::Message, who) {
+                        tracing::warn!(worker = self.worker, error, left_out, "malformed request");
+                    }
                     self.connection.close(CloseCode::Framing.number(), "malformed request");
                     return;
                 }
