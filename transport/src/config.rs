@@ -34,6 +34,8 @@ pub struct CreditConfig {
 pub struct TransportConfig {
     /// The UDP address to bind; port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// Whether others may dial this node. One that only dials answers no newcomer, and does nothing for one.
+    pub accepts: bool,
     /// Largest UDP payload, in bytes, 1,200 to 65,527. Discovery finds what the path carries, up to this.
     pub mtu: u16,
     /// A connection without any packet for this long is lost.
@@ -46,6 +48,9 @@ pub struct TransportConfig {
     pub stall_timeout: Duration,
     /// Bytes of kernel buffer asked for, each way.
     pub socket_buffer: usize,
+    /// Bytes that a connection which was accepted may hold before its peer has said anything that holds up, whatever its credit:
+    /// what is sent to a node that turns the sender away is not gathered first.
+    pub unheard: u32,
     /// Credit granted to each peer for control messages.
     pub control_credit: CreditConfig,
     /// Credit granted to each peer for data messages.
@@ -70,6 +75,8 @@ pub struct TransportConfig {
     pub handshakes_per_address: Rate,
     /// Connections that one identity may begin.
     pub handshakes_per_peer: Rate,
+    /// Bytes that the application lets wait to be sent to one peer, beside what the windows hold.
+    pub answers: u64,
     /// Bytes that all peers together may make this node hold, read and unread, by the credit they are granted: see
     /// [`TransportConfig::promise`].
     pub memory: u64,
@@ -90,6 +97,8 @@ impl TransportConfig {
     pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
     /// A burst of 64 full batches; the usual default of 208 KiB drops packets.
     pub const DEFAULT_SOCKET_BUFFER: usize = 4 << 20;
+    /// Many times a first word; less than a handshake costs.
+    pub const DEFAULT_UNHEARD: u32 = 64 << 10;
     /// A thousand heartbeats with room for a membership list of a large job.
     pub const DEFAULT_CONTROL_CREDIT: CreditConfig = CreditConfig { bytes: 4 << 20, messages: 1024 };
     /// Thirty slices of 1 MiB: enough to keep both ends busy, a bound on what a slow server holds per worker.
@@ -115,10 +124,15 @@ impl TransportConfig {
     /// A hundred peers with the credit above.
     pub const DEFAULT_MEMORY: u64 = 8 << 30;
 
-    /// Bytes that one connection may occupy: both classes' credit for what comes, and as much for what goes and is not read.
+    /// A connection itself: its keys, its streams and their tasks, the little that comes before credit, and small answers.
+    pub const CONNECTION: u64 = 256 << 10;
+
+    /// Bytes that one connection may occupy: both classes' credit for what comes, as much for what goes and is not read, the
+    /// answers that wait, and what a connection takes by itself.
     #[must_use]
     pub fn promise(&self) -> u64 {
-        self.control_credit.bytes.saturating_add(self.data_credit.bytes).saturating_mul(2)
+        let windows = self.control_credit.bytes.saturating_add(self.data_credit.bytes).saturating_mul(2);
+        windows.saturating_add(self.answers).saturating_add(Self::CONNECTION)
     }
 }
 
@@ -126,12 +140,14 @@ impl Default for TransportConfig {
     fn default() -> Self {
         TransportConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            accepts: true,
             mtu: Self::DEFAULT_MTU,
             idle_timeout: Self::DEFAULT_IDLE_TIMEOUT,
             keep_alive: Self::DEFAULT_KEEP_ALIVE,
             handshake_timeout: Self::DEFAULT_HANDSHAKE_TIMEOUT,
             stall_timeout: Self::DEFAULT_STALL_TIMEOUT,
             socket_buffer: Self::DEFAULT_SOCKET_BUFFER,
+            unheard: Self::DEFAULT_UNHEARD,
             control_credit: Self::DEFAULT_CONTROL_CREDIT,
             data_credit: Self::DEFAULT_DATA_CREDIT,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
@@ -144,6 +160,7 @@ impl Default for TransportConfig {
             handshakes: Self::DEFAULT_HANDSHAKES,
             handshakes_per_address: Self::DEFAULT_HANDSHAKES_PER_ADDRESS,
             handshakes_per_peer: Self::DEFAULT_HANDSHAKES_PER_PEER,
+            answers: 0,
             memory: Self::DEFAULT_MEMORY,
             key_exchange: KeyExchange::default(),
         }

@@ -289,6 +289,17 @@ impl Inner {
         rate.map_or(Duration::ZERO, |rate| self.pace.message(kind, rate))
     }
 
+    /// The peer has kept on saying something faster than anybody needs to.
+    fn floods(&self, kind: u8) -> Error {
+        let name = self.policy.rule(kind).map_or("message", |rule| rule.name);
+        let what = format!("keeps on saying `{name}` faster than anybody needs to");
+        self.fail(Fault::Application {
+            cause: Cause::Flood,
+            code: CloseCode::Credit,
+            what: what.as_str().into(),
+        })
+    }
+
     /// Invariant 1.
     fn fail(&self, fault: Fault) -> Error {
         let (code, cause) = (fault.code(), Cause::from(&fault));

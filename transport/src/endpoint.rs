@@ -4,7 +4,8 @@
 //!
 //! 1. [`Endpoint::accept`] and [`Endpoint::connect`] give only connections whose peer's certificate was
 //!    checked in the handshake; a dialled peer is exactly the one asked for.
-//! 2. Before that, a connection may hold 64 KiB and no stream of messages.
+//! 2. Before that, a connection may hold 64 KiB and no stream of messages; one that was accepted may hold no more until its
+//!    peer has said something that holds up.
 //! 3. A handshake that takes longer than its deadline is dropped; each runs in a task of its own, so that
 //!    none waits for another.
 //! 4. Datagrams pass the sieve (`endpoint/sieve.rs`) first. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
@@ -164,7 +165,7 @@ impl Endpoint {
             _ => BindError::Address { address, what: why.to_string() },
         };
         let key = CidKey::new(random()?);
-        let sieve = Sieve::new(key, config.allow.clone(), Duration::ZERO);
+        let sieve = Sieve::new(key, config.allow.clone(), config.accepts, Duration::ZERO);
         let opened = socket::open(address, config.socket_buffer, config.mtu, sieve).map_err(unbound)?;
         // On loopback the receiver's kernel buffer, which is like ours, holds all that is in flight.
         let is_loopback = address.ip().is_loopback();
@@ -181,14 +182,17 @@ impl Endpoint {
             .incoming_buffer_size_total(transport::PENDING_BUFFER * config.max_handshakes as u64);
         let (endpoint_config, runtime) = (transport::endpoint(config, key)?, Arc::new(quinn::TokioRuntime));
         let (sieved, socket) = (Arc::clone(&opened.socket), opened.socket);
-        let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
+        let server = config.accepts.then_some(server);
+        let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, server, socket, runtime)
             .map_err(unbound)?;
         let address = quic.local_addr().map_err(unbound)?;
 
         let (accepted_tx, accepted) = mpsc::channel(ACCEPT_QUEUE);
         let admission = Arc::new(Admission::new(config.clone(), identity, policy));
         tokio::spawn(socket::reopen(Arc::downgrade(&sieved)));
-        tokio::spawn(admit::run(Arc::clone(&admission), quic.clone(), accepted_tx));
+        if config.accepts {
+            tokio::spawn(admit::run(Arc::clone(&admission), quic.clone(), accepted_tx));
+        }
         let accepted = Mutex::new(accepted);
         let client_transport = transport;
         let followed = std::sync::Mutex::default();
@@ -261,7 +265,7 @@ impl Endpoint {
         }
     }
 
-    /// The next connection from a node that authenticated itself; `None` when the endpoint is closed.
+    /// The next connection from a node that authenticated itself; `None` when the endpoint is closed, or accepts nobody.
     pub async fn accept(&self) -> Option<Connection> {
         self.0.accepted.lock().await.recv().await
     }

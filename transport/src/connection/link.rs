@@ -1,6 +1,6 @@
 //! What carries a connection: QUIC, or queues in memory. Everything above is the same for both.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use quinn::VarInt;
@@ -11,8 +11,17 @@ use crate::memory;
 /// A connection's carrier.
 #[derive(Debug)]
 pub(crate) enum Link {
-    Quic(quinn::Connection),
+    Quic(Quic),
     Memory(memory::End),
+}
+
+/// A connection of QUIC's.
+#[derive(Debug)]
+pub(crate) struct Quic {
+    connection: quinn::Connection,
+    /// The window for what comes, once the peer is heard; None if it is open from the start.
+    unheard: Option<VarInt>,
+    heard: OnceLock<()>,
 }
 
 /// The sending half of a stream.
@@ -45,9 +54,21 @@ pub(crate) enum Broken {
 }
 
 impl Link {
+    /// A connection of QUIC's, whose receive window becomes `unheard` when the peer is first [heard](Link::heard).
+    pub(crate) fn quic(connection: quinn::Connection, unheard: Option<VarInt>) -> Link {
+        Link::Quic(Quic { connection, unheard, heard: OnceLock::new() })
+    }
+
+    /// The peer has said something that holds up: from now on it may have on its way what it is granted.
+    pub(crate) fn heard(&self) {
+        if let Link::Quic(Quic { connection, unheard: Some(window), heard }) = self {
+            heard.get_or_init(|| connection.set_receive_window(*window));
+        }
+    }
+
     pub(crate) async fn open(&self) -> Result<(Tx, Rx), Ended> {
         match self {
-            Link::Quic(connection) => {
+            Link::Quic(Quic { connection, .. }) => {
                 let (tx, rx) = connection.open_bi().await?;
                 Ok((Tx::Quic(tx), Rx::Quic(rx)))
             }
@@ -57,7 +78,7 @@ impl Link {
 
     pub(crate) async fn accept(&self) -> Result<(Tx, Rx), Ended> {
         match self {
-            Link::Quic(connection) => {
+            Link::Quic(Quic { connection, .. }) => {
                 let (tx, rx) = connection.accept_bi().await?;
                 Ok((Tx::Quic(tx), Rx::Quic(rx)))
             }
@@ -68,7 +89,7 @@ impl Link {
     /// The stream on which this node grants credit.
     pub(crate) async fn open_credit(&self) -> Result<Tx, Ended> {
         match self {
-            Link::Quic(connection) => Ok(Tx::Quic(connection.open_uni().await?)),
+            Link::Quic(Quic { connection, .. }) => Ok(Tx::Quic(connection.open_uni().await?)),
             Link::Memory(end) => end.credit_tx().map(Tx::Memory),
         }
     }
@@ -76,21 +97,23 @@ impl Link {
     /// The stream on which the peer grants credit.
     pub(crate) async fn accept_credit(&self) -> Result<Rx, Ended> {
         match self {
-            Link::Quic(connection) => Ok(Rx::Quic(connection.accept_uni().await?)),
+            Link::Quic(Quic { connection, .. }) => Ok(Rx::Quic(connection.accept_uni().await?)),
             Link::Memory(end) => end.credit_rx().map(Rx::Memory),
         }
     }
 
     pub(crate) fn close(&self, code: u32, reason: &str) {
         match self {
-            Link::Quic(connection) => connection.close(VarInt::from_u32(code), reason.as_bytes()),
+            Link::Quic(Quic { connection, .. }) => {
+                connection.close(VarInt::from_u32(code), reason.as_bytes())
+            }
             Link::Memory(end) => end.close(code, reason),
         }
     }
 
     pub(crate) fn path(&self) -> PathStats {
         match self {
-            Link::Quic(connection) => {
+            Link::Quic(Quic { connection, .. }) => {
                 let path = connection.stats().path;
                 PathStats {
                     mtu: path.current_mtu,
@@ -107,14 +130,14 @@ impl Link {
     /// How it ended, if it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
         match self {
-            Link::Quic(connection) => connection.close_reason().map(Ended::from),
+            Link::Quic(Quic { connection, .. }) => connection.close_reason().map(Ended::from),
             Link::Memory(end) => end.ended(),
         }
     }
 
     pub(crate) async fn closed(&self) -> Ended {
         match self {
-            Link::Quic(connection) => connection.closed().await.into(),
+            Link::Quic(Quic { connection, .. }) => connection.closed().await.into(),
             Link::Memory(end) => end.closed().await,
         }
     }

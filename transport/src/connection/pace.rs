@@ -38,6 +38,11 @@ impl Paced {
         self.lock().message(self.since.elapsed(), kind, rate)
     }
 
+    /// Whether one more message may be late.
+    pub(super) fn late(&self) -> bool {
+        self.lock().late(self.since.elapsed())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -105,9 +104,17 @@ impl Intake {
     pub(super) async fn next(&mut self) -> Result<Option<Message>, Error> {
         if self.late.is_none() {
             let Some(message) = self.arrived().await? else { return Ok(None) };
-            let wait = if self.counted { self.inner.wait_for(message.kind) } else { Duration::ZERO };
+            if !self.counted {
+                return Ok(Some(message));
+            }
+            self.inner.link.heard();
+            let wait = self.inner.wait_for(message.kind);
             if wait.is_zero() {
                 return Ok(Some(message));
+            }
+            if !self.inner.pace.late() {
+                self.ended = true;
+                return Err(self.inner.floods(message.kind));
             }
             self.late = Some((message, tokio::time::Instant::now() + wait));
         }

@@ -227,12 +227,21 @@ impl Admission {
         let witness = place.witness();
         let renewal = Renewal::new(self.identity.clone(), changes, place.renewals(trust));
         transport::admit(&quic, &self.config);
+        let window = transport::window(&self.config);
+        // Whom this node has dialled it means to hear; who dials it is heard first.
+        let unheard = match direction {
+            Direction::FromInitiator => {
+                quic.set_receive_window(window);
+                None
+            }
+            Direction::FromAcceptor => Some(window),
+        };
         let setup = Setup {
             local,
             peer,
             certificate: Some(Arc::clone(&chain)),
             policy: Arc::clone(&self.policy),
-            link: Link::Quic(quic),
+            link: Link::quic(quic, unheard),
             secret: Some(ConnectionSecret::new(*secret)),
             direction,
             control_credit: self.config.control_credit,

@@ -12,6 +12,7 @@
 //! 2. What passes of newcomers' and of stray packets keeps to their rates.
 //! 3. Memory is fixed: sources share [`LANES`] rates by a keyed hash, and nothing is stored of any.
 //! 4. What the kernel's program lets through at full pass is what [`packet::kind`] does, strays left out.
+//! 5. A node that only dials lets no newcomer's packet pass.
 
 mod cid;
 mod packet;
@@ -54,7 +55,7 @@ pub struct SieveStats {
     pub malformed: u64,
     /// Packets of no connection, beyond their rate.
     pub strays: u64,
-    /// Newcomers' packets, beyond their rates.
+    /// Newcomers' packets, beyond their rates, or at a node that only dials.
     pub newcomers: u64,
     /// Times that the kernel was told to filter, or to filter closer.
     pub raised: u64,
@@ -67,6 +68,8 @@ pub struct SieveStats {
 pub(super) struct Sieve {
     key: CidKey,
     allow: Vec<IpNet>,
+    /// Whether newcomers have any business here.
+    accepts: bool,
     hasher: RandomState,
     total: Bucket,
     lanes: Vec<Bucket>,
@@ -77,10 +80,12 @@ pub(super) struct Sieve {
 }
 
 impl Sieve {
-    pub(super) fn new(key: CidKey, allow: Vec<IpNet>, now: Duration) -> Sieve {
+    /// For a node that `accepts` newcomers, or only dials.
+    pub(super) fn new(key: CidKey, allow: Vec<IpNet>, accepts: bool, now: Duration) -> Sieve {
         Sieve {
             key,
             allow,
+            accepts,
             hasher: RandomState::new(),
             total: Bucket::full(INITIALS, now),
             lanes: vec![Bucket::full(INITIALS_OF_ONE, now); LANES],
@@ -114,6 +119,7 @@ impl Sieve {
                 Kind::Ours => return true,
                 Kind::Malformed => (false, &mut stats.malformed),
                 Kind::Stray => (self.strays.take(now), &mut stats.strays),
+                Kind::Newcomer if !self.accepts => (false, &mut stats.newcomers),
                 Kind::OursInitial | Kind::Newcomer => {
                     let lane = self.hasher.hash_one(Source::of(source)) as usize % LANES;
                     let own = self.lanes.get_mut(lane).is_none_or(|lane| lane.take(now));

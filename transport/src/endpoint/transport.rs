@@ -25,7 +25,7 @@ const INITIAL_WINDOW: u64 = 10;
 const CREDIT_STREAMS: u32 = 1;
 
 /// Settings of a connection before it is admitted, with at most `in_flight` bytes sent and not acknowledged;
-/// [`admit`] opens the windows.
+/// [`admit`] lets it have streams, and [`window`] is what it may hold once its peer is heard.
 pub(super) fn quic(config: &TransportConfig, in_flight: usize) -> Result<QuicConfig, BindError> {
     let idle = IdleTimeout::try_from(config.idle_timeout)
         .map_err(|_| BindError::Config(format!("idle_timeout of {:?} is too long", config.idle_timeout)))?;
@@ -66,15 +66,15 @@ pub(super) fn endpoint(config: &TransportConfig, key: CidKey) -> Result<Endpoint
     Ok(endpoint)
 }
 
-/// Opens the windows of an authenticated connection.
+/// Lets the peer of an authenticated connection open streams, and have on its way what it may before it is heard.
 pub(super) fn admit(connection: &quinn::Connection, config: &TransportConfig) {
-    connection.set_receive_window(window(config));
+    connection.set_receive_window(window(config).min(VarInt::from_u32(config.unheard)));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(config.max_streams));
 }
 
 // Room for everything that credit allows, of both classes, and for the credit stream: an honest peer is held
 // back by credit alone, so data that nobody reads cannot stop control, and priorities decide what goes first.
-fn window(config: &TransportConfig) -> VarInt {
+pub(super) fn window(config: &TransportConfig) -> VarInt {
     let credit = config.control_credit.bytes.saturating_add(config.data_credit.bytes);
     VarInt::from_u64(credit.saturating_add(UNADMITTED_WINDOW.into())).unwrap_or(VarInt::MAX)
 }

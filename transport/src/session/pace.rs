@@ -2,7 +2,7 @@
 //!
 //! Streams have a rate, and so has every kind of message whose honest frequency follows from time. What comes faster is not
 //! refused but heard late: it keeps its credit meanwhile, so whoever floods runs out of credit and waits, and an honest burst
-//! loses nothing. What follows from progress (pushes, pulls, reports of steps) has no rate here: whoever hears it knows what
+//! loses nothing. Who keeps on being late floods, and what waits behind its flood is late too: it is cut off. What follows from progress (pushes, pulls, reports of steps) has no rate here: whoever hears it knows what
 //! the work can need.
 //!
 //! Invariants:
@@ -11,6 +11,7 @@
 //! 2. Who stays within the rate never waits.
 //! 3. No wait is longer than `MOST_OWED` messages take.
 //! 4. Memory is bounded by the kinds of the policy.
+//! 5. Of what is late, no more than a burst and one a second is heard.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,10 +21,14 @@ use crate::budget::{Bucket, Rate};
 /// Messages of one kind that may wait at a time, one for each stream: as many streams as one identity may have open.
 const MOST_OWED: u32 = 1024;
 
+/// Messages that may be late in all: half a second of one stream's, at the least rate there is, after a burst of many seconds'.
+const LATE: Rate = Rate { per_second: 1, burst: 32 };
+
 /// One identity's rates.
 #[derive(Debug)]
 pub struct Pace {
     streams: Bucket,
+    late: Bucket,
     kinds: BTreeMap<u8, Bucket>,
 }
 
@@ -31,7 +36,7 @@ impl Pace {
     /// With that rate of streams; kinds bring theirs.
     #[must_use]
     pub fn new(streams: Rate, now: Duration) -> Pace {
-        Pace { streams: Bucket::full(streams, now), kinds: BTreeMap::new() }
+        Pace { streams: Bucket::full(streams, now), late: Bucket::full(LATE, now), kinds: BTreeMap::new() }
     }
 
     /// How long until the next stream may be taken.
@@ -42,6 +47,11 @@ impl Pace {
     /// A stream was taken.
     pub fn stream_taken(&mut self, now: Duration) {
         self.streams.charge(now, 1, MOST_OWED);
+    }
+
+    /// A message is late; whether one more may be.
+    pub fn late(&mut self, now: Duration) -> bool {
+        self.late.take(now)
     }
 
     /// How long a message that has come must wait until it is heard.
@@ -82,6 +92,14 @@ mod tests {
         }
         assert_eq!(pace.stream_due(ms(0)), ms(100));
         assert_eq!(pace.stream_due(ms(100)), ms(0));
+    }
+
+    /// Invariant 5.
+    #[test]
+    fn who_keeps_on_being_late_is_told_apart() {
+        let mut pace = Pace::new(RATE, ms(0));
+        assert_eq!((0..1000).filter(|_| pace.late(ms(0))).count(), 32);
+        assert!(!pace.late(ms(999)) && pace.late(ms(1000)));
     }
 
     /// Invariant 3.

@@ -158,7 +158,7 @@ const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Invariants 1 and 2.
 #[test]
 fn floods_keep_to_their_rates_and_connections_that_live_pass() {
-    let mut sieve = Sieve::new(key(), Vec::new(), at(0));
+    let mut sieve = Sieve::new(key(), Vec::new(), true, at(0));
     let (new, old, stray) = (long(0x00, 1, &[5; 12], 1200), short(&ours()), short(&[1; 8]));
     let (mut newcomers, mut strays) = (0, 0);
     for packet in 0..50_000 {
@@ -177,7 +177,7 @@ fn floods_keep_to_their_rates_and_connections_that_live_pass() {
 
 #[test]
 fn one_source_does_not_use_up_anothers_rate() {
-    let mut sieve = Sieve::new(key(), Vec::new(), at(0));
+    let mut sieve = Sieve::new(key(), Vec::new(), true, at(0));
     let new = long(0x00, 1, &[5; 12], 1200);
     for packet in 0..10_000 {
         sieve.passes(Duration::from_micros(packet * 100), HOME, &new);
@@ -189,7 +189,7 @@ fn one_source_does_not_use_up_anothers_rate() {
 
 #[test]
 fn the_kernel_is_called_in_and_let_go() {
-    let mut sieve = Sieve::new(key(), vec!["127.0.0.0/8".parse().unwrap()], at(0));
+    let mut sieve = Sieve::new(key(), vec!["127.0.0.0/8".parse().unwrap()], true, at(0));
     assert_eq!((sieve.program(), sieve.adjusted(at(0))), (None, false));
     let foreign = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     let flood = |sieve: &mut Sieve, now| {
