@@ -13,9 +13,6 @@ use std::time::Duration;
 
 use testudo_transport::{Bucket, Rate};
 
-/// What comes beside progress: answers to what is asked again after a change of members.
-const SPARE: Rate = Rate { per_second: 64, burst: 1024 };
-
 /// Steps' worth that may be taken ahead of progress: workers may begin four steps ahead of the last complete one, and what
 /// a lost worker had begun is done again.
 const AHEAD: u64 = 8;
@@ -29,11 +26,17 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Full, where a step of training needs at most `a_step`.
+    /// Full, where a step of training needs at most `a_step`, with `spare` for what comes beside progress: what is asked again.
     #[must_use]
-    pub fn new(a_step: u64, now: Duration) -> Allowance {
+    pub fn new(a_step: u64, spare: Rate, now: Duration) -> Allowance {
         let most = a_step.saturating_mul(AHEAD);
-        Allowance { most, left: most, spare: Bucket::full(SPARE, now) }
+        Allowance { most, left: most, spare: Bucket::full(spare, now) }
+    }
+
+    /// Full again, where from now on a step needs `a_step`: members have changed, and what others had begun is done again.
+    pub fn renew(&mut self, a_step: u64) {
+        self.most = a_step.saturating_mul(AHEAD);
+        self.left = self.most;
     }
 
     /// Progress was made that may need so many.
@@ -59,11 +62,13 @@ mod tests {
 
     use super::*;
 
+    const SPARE: Rate = Rate { per_second: 64, burst: 1024 };
+
     /// Invariants 1 and 3.
     #[test]
     fn a_flood_gets_what_is_allowed_and_no_more() {
         let now = Duration::from_secs(5);
-        let mut allowance = Allowance::new(10, now);
+        let mut allowance = Allowance::new(10, SPARE, now);
         let taken = |allowance: &mut Allowance, now| (0..100_000).filter(|_| allowance.take(now)).count();
         assert_eq!(taken(&mut allowance, now), 80 + 1024);
         allowance.earn(10);
@@ -71,13 +76,15 @@ mod tests {
         assert_eq!(taken(&mut allowance, now + Duration::from_secs(1)), 64);
         allowance.earn(u64::MAX);
         assert_eq!(taken(&mut allowance, now), 80);
+        allowance.renew(3);
+        assert_eq!(taken(&mut allowance, now), 24);
     }
 
     proptest! {
         /// Invariant 2: steps of an honest worker, as far ahead of progress as it may be, whatever time passes.
         #[test]
         fn an_honest_member_is_never_refused(a_step in 1u64..50, gaps in prop::collection::vec(0u64..3, 1..200)) {
-            let mut allowance = Allowance::new(a_step, Duration::ZERO);
+            let mut allowance = Allowance::new(a_step, SPARE, Duration::ZERO);
             let (mut done, mut begun) = (0, 0);
             for ahead in gaps {
                 while begun < done + ahead {

@@ -132,6 +132,10 @@ pub trait WorkerSetup: Send {
     /// Where the final model goes.
     fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink>;
 
+    /// Called when the scheduler has admitted the worker, with what it shows to servers and its line to the scheduler: a test may
+    /// say more under its name than it does itself.
+    fn joined(&mut self, _secret: &Secret, _scheduler: &Outbox) {}
+
     /// The arithmetic, just built; a test may watch it.
     fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
         compute
@@ -265,6 +269,7 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let index = own_index(&options)?;
         setup.prepare().map_err(NodeError::Environment)?;
         let Joined { signed, scheduler, from_scheduler, secret } = join(&options, None).await?;
+        setup.joined(&secret, &scheduler);
         let Derived { job, map, names, parameters } = derive(signed.open(&options.identity)?)?;
         let (train, test) = setup.data(&job).map_err(NodeError::Environment)?;
         let plan = Plan::new(&job);

@@ -1,6 +1,6 @@
 //! Messages on their way to a peer: an actor posts without ever waiting, a task sends.
 //!
-//! 1. What waits for a peer is bounded in messages and in payload bytes, over all its streams together.
+//! 1. What waits for a peer is bounded in messages and in bytes, over all its streams together.
 //! 2. A peer for whom more would wait does not read what it asked for: its connection is closed.
 
 use std::sync::Arc;
@@ -27,14 +27,14 @@ struct Counts {
 }
 
 impl Budget {
-    /// At most so many messages, with so many bytes of payload in all; a single message may always wait.
+    /// At most so many messages, with so many bytes of bodies and payloads in all; a single message may always wait.
     #[must_use]
     pub fn new(max_messages: usize, max_bytes: usize) -> Budget {
         let (messages, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Budget(Arc::new(Counts { messages, bytes, max_messages, max_bytes }))
     }
 
-    /// Messages alone: for senders whose payloads are bounded by other means.
+    /// Messages alone: for peers that are trusted to read, and payloads that are bounded by other means.
     #[must_use]
     pub fn messages(max_messages: usize) -> Budget {
         Budget::new(max_messages, usize::MAX)
@@ -98,7 +98,7 @@ impl Outbox {
     /// Posts a message and drops `held` once it has been handed to the transport.
     pub fn post_holding(&self, mut message: Outgoing, held: Option<Box<dyn Send>>) {
         message.traceparent = message.traceparent.or_else(testudo_observability::current_traceparent);
-        match self.budget.take(message.payload.len()) {
+        match self.budget.take(message.body.len() + message.payload.len()) {
             Some(taken) => {
                 let _ = self.queue.send(Posted { message, _taken: taken, _held: held });
             }

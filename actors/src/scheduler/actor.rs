@@ -13,25 +13,24 @@ use self::audited::Recorded;
 use crate::allowance::Allowance;
 use crate::audit::{self, Base64, Entry, Hex};
 use crate::checkpoint::{Commit, Committed};
-use crate::hear::hear;
 use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
 };
-use crate::outbox::{Budget, Outbox};
+use crate::outbox::Outbox;
 use crate::scheduler::ledger;
 use crate::scheduler::refusals::RefusalLog;
 use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
 use crate::time::Clock;
 
+mod accept;
 mod allowed;
 mod audited;
 mod inbox;
 
-/// Orders that may wait for one member: it reads them as they come, and a member that does not is cut off.
-const MAX_ORDERS: usize = 1024;
+pub use accept::order_bytes;
 
 /// How long a scheduler whose run is over stays for members and operators that have not left yet.
 const LINGER: Duration = Duration::from_secs(5);
@@ -384,7 +383,13 @@ impl Actor for SchedulerActor {
                 }
             }
         }
-        self.runtime.spawn(accept(self.network.clone(), mailbox, self.runtime.clone()));
+        let doors = accept::Doors {
+            network: self.network.clone(),
+            mailbox,
+            runtime: self.runtime.clone(),
+            most: accept::orders_of(self.core.job()),
+        };
+        self.runtime.spawn(doors.run());
         tick(self, context);
     }
 }
@@ -419,7 +424,7 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             }
             Mail::Opened { link, peer, connection, outbox } => {
                 let (follows, recorded) = (None, Recorded::default());
-                let allowance = Allowance::new(self.words_a_step(), self.clock.now().0);
+                let allowance = Allowance::new(self.words_a_step(), allowed::SPARE, self.clock.now().0);
                 self.links.insert(
                     link,
                     Link {
@@ -468,35 +473,4 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             }
         }
     }
-}
-
-async fn accept(network: Network, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
-    let mut link = 0;
-    while let Some(connection) = network.accept().await {
-        link += 1;
-        runtime.spawn(serve(connection, link, mailbox.clone(), runtime.clone()));
-    }
-}
-
-/// A peer of the scheduler has one stream, which it opens.
-async fn serve(connection: Connection, link: u64, mailbox: Mailbox<SchedulerActor>, runtime: Handle) {
-    let Ok((sender, receiver)) = connection.accept().await else { return };
-    let outbox = Outbox::new(connection.clone(), sender, Budget::messages(MAX_ORDERS), &runtime);
-    let (peer, watched) = (connection.peer().clone(), connection.clone());
-    if mailbox.deliver(Mail::Opened { link, peer, connection, outbox }).await.is_err() {
-        return;
-    }
-    let heard = hear(receiver, mailbox, |heard| match heard {
-        Ok(message) => Mail::Said { link, message },
-        Err(reason) => Mail::Gone { link, reason },
-    });
-    tokio::pin!(heard);
-    tokio::select! {
-        () = &mut heard => return,
-        second = watched.accept() => if second.is_ok() {
-            watched.blame(Cause::Flood, CloseCode::Policy, "opens a second stream to the scheduler, which hears one");
-        },
-    }
-    drop(watched);
-    heard.await;
 }

@@ -19,8 +19,9 @@ use crate::message::{
 };
 use crate::node::NodeError;
 use crate::outbox::Outbox;
+use crate::server::allowances::Allowances;
 use crate::server::compute::{self, Checkpointing, Work};
-use crate::server::serve::{Allowances, LiveWorkers, ReplyTo, Serving, answer_pull};
+use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
 use crate::server::writer;
 use crate::server::{Effect, Input, ServerCore, SliceMath, Store};
 use crate::signer::Signer;
@@ -28,6 +29,8 @@ use crate::time::Clock;
 
 /// Answers that may wait for one worker beside two for each slice: refusals and acknowledgements of duplicates.
 const SPARE_ANSWERS: usize = 1024;
+/// Bytes that the body of an answer takes at most.
+const ANSWER: usize = 64;
 
 /// What comes to the actor.
 #[derive(Debug)]
@@ -118,7 +121,8 @@ impl ServerActor {
     /// A shell; `over` is told how it ended.
     #[must_use]
     pub fn new(parts: ServerParts, over: oneshot::Sender<Result<(), NodeError>>) -> ServerActor {
-        let allowances = Allowances::new(parts.slices, parts.job.logical_shards);
+        let allowances = Allowances::new(parts.slices, parts.job.slice_bytes);
+        let max_answers = parts.slices * 2 + SPARE_ANSWERS;
         ServerActor {
             core: parts.core,
             clock: Clock::start(),
@@ -136,8 +140,8 @@ impl ServerActor {
             from_scheduler: Some(parts.from_scheduler),
             live: LiveWorkers::default(),
             allowances,
-            max_answers: parts.slices * 2 + SPARE_ANSWERS,
-            max_bytes: parts.bytes,
+            max_answers,
+            max_bytes: parts.bytes + max_answers * ANSWER,
             serving: tracing::info_span!("serve"),
             follows_run: false,
             over: Some(over),
@@ -222,8 +226,9 @@ impl ServerActor {
                     // Without OpenTelemetry there is no parent to set; the span is then a root.
                     let _ = testudo_observability::set_remote_parent(&self.serving, run);
                 }
+                // Allowances first: whoever is served has one.
+                self.allowances.renew(&membership.leases);
                 self.live.set(&membership);
-                self.allowances.renew();
                 self.drive(context, Input::Membership(membership));
             }
             CheckpointOrder::KIND => {

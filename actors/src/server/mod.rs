@@ -4,6 +4,7 @@
 //! [`Store`] holds the versions that connections read; [`actor`] is the actix shell around them.
 
 pub mod actor;
+mod allowances;
 mod compute;
 mod core;
 mod math;

@@ -4,7 +4,7 @@
 //! 2. What the store has is answered on the stream's own task; everything else is the core's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use testudo_kernels::Codec;
@@ -13,7 +13,6 @@ use testudo_transport::{
 };
 use tokio::runtime::Handle;
 
-use crate::allowance::Allowance;
 use crate::incarnation;
 use crate::link::Network;
 use crate::mailbox::Mailbox;
@@ -21,8 +20,8 @@ use crate::message::{Body, Hello, Membership, Pull, PullRefusal, PullRefused, Pu
 use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
+use crate::server::allowances::Allowances;
 use crate::server::{Input, PushInput, Store, StoreMiss};
-use crate::time::Clock;
 
 /// How long a worker that has connected may take to say who it is: it says so at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -63,45 +62,6 @@ impl LiveWorkers {
     fn is(&self, worker: u32, commitment: &[u8; 32]) -> bool {
         let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
         live.get(&worker).is_some_and(|expected| incarnation::same(expected, commitment))
-    }
-}
-
-/// What each worker may still ask: as much as the versions that there were can need.
-#[derive(Clone, Debug)]
-pub(super) struct Allowances {
-    clock: Clock,
-    slices: u64,
-    of_slice: u64,
-    by_worker: Arc<Mutex<BTreeMap<u32, Allowance>>>,
-}
-
-impl Allowances {
-    /// For a server of so many slices, in a tree of so many shards.
-    pub(super) fn new(slices: usize, shards: u32) -> Allowances {
-        // Of each version a push for every shard at most, a pull, and one that is asked again.
-        let of_slice = u64::from(shards) + 2;
-        Allowances { clock: Clock::start(), slices: slices as u64, of_slice, by_worker: Arc::default() }
-    }
-
-    /// A slice has a new version.
-    pub(super) fn earn(&self) {
-        self.lock().values_mut().for_each(|allowance| allowance.earn(self.of_slice));
-    }
-
-    /// Members have changed: what others had begun is done again.
-    pub(super) fn renew(&self) {
-        let most = self.of_slice.saturating_mul(self.slices);
-        self.lock().values_mut().for_each(|allowance| allowance.earn(most));
-    }
-
-    /// Takes one request of `worker`, which holds a lease: so there are no more entries than the job has workers.
-    fn take(&self, worker: u32) -> bool {
-        let (now, a_step) = (self.clock.now().0, self.of_slice.saturating_mul(self.slices));
-        self.lock().entry(worker).or_insert_with(|| Allowance::new(a_step, now)).take(now)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Allowance>> {
-        self.by_worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

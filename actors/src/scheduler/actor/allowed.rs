@@ -1,11 +1,14 @@
 //! How much a worker may say of its work: see [`crate::allowance`].
 
-use testudo_transport::Role;
+use testudo_transport::{Rate, Role};
 
 use super::SchedulerActor;
 use crate::message::{
     Body, Contributions, Countersigned, EvaluationResult, Exported, Given, NodeDone, Testimony,
 };
+
+/// What a worker may say beside its steps: results of evaluations, answers to what is asked again after a change of members.
+pub(super) const SPARE: Rate = Rate { per_second: 64, burst: 1024 };
 
 impl SchedulerActor {
     /// The most that a worker may have to say of one step: nodes done, at most one for each shard and again for what it took over,
