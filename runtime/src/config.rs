@@ -18,6 +18,7 @@ mod check;
 pub mod docs;
 pub mod keys;
 mod limits;
+mod memory;
 mod nearest;
 mod problem;
 mod read;

@@ -13,7 +13,7 @@ use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{
     CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, Resume, TrainAndTest,
 };
-use testudo_transport::{BindError, CreditConfig, KeyExchange, TransportConfig};
+use testudo_transport::{BindError, CreditConfig, KeyExchange, Role, TransportConfig};
 
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
@@ -25,15 +25,17 @@ use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
 /// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
 const SPARE_STREAMS: u32 = 4;
 
-/// The transport's settings for a node of `config` that binds `listen`.
+/// The transport's settings for a node of `config` in that role that binds `listen` and holds `data` bytes of examples. Who has
+/// no business being dialled only dials.
 #[must_use]
-pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
+pub fn transport(config: &Config, role: Role, listen: SocketAddr, data: u64) -> TransportConfig {
     let credit = CreditConfig {
         bytes: config.transport.max_in_flight_bytes,
         messages: u64::from(config.transport.max_in_flight_messages),
     };
-    config.limit(TransportConfig {
+    let settings = TransportConfig {
         listen,
+        accepts: !matches!(role, Role::Worker | Role::Operator),
         mtu: config.network.mtu,
         idle_timeout: Duration::from_millis(config.transport.idle_timeout_ms),
         // Three chances before an idle connection counts as dead.
@@ -45,7 +47,8 @@ pub fn transport(config: &Config, listen: SocketAddr) -> TransportConfig {
             config::KeyExchange::PqFirst => KeyExchange::PqFirst,
         },
         ..TransportConfig::default()
-    })
+    };
+    config.limit(settings, role, data)
 }
 
 /// Finds out whether every address that `config` has the scheduler and the servers bind is free, so that a cluster that
@@ -88,6 +91,9 @@ pub fn data(config: &Config) -> Result<Mnist, DataError> {
 pub fn read_data(config: &Config, files: &Files) -> Result<Mnist, DataError> {
     let config::Model::Mlp { inputs, classes, .. } = config.model;
     let config::Data::Mnist { path, mean, std } = &config.data;
+    if let Some(why) = config.too_little_memory(Role::Worker, files.announced_bytes()) {
+        return Err(DataError::Memory(why));
+    }
     let data = Mnist::read(files, classes, Normalisation { mean: *mean, std: *std })?;
     let found = data.train.input_elements();
     if found != inputs {

@@ -226,7 +226,8 @@ async fn train(
 fn operator_network(config: &Config, operator: &Identity) -> Result<Network, Failure> {
     let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
     let listen = std::net::SocketAddr::new(config.network.listen.ip(), 0);
-    let endpoint = Endpoint::bind(&transport(config, listen), operator.clone(), Arc::new(policy));
+    let endpoint =
+        Endpoint::bind(&transport(config, Role::Operator, listen, 0), operator.clone(), Arc::new(policy));
     Ok(Network::Quic(endpoint.map_err(Failure::failed)?))
 }
 

@@ -118,7 +118,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         NodeRole::Server => config.network.server_listen(index),
         NodeRole::Worker => SocketAddr::new(config.network.listen.ip(), 0),
     };
-    let network = bind(&config, &identity, listen, runtime.handle())?;
+    let network = bind(&config, &identity, (role, inputs.data_bytes()), listen, runtime.handle())?;
     runtime.spawn(rotation::follow(identity.clone(), source));
     println!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
@@ -143,7 +143,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         }
 
         Inputs::Server { key } => node.server(key),
-        Inputs::Worker { setup } => node.worker(setup),
+        Inputs::Worker { setup, .. } => node.worker(setup),
     };
     if let Err(failure) = &result {
         tracing::error!("{}", in_words(&failure.message));
@@ -176,7 +176,7 @@ fn needs(role: NodeRole, run_dir: &RunDir, config: &Config, source: &Source) -> 
 enum Inputs {
     Scheduler(Box<SchedulerInputs>),
     Server { key: Option<KeyFile> },
-    Worker { setup: Box<dyn WorkerSetup> },
+    Worker { setup: Box<dyn WorkerSetup>, data: u64 },
 }
 
 struct SchedulerInputs {
@@ -225,19 +225,28 @@ impl Inputs {
             }
             NodeRole::Server => Ok(Inputs::Server { key }),
             NodeRole::Worker => {
-                let setup = match setup {
-                    Some(setup) => setup,
+                let (setup, data): (Box<dyn WorkerSetup>, u64) = match setup {
+                    Some(setup) => (setup, 0),
                     None => {
                         let config::Data::Mnist { path, .. } = &config.data;
                         let files = match data {
                             Some(handed) => Files::of_descriptors(path, handed),
                             None => data_files(config).map_err(Failure::misconfigured)?,
                         };
-                        Box::new(Setup::new(config.clone(), run_dir.model()).with_files(files))
+                        let bytes = files.announced_bytes();
+                        (Box::new(Setup::new(config.clone(), run_dir.model()).with_files(files)), bytes)
                     }
                 };
-                Ok(Inputs::Worker { setup })
+                Ok(Inputs::Worker { setup, data })
             }
+        }
+    }
+
+    /// Bytes of examples that the node will hold.
+    fn data_bytes(&self) -> u64 {
+        match self {
+            Inputs::Worker { data, .. } => *data,
+            Inputs::Scheduler(_) | Inputs::Server { .. } => 0,
         }
     }
 }
@@ -340,13 +349,17 @@ fn folder_of(file: &Path) -> PathBuf {
 fn bind(
     config: &Config,
     identity: &Identity,
+    (role, data): (Role, u64),
     listen: SocketAddr,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Network, Failure> {
+    if let Some(why) = config.too_little_memory(role, data) {
+        return Err(Failure::misconfigured(why));
+    }
     let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
     let _inside = runtime.enter();
     heed_crl(config, identity)?;
-    let endpoint = Endpoint::bind(&transport(config, listen), identity.clone(), Arc::new(policy))
+    let endpoint = Endpoint::bind(&transport(config, role, listen, data), identity.clone(), Arc::new(policy))
         .map_err(Failure::misconfigured)?;
     if let Some(path) = &config.security.crl {
         endpoint.follow_crl(path).map_err(|e| crl_refused(path, &e))?;

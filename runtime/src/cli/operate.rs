@@ -289,8 +289,8 @@ impl Site {
     async fn network(&self) -> Result<Network, Failure> {
         let listen = SocketAddr::new(self.local_ip().await?, 0);
         let transport = match &self.config {
-            Some(config) => transport(config, listen),
-            None => TransportConfig { listen, ..TransportConfig::default() },
+            Some(config) => transport(config, Role::Operator, listen, 0),
+            None => TransportConfig { listen, accepts: false, ..TransportConfig::default() },
         };
         // What operators say and hear is as large whatever the size of slices.
         let slice_bytes = self.config.as_ref().map_or(1 << 20, |c| c.transport.slice_bytes);

@@ -6,22 +6,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use testudo_kernels::robust::MOST_VOTES;
+use testudo_transport::Role;
 
 use super::Config;
+use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
-
-/// Bytes that travel with a slice at most: prelude, header and MAC.
-const FRAME_OVERHEAD: u64 = 4 << 10;
-
-/// The least credit in bytes with which slices can travel: the transport lets one message take three quarters of it, so
-/// that a large one does not wait for every byte to be given back.
-fn least_credit(slice_bytes: u32) -> u64 {
-    (u64::from(slice_bytes) + FRAME_OVERHEAD).div_ceil(3) * 4
-}
 
 /// Reports everything that does not fit together.
 pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem>) {
@@ -76,24 +69,12 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
         },
     );
     votes(config, &mut report);
-    let (granted, least) = (config.shares().data_credit, least_credit(transport.slice_bytes));
-    report(
-        &["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"],
-        config.limits.memory_mib.is_some_and(|mib| config.votes_bytes() <= mib << 20)
-            && transport.max_in_flight_bytes >= least
-            && granted < least,
-        &|| {
-            format!(
-                "`limits.memory_mib` leaves each peer a credit of {granted} bytes, and one slice with its frame takes {least} \
-                 (`transport.slice_bytes` is {}){}; raise it, or lower `transport.slice_bytes`",
-                transport.slice_bytes,
-                match config.votes_bytes() {
-                    0 => String::new(),
-                    kept => format!(", {} MiB being kept for votes", kept.div_ceil(1 << 20)),
-                }
-            )
-        },
-    );
+    let memory = ["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"];
+    let roles = [Role::Scheduler, Role::Server, Role::Worker];
+    // How much a worker's data takes is known when it has them.
+    if let Some(why) = roles.into_iter().find_map(|role| config.too_little_memory(role, 0)) {
+        report(&memory, true, &|| why.clone());
+    }
     for (path, timeout) in [
         ("cluster.heartbeat_timeout_ms", cluster.heartbeat_timeout_ms),
         ("transport.idle_timeout_ms", transport.idle_timeout_ms),
@@ -128,7 +109,7 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     allowed(config, &mut report);
 }
 
-/// A robust rule needs enough votes, one of each worker, and room to keep them apart.
+/// A robust rule needs enough votes, one of each worker.
 fn votes(config: &Config, report: &mut Report<'_>) {
     let (workers, shards) = (config.cluster.workers, config.training.logical_shards);
     let rule = crate::job::aggregation(&config.training);
@@ -157,19 +138,6 @@ fn votes(config: &Config, report: &mut Report<'_>) {
             format!(
                 "`training.aggregation` is {rule}, under which every worker has one vote, but `training.logical_shards` is \
                  {shards} for {workers} workers: set it to {workers}"
-            )
-        },
-    );
-    let kept = config.votes_bytes();
-    let room = config.limits.memory_mib.map_or(u64::MAX, |mib| mib << 20);
-    report(
-        &["limits.memory_mib", "training.aggregation", "cluster.workers", "cluster.servers"],
-        kept > room,
-        &|| {
-            format!(
-                "`training.aggregation` is {rule}, for which a server keeps {} MiB of {workers} workers' votes, more than \
-                 `limits.memory_mib`: raise it, or use more servers",
-                kept.div_ceil(1 << 20)
             )
         },
     );

@@ -173,6 +173,9 @@ pub enum DataError {
         /// What the model takes.
         expected: usize,
     },
+    /// A worker that holds them cannot keep to `limits.memory_mib`.
+    #[error("{0}")]
+    Memory(String),
     /// Training and test images differ in size.
     #[error("{}: test images have {test} pixels (rows x columns), training images {train}", path.display())]
     Dimensions {

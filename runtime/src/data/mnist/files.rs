@@ -4,10 +4,12 @@
 //! moves a descriptor's position, which all its holders share.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
 
 use super::DataError;
 
@@ -18,6 +20,9 @@ const NAMES: [&str; 4] = [
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 ];
+
+/// How a file of images begins.
+const IMAGES: u64 = 0x803;
 
 /// One open file.
 #[derive(Debug)]
@@ -59,6 +64,13 @@ impl Files {
         self.0.each_ref().map(|open| open.file.as_fd())
     }
 
+    /// Bytes of pixels and labels that their headers announce; what cannot be read counts as nothing, and is told when it is read.
+    #[must_use]
+    pub fn announced_bytes(&self) -> u64 {
+        let [train, _, test, _] = &self.0;
+        [train, test].into_iter().map(OpenFile::announced_bytes).fold(0, u64::saturating_add)
+    }
+
     pub(super) fn all(&self) -> &[OpenFile; Files::COUNT] {
         &self.0
     }
@@ -88,6 +100,24 @@ impl OpenFile {
         &self.path
     }
 
+    /// For a file of images: their pixels, and a label each.
+    fn announced_bytes(&self) -> u64 {
+        let mut header = [0; 16];
+        let zipped = MultiGzDecoder::new(BufReader::with_capacity(512, self.whole())).read_exact(&mut header);
+        if zipped.is_err() && self.whole().read_exact(&mut header).is_err() {
+            return 0;
+        }
+        let word = |at: usize| {
+            let bytes = header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+            u64::from(u32::from_be_bytes(bytes.unwrap_or_default()))
+        };
+        if word(0) != IMAGES {
+            return 0;
+        }
+        let images = word(4);
+        images.saturating_mul(word(8)).saturating_mul(word(12)).saturating_add(images)
+    }
+
     pub(super) fn whole(&self) -> Whole<'_> {
         Whole { file: &self.file, at: 0 }
     }
@@ -111,6 +141,21 @@ impl Read for Whole<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As many bytes as the headers say, gzipped or not; files that are none announce nothing.
+    #[test]
+    fn what_will_be_held_is_known_before_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        NAMES.iter().for_each(|name| std::fs::write(folder.path().join(name), name).unwrap());
+        assert_eq!(Files::open(folder.path()).unwrap().announced_bytes(), 0);
+        let images: Vec<u8> =
+            [0x803_u32, 60_000, 28, 28].iter().flat_map(|word| word.to_be_bytes()).collect();
+        std::fs::write(folder.path().join(NAMES[0]), &images).unwrap();
+        let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut zip, &images).unwrap();
+        std::fs::write(folder.path().join(NAMES[2]), zip.finish().unwrap()).unwrap();
+        assert_eq!(Files::open(folder.path()).unwrap().announced_bytes(), 2 * 60_000 * (784 + 1));
+    }
 
     /// Invariant 5 of the module above: a removed file is read, again and again, also through a copy of its descriptor.
     #[test]

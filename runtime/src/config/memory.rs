@@ -1,0 +1,195 @@
+//! What a node may occupy: `limits.memory_mib`, and how it is shared out.
+//!
+//! 1. What a node of any role needs for itself, and all that its peers may make it hold, come to the limit together at most.
+//! 2. A limit that leaves a peer less than one slice on its way is refused, with the least that does.
+//!
+//! Estimates of what a node needs for itself are upper bounds, from the job alone; a worker adds its data.
+
+use testudo_actors::scheduler::actor::order_bytes;
+use testudo_transport::{Role, TransportConfig};
+
+use super::{Config, OptimizerRule};
+
+/// The program with its threads and buffers, handshakes under way (256 of some 100 KiB), tables and lists.
+const PROGRAM: u64 = 64 << 20;
+/// One part in so many of what peers may occupy is left to the allocator: it rounds sizes up, and keeps what was freed a moment.
+const SLACK: u64 = 8;
+/// Peers of a scheduler beside its members: operators.
+const OPERATORS: u64 = 8;
+/// Peers of a server beside workers and the scheduler: nodes that have no business with it, until they are turned away.
+const STRANGERS: u64 = 4;
+/// Connections that each peer may have without taking another's memory: one that lives, and one that has not timed out yet.
+const CONNECTIONS_EACH: u64 = 2;
+/// Bytes that travel with a slice at most: prelude, header and MAC.
+const FRAME_OVERHEAD: u64 = 4 << 10;
+/// Slices that a worker has under way to servers at most.
+const SLICES_UNDER_WAY: u64 = 32;
+/// Examples of a part of the test set.
+const EVALUATED: u64 = 1024;
+/// How much larger than its content a buffer that grew with a file may be.
+const GROWN: u64 = 2;
+
+/// The least credit in bytes with which slices can travel: the transport lets one message take three quarters of it, so
+/// that a large one does not wait for every byte to be given back.
+pub(super) fn least_credit(slice_bytes: u32) -> u64 {
+    (u64::from(slice_bytes) + FRAME_OVERHEAD).div_ceil(3) * 4
+}
+
+/// What a node's peers are granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// A peer's credit for data.
+    pub(super) data_credit: u64,
+    /// Bytes that may wait to be sent to one peer.
+    pub(super) answers: u64,
+    /// What all peers together may occupy.
+    pub(super) memory: u64,
+}
+
+impl Config {
+    fn parameter_bytes(&self) -> u64 {
+        // A model that is none is refused elsewhere.
+        let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
+        parameters
+            .iter()
+            .fold(0_u64, |sum, p| sum.saturating_add(p.shape.elements() as u64))
+            .saturating_mul(4)
+    }
+
+    /// Bytes of parameters that a server holds at most: an eighth above its part, and a slice.
+    fn server_bytes(&self) -> u64 {
+        let all = self.parameter_bytes();
+        let part = all / u64::from(self.cluster.servers).max(1);
+        part.saturating_add(part / 8).saturating_add(u64::from(self.transport.slice_bytes)).min(all)
+    }
+
+    /// Bytes of votes that a server keeps at most, under a robust rule: all workers' for what it holds. Under the mean,
+    /// contributions are summed as they come: 0.
+    pub(super) fn votes_bytes(&self) -> u64 {
+        match crate::job::aggregation(&self.training).hostile() {
+            Some(_) => self.server_bytes().saturating_mul(u64::from(self.cluster.workers)),
+            None => 0,
+        }
+    }
+
+    /// Bytes that a node of that role needs for itself, `data` bytes of examples among them if it is a worker.
+    fn own_bytes(&self, role: Role, data: u64) -> u64 {
+        let shards = u64::from(self.training.logical_shards);
+        let needs = match role {
+            Role::Server => {
+                let state = match self.optimizer.rule {
+                    OptimizerRule::Sgd => 0,
+                    OptimizerRule::Momentum { .. } | OptimizerRule::Nesterov { .. } => 1,
+                    OptimizerRule::Adam { .. } | OptimizerRule::AdamW { .. } => 2,
+                };
+                let (kept, votes) = (&self.checkpoint, self.votes_bytes());
+                let snapshot = if kept.at_end || kept.every_steps > 0 { 1 + state } else { 0 };
+                // Of sums that wait for their sibling there is one for every second shard at most.
+                let sums = if votes > 0 { 0 } else { shards.div_ceil(2) };
+                // Two versions, the next, and what goes with them.
+                self.server_bytes().saturating_mul(3 + state + sums + snapshot).saturating_add(votes)
+            }
+            Role::Worker => {
+                // Two versions, a shard's gradient, its file, and sums along one path of the tree.
+                let copies = 4 + u64::from(shards.max(1).ilog2()) + 1;
+                let examples = (u64::from(self.training.batch_size) / shards.max(1)).max(EVALUATED) + 1;
+                let widths = self.widths().saturating_mul(2 * 4);
+                let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);
+                let all = self.parameter_bytes();
+                all.saturating_mul(copies)
+                    .saturating_add(examples.saturating_mul(widths))
+                    .saturating_add(sent.min(all.saturating_mul(2)))
+                    .saturating_add(data.saturating_mul(GROWN))
+            }
+            _ => 0,
+        };
+        needs.saturating_add(PROGRAM)
+    }
+
+    /// Numbers that the model computes for one example, its inputs among them.
+    fn widths(&self) -> u64 {
+        let super::Model::Mlp { inputs, hidden, classes } = &self.model;
+        let hidden = hidden.iter().fold(0_u64, |sum, width| sum.saturating_add(*width as u64));
+        hidden.saturating_add(*inputs as u64).saturating_add(*classes as u64)
+    }
+
+    /// Connections that a node of that role has memory for.
+    fn connections(&self, role: Role) -> u64 {
+        let (workers, servers) = (u64::from(self.cluster.workers), u64::from(self.cluster.servers));
+        let peers = match role {
+            Role::Server => workers + 1 + STRANGERS,
+            Role::Worker => servers + 1,
+            _ => workers + servers + OPERATORS,
+        };
+        peers * CONNECTIONS_EACH
+    }
+
+    /// Bytes that may wait to be sent to one peer, beside what its windows hold: a server's are its parameters, a scheduler's its
+    /// orders. A worker's peers are trusted, and what it sends them counts as its own.
+    fn answer_bytes(&self, role: Role) -> u64 {
+        match role {
+            Role::Server => self.server_bytes(),
+            Role::Worker => 0,
+            _ => {
+                let members = u64::from(self.cluster.workers) + u64::from(self.cluster.servers);
+                order_bytes(members, u64::from(self.training.logical_shards))
+            }
+        }
+    }
+
+    fn connection_bytes(&self, role: Role, data_credit: u64) -> u64 {
+        let control = TransportConfig::DEFAULT_CONTROL_CREDIT.bytes;
+        // What comes and what goes each take the credit of both classes.
+        let windows = control.saturating_add(data_credit).saturating_mul(2);
+        windows.saturating_add(self.answer_bytes(role)).saturating_add(TransportConfig::CONNECTION)
+    }
+
+    /// The memory that a node of that role shares out among its peers, each peer's credit cut to its share of it; or what their
+    /// credit comes to.
+    pub(super) fn shares(&self, role: Role, data: u64) -> Shares {
+        let (asked, answers) = (self.transport.max_in_flight_bytes, self.answer_bytes(role));
+        let limit = self.limits.memory_mib.filter(|_| role != Role::Operator);
+        let Some(mib) = limit else {
+            let memory = self.connections(Role::Scheduler).saturating_mul(self.connection_bytes(role, asked));
+            return Shares { data_credit: asked, answers, memory };
+        };
+        let room = (mib << 20).saturating_sub(self.own_bytes(role, data));
+        let memory = room - room / SLACK;
+        let each = (memory / self.connections(role)).saturating_sub(self.connection_bytes(role, 0));
+        Shares { data_credit: asked.min(each / 2), answers, memory }
+    }
+
+    /// The least `limits.memory_mib` with which a node of that role can work, and how much of it is for itself.
+    fn least_mib(&self, role: Role, data: u64) -> (u64, u64) {
+        let credit = least_credit(self.transport.slice_bytes).min(self.transport.max_in_flight_bytes);
+        let peers = self.connections(role).saturating_mul(self.connection_bytes(role, credit));
+        let own = self.own_bytes(role, data);
+        // A connection's share is rounded down, and so is the allocator's part.
+        let room = peers.saturating_add(peers.div_ceil(SLACK - 1)).saturating_add(SLACK);
+        (own.saturating_add(room).div_ceil(1 << 20), own.div_ceil(1 << 20))
+    }
+
+    /// Why a node of that role, with `data` bytes of examples, cannot keep to the limit; `None` if it can.
+    pub(crate) fn too_little_memory(&self, role: Role, data: u64) -> Option<String> {
+        let limit = self.limits.memory_mib?;
+        let (least, own) = self.least_mib(role, data);
+        let votes = match self.votes_bytes() {
+            kept if kept > 0 && role == Role::Server => {
+                format!(" ({} MiB being kept for votes)", kept.div_ceil(1 << 20))
+            }
+            _ => String::new(),
+        };
+        (limit < least).then(|| {
+            format!(
+                "`limits.memory_mib` is {limit}, and a {role} of this job takes {least}: {own} for itself{votes}, and for each of \
+                 {} connections credit for a slice (`transport.slice_bytes` is {}) and for control messages; use at least {least}, \
+                 or lower `transport.slice_bytes`",
+                self.connections(role),
+                self.transport.slice_bytes
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+use std::path::Path;
+
+use testudo_actors::placement::SliceMap;
+
+use super::*;
+
+const FILE: &str = r#"
+[model]
+kind = "mlp"
+inputs = 784
+classes = 10
+
+[data]
+kind = "mnist"
+path = "data/mnist"
+"#;
+
+const ROLES: [Role; 3] = [Role::Scheduler, Role::Server, Role::Worker];
+
+fn parse(overrides: &[&str]) -> Config {
+    Config::parse(FILE, Path::new("/cluster/mnist.toml"), overrides).unwrap()
+}
+
+/// What the transport would promise to one connection.
+fn promise(config: &Config, role: Role, data: u64) -> TransportConfig {
+    config.limit(TransportConfig::default(), role, data)
+}
+
+const JOBS: [&[&str]; 6] = [
+    &[],
+    &["cluster.workers=4", "cluster.servers=3", "optimizer.kind=adam"],
+    &["cluster.workers=4", "training.aggregation=median"],
+    &["training.logical_shards=64", "model.hidden=[4096, 4096]"],
+    &["transport.slice_bytes=64", "model.hidden=[]"],
+    &["transport.max_in_flight_bytes=65536", "transport.slice_bytes=4096", "checkpoint.at_end=false"],
+];
+
+/// Invariants 1 and 2, at the least that is taken and above.
+#[test]
+fn what_is_shared_out_and_what_a_node_needs_come_to_the_limit_at_most() {
+    for (job, role, data) in JOBS.iter().flat_map(|job| ROLES.map(|role| (job, role, 55 << 20))) {
+        let mut config = parse(job);
+        let (least, own) = config.least_mib(role, data);
+        config.limits.memory_mib = Some(least - 1);
+        let why = config.too_little_memory(role, data).unwrap();
+        assert!(why.contains(&format!("use at least {least}")) && why.contains(role.as_str()), "{why}");
+        for limit in [least, least + 1, 2 * least, 100 * least] {
+            config.limits.memory_mib = Some(limit);
+            assert_eq!(config.too_little_memory(role, data), None);
+            let granted = promise(&config, role, data);
+            let all = granted.promise() * config.connections(role);
+            assert!(all <= granted.memory, "{job:?} {role} {limit}: {all} of {granted:?}");
+            let taken = config.own_bytes(role, data) + granted.memory;
+            assert!(taken <= limit << 20, "{job:?} {role} {limit}: {taken}, {own} MiB its own");
+            let credit = least_credit(config.transport.slice_bytes).min(config.transport.max_in_flight_bytes);
+            assert!(granted.data_credit.bytes >= credit, "{job:?} {role} {limit}: {granted:?}");
+        }
+    }
+}
+
+/// Without a limit every peer has the credit that is configured, and room for it.
+#[test]
+fn without_a_limit_there_is_room_for_every_peers_credit() {
+    for (job, role) in JOBS.iter().flat_map(|job| ROLES.map(|role| (job, role))) {
+        let config = parse(job);
+        assert_eq!(config.too_little_memory(role, u64::MAX), None);
+        let granted = promise(&config, role, u64::MAX);
+        assert_eq!(granted.data_credit.bytes, config.transport.max_in_flight_bytes);
+        assert!(granted.promise() * config.connections(role) <= granted.memory, "{job:?} {role}");
+    }
+}
+
+/// What is set aside for a server's answers is what it may let wait: all of its parameters.
+#[test]
+fn answers_have_room_for_all_that_a_server_keeps() {
+    for job in JOBS {
+        let config = parse(job);
+        let parameters = crate::job::model(&config.model).parameters().unwrap();
+        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
+        let servers: Vec<u32> = (0..config.cluster.servers).collect();
+        let map = SliceMap::new(&elements, config.transport.slice_bytes, &servers).unwrap();
+        for server in servers {
+            let kept: usize = map.of_server(server).map(|slice| slice.elements * 4).sum();
+            assert!(kept as u64 <= config.answer_bytes(Role::Server), "{job:?}: {kept}");
+        }
+    }
+}
