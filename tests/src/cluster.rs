@@ -187,6 +187,12 @@ pub struct ToySetup {
 }
 
 impl ToySetup {
+    /// As a job has it.
+    #[must_use]
+    pub fn plain() -> ToySetup {
+        ToySetup { adapt: None, lie: None }
+    }
+
     /// With arithmetic that `adapt` wraps.
     #[must_use]
     pub fn adapted(adapt: Adapt) -> ToySetup {
@@ -307,9 +313,10 @@ impl Cluster {
             let mut setup = (wiring.checkpoints)(index);
             nodes.push((id, std::thread::spawn(move || run_server(options, order, setup.as_mut()))));
         }
+        let dialling = TransportConfig { accepts: false, ..site.transport.clone() };
         for index in (0..site.job.workers).filter(|index| !wiring.absent.contains(index)) {
             let identity = site.identity(Role::Worker, &index.to_string());
-            let network = site.network(&identity);
+            let network = site.network_with(&identity, &dialling);
             (wiring.networks)(&network);
             let mut setup = ToySetup { adapt: (wiring.adapt)(index), lie: (wiring.lie)(index) };
             let runtime = site.runtime.handle().clone();

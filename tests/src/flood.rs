@@ -4,6 +4,7 @@
 //! measured with it, and a bounded one runs in every test run.
 
 mod datagrams;
+pub mod inside;
 mod peers;
 
 use std::net::{IpAddr, SocketAddr};
@@ -47,10 +48,32 @@ pub enum Attack {
     BadMacs,
     /// It pushes without a lease, as much as it is granted, and connects again.
     Pushes,
+    /// A worker that takes part ([`inside`]) pushes what it has pushed, over and over.
+    Duplicates,
+    /// It pulls what it has, over and over, and reads it.
+    Pulls,
+    /// It pulls on every stream that it may have, and reads nothing.
+    NeverReads,
+    /// It keeps streams open with half a push each.
+    HalfPushes,
+    /// It reports what nobody asked for.
+    Reports,
+    /// It says that it lives, over and over.
+    Heartbeats,
 }
 
 impl Attack {
-    /// Every attack, by the name it goes by.
+    /// What a worker that takes part does, by the name it goes by; see [`inside`].
+    pub const INSIDE: [(&'static str, Attack); 6] = [
+        ("duplicates", Attack::Duplicates),
+        ("pulls", Attack::Pulls),
+        ("never-reads", Attack::NeverReads),
+        ("half-pushes", Attack::HalfPushes),
+        ("reports", Attack::Reports),
+        ("heartbeats", Attack::Heartbeats),
+    ];
+
+    /// Every other attack, by the name it goes by.
     pub const ALL: [(&'static str, Attack); 16] = [
         ("busy", Attack::Busy),
         ("garbage", Attack::Garbage),
@@ -116,7 +139,7 @@ impl Done {
     }
 }
 
-/// Attacks every target by turns, until `done` says stop.
+/// Attacks every target by turns, until `done` says stop; what a worker that takes part does is [`inside`]'s.
 pub fn run(attack: Attack, attacker: &Attacker, targets: &[Target], done: &Arc<Done>) {
     match attack {
         Attack::Busy => {

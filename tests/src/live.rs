@@ -6,7 +6,8 @@
 //!
 //! 1. A [case](Live::case) passes if its attack ended as it should and steps were completed while it ran and after it.
 //! 2. [`Live::finish`] passes if every case did, the run ends with the `params_blake3` of an undisturbed one and no worker lost,
-//!    no node restarted, panicked or failed, and no node's peak of resident memory has grown by more than [`MEMORY`].
+//!    no node restarted, panicked or failed, and no node's peak of resident memory has grown by more than [`MEMORY`], or is
+//!    above [`LIMIT_MIB`].
 //! 3. Every case that failed is named.
 //! 4. One cluster at a time is under attack in a process: what floods one would starve the others.
 
@@ -29,7 +30,7 @@ use testudo_actors::operator::Line;
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{JobSpec, NodeError};
-use testudo_transport::Role;
+use testudo_transport::{Role, TransportConfig};
 
 use crate::cluster::{Adapt, Links, Site, ToySetup};
 use crate::process;
@@ -61,6 +62,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// By how much an attack may raise a node's peak of resident memory: what a few peers' credit (as the cluster file below
 /// grants it), handshakes and allocators may take.
 pub const MEMORY: u64 = 48 << 20;
+
+/// What a node may occupy in all: what the cluster file says, so that every peer has the credit below.
+pub const LIMIT_MIB: u64 = 640;
 
 /// Bytes that one peer may have on their way to a node.
 pub const IN_FLIGHT: u64 = 4 << 20;
@@ -307,6 +311,10 @@ impl Live {
                         let what = format!("{}: memory grew by {} MiB", node.id.short(), grown >> 20);
                         failed.push(what);
                     }
+                    if now > LIMIT_MIB << 20 {
+                        let what = format!("{}: {} MiB are over its limit", node.id.short(), now >> 20);
+                        failed.push(what);
+                    }
                 }
             }
         }
@@ -391,7 +399,9 @@ impl Live {
     fn worker(&self, index: u32) -> JoinHandle<Result<(), NodeError>> {
         let identity = self.site.identity(Role::Worker, &index.to_string());
         let options = NodeOptions {
-            network: self.site.network(&identity),
+            network: self
+                .site
+                .network_with(&identity, &TransportConfig { accepts: false, ..self.site.transport.clone() }),
             identity,
             scheduler: self.nodes[0].address.to_string(),
             advertise: None,
@@ -469,6 +479,7 @@ fn write_config(folder: &Path) -> PathBuf {
     );
     let text = text
         .replace("slice_bytes = 1024", &transport)
+        .replace("[model]", &format!("[limits]\nmemory_mib = {LIMIT_MIB}\n\n[model]"))
         .replace("name = \"small\"", "name = \"toy\"\ntrust_domain = \"test.local\"");
     std::fs::write(&file, text).unwrap();
     file

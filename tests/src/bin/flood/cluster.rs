@@ -16,10 +16,28 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const DOMAIN: &str = "testudo.local";
 const JOB: &str = "mnist";
 const BATCH: usize = 256;
+/// MiB that each node may occupy in all. The least that the job with two workers is taken with is 364 (a scheduler of it says so
+/// when it is given less): 64 for itself, and 22 connections with a slice of 1 MiB on its way; this is a twentieth more.
+pub(crate) const CEILING_MIB: u64 = 384;
 /// Between two questions of the operator.
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 const NODES: [(Role, &str); 3] =
     [(Role::Scheduler, "scheduler"), (Role::Server, "server"), (Role::Worker, "worker")];
+
+/// What of a job differs. Every worker but the first is played by an attacker.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    workers: u32,
+    shards: u32,
+    steps: u32,
+}
+
+/// Attacked from outside.
+pub(crate) const ATTACKED: Shape = Shape { workers: 1, shards: 4, steps: 1500 };
+/// With an attacker that takes part: two workers are quicker than one.
+pub(crate) const SHARED: Shape = Shape { workers: 2, shards: 2, steps: 2500 };
+/// The same job without it.
+pub(crate) const ALONE: Shape = Shape { workers: 1, ..SHARED };
 
 /// Identities, the cluster file and the program.
 pub(crate) struct Place {
@@ -29,7 +47,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(program: &Path) -> Place {
+    pub(crate) fn new(program: &Path, Shape { workers, shards, steps }: Shape) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let ca = JobCa::create(DOMAIN, JOB, DAY).unwrap();
         let foreign = JobCa::create(DOMAIN, JOB, DAY).unwrap();
@@ -39,6 +57,7 @@ impl Place {
             ("worker", &ca, Role::Worker, "0"),
             ("operator", &ca, Role::Operator, "0"),
             ("malicious", &ca, Role::Worker, "9"),
+            ("inside", &ca, Role::Worker, "1"),
             ("foreign", &foreign, Role::Worker, "0"),
         ] {
             let id = SpiffeId::new(DOMAIN, JOB, role, index).unwrap();
@@ -47,21 +66,16 @@ impl Place {
         let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
         let text = format!(
-            "[job]\nname = \"{JOB}\"\n[cluster]\nscheduler = \"{free}\"\n[network.scheduler]\nlisten = \"{free}\"\n\
-             [training]\nepochs = 1000\nmax_steps = 1500\nbatch_size = {BATCH}\n[model]\nkind = \"mlp\"\ninputs = 784\n\
+            "[job]\nname = \"{JOB}\"\n[limits]\nmemory_mib = {CEILING_MIB}\n[cluster]\nworkers = {workers}\nscheduler = \"{free}\"\n[network.scheduler]\nlisten = \"{free}\"\n\
+             [training]\nepochs = 1000\nmax_steps = {steps}\nbatch_size = {BATCH}\nlogical_shards = {shards}\n[model]\nkind = \"mlp\"\ninputs = 784\n\
              hidden = [512, 512]\nclasses = 10\n[optimizer]\nkind = \"nesterov\"\nlearning_rate = 0.1\n\
              [data]\nkind = \"mnist\"\npath = {data:?}\n"
         );
         std::fs::write(folder.path().join("cluster.toml"), text).unwrap();
         let place = Place { folder, program: program.to_owned(), scheduler: free.to_string() };
-        let job = place
-            .command()
-            .arg("job")
-            .arg(place.file("cluster.toml"))
-            .arg("--identity")
-            .arg(place.file("operator"))
-            .output();
-        let job = job.unwrap();
+        let mut job = place.command();
+        job.arg("job").arg(place.file("cluster.toml")).arg("--identity").arg(place.file("operator"));
+        let job = job.output().unwrap();
         assert!(job.status.success(), "{job:?}");
         place
     }
@@ -111,7 +125,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(place: &Place) -> Cluster {
+    /// Starts every node but those that `attacker`, given identities and addresses by turns, is to play, and waits until they train.
+    pub(crate) fn start(place: &Place, attacker: impl FnOnce(&[OsString])) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let (mut nodes, mut targets) = (Vec::new(), Vec::new());
         for (role, name) in NODES {
@@ -138,6 +153,7 @@ impl Cluster {
         }
         let probes = Arc::new(Mutex::new(Vec::new()));
         let cluster = Cluster { dir, nodes, targets, probes };
+        attacker(&cluster.targets);
         while cluster.steps() == 0 {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -212,27 +228,31 @@ impl Cluster {
         probes
     }
 
-    /// The most that any node has had in memory, in MiB.
-    pub(crate) fn largest(&self) -> f64 {
+    /// The most that each node has had in memory, in MiB, by name.
+    pub(crate) fn peaks(&self) -> Vec<(&'static str, f64)> {
         let of = |pid: u32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
             line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or(f64::NAN)
         };
-        self.nodes.iter().map(|node| of(node.id()) / 1024.0).fold(0.0, f64::max)
+        let nodes = self.nodes.iter().zip(NODES);
+        nodes.map(|(node, (_, name))| (name, of(node.id()) / 1024.0)).collect()
     }
 
-    /// Waits until the run is over, in order, by the same processes that began it.
-    pub(crate) fn finish(&mut self) -> String {
+    /// Waits until the run is over, in order, by the same processes that began it. Nobody may be lost but who attacks; whether that
+    /// was.
+    pub(crate) fn finish(&mut self) -> (String, bool) {
         for node in &mut self.nodes {
             let status = node.wait().unwrap();
             assert!(status.success(), "a node ended with {status}; logs in {}", self.dir.path().display());
         }
         let log = std::fs::read_to_string(self.dir.path().join("scheduler.log")).unwrap_or_default();
-        assert!(!log.contains("was lost"), "a node was lost: {log}");
+        let lost = log.matches("was lost").count();
+        let attacker = log.matches("worker/1 was lost").count();
+        assert_eq!(lost, attacker, "a node was lost: {log}");
         // The model's bytes are its parameters in name order, and what the job says of it.
         let model = std::fs::read(self.dir.path().join("checkpoint/final/model.safetensors")).unwrap();
-        blake3::hash(&model).to_hex().chars().take(12).collect()
+        (blake3::hash(&model).to_hex().chars().take(12).collect(), attacker > 0)
     }
 }
 

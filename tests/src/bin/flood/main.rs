@@ -5,19 +5,19 @@
 //! target/release/flood measure target/release/testudo [ATTACK ...]
 //! ```
 //!
-//! The cluster is pinned to the first core, the attacker, which is this program again, to the second.
+//! The cluster is pinned to the first core, the attacker, which is this program again, to the second. Every node may occupy
+//! [`cluster::CEILING_MIB`]; one that has occupied more is named, and the program fails.
 
+mod attacker;
 mod cluster;
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, Place};
-use testudo_tests::flood::{Attack, Attacker, Done, Target, run};
-use testudo_transport::{Identity, SpiffeId};
+use cluster::{ALONE, ATTACKED, CEILING_MIB, Cluster, Place, Rate, SHARED};
+use testudo_tests::flood::Attack;
 
 /// How long the cluster trains before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -38,69 +38,92 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["measure", program, ref names @ ..] => measure(Path::new(program), names),
-        ["attack", name, dir, from, ref targets @ ..] => attack(name, Path::new(dir), from, targets),
+        ["attack", name, dir, from, ref targets @ ..] => {
+            attacker::attack(name, Path::new(dir), from, targets)
+        }
         _ => {
-            let names: Vec<&str> = Attack::ALL.iter().map(|(name, _)| *name).collect();
+            let all = Attack::ALL.iter().chain(&Attack::INSIDE);
+            let names: Vec<&str> = all.map(|(name, _)| *name).collect();
             eprintln!("flood measure TESTUDO [ATTACK ...]\nattacks: {}", names.join(", "));
             ExitCode::from(2)
         }
     }
 }
 
-/// Attacks until standard input ends; prints how often.
-fn attack(name: &str, dir: &Path, from: &str, targets: &[&str]) -> ExitCode {
-    let (_, attack) = Attack::ALL.into_iter().find(|(known, _)| *known == name).unwrap();
-    let targets: Vec<Target> = targets
-        .chunks(2)
-        .map(|pair| Target { id: SpiffeId::parse(pair[0]).unwrap(), address: pair[1].parse().unwrap() })
-        .collect();
-    let load = |name: &str| Arc::new(Identity::load(&dir.join(name)).unwrap());
-    let attacker =
-        Attacker { from: from.parse().unwrap(), identity: load("malicious"), foreign: load("foreign") };
-    let done = Arc::new(Done::default());
-    let ending = Arc::clone(&done);
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        ending.stop.store(true, Ordering::Relaxed);
-    });
-    run(attack, &attacker, &targets, &done);
-    println!("{}", done.sent.load(Ordering::Relaxed));
-    ExitCode::SUCCESS
-}
-
 /// Runs the cluster once for each attack, and prints a row of the table for each.
 fn measure(program: &Path, names: &[&str]) -> ExitCode {
-    let place = Place::new(program);
+    let chosen = |name: &str| names.is_empty() || names.contains(&name);
+    let mut over = Vec::new();
     println!(
-        "| attack | a second | samples/s before | during | ratio | others' share | control p50 | p99 | most | largest RSS | model |"
+        "| attack | a second | samples/s before | during | ratio | others' share | control p50 | p99 | most | scheduler, server, \
+         worker, of {CEILING_MIB} MiB | model | attacker lost |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for (name, _) in Attack::ALL.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let place = Place::new(program, ATTACKED);
+    for (name, _) in Attack::ALL.iter().filter(|(name, _)| chosen(name)) {
         for _ in 0..TRIES {
-            if row(&place, name) {
+            if outside(&place, name, &mut over) {
                 break;
             }
         }
     }
-    ExitCode::SUCCESS
+    let inside: Vec<&str> =
+        Attack::INSIDE.iter().map(|(name, _)| *name).filter(|name| chosen(name)).collect();
+    if !inside.is_empty() {
+        let (alone, place) = (Place::new(program, ALONE), Place::new(program, SHARED));
+        // What the honest worker does when the job is its own: the measure for what it does with an attacker beside it.
+        let mut cluster = Cluster::start(&alone, |_| ());
+        std::thread::sleep(WARM_UP);
+        let quiet = cluster.rate(QUIET);
+        let (model, _) = cluster.finish();
+        println!(
+            "without an attacker, one worker: {:.0} samples/s, others {:.2}, model {model}",
+            quiet.samples, quiet.others
+        );
+        inside.iter().for_each(|name| from_inside(&place, name, quiet, &mut over));
+    }
+    if over.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    over.iter().for_each(|what| eprintln!("{what}"));
+    ExitCode::FAILURE
 }
 
-/// One run; whether it was undisturbed but by the attack.
-fn row(place: &Place, name: &str) -> bool {
-    let mut cluster = Cluster::start(place);
-    std::thread::sleep(WARM_UP);
-    let quiet = cluster.rate(QUIET);
-    let mut attacker = Command::new("taskset")
+fn spawn(place: &Place, name: &str, targets: &[std::ffi::OsString]) -> Child {
+    Command::new("taskset")
         .args(["-c", "1"])
         .arg(std::env::current_exe().unwrap())
         .args(["attack", name])
         .arg(place.dir())
         .arg(ATTACKER)
-        .args(cluster.targets())
+        .args(targets)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// One run attacked from outside; whether it was undisturbed but by the attack.
+fn outside(place: &Place, name: &str, over: &mut Vec<String>) -> bool {
+    let mut cluster = Cluster::start(place, |_| ());
+    std::thread::sleep(WARM_UP);
+    let quiet = cluster.rate(QUIET);
+    let attacker = spawn(place, name, cluster.targets());
+    row(&mut cluster, attacker, (name, quiet), over);
+    quiet.others < DISTURBED
+}
+
+/// One run of which the attacker is a part.
+fn from_inside(place: &Place, name: &str, quiet: Rate, over: &mut Vec<String>) {
+    let mut attacker = None;
+    let mut cluster = Cluster::start(place, |targets| attacker = Some(spawn(place, name, targets)));
+    std::thread::sleep(WARM_UP);
+    row(&mut cluster, attacker.unwrap(), (name, quiet), over);
+}
+
+/// Has the attacker attack, and prints what came of it.
+fn row(cluster: &mut Cluster, mut attacker: Child, (name, quiet): (&str, Rate), over: &mut Vec<String>) {
+    attacker.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     let began = Instant::now();
     std::thread::sleep(SETTLING);
     cluster.forget_probes();
@@ -108,13 +131,14 @@ fn row(place: &Place, name: &str) -> bool {
     let probes = cluster.probes();
     drop(attacker.stdin.take());
     let seconds = began.elapsed().as_secs_f64();
+    let peaks = cluster.peaks();
+    let (model, lost) = cluster.finish();
     let output = attacker.wait_with_output().unwrap().stdout;
     let sent: f64 = String::from_utf8_lossy(&output).trim().parse().unwrap_or(f64::NAN);
-    let rss = cluster.largest();
-    let model = cluster.finish();
     let at = |share: f64| probes.get((probes.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+    let resident: Vec<String> = peaks.iter().map(|(_, mib)| format!("{mib:.0}")).collect();
     println!(
-        "| {name} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2}, {:.2} | {:.1} ms | {:.1} ms | {:.1} ms | {rss:.0} MiB | {model} |",
+        "| {name} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2}, {:.2} | {:.1} ms | {:.1} ms | {:.1} ms | {} MiB | {model} | {} |",
         sent / seconds,
         quiet.samples,
         flooded.samples,
@@ -124,6 +148,15 @@ fn row(place: &Place, name: &str) -> bool {
         at(0.5),
         at(0.99),
         probes.last().copied().unwrap_or(f64::NAN),
+        resident.join(", "),
+        if lost { "yes" } else { "no" },
     );
-    quiet.others < DISTURBED
+    for (node, mib) in peaks {
+        // What is not known is not below the ceiling either.
+        if mib.is_nan() || mib > CEILING_MIB as f64 {
+            over.push(format!(
+                "{name}: the {node} has occupied {mib:.0} MiB, and may occupy {CEILING_MIB} (limits.memory_mib)"
+            ));
+        }
+    }
 }
