@@ -159,6 +159,8 @@ async fn member(attack: Attack, attacker: &Attacker, target: &Target, done: &Don
             let prelude = Prelude { kind: Push::KIND, header_len: 300, payload_len: 1 << 20 }.encode();
             let stream = peer.stream_with(&prelude).await;
             let Some((mut send, _)) = stream else { return };
+            // Its beginning is an attempt: of the rest, a node that has not heard its sender takes little.
+            done.add(1);
             let some = vec![7; 64 << 10];
             while goes_on() && send.write_all(&some).await.is_ok() {
                 done.add(1);
