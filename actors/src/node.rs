@@ -75,7 +75,7 @@ pub enum NodeError {
     /// The scheduler turned this node away.
     #[error("the scheduler turned this node away: {0}")]
     TurnedAway(String),
-    /// Others trust this node no longer: its certificate is revoked, or has ended.
+    /// Others trust this node no longer: its certificate is revoked, or has ended, or a flood came under its name.
     #[error("this node is trusted no longer: {0}")]
     Untrusted(String),
     /// The connection to the scheduler ended before the run did.

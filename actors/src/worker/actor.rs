@@ -315,11 +315,11 @@ impl WorkerActor {
         }
     }
 
-    /// Whether a server hung up because this node is trusted no longer.
+    /// Whether a server hung up because this node is trusted no longer, or asks, under its name, for more than its work can need.
     fn is_cut_off(&self, server: u32) -> bool {
         let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
-        let untrusted = CloseCode::Untrusted.number();
-        matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if code == untrusted)
+        let for_cause = [CloseCode::Untrusted, CloseCode::Credit].map(CloseCode::number);
+        matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
     }
 
     /// The operator hears of it through the scheduler, which then ends the run.
@@ -409,7 +409,7 @@ impl Handler<Letter<Mail>> for WorkerActor {
                     self.fatal(format!("server/{server} misbehaved: {what}"));
                 }
             }
-            // A node that was revoked is lost, and no reason for the run to end.
+            // A node that was revoked, or taken for a flood, is lost, and no reason for the run to end.
             Mail::ServerGone { server, why } if self.is_cut_off(server) => {
                 self.end(context, Err(NodeError::Untrusted(why)));
             }
