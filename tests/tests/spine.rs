@@ -160,11 +160,11 @@ fn a_peer_that_never_reads_costs_its_credit_and_is_cut_off() {
         let peak = Arc::new(AtomicU64::new(before));
         let watch = watch(pid, Arc::clone(&peak));
 
-        let (mut asked, mut cut_off, mut told) = (0, 1, 0);
+        let (mut asked, mut cut_off, mut told) = (0, 0, 0);
         let mut silent = Silent::dial(&networks[1], address, &id).await;
         for _ in 0..VERSIONS {
-            // One round of every slice a stream, and several streams a version.
-            for _ in 0..8 {
+            // One round of every slice a stream, and two streams a version: no more than a worker's allowance leaves.
+            for _ in 0..2 {
                 if silent.connection.stats().messages_sent > 0
                     && let Ok(why) = tokio::time::timeout(Duration::ZERO, silent.connection.closed()).await
                 {
@@ -178,17 +178,9 @@ fn a_peer_that_never_reads_costs_its_credit_and_is_cut_off() {
             complete_step(&mut lanes, &map, epoch, version, &zeros).await;
             version += 1;
         }
-        let why = in_time("the server to cut it off", async {
-            while tokio::time::timeout(Duration::ZERO, silent.connection.closed()).await.is_err() {
-                asked += silent.ask(map.slices().iter().map(|s| Pull { slice: s.id, version })).await;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            silent.connection.closed().await
-        })
-        .await;
-        told += u32::from(cut_off_with_reason(&why));
         watch.store(true, Ordering::SeqCst);
-        assert!(asked > 1000, "{asked} pulls are no attack");
+        // Each is answered with 1 MiB: many times what may wait.
+        assert!(asked > 300, "{asked} pulls are no attack");
         assert!(told > 0, "it was cut off {cut_off} times and never told why");
         let grown = peak.load(Ordering::SeqCst) - before;
         let mib = |bytes: u64| bytes >> 20;
