@@ -1,33 +1,77 @@
-//! Which OpenTelemetry collector spans go to, from the standard environment variables.
+//! Which OpenTelemetry collector spans and metrics go to, from the standard environment variables.
 //!
 //! | variable | meaning here |
 //! |---|---|
-//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | base URL; `/v1/traces` is added |
-//! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | full URL for traces; wins over the base URL |
-//! | `OTEL_EXPORTER_OTLP_PROTOCOL`, `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` | only `http/protobuf` |
-//! | `OTEL_TRACES_EXPORTER` | `none` exports nothing; otherwise only `otlp` |
+//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | base URL; `/v1/traces` and `/v1/metrics` are added |
+//! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` | full URL of one signal; wins over the base URL |
+//! | `OTEL_EXPORTER_OTLP_PROTOCOL`, `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`, `OTEL_EXPORTER_OTLP_METRICS_PROTOCOL` | only `http/protobuf` |
+//! | `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` | `none` exports nothing of that signal; otherwise only `otlp` |
+//! | `OTEL_METRIC_EXPORT_INTERVAL` | milliseconds between two exports of metrics, from 100; 60000 if unset |
 //! | `OTEL_SDK_DISABLED` | `true` turns OpenTelemetry off: no export and no trace context |
-//! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_TRACES_SAMPLER`, headers, timeouts | as the OpenTelemetry SDK reads them |
+//! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_TRACES_SAMPLER`, headers, timeouts, temporality | as the OpenTelemetry SDK reads them |
 //!
 //! Invariants:
 //! 1. No endpoint, no exporter: nothing is sent anywhere that the operator did not name.
-//! 2. A failing collector costs the training nothing: spans go through a bounded queue that drops, and
-//!    the first failure is logged once, with what to check.
+//! 2. A failing collector costs the training nothing: spans go through a bounded queue that drops, metrics are numbers that are
+//!    kept anyway, and the first failure of each is logged once, with what to check.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod reported;
+
 use std::time::Duration;
 
-use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig as _};
+use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 
+use crate::metrics;
 use crate::setup::InitError;
+use reported::Reported;
 
-/// Path that the OTLP/HTTP specification adds to a base endpoint for traces.
-const TRACES_PATH: &str = "v1/traces";
 /// The one OTLP encoding built in.
 const PROTOCOL: &str = "http/protobuf";
+/// Between two exports of metrics, if nothing else is said (OpenTelemetry specification).
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest that may be asked for: exporting is not to be what a node does.
+pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+    /// Numbers.
+    Metrics,
+}
+
+impl Signal {
+    /// Path that the OTLP/HTTP specification adds to a base endpoint.
+    const fn path(self) -> &'static str {
+        match self {
+            Signal::Traces => "v1/traces",
+            Signal::Metrics => "v1/metrics",
+        }
+    }
+
+    /// The variable that names its exporter.
+    const fn exporter_variable(self) -> &'static str {
+        match self {
+            Signal::Traces => "OTEL_TRACES_EXPORTER",
+            Signal::Metrics => "OTEL_METRICS_EXPORTER",
+        }
+    }
+}
+
+/// What the environment says of one signal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Export {
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`.
+    pub endpoint: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` or `OTEL_EXPORTER_OTLP_METRICS_PROTOCOL`, else `OTEL_EXPORTER_OTLP_PROTOCOL`.
+    pub protocol: Option<String>,
+    /// `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER`.
+    pub exporter: Option<String>,
+}
 
 /// The environment variables that [`crate::build`] obeys, read once, so that tests need not change the
 /// process's environment. `None` and the empty string both mean unset (OpenTelemetry specification).
@@ -37,12 +81,12 @@ pub struct Environment {
     pub log_filter: Option<String>,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub endpoint: Option<String>,
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`.
-    pub traces_endpoint: Option<String>,
-    /// `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`, else `OTEL_EXPORTER_OTLP_PROTOCOL`.
-    pub protocol: Option<String>,
-    /// `OTEL_TRACES_EXPORTER`.
-    pub exporter: Option<String>,
+    /// Where spans go.
+    pub traces: Export,
+    /// Where metrics go.
+    pub metrics: Export,
+    /// `OTEL_METRIC_EXPORT_INTERVAL`, in milliseconds.
+    pub interval: Option<String>,
     /// `OTEL_SDK_DISABLED`.
     pub sdk_disabled: Option<String>,
     /// `OTEL_SERVICE_NAME`.
@@ -53,13 +97,25 @@ impl Environment {
     /// The variables of this process.
     pub fn from_process() -> Self {
         let read = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let export = |endpoint, protocol, signal: Signal| Export {
+            endpoint: read(endpoint),
+            protocol: read(protocol).or_else(|| read("OTEL_EXPORTER_OTLP_PROTOCOL")),
+            exporter: read(signal.exporter_variable()),
+        };
         Self {
             log_filter: read(crate::LOG_FILTER_VARIABLE),
             endpoint: read("OTEL_EXPORTER_OTLP_ENDPOINT"),
-            traces_endpoint: read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-            protocol: read("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-                .or_else(|| read("OTEL_EXPORTER_OTLP_PROTOCOL")),
-            exporter: read("OTEL_TRACES_EXPORTER"),
+            traces: export(
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+                Signal::Traces,
+            ),
+            metrics: export(
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+                "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+                Signal::Metrics,
+            ),
+            interval: read("OTEL_METRIC_EXPORT_INTERVAL"),
             sdk_disabled: read("OTEL_SDK_DISABLED"),
             service_name: read("OTEL_SERVICE_NAME"),
         }
@@ -70,101 +126,104 @@ impl Environment {
         self.sdk_disabled.as_deref().is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
-    /// The full URL that traces are posted to, or `None` where nothing is exported.
+    /// The full URL that a signal is posted to, or `None` where nothing is exported.
     ///
     /// # Errors
     /// An exporter, protocol or URL scheme that this build cannot serve.
-    pub fn traces_url(&self) -> Result<Option<String>, InitError> {
+    pub fn url(&self, signal: Signal) -> Result<Option<String>, InitError> {
+        let export = match signal {
+            Signal::Traces => &self.traces,
+            Signal::Metrics => &self.metrics,
+        };
         if self.is_disabled() {
             return Ok(None);
         }
-        match self.exporter.as_deref().map(str::trim) {
+        match export.exporter.as_deref().map(str::trim) {
             Some("none") => return Ok(None),
             None | Some("otlp") => {}
-            Some(other) => return Err(InitError::Exporter { found: other.to_string() }),
+            Some(other) => {
+                let variable = signal.exporter_variable();
+                return Err(InitError::Exporter { variable, found: other.to_string() });
+            }
         }
-        let url = match (&self.traces_endpoint, &self.endpoint) {
+        let url = match (&export.endpoint, &self.endpoint) {
             (Some(full), _) => full.trim().to_string(),
-            (None, Some(base)) => format!("{}/{TRACES_PATH}", base.trim().trim_end_matches('/')),
+            (None, Some(base)) => format!("{}/{}", base.trim().trim_end_matches('/'), signal.path()),
             (None, None) => return Ok(None),
         };
-        if let Some(protocol) = self.protocol.as_deref().map(str::trim)
+        if let Some(protocol) = export.protocol.as_deref().map(str::trim)
             && protocol != PROTOCOL
         {
             return Err(InitError::Protocol { found: protocol.to_string() });
         }
         if url.starts_with("http://") { Ok(Some(url)) } else { Err(InitError::EndpointScheme { url }) }
     }
+
+    /// How long lies between two exports of metrics.
+    ///
+    /// # Errors
+    /// What is no number of milliseconds, or too few.
+    pub fn interval(&self) -> Result<Duration, InitError> {
+        let Some(text) = self.interval.as_deref().map(str::trim) else { return Ok(DEFAULT_INTERVAL) };
+        let interval = text.parse().map(Duration::from_millis).ok();
+        interval
+            .filter(|interval| *interval >= SHORTEST_INTERVAL)
+            .ok_or_else(|| InitError::Interval { found: text.to_string() })
+    }
+
+    fn resource(&self, role_name: &str) -> Resource {
+        let mut resource = Resource::builder();
+        if self.service_name.is_none() {
+            resource = resource.with_service_name("testudo");
+        }
+        resource
+            .with_attribute(opentelemetry::KeyValue::new("service.instance.id", role_name.to_string()))
+            .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build()
+    }
 }
 
-/// Whether this process's environment names a collector that spans go to, over TCP.
+/// Whether this process's environment names a collector, over TCP.
 #[must_use]
 pub fn exports() -> bool {
-    matches!(Environment::from_process().traces_url(), Ok(Some(_)))
+    let environment = Environment::from_process();
+    [Signal::Traces, Signal::Metrics].into_iter().any(|signal| matches!(environment.url(signal), Ok(Some(_))))
 }
 
 /// A tracer provider for the node `role_name`; it exports if and only if `environment` names an endpoint.
 /// Without one it still hands out trace ids, so that logs on different nodes can be matched, but marks
 /// them as not sampled.
-pub(crate) fn provider(role_name: &str, environment: &Environment) -> Result<SdkTracerProvider, InitError> {
-    let mut resource = Resource::builder();
-    if environment.service_name.is_none() {
-        resource = resource.with_service_name("testudo");
-    }
-    let resource = resource
-        .with_attribute(opentelemetry::KeyValue::new("service.instance.id", role_name.to_string()))
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .build();
-    let builder = SdkTracerProvider::builder().with_resource(resource);
-    let Some(url) = environment.traces_url()? else {
+pub(crate) fn tracer(role_name: &str, environment: &Environment) -> Result<SdkTracerProvider, InitError> {
+    let builder = SdkTracerProvider::builder().with_resource(environment.resource(role_name));
+    let Some(url) = environment.url(Signal::Traces)? else {
         let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
         return Ok(builder.with_sampler(sampler).build());
     };
-    let exporter = OtlpExporter::builder()
+    let exporter = SpanExporter::builder()
         .with_http()
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_endpoint(&url)
         .build()
         .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
-    Ok(builder.with_batch_exporter(Reported { inner: exporter, url, failures: AtomicU64::new(0) }).build())
+    Ok(builder.with_batch_exporter(Reported::new(exporter, url, "spans")).build())
 }
 
-/// An exporter that says in the log, once, that its collector does not take spans (invariant 2).
-#[derive(Debug)]
-struct Reported<E> {
-    inner: E,
-    url: String,
-    failures: AtomicU64,
-}
-
-impl<E: SpanExporter> SpanExporter for Reported<E> {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
-        let result = self.inner.export(batch).await;
-        if let Err(error) = &result
-            && self.failures.fetch_add(1, Ordering::Relaxed) == 0
-        {
-            tracing::warn!(
-                url = %self.url,
-                spans,
-                %error,
-                "the OpenTelemetry collector takes no spans: check that it runs and that the OTEL_EXPORTER_OTLP_* variables name it; further failures are not logged"
-            );
-        }
-        result
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
+/// A meter provider for the node `role_name`, if `environment` names an endpoint for metrics.
+pub(crate) fn meter(
+    role_name: &str,
+    environment: &Environment,
+) -> Result<Option<SdkMeterProvider>, InitError> {
+    let interval = environment.interval()?;
+    let Some(url) = environment.url(Signal::Metrics)? else { return Ok(None) };
+    let exporter = MetricExporter::builder()
+        .with_http()
+        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_endpoint(&url)
+        .build()
+        .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
+    let reader =
+        PeriodicReader::builder(Reported::new(exporter, url, "metrics")).with_interval(interval).build();
+    Ok(Some(metrics::provider(environment.resource(role_name), reader)))
 }
 
 #[cfg(test)]
@@ -178,85 +237,64 @@ mod tests {
     /// Invariant 1.
     #[test]
     fn nothing_is_exported_unless_asked() {
-        assert_eq!(Environment::default().traces_url().unwrap(), None);
-        let off = Environment { sdk_disabled: Some("TRUE".into()), ..with_endpoint("http://c:4318") };
-        assert_eq!(off.traces_url().unwrap(), None);
-        let none = Environment { exporter: Some("none".into()), ..with_endpoint("http://c:4318") };
-        assert_eq!(none.traces_url().unwrap(), None);
-        let on = Environment { sdk_disabled: Some("false".into()), ..with_endpoint("http://c:4318") };
-        assert!(on.traces_url().unwrap().is_some());
+        for signal in [Signal::Traces, Signal::Metrics] {
+            let asked = |environment: Environment| environment.url(signal).unwrap().is_some();
+            assert!(!asked(Environment::default()));
+            assert!(!asked(Environment {
+                sdk_disabled: Some("TRUE".into()),
+                ..with_endpoint("http://c:4318")
+            }));
+            assert!(asked(Environment {
+                sdk_disabled: Some("false".into()),
+                ..with_endpoint("http://c:4318")
+            }));
+        }
+        let none = Export { exporter: Some("none".into()), ..Export::default() };
+        let traces = Environment { metrics: none, ..with_endpoint("http://c:4318") };
+        assert_eq!(traces.url(Signal::Metrics).unwrap(), None);
+        assert_eq!(traces.url(Signal::Traces).unwrap().as_deref(), Some("http://c:4318/v1/traces"));
     }
 
     #[test]
     fn urls_follow_the_otlp_specification() {
-        let url = |environment: Environment| environment.traces_url().unwrap().unwrap();
+        let url = |environment: Environment| environment.url(Signal::Traces).unwrap().unwrap();
         assert_eq!(url(with_endpoint("http://c:4318")), "http://c:4318/v1/traces");
         assert_eq!(url(with_endpoint("http://c:4318/")), "http://c:4318/v1/traces");
         assert_eq!(url(with_endpoint("http://c:4318/otel")), "http://c:4318/otel/v1/traces");
-        let both = Environment {
-            traces_endpoint: Some("http://t:9/custom".into()),
-            ..with_endpoint("http://c:4318")
-        };
+        let own = Export { endpoint: Some("http://t:9/custom".into()), ..Export::default() };
+        let both = Environment { traces: own.clone(), ..with_endpoint("http://c:4318") };
+        assert_eq!(both.url(Signal::Metrics).unwrap().as_deref(), Some("http://c:4318/v1/metrics"));
         assert_eq!(url(both), "http://t:9/custom");
+        let alone = Environment { metrics: own, ..Environment::default() };
+        assert_eq!(alone.url(Signal::Metrics).unwrap().as_deref(), Some("http://t:9/custom"));
+        assert_eq!(alone.url(Signal::Traces).unwrap(), None);
     }
 
     #[test]
     fn what_cannot_be_served_is_refused() {
-        let grpc = Environment { protocol: Some("grpc".into()), ..with_endpoint("http://c:4317") };
-        assert!(grpc.traces_url().unwrap_err().to_string().contains("http/protobuf"));
-        let zipkin = Environment { exporter: Some("zipkin".into()), ..with_endpoint("http://c:4318") };
-        assert!(zipkin.traces_url().unwrap_err().to_string().contains("zipkin"));
+        let refused = |export: Export| {
+            let environment = Environment { metrics: export, ..with_endpoint("http://c:4317") };
+            environment.url(Signal::Metrics).unwrap_err().to_string()
+        };
+        let grpc = refused(Export { protocol: Some("grpc".into()), ..Export::default() });
+        assert!(grpc.contains("http/protobuf"), "{grpc}");
+        let other = refused(Export { exporter: Some("prometheus".into()), ..Export::default() });
+        assert!(other.contains("OTEL_METRICS_EXPORTER") && other.contains("prometheus"), "{other}");
         for url in ["https://c:4318", "c:4318", "ftp://c"] {
-            let error = with_endpoint(url).traces_url().unwrap_err().to_string();
+            let error = with_endpoint(url).url(Signal::Traces).unwrap_err().to_string();
             assert!(error.contains(url) && error.contains("http://"), "{error}");
         }
     }
 
-    #[derive(Debug)]
-    struct Refusing;
-
-    impl SpanExporter for Refusing {
-        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
-            Err(opentelemetry_sdk::error::OTelSdkError::InternalFailure("connection refused".into()))
-        }
-    }
-
-    #[derive(Clone, Default)]
-    struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Invariant 2: said once, with the address and the reason, and passed on as an error each time.
     #[test]
-    fn a_refusing_collector_is_logged_once() {
-        let log = Shared::default();
-        let (dispatch, _guard) = crate::build(
-            crate::Options::new("worker/1").with_log_writer(log.clone()),
-            &Environment::default(),
-        )
-        .unwrap();
-        let exporter =
-            Reported { inner: Refusing, url: "http://c:4318/v1/traces".into(), failures: AtomicU64::new(0) };
-        tracing::dispatcher::with_default(&dispatch, || {
-            for _ in 0..3 {
-                let mut export = std::pin::pin!(exporter.export(Vec::new()));
-                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-                let std::task::Poll::Ready(result) = export.as_mut().poll(&mut context) else {
-                    panic!("the fake exporter answers at once")
-                };
-                assert!(result.is_err());
-            }
-        });
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.contains("http://c:4318/v1/traces") && text.contains("connection refused"), "{text}");
+    fn an_interval_is_milliseconds_and_not_too_few() {
+        let every =
+            |text: &str| Environment { interval: Some(text.into()), ..Environment::default() }.interval();
+        assert_eq!(Environment::default().interval().unwrap(), DEFAULT_INTERVAL);
+        assert_eq!(every(" 100 ").unwrap(), SHORTEST_INTERVAL);
+        for wrong in ["0", "99", "-1", "1s", "1.5", "18446744073709551616"] {
+            let error = every(wrong).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("OTEL_METRIC_EXPORT_INTERVAL"), "{error}");
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! Logs, traces and the propagation of trace context for every Testudo process, and the audit log's chain.
+//! Logs, traces, metrics and the propagation of trace context for every Testudo process, and the audit log's chain.
 //!
 //! One call, [`init`], sets up `tracing`: a log file (or any writer), a terse copy on standard error,
 //! and OpenTelemetry. The rest of the workspace emits `tracing` events and spans and knows nothing of
 //! OpenTelemetry; what crosses the network is the 25 bytes of [`trace_context`].
 //!
 //! - [`setup`]: [`Options`], [`init`], [`build`], [`Guard`].
-//! - [`export`]: which collector the spans go to, from the standard `OTEL_*` variables.
+//! - [`export`]: which collector spans and metrics go to, from the standard `OTEL_*` variables.
+//! - [`metrics`]: [`Meter`], to which numbers are handed, under closed sets of attributes.
 //! - [`trace_context`]: the W3C trace context as binary and as text; [`current_traceparent`] and
 //!   [`set_remote_parent`].
 //! - [`audit`]: the hash-chained, signed log of what a third party may want to check.
@@ -15,12 +16,14 @@
 pub mod audit;
 pub mod export;
 pub mod limit;
+pub mod metrics;
 mod one_line;
 pub mod redact;
 pub mod setup;
 pub mod trace_context;
 
 pub use export::{Environment, exports};
+pub use metrics::{Attribute, Instrument, Meter};
 pub use redact::Redacted;
 pub use setup::{Guard, InitError, LOG_FILTER_VARIABLE, LogTarget, Options, build, init};
 pub use trace_context::{TraceContextError, TraceParent, current_traceparent, set_remote_parent};

@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,7 @@ pub(crate) struct Limited(Arc<Inner>);
 
 struct Inner {
     since: Instant,
+    left_out: AtomicU64,
     sites: Mutex<HashMap<Identifier, Site>>,
     log: Mutex<Box<dyn Write + Send>>,
 }
@@ -78,7 +80,13 @@ impl std::fmt::Debug for Limited {
 
 impl Limited {
     pub(crate) fn new(log: Box<dyn Write + Send>) -> Limited {
-        Limited(Arc::new(Inner { since: Instant::now(), sites: Mutex::default(), log: Mutex::new(log) }))
+        let (left_out, sites) = Default::default();
+        Limited(Arc::new(Inner { since: Instant::now(), left_out, sites, log: Mutex::new(log) }))
+    }
+
+    /// How many lines were left out so far, told or not.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.0.left_out.load(Ordering::Relaxed)
     }
 
     /// Tells what was left out and not told yet: the log ends.
@@ -122,7 +130,10 @@ impl<'a> MakeWriter<'a> for Limited {
             let (file, line) = (metadata.file().unwrap_or("?"), metadata.line().unwrap_or(0));
             Site::new(format!("{file}:{line}"), now)
         });
-        let Some(left_out) = site.write(now) else { return Line(None) };
+        let Some(left_out) = site.write(now) else {
+            self.0.left_out.fetch_add(1, Ordering::Relaxed);
+            return Line(None);
+        };
         let place = (left_out > 0).then(|| site.place.clone());
         drop(sites);
         let mut log = self.log();

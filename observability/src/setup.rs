@@ -1,12 +1,12 @@
-//! Sets up logs and traces for one process, behind one function.
+//! Sets up logs, traces and metrics for one process, behind one function.
 //!
 //! Every node writes a log file of its own: RFC 3339 timestamps in UTC, level, the spans around the
 //! event, target, message and fields. `TESTUDO_LOG` filters it, in the directive syntax of
 //! `tracing-subscriber` (`info`, `testudo_actors=debug,warn`); the default is [`DEFAULT_FILTER`].
 //!
 //! Invariants:
-//! 1. Dropping the [`Guard`] flushes spans and returns within [`FLUSH_DEADLINE`], whatever the collector
-//!    does.
+//! 1. Dropping the [`Guard`] flushes spans and metrics and returns within [`FLUSH_DEADLINE`], whatever the
+//!    collector does.
 //! 2. The log file is created with mode 0600 and is appended to, never truncated.
 //! 3. A bad `TESTUDO_LOG`, an unwritable log or an unusable collector setting is an error at start-up,
 //!    not silence.
@@ -18,9 +18,11 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
@@ -29,8 +31,9 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::export::{self, Environment};
+use crate::export::{self, Environment, Signal};
 use crate::limit::Limited;
+use crate::metrics::{Instrument, Meter};
 use crate::one_line::OneLine;
 
 /// The environment variable that filters the log file.
@@ -42,6 +45,12 @@ pub const DEFAULT_FILTER: &str = "info";
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// Targets whose spans are exported: every crate of this workspace, by prefix.
 const OWN_TARGETS: &str = "testudo";
+/// What [`crate::limit`] left out.
+const LINES_LEFT_OUT: Instrument = Instrument {
+    name: "testudo.log.left_out",
+    unit: "{line}",
+    what: "Lines that were left out of the log because their place in the program had written its rate.",
+};
 
 /// Where the full log goes.
 #[derive(Default)]
@@ -128,16 +137,27 @@ pub enum InitError {
         /// The variable's value.
         found: String,
     },
-    /// A traces exporter other than `otlp` and `none`.
-    #[error("OTEL_TRACES_EXPORTER={found:?} is not served: use otlp or none, or unset it")]
+    /// An exporter other than `otlp` and `none`.
+    #[error("{variable}={found:?} is not served: use otlp or none, or unset it")]
     Exporter {
+        /// `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER`.
+        variable: &'static str,
+        /// The variable's value.
+        found: String,
+    },
+    /// An interval between exports that is none.
+    #[error(
+        "OTEL_METRIC_EXPORT_INTERVAL={found:?} is no interval: write milliseconds, at least {}, or unset it",
+        export::SHORTEST_INTERVAL.as_millis()
+    )]
+    Interval {
         /// The variable's value.
         found: String,
     },
     /// The exporter cannot be built.
-    #[error("cannot export spans to {url}: {reason}; check the OTEL_EXPORTER_OTLP_* variables")]
+    #[error("cannot export to {url}: {reason}; check the OTEL_EXPORTER_OTLP_* variables")]
     Collector {
-        /// Where the spans were to go.
+        /// Where spans or metrics were to go.
         url: String,
         /// What the OpenTelemetry SDK said.
         reason: String,
@@ -147,12 +167,21 @@ pub enum InitError {
     AlreadySet,
 }
 
-/// Keeps logs and traces going; dropping it flushes what is left, in bounded time.
-#[must_use = "dropping the guard ends the export of spans"]
+/// Keeps logs, traces and metrics going; dropping it flushes what is left, in bounded time.
+#[must_use = "dropping the guard ends the export of spans and metrics"]
 #[derive(Debug)]
 pub struct Guard {
-    provider: Option<SdkTracerProvider>,
+    tracer: Option<SdkTracerProvider>,
+    meter: Option<SdkMeterProvider>,
     log: Option<Limited>,
+}
+
+impl Guard {
+    /// Where this process's numbers are told; what is told is exported where the environment names a collector.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        Meter::of(self.meter.as_ref())
+    }
 }
 
 impl Drop for Guard {
@@ -160,20 +189,31 @@ impl Drop for Guard {
         if let Some(log) = &self.log {
             log.end();
         }
-        let Some(provider) = self.provider.take() else { return };
-        // The SDK's own shutdown joins its thread, so the wait happens beside a thread that may be abandoned.
-        let (done, wait) = mpsc::channel();
-        let flush = std::thread::Builder::new().name("testudo-flush".into()).spawn(move || {
-            let _ = provider.shutdown_with_timeout(FLUSH_DEADLINE);
-            let _ = done.send(());
-        });
-        if flush.is_ok() {
-            let _ = wait.recv_timeout(FLUSH_DEADLINE);
+        let (tracer, meter) = (self.tracer.take(), self.meter.take());
+        let deadline = Instant::now() + FLUSH_DEADLINE;
+        // Beside each other: a collector that is slow to take the one does not cost the other.
+        let flushes = [
+            tracer.and_then(|spans| flush(move || spans.shutdown_with_timeout(FLUSH_DEADLINE))),
+            meter.and_then(|metrics| flush(move || metrics.shutdown_with_timeout(FLUSH_DEADLINE))),
+        ];
+        for flushed in flushes.into_iter().flatten() {
+            let _ = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
     }
 }
 
-/// Sets up logs and traces for the whole process, from [`Options`] and the process's environment. Keep
+/// Runs a flush beside this thread and tells its end: the SDK's own shutdown joins its thread, so the wait for it happens on a
+/// thread that may be abandoned.
+fn flush(shut_down: impl FnOnce() -> OTelSdkResult + Send + 'static) -> Option<mpsc::Receiver<()>> {
+    let (done, wait) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("testudo-flush".into()).spawn(move || {
+        let _ = shut_down();
+        let _ = done.send(());
+    });
+    thread.ok().map(|_| wait)
+}
+
+/// Sets up logs, traces and metrics for the whole process, from [`Options`] and the process's environment. Keep
 /// the guard until the process ends.
 ///
 /// # Errors
@@ -216,19 +256,24 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
             .with_writer(|| OneLine(std::io::stderr()))
             .with_filter(options.stderr)
     });
-    let mut guard = Guard { provider: None, log: limited };
+    let mut guard = Guard { tracer: None, meter: None, log: limited };
     let spans = if environment.is_disabled() {
         None
     } else {
-        let provider = export::provider(&options.role_name, environment)?;
+        let provider = export::tracer(&options.role_name, environment)?;
         // Per-message spans are at debug: recorded for a collector, and free where there is none.
-        let level = if environment.traces_url()?.is_some() { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        let is_exported = environment.url(Signal::Traces)?.is_some();
+        let level = if is_exported { LevelFilter::DEBUG } else { LevelFilter::INFO };
         let layer = tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("testudo"))
             .with_filter(Targets::new().with_target(OWN_TARGETS, level));
-        guard.provider = Some(provider);
+        guard.tracer = Some(provider);
         Some(layer)
     };
+    guard.meter = export::meter(&options.role_name, environment)?;
+    if let Some(log) = guard.log.clone() {
+        guard.meter().counter(&LINES_LEFT_OUT, move || log.left_out());
+    }
     let subscriber = tracing_subscriber::registry().with(spans).with(log).with(stderr);
     Ok((Dispatch::new(subscriber), guard))
 }

@@ -6,10 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use testudo_observability::export::Export;
 use testudo_observability::setup::FLUSH_DEADLINE;
 use testudo_observability::{
-    Environment, InitError, Options, TraceContextError, TraceParent, build, current_traceparent, init,
-    set_remote_parent,
+    Attribute, Environment, InitError, Instrument, Options, TraceContextError, TraceParent, build,
+    current_traceparent, init, set_remote_parent,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -182,6 +183,33 @@ fn spans_reach_the_collector_when_the_guard_drops() {
     assert!(!contains(&body, b"the_exporters_own"), "invariant 5 of setup");
 }
 
+/// What is handed over is exported when the guard drops, under its name, and nothing else is.
+#[test]
+fn metrics_reach_the_collector_when_the_guard_drops() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}/own/path", listener.local_addr().unwrap());
+    let (sender, requests) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        sender.send(serve_one(&mut stream)).unwrap();
+    });
+    let metrics = Export { endpoint: Some(endpoint), ..Export::default() };
+    let environment = Environment { metrics, ..Environment::default() };
+    let log = Shared::default();
+    let (dispatch, guard) = build(quiet("worker/1").with_log_writer(log.clone()), &environment).unwrap();
+    let of = Instrument { name: "testudo.test", unit: "{test}", what: "A test." };
+    const WAY: Attribute<bool> = Attribute::new("way", &[false, true], |way| if way { "up" } else { "down" });
+    guard.meter().counter_by(&of, WAY, || [(true, 7), (false, 8)]);
+    drop(dispatch);
+    drop(guard);
+    let (line, body) = requests.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert_eq!(line, "POST /own/path HTTP/1.1");
+    for expected in ["testudo.test", "{test}", "way", "up", "down", "worker/1", "testudo.log.left_out"] {
+        assert!(contains(&body, expected.as_bytes()), "{expected} is missing");
+    }
+    assert_eq!(log.text(), "", "nothing went wrong");
+}
+
 /// Invariant 1 of `setup`.
 #[test]
 fn a_collector_that_never_answers_does_not_hold_up_the_end() {
@@ -189,13 +217,16 @@ fn a_collector_that_never_answers_does_not_hold_up_the_end() {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (sender, accepted) = mpsc::channel();
     std::thread::spawn(move || {
-        let connection = listener.accept().unwrap();
-        sender.send(()).unwrap();
-        std::thread::sleep(Duration::from_secs(60));
-        drop(connection);
+        let mut held = Vec::new();
+        for connection in listener.incoming() {
+            held.push(connection.unwrap());
+            sender.send(()).unwrap();
+        }
     });
     let environment = Environment { endpoint: Some(endpoint), ..Environment::default() };
     let (dispatch, guard) = build(quiet("worker/1"), &environment).unwrap();
+    let of = Instrument { name: "testudo.test", unit: "{test}", what: "A test." };
+    guard.meter().level(&of, || Some(1));
     tracing::dispatcher::with_default(&dispatch, || {
         tracing::info_span!(target: "testudo", "step").in_scope(|| {});
     });
@@ -203,7 +234,10 @@ fn a_collector_that_never_answers_does_not_hold_up_the_end() {
     let before = Instant::now();
     drop(guard);
     let took = before.elapsed();
-    accepted.recv_timeout(Duration::from_secs(5)).expect("the exporter did connect");
+    for _signal in ["spans", "metrics"] {
+        accepted.recv_timeout(Duration::from_secs(5)).expect("the exporter did connect");
+    }
+    // Both are waited for at once.
     assert!(took < FLUSH_DEADLINE + Duration::from_secs(1), "{took:?}");
 }
 

@@ -1,0 +1,132 @@
+//! What a collector that takes nothing is worth: one line of the log.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::metrics::Temporality;
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+
+/// An exporter that says in the log, once, that its collector does not take what it sends (invariant 2 of [`super`]).
+#[derive(Debug)]
+pub(super) struct Reported<E> {
+    inner: E,
+    url: String,
+    what: &'static str,
+    failures: AtomicU64,
+}
+
+impl<E> Reported<E> {
+    pub(super) fn new(inner: E, url: String, what: &'static str) -> Self {
+        Self { inner, url, what, failures: AtomicU64::new(0) }
+    }
+
+    fn told(&self, result: OTelSdkResult) -> OTelSdkResult {
+        if let Err(error) = &result {
+            self.tell(error);
+        }
+        result
+    }
+
+    fn tell(&self, error: &OTelSdkError) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                url = %self.url,
+                %error,
+                "the OpenTelemetry collector takes no {}: check that it runs and that the OTEL_EXPORTER_OTLP_* variables name it; further failures are not logged",
+                self.what
+            );
+        }
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for Reported<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.told(self.inner.export(batch).await)
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+impl<E: PushMetricExporter> PushMetricExporter for Reported<E> {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        self.told(self.inner.export(metrics).await)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn temporality(&self) -> Temporality {
+        self.inner.temporality()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Refusing;
+
+    impl SpanExporter for Refusing {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            Err(OTelSdkError::InternalFailure("connection refused".into()))
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Invariant 2 of [`super::super`]: said once, with the address and the reason, and passed on as an error each time.
+    #[test]
+    fn a_refusing_collector_is_logged_once() {
+        let log = Shared::default();
+        let (dispatch, _guard) = crate::build(
+            crate::Options::new("worker/1").with_log_writer(log.clone()),
+            &crate::Environment::default(),
+        )
+        .unwrap();
+        let exporter = Reported::new(Refusing, "http://c:4318/v1/traces".into(), "spans");
+        tracing::dispatcher::with_default(&dispatch, || {
+            for _ in 0..3 {
+                let mut export = std::pin::pin!(exporter.export(Vec::new()));
+                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                let std::task::Poll::Ready(result) = export.as_mut().poll(&mut context) else {
+                    panic!("the fake exporter answers at once")
+                };
+                assert!(result.is_err());
+            }
+        });
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("http://c:4318/v1/traces") && text.contains("connection refused"), "{text}");
+    }
+}
