@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use testudo_transport::pki::Installed;
 use testudo_transport::{
-    Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, SpiffeId, memory,
+    Account, Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, SpiffeId, memory,
 };
 use tokio::sync::mpsc;
 
@@ -95,6 +95,15 @@ impl Network {
                 faults: stats.faults,
                 shut_out: stats.peers_over_rate,
             },
+        }
+    }
+
+    /// What this node counts, to be read whenever, also when the network is gone; none on a memory network.
+    #[must_use]
+    pub fn account(&self) -> Option<Arc<Account>> {
+        match self {
+            Network::Quic(endpoint) => Some(endpoint.account()),
+            Network::Memory(_) => None,
         }
     }
 

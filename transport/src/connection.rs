@@ -34,6 +34,7 @@ use crate::identity::SpiffeId;
 use crate::policy::{Class, Policy};
 use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, Gate, Inbound, Opener, Outbound, Sealer, Stream};
+use crate::traffic::{Traffic, TrafficStats};
 
 /// An authenticated connection with one node. Clones are handles to the same one.
 #[derive(Clone)]
@@ -56,6 +57,7 @@ impl Connection {
             renewal: setup.renewal,
             on_fault: setup.on_fault,
             refusals: setup.refusals,
+            traffic: setup.traffic,
             pace: setup.pace,
             counters: Counters::default(),
             failure: OnceLock::new(),
@@ -193,6 +195,8 @@ pub(crate) struct Setup {
     pub(crate) on_fault: Option<OnFault>,
     /// Where the peer's fault is counted.
     pub(crate) refusals: Refusals,
+    /// Counts what goes over this connection and others.
+    pub(crate) traffic: Arc<Traffic>,
     /// How fast the peer is heard.
     pub(crate) pace: Arc<Paced>,
 }
@@ -257,6 +261,7 @@ pub(crate) struct Inner {
     renewal: Option<Renewal>,
     on_fault: Option<OnFault>,
     refusals: Refusals,
+    traffic: Arc<Traffic>,
     pace: Arc<Paced>,
     counters: Counters,
     failure: OnceLock<Error>,
@@ -281,6 +286,16 @@ impl Inner {
             credit: Arc::clone(&self.inbound),
             stream,
         }
+    }
+
+    fn count_sent(&self, bytes: u64) {
+        self.counters.traffic.sent(bytes);
+        self.traffic.sent(bytes);
+    }
+
+    fn count_received(&self, bytes: u64) {
+        self.counters.traffic.received(bytes);
+        self.traffic.received(bytes);
     }
 
     /// How long a message of that kind, which has come, waits until it is heard.
@@ -369,32 +384,21 @@ impl Inner {
 
 #[derive(Debug, Default)]
 struct Counters {
-    bytes_sent: AtomicU64,
-    bytes_received: AtomicU64,
-    messages_sent: AtomicU64,
-    messages_received: AtomicU64,
+    traffic: Traffic,
     renewals: AtomicU64,
     refused: AtomicU64,
 }
 
 impl Counters {
-    fn sent(&self, bytes: u64) {
-        self.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
-        self.messages_sent.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn received(&self, bytes: u64) {
-        self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
-        self.messages_received.fetch_add(1, Ordering::Relaxed);
-    }
-
     fn snapshot(&self) -> ConnectionStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let TrafficStats { bytes_sent, bytes_received, messages_sent, messages_received } =
+            self.traffic.stats();
         ConnectionStats {
-            bytes_sent: read(&self.bytes_sent),
-            bytes_received: read(&self.bytes_received),
-            messages_sent: read(&self.messages_sent),
-            messages_received: read(&self.messages_received),
+            bytes_sent,
+            bytes_received,
+            messages_sent,
+            messages_received,
             renewals: read(&self.renewals),
             refused: read(&self.refused),
             path: PathStats::default(),

@@ -13,6 +13,7 @@
 //! 5. Once a list of revoked certificates is in force, nobody in it is dialled or accepted, and nobody at all when it has
 //!    ended; connections that live are closed for the same reasons ([`Endpoint::recheck`]).
 
+mod account;
 mod admit;
 mod congestion;
 mod door;
@@ -25,7 +26,6 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::VarInt;
@@ -38,15 +38,15 @@ use crate::error::Error;
 use crate::identity::SpiffeId;
 use crate::pki::{Identity, PkiError, Trust};
 use crate::policy::{Class, Policy};
-use crate::refusals::{Cause, Refusals, Who};
+use crate::refusals::Refusals;
 use crate::session::{Direction, largest_message};
 use crate::tls;
 
+pub use account::Account;
 pub use admit::EndpointStats;
 use admit::{Admission, Slot};
 pub use sieve::SieveStats;
 use sieve::{CidKey, Sieve};
-use socket::CappedSocket;
 
 /// Connections authenticated and not yet taken by [`Endpoint::accept`]; beyond it, handshakes wait.
 const ACCEPT_QUEUE: usize = 64;
@@ -59,11 +59,9 @@ struct Inner {
     quic: quinn::Endpoint,
     address: SocketAddr,
     admission: Arc<Admission>,
+    account: Arc<Account>,
     client_transport: Arc<quinn::TransportConfig>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
-    sieved: Arc<CappedSocket>,
-    /// Datagrams from networks that are not allowed, as far as they are in the account of refusals.
-    not_allowed: AtomicU64,
     followed: std::sync::Mutex<Option<standing::Followed>>,
 }
 
@@ -196,17 +194,9 @@ impl Endpoint {
         let accepted = Mutex::new(accepted);
         let client_transport = transport;
         let followed = std::sync::Mutex::default();
-        let not_allowed = AtomicU64::new(0);
-        let inner = Arc::new(Inner {
-            quic,
-            address,
-            admission,
-            client_transport,
-            accepted,
-            sieved,
-            not_allowed,
-            followed,
-        });
+        let account = Arc::new(Account::new(Arc::clone(&admission), sieved.sieve()));
+        let inner =
+            Arc::new(Inner { quic, address, admission, account, client_transport, accepted, followed });
         tokio::spawn(standing::keep(Arc::downgrade(&inner)));
         Ok(Endpoint(inner))
     }
@@ -287,21 +277,17 @@ impl Endpoint {
 
     /// What the endpoint saw so far.
     pub fn stats(&self) -> EndpointStats {
-        EndpointStats { sieve: self.0.sieved.sieve_stats(), ..self.0.admission.stats() }
+        self.0.account.stats()
+    }
+
+    /// What the endpoint counts, to be read whenever, also when the endpoint is gone.
+    pub fn account(&self) -> Arc<Account> {
+        Arc::clone(&self.0.account)
     }
 
     /// Whom this node refused, and why; whoever is let in and misbehaves is counted there too.
     pub fn refusals(&self) -> &Refusals {
-        let refusals = self.0.admission.refusals();
-        // The sieve counts by itself, because it is in the way of every datagram; a source is not proved by one.
-        let seen = self.0.sieved.sieve_stats().not_allowed;
-        let more = seen.saturating_sub(self.0.not_allowed.fetch_max(seen, Ordering::Relaxed));
-        if more > 0
-            && let Some(left_out) = refusals.count_many(Cause::Address, Who::Anyone, more)
-        {
-            tracing::warn!(datagrams = more, left_out, "dropped: from networks that are not allowed");
-        }
-        refusals
+        self.0.account.refusals()
     }
 
     /// Closes every connection and stops listening.

@@ -78,6 +78,7 @@ pub fn pair(
             held: Arc::default(),
             on_fault: None,
             refusals: Refusals::default(),
+            traffic: Arc::default(),
             pace: Arc::new(Paced::new(TransportConfig::DEFAULT_STREAMS)),
             renewal: None,
         };

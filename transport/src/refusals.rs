@@ -8,7 +8,8 @@
 //! 1. No refusal is lost from the counts, whatever the flood: beyond [`MAX_NAMED`] names they are counted under no name.
 //! 2. Memory is bounded by [`MAX_NAMED`] names between two calls of [`Refusals::drain`].
 //! 3. For each cause, [`Refusals::count`] allows one log line a second, and says how many were left out since the last.
-//! 4. Only an address that was proved, or an authenticated identity, is a name: nobody is accused by a forged packet.
+//! 4. Totals have a place for each cause and role, of which there are few, and for no name.
+//! 5. Only an address that was proved, or an authenticated identity, is a name: nobody is accused by a forged packet.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Fault;
-use crate::identity::SpiffeId;
+use crate::identity::{Role, SpiffeId};
 use crate::pki::PkiError;
 use crate::subscriber::subscriber;
 
@@ -110,13 +111,18 @@ impl From<&Fault> for Cause {
     }
 }
 
-/// Whom a refusal concerned (invariant 4).
+/// Whom a refusal concerned (invariant 5).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     /// Nobody in particular.
     Anyone,
-    /// A node that authenticated itself, by its role and name.
-    Node(String),
+    /// A node that authenticated itself.
+    Node {
+        /// Its role and name.
+        name: String,
+        /// Its role alone.
+        role: Role,
+    },
     /// An address that answered; of IPv6, its /64, because one host has as many as it likes.
     Address(IpAddr),
 }
@@ -124,7 +130,20 @@ pub enum Who {
 impl Who {
     /// An authenticated node.
     pub fn node(id: &SpiffeId) -> Who {
-        Who::Node(id.short().to_owned())
+        Who::Node { name: id.short().to_owned(), role: id.role() }
+    }
+
+    /// The node of that role and index.
+    pub fn member(role: Role, index: u32) -> Who {
+        Who::Node { name: format!("{role}/{index}"), role }
+    }
+
+    /// The role that it proved; none of an address, or of nobody in particular.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Who::Node { role, .. } => Some(*role),
+            Who::Anyone | Who::Address(_) => None,
+        }
     }
 
     /// An address that was proved, by a handshake under way or a token.
@@ -137,7 +156,7 @@ impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Who::Anyone => f.write_str("anyone"),
-            Who::Node(name) => f.write_str(name),
+            Who::Node { name, .. } => f.write_str(name),
             Who::Address(address) => address.fmt(f),
         }
     }
@@ -189,6 +208,16 @@ impl Refusals {
 
     /// How often each cause came up since the node began, those that did not left out.
     pub fn totals(&self) -> BTreeMap<Cause, u64> {
+        let mut totals = BTreeMap::new();
+        for ((cause, _), count) in self.totals_by_role() {
+            let total: &mut u64 = totals.entry(cause).or_default();
+            *total = total.saturating_add(count);
+        }
+        totals
+    }
+
+    /// The same by the role that whoever was refused had proved; none for whoever had proved no identity.
+    pub fn totals_by_role(&self) -> BTreeMap<(Cause, Option<Role>), u64> {
         self.tally().totals.clone()
     }
 
@@ -208,7 +237,7 @@ impl fmt::Debug for Refusals {
 struct Tally {
     recent: BTreeMap<(Cause, Who), u64>,
     named: usize,
-    totals: BTreeMap<Cause, u64>,
+    totals: BTreeMap<(Cause, Option<Role>), u64>,
     lines: BTreeMap<Cause, Lines>,
 }
 
@@ -220,7 +249,7 @@ struct Lines {
 
 impl Tally {
     fn count(&mut self, now: Duration, cause: Cause, who: Who, count: u64) -> Option<u64> {
-        let total = self.totals.entry(cause).or_default();
+        let total = self.totals.entry((cause, who.role())).or_default();
         *total = total.saturating_add(count);
         let mut key = (cause, who);
         if key.1 != Who::Anyone && !self.recent.contains_key(&key) {
@@ -274,7 +303,23 @@ mod tests {
         assert!(tally.drain().is_empty());
         tally.count(Duration::ZERO, Cause::Mac, who(9), 1);
         assert_eq!(tally.drain(), [Refused { cause: Cause::Mac, who: who(9), count: 1 }], "room again");
-        assert_eq!(tally.totals[&Cause::Certificate], 10_002, "totals stay");
+        assert_eq!(tally.totals[&(Cause::Certificate, None)], 10_002, "totals stay");
+    }
+
+    /// Invariant 4: whoever is named no longer still counts for its role.
+    #[test]
+    fn totals_are_by_cause_and_role_whoever_comes() {
+        let mut tally = Tally::default();
+        for n in 0..10_000 {
+            tally.count(Duration::ZERO, Cause::Certificate, who(n), 1);
+            tally.count(Duration::ZERO, Cause::Request, Who::member(Role::Worker, n), 1);
+            tally.count(Duration::ZERO, Cause::Request, Who::member(Role::Server, n), 2);
+        }
+        let request =
+            |role| ((Cause::Request, Some(role)), if role == Role::Server { 20_000 } else { 10_000 });
+        let stranger = ((Cause::Certificate, None), 10_000);
+        let expected = [stranger, request(Role::Server), request(Role::Worker)];
+        assert_eq!(tally.totals, BTreeMap::from(expected));
     }
 
     /// Invariant 3.

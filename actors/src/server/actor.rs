@@ -3,7 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use testudo_transport::{Cause, Identity, Message, Outgoing, Payload, Receiver, Who};
+use testudo_transport::{Cause, Identity, Message, Outgoing, Payload, Receiver, Role, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -163,7 +163,7 @@ impl ServerActor {
             }
             Effect::Accept { reply, duplicate } => reply.answer(&PushAccepted { duplicate }),
             Effect::RefusePush { reply, worker, reason } => {
-                let who = Who::Node(format!("worker/{worker}"));
+                let who = Who::member(Role::Worker, worker);
                 if let Some(left_out) = self.network.refusals().count(Cause::Request, who) {
                     tracing::warn!(worker, %reason, left_out, "refused a push");
                 }

@@ -158,7 +158,7 @@ impl Intake {
                 }
                 if let Some(message) = opener.poll() {
                     if self.counted {
-                        self.inner.counters.received(opener.opened_len());
+                        self.inner.count_received(opener.opened_len());
                     }
                     return Ok(Some(message));
                 }
@@ -182,7 +182,7 @@ impl Intake {
         let kind = frame.prelude.kind;
         gate.check_envelope(kind, &frame.envelope).map_err(|fault| self.inner.fail(fault))?;
         if self.counted {
-            self.inner.counters.received(frame.prelude.frame_len());
+            self.inner.count_received(frame.prelude.frame_len());
         }
         let payload = Payload::copy_from(&frame.payload).charged(charge);
         let (envelope, body, payload_hash) = (frame.envelope, frame.body, frame.payload_hash);

@@ -149,7 +149,7 @@ impl Outlet {
         self.flush().await?;
         self.take_credit(class, prelude.frame_len()).await?;
 
-        self.inner.counters.sent(prelude.frame_len());
+        self.inner.count_sent(prelude.frame_len());
         let Outgoing { body, payload, payload_hash, .. } = message;
         match &mut self.sealer {
             Some(sealer) => {

@@ -25,6 +25,7 @@ use crate::policy::Policy;
 use crate::promises::{Promise, Promises};
 use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
+use crate::traffic::{Traffic, TrafficStats};
 
 /// What an endpoint saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,6 +58,8 @@ pub struct EndpointStats {
     pub faults: u64,
     /// Connections open now.
     pub open: u64,
+    /// Messages over all connections, those that have ended included.
+    pub traffic: TrafficStats,
     /// Bytes that peers may occupy, by their credit.
     pub promised_bytes: u64,
     /// Bytes of messages that arrived and are not released.
@@ -97,6 +100,7 @@ pub(super) struct Admission {
     door: Arc<SharedDoor>,
     refusals: Refusals,
     live: Arc<Live>,
+    traffic: Arc<Traffic>,
 }
 
 /// The door, and since when its time counts.
@@ -114,7 +118,7 @@ impl SharedDoor {
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
-        let (open, handshakes, peers, counters, refusals, live) = Default::default();
+        let (open, handshakes, peers, counters, refusals, live, traffic) = Default::default();
         let limits = Limits {
             total: config.handshakes,
             per_address: config.handshakes_per_address,
@@ -136,6 +140,7 @@ impl Admission {
             door,
             refusals,
             live,
+            traffic,
         }
     }
 
@@ -196,6 +201,7 @@ impl Admission {
             out_of_memory: read(&self.counters.out_of_memory),
             faults: read(&self.counters.faults),
             open: self.open.load(Ordering::Relaxed) as u64,
+            traffic: self.traffic.stats(),
             promised_bytes: self.promises.promised(),
             held_bytes: read(self.promises.held()),
             memory: self.config.memory,
@@ -250,6 +256,7 @@ impl Admission {
             held: Arc::clone(self.promises.held()),
             on_fault,
             refusals: self.refusals.clone(),
+            traffic: Arc::clone(&self.traffic),
             pace: slot.pace().unwrap_or_else(|| Arc::new(Paced::new(self.config.streams))),
             renewal: Some(renewal),
         };

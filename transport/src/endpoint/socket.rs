@@ -13,7 +13,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sieve::{LOWER_AFTER, Sieve, SieveStats};
+use super::sieve::{LOWER_AFTER, Sieve};
 
 /// Most bytes of a batch that the kernel segments: 64 KiB less the headers.
 const MAX_BATCH: usize = 65_000;
@@ -52,7 +52,7 @@ pub(super) fn open(address: SocketAddr, buffer: usize, mtu: u16, sieve: Sieve) -
         receive: MAX_COALESCED.div_ceil(mtu).min(inner.max_receive_segments()),
         inner,
         filtered,
-        sieve: Mutex::new(sieve),
+        sieve: Arc::new(Mutex::new(sieve)),
         since: Instant::now(),
     });
     // Linux doubles what is asked, to pay for its own bookkeeping.
@@ -69,13 +69,13 @@ pub(super) struct CappedSocket {
     receive: usize,
     /// The same socket, to put filters on.
     filtered: Socket,
-    sieve: Mutex<Sieve>,
+    sieve: Arc<Mutex<Sieve>>,
     since: Instant,
 }
 
 impl CappedSocket {
-    pub(super) fn sieve_stats(&self) -> SieveStats {
-        self.sieve.lock().unwrap_or_else(PoisonError::into_inner).stats()
+    pub(super) fn sieve(&self) -> Arc<Mutex<Sieve>> {
+        Arc::clone(&self.sieve)
     }
 
     /// Takes out what does not pass. What is left of a batch that the kernel put together stays together; of one from which

@@ -59,12 +59,18 @@ impl Default for JoinLimits {
 pub struct Enrolment {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
+    refusals: Refusals,
 }
 
 impl Enrolment {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whom it refused, and why.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 }
 
@@ -121,8 +127,9 @@ pub fn serve(
     let bound = |why: std::io::Error| JoinError::Local(format!("cannot bind {listen}: {why}"));
     let endpoint = quinn::Endpoint::server(desk.config()?, listen).map_err(bound)?;
     let address = endpoint.local_addr().map_err(bound)?;
+    let refusals = desk.refusals.clone();
     tokio::spawn(run(desk, endpoint.clone()));
-    Ok(Enrolment { endpoint, address })
+    Ok(Enrolment { endpoint, address, refusals })
 }
 
 /// Until the endpoint closes.
