@@ -29,5 +29,6 @@ pub mod run;
 pub mod rundir;
 pub mod serve;
 pub mod signing;
+mod telemetry;
 
 pub use cli::main;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::audit::{Entry, Head};
-use testudo_actors::checkpoint::{Ledger, PartSource, ServerSetup};
+use testudo_actors::checkpoint::{Committed, Ledger, PartSource, ServerSetup};
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{
@@ -21,6 +21,7 @@ use crate::config::{self, Config};
 use crate::data::mnist::{DataError, Examples, Files, Mnist, Normalisation};
 use crate::job;
 use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
+use crate::telemetry::Progress;
 
 /// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
 const SPARE_STREAMS: u32 = 4;
@@ -228,6 +229,7 @@ pub struct Metrics {
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
     source: Option<Box<dyn ServerSetup>>,
+    progress: Arc<Progress>,
 }
 
 impl Metrics {
@@ -236,7 +238,14 @@ impl Metrics {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
-        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger: None, audit: None, source: None })
+        let (ledger, audit, source, progress) = Default::default();
+        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger, audit, source, progress })
+    }
+
+    /// How far the run is, for a collector.
+    #[must_use]
+    pub(crate) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 
     /// With an audit log.
@@ -285,7 +294,12 @@ impl Observer for Metrics {
         self.ledger.take()
     }
 
+    fn checkpoint(&mut self, _: &Committed) {
+        self.progress.checkpoint();
+    }
+
     fn step(&mut self, summary: &StepSummary) {
+        self.progress.step(summary);
         let samples_per_second =
             if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };
         let record = StepRecord {

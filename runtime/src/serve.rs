@@ -19,6 +19,7 @@ pub mod answer;
 pub mod budget;
 pub mod certificate;
 pub mod client;
+pub mod counts;
 mod http;
 pub mod model;
 pub mod options;
@@ -47,6 +48,7 @@ use crate::process::{
     paths::{Needs, Place},
 };
 use crate::signing::SigningError;
+use crate::telemetry;
 use http::Shared;
 pub(crate) use state::make as make_state;
 
@@ -167,6 +169,11 @@ impl Prepared {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Has `meter` asked what is counted of clients.
+    pub fn observe(&self, meter: &observability::Meter) {
+        telemetry::serve(meter, self.shared.counts());
     }
 
     /// A line for a person: what is served, to whom, within which limits.

@@ -13,7 +13,7 @@ use testudo_actors::message::Outcome;
 use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, run_worker};
 use testudo_actors::server::SumOrder;
 use testudo_actors::{NodeError, SignedJob};
-use testudo_observability as observability;
+use testudo_observability::{self as observability, Meter};
 use testudo_transport::pki::{RevocationPolicy, read_crl};
 use testudo_transport::{Endpoint, Expected, Identity, PkiError, Role};
 use tracing::level_filters::LevelFilter;
@@ -35,6 +35,7 @@ use crate::process::paths::Needs;
 use crate::process::{calls, confine, handover};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
+use crate::telemetry::{self, Parts, Timed};
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
 /// machines have few.
@@ -103,7 +104,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let options = observability::Options::new(format!("{role}/{index}"))
         .with_log_writer(log)
         .with_stderr(LevelFilter::OFF);
-    let _guard = observability::init(options).map_err(Failure::misconfigured)?;
+    let guard = observability::init(options).map_err(Failure::misconfigured)?;
     if arguments.with_parent {
         end_with_parent();
     }
@@ -119,6 +120,10 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         NodeRole::Worker => SocketAddr::new(config.network.listen.ip(), 0),
     };
     let network = bind(&config, &identity, (role, inputs.data_bytes()), listen, runtime.handle())?;
+    let meter = guard.meter();
+    if let Some(account) = network.account() {
+        telemetry::node(&meter, &account);
+    }
     runtime.spawn(rotation::follow(identity.clone(), source));
     println!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
@@ -132,6 +137,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         run_dir,
         index,
         scheduler: arguments.scheduler.clone().or(environment.scheduler),
+        meter,
     };
     let result = match inputs {
         Inputs::Scheduler(inputs) => {
@@ -392,6 +398,7 @@ struct Node {
     run_dir: RunDir,
     index: u32,
     scheduler: Option<String>,
+    meter: Meter,
 }
 
 impl Node {
@@ -437,6 +444,8 @@ impl Node {
                  with --audit-identity"
             ),
         }
+        let told = audit.as_ref().map(AuditLog::handle);
+        telemetry::scheduler(&self.meter, observer.progress(), told);
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure);
         // However the run went, what is known of it is signed.
@@ -480,7 +489,9 @@ impl Node {
     }
 
     fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
-        let mut setup = self.checkpoints(key);
+        let parts = Arc::new(Parts::default());
+        telemetry::server(&self.meter, &parts);
+        let mut setup = Timed::new(self.checkpoints(key), parts);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 

@@ -154,13 +154,14 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let options = arguments.options(state, tokens, user)?;
     confine(&options).map_err(Failure::misconfigured)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
-    let _guard = observability::init(log).map_err(Failure::misconfigured)?;
+    let guard = observability::init(log).map_err(Failure::misconfigured)?;
     if matches!(options.trust, Trust::Unsigned) {
         tracing::warn!(
             "--allow-unsigned: NOBODY'S SIGNATURE IS CHECKED; whoever can write the model's folder chooses the answers"
         );
     }
     let prepared = prepare(&options).map_err(Failure::misconfigured)?;
+    prepared.observe(&guard.meter());
     println!("listening https://{}", prepared.address());
     tracing::info!("{}", crate::process::Protections::read());
     tracing::info!("serving {}: {}", options.dir.display(), prepared.describe());

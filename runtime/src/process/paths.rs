@@ -47,7 +47,7 @@ pub struct Needs {
     pub write: Vec<Place>,
     /// The program that it starts more processes of.
     pub start: Option<Program>,
-    /// Whether it opens TCP connections: to a collector of traces.
+    /// Whether it opens TCP connections: to a collector of traces or metrics.
     pub tcp: bool,
     /// The TCP port that it listens on; 0 for one that the system chooses.
     pub listen: Option<u16>,

@@ -25,6 +25,7 @@ use super::answer;
 use super::budget::Ledger;
 use super::certificate::Certificate;
 use super::client::{ClientId, Clients, Rate, Turn};
+use super::counts::Counts;
 use super::model::Loaded;
 use super::options::{Limits, Options, Output};
 use super::predict::Engine;
@@ -61,6 +62,7 @@ struct Inner {
     places: Arc<Semaphore>,
     threads: Semaphore,
     told: Told,
+    counts: Arc<Counts>,
     state: StateDir,
     certificate: Arc<Certificate>,
 }
@@ -97,6 +99,7 @@ impl Shared {
             threads: Semaphore::new(threads),
             limits,
             told: Told::default(),
+            counts: Arc::default(),
             state,
             certificate,
         })))
@@ -110,6 +113,11 @@ impl Shared {
     /// Writes budgets as they really are. To be called at the end.
     pub(super) fn settle(&self) -> Result<(), ServeError> {
         self.0.ledger.as_ref().map_or(Ok(()), Ledger::settle)
+    }
+
+    /// What is counted of clients.
+    pub(super) fn counts(&self) -> &Arc<Counts> {
+        &self.0.counts
     }
 
     /// A line for a person: what is served, to whom, within which limits.
@@ -141,6 +149,7 @@ pub(super) fn run(
 ) -> std::io::Result<()> {
     let limits = shared.0.limits.clone();
     let strangers = Arc::new(Strangers::new(limits.connections_per_address));
+    let counts = Arc::clone(&shared.0.counts);
     System::new().block_on(async move {
         let server =
             HttpServer::new(move || App::new().app_data(web::Data::new(shared.clone())).configure(routes))
@@ -155,7 +164,7 @@ pub(super) fn run(
                 .client_disconnect_timeout(DISCONNECT)
                 .shutdown_timeout(GRACE.as_secs())
                 .disable_signals()
-                .on_connect(move |connection, data| remember_client(&strangers, connection, data))
+                .on_connect(move |connection, data| remember_client(&strangers, &counts, connection, data))
                 .listen_rustls_0_23(listener, tls)?
                 .run();
         let handle = server.handle();
@@ -169,7 +178,7 @@ pub(super) fn run(
 
 /// Keeps with a connection who its certificate, which the handshake has checked, says the client is. A connection without
 /// one, from an address that has enough of them, ends here.
-fn remember_client(strangers: &Arc<Strangers>, connection: &dyn Any, data: &mut Extensions) {
+fn remember_client(strangers: &Arc<Strangers>, counts: &Counts, connection: &dyn Any, data: &mut Extensions) {
     let Some(stream) = connection.downcast_ref::<TlsStream<TcpStream>>() else { return };
     let (socket, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
@@ -180,7 +189,10 @@ fn remember_client(strangers: &Arc<Strangers>, connection: &dyn Any, data: &mut 
     match socket.peer_addr().ok().and_then(|peer| strangers.enter(peer.ip())) {
         Some(stranger) => drop(data.insert(stranger)),
         // A socket that cannot be shut down any more has ended by itself.
-        None => drop(rustix::net::shutdown(socket, rustix::net::Shutdown::Both)),
+        None => {
+            counts.close();
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
     }
 }
 
@@ -322,10 +334,12 @@ impl Shared {
             None => None,
         };
         let probabilities = inner.engine.run(&rows)?;
+        inner.counts.answer(rows.count);
         answer::encode(&probabilities, inner.engine.classes(), inner.output, left)
     }
 
     fn refuse(&self, request: &HttpRequest, client: Option<&ClientId>, refusal: &Refusal) -> HttpResponse {
+        self.0.counts.refuse(refusal.kind());
         if let Some(untold) = self.0.told.count(refusal.code(), Instant::now()) {
             let client = client.map_or("none", ClientId::as_str);
             let peer = request.peer_addr();

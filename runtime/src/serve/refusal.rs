@@ -6,6 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::counts::Code;
+
 /// Longest text of a parser that is passed on, in characters.
 const PARSER_TEXT: usize = 200;
 
@@ -117,13 +119,13 @@ impl Refusal {
     /// Its name for programs.
     #[must_use]
     pub fn code(&self) -> &'static str {
-        self.row().0
+        self.kind().as_str()
     }
 
     /// Its HTTP status.
     #[must_use]
     pub fn status(&self) -> u16 {
-        self.row().1
+        self.kind().status()
     }
 
     /// Seconds after which to try again, where that helps.
@@ -163,28 +165,30 @@ impl Refusal {
         serde_json::json!({ "error": { "code": self.code(), "message": self.to_string() } }).to_string()
     }
 
-    fn row(&self) -> (&'static str, u16) {
+    /// Which of the codes it is.
+    #[must_use]
+    pub fn kind(&self) -> Code {
         match self {
-            Refusal::Unauthenticated => ("unauthenticated", 401),
-            Refusal::NotFound => ("not_found", 404),
-            Refusal::Method { .. } => ("wrong_method", 405),
-            Refusal::MediaType => ("wrong_media_type", 415),
-            Refusal::Slow { .. } => ("too_slow", 408),
-            Refusal::TooLarge { .. } => ("too_large", 413),
-            Refusal::Malformed(_) => ("malformed", 400),
-            Refusal::NoRows => ("no_rows", 422),
-            Refusal::TooManyRows { .. } => ("too_many_rows", 422),
-            Refusal::Features { .. } => ("wrong_shape", 422),
-            Refusal::NotFinite { .. } => ("not_finite", 422),
-            Refusal::Overflow { .. } => ("overflow", 422),
-            Refusal::Rate { .. } => ("rate", 429),
-            Refusal::ClientBusy => ("client_busy", 429),
-            Refusal::Busy => ("busy", 503),
-            Refusal::Spent { .. } => ("budget_spent", 403),
-            Refusal::TooManyClients => ("too_many_clients", 503),
-            Refusal::NotReady(_) => ("not_ready", 503),
-            Refusal::State => ("state", 503),
-            Refusal::Internal => ("internal", 500),
+            Refusal::Unauthenticated => Code::Unauthenticated,
+            Refusal::NotFound => Code::NotFound,
+            Refusal::Method { .. } => Code::Method,
+            Refusal::MediaType => Code::MediaType,
+            Refusal::Slow { .. } => Code::Slow,
+            Refusal::TooLarge { .. } => Code::TooLarge,
+            Refusal::Malformed(_) => Code::Malformed,
+            Refusal::NoRows => Code::NoRows,
+            Refusal::TooManyRows { .. } => Code::TooManyRows,
+            Refusal::Features { .. } => Code::Features,
+            Refusal::NotFinite { .. } => Code::NotFinite,
+            Refusal::Overflow { .. } => Code::Overflow,
+            Refusal::Rate { .. } => Code::Rate,
+            Refusal::ClientBusy => Code::ClientBusy,
+            Refusal::Busy => Code::Busy,
+            Refusal::Spent { .. } => Code::Spent,
+            Refusal::TooManyClients => Code::TooManyClients,
+            Refusal::NotReady(_) => Code::NotReady,
+            Refusal::State => Code::State,
+            Refusal::Internal => Code::Internal,
         }
     }
 }

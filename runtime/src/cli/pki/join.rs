@@ -19,6 +19,7 @@ use super::enrol::{named, span};
 use crate::error::Failure;
 use crate::process::paths::Needs;
 use crate::process::{Protections, RunAs, calls, confine, user};
+use crate::telemetry;
 
 /// Longest token read, in bytes.
 const MAX_TOKEN: u64 = 8 << 10;
@@ -89,12 +90,13 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let options = observability::Options::new("enrolment")
         .with_log_writer(std::io::stderr())
         .with_stderr(LevelFilter::OFF);
-    let _guard = observability::init(options).map_err(Failure::misconfigured)?;
+    let guard = observability::init(options).map_err(Failure::misconfigured)?;
     tracing::info!("{}", Protections::read());
     runtime()?.block_on(async {
         let service =
             join::serve(&arguments.ca, arguments.listen, arguments.valid_for, JoinLimits::default())
                 .map_err(Failure::misconfigured)?;
+        telemetry::enrolment(&guard.meter(), service.refusals());
         println!("listening {}", service.local_addr());
         // Until a signal ends the process: nothing is half done between two exchanges.
         std::future::pending::<()>().await;

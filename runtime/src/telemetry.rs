@@ -1,0 +1,259 @@
+//! What a process tells an OpenTelemetry collector in numbers: names, units and attributes of every metric.
+//!
+//! The numbers are those that transport, actors and the server keep anyway; `testudo_observability::metrics` asks for them before
+//! each export. `docs/metrics.md` lists them, and a test holds that list to these names.
+//!
+//! Invariants:
+//! 1. What tells series apart are the enums below and the transport's causes and roles: nothing that a peer chooses.
+//! 2. What is asked for keeps no endpoint, no connection and no thread alive, and can be read when they are gone: so the last
+//!    export, at the end of the process, has the last numbers.
+
+mod progress;
+
+use std::sync::Arc;
+
+use testudo_observability::{Attribute, Instrument, Meter};
+use testudo_transport::{Account, Cause, Refusals, Role};
+
+pub(crate) use progress::{Parts, Progress, Timed};
+
+use crate::audit::AuditHandle;
+use crate::serve::counts::{Code, Counts};
+
+/// A closed set of words.
+macro_rules! words {
+    ($(#[$doc:meta])* $vis:vis $of:ident: $($name:ident = $word:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $vis enum $of { $($name,)* }
+
+        impl $of {
+            const ALL: &[$of] = &[$($of::$name,)*];
+
+            fn word(self) -> &'static str {
+                match self { $($of::$name => $word,)* }
+            }
+        }
+    };
+}
+use words;
+
+words! {
+    /// Which way messages go (OpenTelemetry's `network.io.direction`).
+    Direction: Transmit = "transmit", Receive = "receive",
+}
+
+words! {
+    /// What became of a handshake, or of who wanted to begin one.
+    Handshake:
+    Accepted = "accepted",
+    Dialled = "dialled",
+    DialFailed = "dial_failed",
+    Refused = "refused",
+    TimedOut = "timed_out",
+    Retried = "retried",
+    Ignored = "ignored",
+    OverRate = "over_rate",
+    PeerOverRate = "peer_over_rate",
+    TurnedAway = "turned_away",
+    OutOfMemory = "out_of_memory",
+}
+
+words! {
+    /// Why a datagram was dropped unread.
+    Dropped: NotAllowed = "not_allowed", Malformed = "malformed", Stray = "stray", Newcomer = "newcomer",
+}
+
+words! {
+    /// What of a node's memory for peers is meant.
+    Memory: Held = "held", Promised = "promised",
+}
+
+const CAUSE: Attribute<Cause> = Attribute::new("cause", Cause::ALL, Cause::as_str);
+const ROLE: Attribute<Option<Role>> = Attribute::new("role", &PROVED, proved);
+const DIRECTION: Attribute<Direction> =
+    Attribute::new("network.io.direction", Direction::ALL, Direction::word);
+const HANDSHAKE: Attribute<Handshake> = Attribute::new("outcome", Handshake::ALL, Handshake::word);
+const DROPPED: Attribute<Dropped> = Attribute::new("reason", Dropped::ALL, Dropped::word);
+const MEMORY: Attribute<Memory> = Attribute::new("state", Memory::ALL, Memory::word);
+const CODE: Attribute<Code> = Attribute::new("cause", Code::ALL, Code::as_str);
+
+/// The roles that a peer may have proved, and none.
+const PROVED: [Option<Role>; Role::ALL.len() + 1] = {
+    let mut all = [None; Role::ALL.len() + 1];
+    let mut at = 0;
+    while at < Role::ALL.len() {
+        all[at + 1] = Some(Role::ALL[at]);
+        at += 1;
+    }
+    all
+};
+
+fn proved(role: Option<Role>) -> &'static str {
+    role.map_or("none", Role::as_str)
+}
+
+const fn metric(name: &'static str, unit: &'static str, what: &'static str) -> Instrument {
+    Instrument { name, unit, what }
+}
+
+const REFUSALS: Instrument = metric(
+    "testudo.refusals",
+    "{refusal}",
+    "Refusals of peers and of strangers, by cause and by the role that they had proved.",
+);
+const CONNECTIONS: Instrument = metric("testudo.connections", "{connection}", "Connections that are open.");
+const HANDSHAKES: Instrument =
+    metric("testudo.handshakes", "{handshake}", "Handshakes, and wishes for one, by what became of them.");
+const DATAGRAMS: Instrument =
+    metric("testudo.datagrams.dropped", "{datagram}", "Datagrams that were dropped by their first bytes.");
+const MESSAGES: Instrument =
+    metric("testudo.network.messages", "{message}", "Messages sent, and received and accepted.");
+const IO: Instrument =
+    metric("testudo.network.io", "By", "Bytes of messages sent, and received and accepted: whole frames.");
+const HELD: Instrument = metric(
+    "testudo.peers.memory.usage",
+    "By",
+    "Bytes of messages that are held for peers, and promised to them.",
+);
+const LIMIT: Instrument =
+    metric("testudo.peers.memory.limit", "By", "Bytes that may be promised to peers: limits.memory_mib.");
+const RESIDENT: Instrument =
+    metric("process.memory.usage", "By", "The physical memory that the process uses.");
+const STEPS: Instrument = metric("testudo.steps", "{step}", "Steps that this run has completed.");
+const SAMPLES: Instrument =
+    metric("testudo.samples", "{sample}", "Training examples of the steps that this run has completed.");
+const LOSS: Instrument = metric("testudo.loss", "1", "Mean loss over the batch of the last complete step.");
+const DURATION: Instrument =
+    metric("testudo.step.duration", "s", "Time between the ends of the last two complete steps.");
+const CHECKPOINTS: Instrument =
+    metric("testudo.checkpoints", "{checkpoint}", "Checkpoints that this run has made whole.");
+const AUDITED: Instrument =
+    metric("testudo.audit.records", "{record}", "Records of the audit log that are signed and on the disk.");
+const PARTS: Instrument = metric(
+    "testudo.checkpoint.parts",
+    "{part}",
+    "Parts of checkpoints that this server was to write, by outcome.",
+);
+const PART_DURATION: Instrument =
+    metric("testudo.checkpoint.part.duration", "s", "Time that the last part of a checkpoint took to write.");
+const UNSERVED: Instrument =
+    metric("testudo.serve.refusals", "{refusal}", "Requests that were refused, by cause.");
+const CLOSED: Instrument = metric(
+    "testudo.serve.connections.closed",
+    "{connection}",
+    "Connections of nobody that is known that were closed, because their address had enough of them.",
+);
+const ROWS: Instrument = metric("testudo.serve.rows", "{row}", "Rows that were predicted and answered.");
+
+/// What every process tells.
+pub(crate) fn process(meter: &Meter) {
+    meter.level(&RESIDENT, resident);
+}
+
+/// What every node tells.
+pub(crate) fn node(meter: &Meter, account: &Arc<Account>) {
+    process(meter);
+    let held = || Arc::clone(account);
+    let of = held();
+    meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.refusals().totals_by_role());
+    let of = held();
+    meter.level(&CONNECTIONS, move || Some(of.stats().open));
+    let of = held();
+    meter.counter_by(&HANDSHAKES, HANDSHAKE, move || {
+        let seen = of.stats();
+        [
+            (Handshake::Accepted, seen.accepted),
+            (Handshake::Dialled, seen.dialled),
+            (Handshake::DialFailed, seen.dials_failed),
+            (Handshake::Refused, seen.refused),
+            (Handshake::TimedOut, seen.timed_out),
+            (Handshake::Retried, seen.retried),
+            (Handshake::Ignored, seen.ignored),
+            (Handshake::OverRate, seen.over_rate),
+            (Handshake::PeerOverRate, seen.peers_over_rate),
+            (Handshake::TurnedAway, seen.turned_away),
+            (Handshake::OutOfMemory, seen.out_of_memory),
+        ]
+    });
+    let of = held();
+    meter.counter_by(&DATAGRAMS, DROPPED, move || {
+        let sieve = of.stats().sieve;
+        [
+            (Dropped::NotAllowed, sieve.not_allowed),
+            (Dropped::Malformed, sieve.malformed),
+            (Dropped::Stray, sieve.strays),
+            (Dropped::Newcomer, sieve.newcomers),
+        ]
+    });
+    let of = held();
+    meter.counter_by(&MESSAGES, DIRECTION, move || {
+        let traffic = of.stats().traffic;
+        [(Direction::Transmit, traffic.messages_sent), (Direction::Receive, traffic.messages_received)]
+    });
+    let of = held();
+    meter.counter_by(&IO, DIRECTION, move || {
+        let traffic = of.stats().traffic;
+        [(Direction::Transmit, traffic.bytes_sent), (Direction::Receive, traffic.bytes_received)]
+    });
+    let of = held();
+    meter.level_by(&HELD, MEMORY, move || {
+        let stats = of.stats();
+        [(Memory::Held, stats.held_bytes), (Memory::Promised, stats.promised_bytes)]
+    });
+    let of = held();
+    meter.level(&LIMIT, move || Some(of.stats().memory));
+}
+
+/// What `testudo pki serve` tells of nodes that join.
+pub(crate) fn enrolment(meter: &Meter, refusals: &Refusals) {
+    process(meter);
+    let of = refusals.clone();
+    meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.totals_by_role());
+}
+
+/// What a scheduler tells of the run.
+pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<AuditHandle>) {
+    let of = Arc::clone(progress);
+    meter.counter(&STEPS, move || of.steps());
+    let of = Arc::clone(progress);
+    meter.counter(&SAMPLES, move || of.samples());
+    let of = Arc::clone(progress);
+    meter.gauge(&LOSS, move || of.loss());
+    let of = Arc::clone(progress);
+    meter.gauge(&DURATION, move || of.step_seconds());
+    let of = Arc::clone(progress);
+    meter.counter(&CHECKPOINTS, move || of.checkpoints());
+    if let Some(audit) = audit {
+        meter.counter(&AUDITED, move || audit.head().map_or(0, |head| head.record + 1));
+    }
+}
+
+/// What a server tells of the checkpoints that it writes.
+pub(crate) fn server(meter: &Meter, parts: &Arc<Parts>) {
+    let of = Arc::clone(parts);
+    meter.counter_by(&PARTS, progress::OUTCOME, move || of.counts());
+    let of = Arc::clone(parts);
+    meter.gauge(&PART_DURATION, move || of.seconds());
+}
+
+/// What `testudo serve` tells of its clients.
+pub(crate) fn serve(meter: &Meter, counts: &Arc<Counts>) {
+    process(meter);
+    let of = Arc::clone(counts);
+    meter.counter_by(&UNSERVED, CODE, move || of.refused().collect::<Vec<_>>());
+    let of = Arc::clone(counts);
+    meter.counter(&CLOSED, move || of.closed());
+    let of = Arc::clone(counts);
+    meter.counter(&ROWS, move || of.rows());
+}
+
+/// Bytes of memory that this process has in use, from the second number of `statm` (proc(5)), which is in pages.
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests;
