@@ -16,7 +16,7 @@ use crate::hostile::{HOSTILE, join, leave, slice_of};
 #[test]
 fn class_b_authorization() {
     let Some(attacker) = Attacker::start() else { return };
-    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1 };
+    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1, ..Plan::default() };
     let mut live = Live::start_with(PROGRAM, plan, |live| {
         join(&attacker, live);
         // A message that a server took, again on another stream of the connection.

@@ -45,7 +45,7 @@ const LIES: [(&str, &str); 22] = [
 #[test]
 fn class_f_tensors() {
     let Some(attacker) = Attacker::start() else { return };
-    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1 };
+    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1, ..Plan::default() };
     let mut live = Live::start_with(PROGRAM, plan, |live| {
         join(&attacker, live);
         for index in [0, 1] {

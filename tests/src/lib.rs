@@ -8,6 +8,7 @@
 
 pub mod attacker;
 pub mod cluster;
+pub mod collector;
 pub mod files;
 pub mod flood;
 pub mod fuzz;

@@ -132,9 +132,9 @@ impl Live {
             failed: Vec::new(),
             _alone: alone,
         };
-        live.spawn(program, Role::Scheduler, 0);
+        live.spawn(program, Role::Scheduler, 0, &plan.environment);
         for index in 0..live.site.job.servers {
-            live.spawn(program, Role::Server, index);
+            live.spawn(program, Role::Server, index, &plan.environment);
         }
         for index in (0..plan.workers).filter(|index| !plan.absent.contains(index)) {
             let worker = live.worker(index);
@@ -368,7 +368,7 @@ impl Live {
         });
     }
 
-    fn spawn(&mut self, program: &str, role: Role, index: u32) {
+    fn spawn(&mut self, program: &str, role: Role, index: u32, environment: &[(&str, String)]) {
         let (config, run) = (self.folder().join("small.toml"), self.run_dir(role, index));
         // One each: a node that is started as root hands its own to the user that it becomes.
         std::fs::create_dir(&run).unwrap();
@@ -390,7 +390,7 @@ impl Live {
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         // The mark is the node's alone: what is ended ends no other node of the cluster.
-        let mut process = process::start(program, &arguments, &run).patient(LIFE);
+        let mut process = process::start_in(program, &arguments, &run, environment).patient(LIFE);
         let address = process.until("an address", |_| listening(&log));
         let id = self.site.job.member(role, index).unwrap();
         self.nodes.push(Node { id, address, process, log, calm: 0 });

@@ -23,7 +23,7 @@ pub const DEADLINE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What launchers of other systems set, and what would change what is printed or where: no test inherits it.
-const ENVIRONMENT: [&str; 8] = [
+const ENVIRONMENT: [&str; 12] = [
     "DMLC_ROLE",
     "DMLC_NUM_WORKER",
     "DMLC_NUM_SERVER",
@@ -32,6 +32,10 @@ const ENVIRONMENT: [&str; 8] = [
     "RUST_LOG",
     "RUST_BACKTRACE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_SDK_DISABLED",
 ];
 
 /// A command under way.
@@ -72,6 +76,12 @@ pub struct NodeProcess {
 /// Starts `program` with `arguments`. Whatever it starts in turn has `mark`, an absolute path, in its command line.
 #[must_use]
 pub fn start(program: &str, arguments: &[&str], mark: &Path) -> Started {
+    start_in(program, arguments, mark, &[])
+}
+
+/// The same, with these variables in its environment.
+#[must_use]
+pub fn start_in(program: &str, arguments: &[&str], mark: &Path, environment: &[(&str, String)]) -> Started {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -82,6 +92,7 @@ pub fn start(program: &str, arguments: &[&str], mark: &Path) -> Started {
     for variable in ENVIRONMENT {
         command.env_remove(variable);
     }
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     let mut child = command.spawn().expect("the program under test starts");
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     Started {

@@ -12,11 +12,13 @@ pub struct Plan {
     pub absent: Vec<u32>,
     /// How many of them will be lost on the way.
     pub lost: u32,
+    /// What is in the environment of scheduler and servers.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { workers: 2, absent: Vec::new(), lost: 0 }
+        Plan { workers: 2, absent: Vec::new(), lost: 0, environment: Vec::new() }
     }
 }
 
