@@ -38,8 +38,17 @@ fn quiet(role: &str) -> Options {
     Options::new(role).with_stderr(LevelFilter::OFF)
 }
 
+const TEST: Instrument = Instrument { name: "testudo.test", unit: "{test}", what: "A test." };
+
 /// Reads one HTTP request and answers 200; returns its first line and its body.
 fn serve_one(stream: &mut TcpStream) -> (String, Vec<u8>) {
+    let read = request(stream);
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+    read
+}
+
+/// Reads one HTTP request; returns its first line and its body.
+fn request(stream: &mut TcpStream) -> (String, Vec<u8>) {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     let (head_end, length) = loop {
@@ -56,7 +65,6 @@ fn serve_one(stream: &mut TcpStream) -> (String, Vec<u8>) {
         let read = stream.read(&mut chunk).unwrap();
         bytes.extend_from_slice(&chunk[..read]);
     }
-    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
     let line = String::from_utf8_lossy(&bytes).lines().next().unwrap().to_string();
     (line, bytes[head_end..].to_vec())
 }
@@ -197,9 +205,8 @@ fn metrics_reach_the_collector_when_the_guard_drops() {
     let environment = Environment { metrics, ..Environment::default() };
     let log = Shared::default();
     let (dispatch, guard) = build(quiet("worker/1").with_log_writer(log.clone()), &environment).unwrap();
-    let of = Instrument { name: "testudo.test", unit: "{test}", what: "A test." };
     const WAY: Attribute<bool> = Attribute::new("way", &[false, true], |way| if way { "up" } else { "down" });
-    guard.meter().counter_by(&of, WAY, || [(true, 7), (false, 8)]);
+    guard.meter().counter_by(&TEST, WAY, || [(true, 7), (false, 8)]);
     drop(dispatch);
     drop(guard);
     let (line, body) = requests.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -225,8 +232,7 @@ fn a_collector_that_never_answers_does_not_hold_up_the_end() {
     });
     let environment = Environment { endpoint: Some(endpoint), ..Environment::default() };
     let (dispatch, guard) = build(quiet("worker/1"), &environment).unwrap();
-    let of = Instrument { name: "testudo.test", unit: "{test}", what: "A test." };
-    guard.meter().level(&of, || Some(1));
+    guard.meter().level(&TEST, || Some(1));
     tracing::dispatcher::with_default(&dispatch, || {
         tracing::info_span!(target: "testudo", "step").in_scope(|| {});
     });
@@ -238,6 +244,31 @@ fn a_collector_that_never_answers_does_not_hold_up_the_end() {
         accepted.recv_timeout(Duration::from_secs(5)).expect("the exporter did connect");
     }
     // Both are waited for at once.
+    assert!(took < FLUSH_DEADLINE + Duration::from_secs(1), "{took:?}");
+}
+
+/// Invariant 1 of `setup`: nor one that is busy, and asks for patience.
+#[test]
+fn a_collector_that_refuses_does_not_hold_up_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        let busy =
+            b"HTTP/1.1 503 Busy\r\nretry-after: 3600\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        for mut stream in listener.incoming().flatten() {
+            let asked = request(&mut stream);
+            stream.write_all(busy).unwrap();
+            sender.send(asked.0).unwrap();
+        }
+    });
+    let environment = Environment { endpoint: Some(endpoint), ..Environment::default() };
+    let (_, guard) = build(quiet("worker/1"), &environment).unwrap();
+    guard.meter().level(&TEST, || Some(1));
+    let before = Instant::now();
+    drop(guard);
+    let took = before.elapsed();
+    assert_eq!(asked.recv_timeout(Duration::from_secs(5)).unwrap(), "POST /v1/metrics HTTP/1.1");
     assert!(took < FLUSH_DEADLINE + Duration::from_secs(1), "{took:?}");
 }
 
