@@ -213,7 +213,7 @@ pub(crate) fn enrolment(meter: &Meter, refusals: &Refusals) {
 }
 
 /// What a scheduler tells of the run.
-pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<AuditHandle>) {
+pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&AuditHandle>) {
     let of = Arc::clone(progress);
     meter.counter(&STEPS, move || of.steps());
     let of = Arc::clone(progress);
@@ -225,7 +225,8 @@ pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<A
     let of = Arc::clone(progress);
     meter.counter(&CHECKPOINTS, move || of.checkpoints());
     if let Some(audit) = audit {
-        meter.counter(&AUDITED, move || audit.head().map_or(0, |head| head.record + 1));
+        let head = audit.heads();
+        meter.counter(&AUDITED, move || head().map_or(0, |head| head.record + 1));
     }
 }
 

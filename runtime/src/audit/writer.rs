@@ -65,6 +65,12 @@ impl AuditHandle {
     pub fn head(&self) -> Option<Head> {
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Asks for the same later, and does not keep the log open.
+    pub(crate) fn heads(&self) -> impl Fn() -> Option<Head> + Send + Sync + use<> {
+        let synced = Arc::clone(&self.synced);
+        move || *synced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A log that is open, with the key and the job in it.

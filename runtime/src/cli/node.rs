@@ -445,7 +445,7 @@ impl Node {
             ),
         }
         let told = audit.as_ref().map(AuditLog::handle);
-        telemetry::scheduler(&self.meter, observer.progress(), told);
+        telemetry::scheduler(&self.meter, observer.progress(), told.as_ref());
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure);
         // However the run went, what is known of it is signed.
