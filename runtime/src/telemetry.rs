@@ -116,8 +116,11 @@ const HELD: Instrument = metric(
     "By",
     "Bytes of messages that are held for peers, and promised to them.",
 );
-const LIMIT: Instrument =
-    metric("testudo.peers.memory.limit", "By", "Bytes that may be promised to peers: limits.memory_mib.");
+const LIMIT: Instrument = metric(
+    "testudo.peers.memory.limit",
+    "By",
+    "Bytes that may be promised to peers: what limits.memory_mib leaves them.",
+);
 const RESIDENT: Instrument =
     metric("process.memory.usage", "By", "The physical memory that the process uses.");
 const STEPS: Instrument = metric("testudo.steps", "{step}", "Steps that this run has completed.");

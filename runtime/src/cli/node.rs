@@ -1,5 +1,7 @@
 //! `testudo node`: one node of a cluster.
 
+mod environment;
+
 use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -36,33 +38,11 @@ use crate::process::{calls, confine, handover};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 use crate::telemetry::{self, Parts, Timed};
+use environment::environment;
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
 /// machines have few.
 const NETWORK_THREADS: usize = 1;
-
-/// What MXNet's, ps-lite's and BytePS's launchers set, so that they can start this node.
-struct Environment {
-    scheduler: Option<String>,
-    overrides: Vec<String>,
-    index: Option<u32>,
-}
-
-fn environment(role: NodeRole) -> Environment {
-    let var = |name: &str| std::env::var(name).ok();
-    let scheduler = var("DMLC_PS_ROOT_URI").zip(var("DMLC_PS_ROOT_PORT")).map(|(host, port)| match host {
-        host if host.contains(':') => format!("[{host}]:{port}"),
-        host => format!("{host}:{port}"),
-    });
-    let counts = [("DMLC_NUM_WORKER", "cluster.workers"), ("DMLC_NUM_SERVER", "cluster.servers")];
-    let overrides = counts.iter().filter_map(|(name, key)| Some(format!("{key}={}", var(name)?))).collect();
-    let index = match role {
-        NodeRole::Worker => var("DMLC_WORKER_ID"),
-        NodeRole::Server => var("DMLC_SERVER_ID"),
-        NodeRole::Scheduler => None,
-    };
-    Environment { scheduler, overrides, index: index.and_then(|i| i.parse().ok()) }
-}
 
 /// Runs the node; a worker gets its data from `setup`, or from the cluster file.
 pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
