@@ -11,6 +11,7 @@ mod admission;
 mod checkpointing;
 mod hashing;
 mod io;
+mod leaving;
 mod operate;
 mod reports;
 mod stall;
@@ -23,15 +24,14 @@ use std::time::Duration;
 
 pub use io::{Command, Effect, Input, ToMember};
 
-use self::hashing::differ;
 use self::witnessing::Testified;
 use crate::audit::printable;
 use crate::job::JobSpec;
-use crate::lease::{Lease, assign, reassign};
+use crate::lease::{Lease, assign};
 use crate::message::*;
 use crate::plan::Plan;
 use crate::scheduler::checkpoints::Checkpoints;
-use crate::scheduler::ending::{Ending, Order};
+use crate::scheduler::ending::Ending;
 use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
 use crate::time::Time;
@@ -347,139 +347,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.until;
         }
         (self.progress.completed() + LEASED_AHEAD).min(self.steps())
-    }
-
-    /// The last step is complete: evaluate and export.
-    fn end(&mut self) {
-        self.phase = Phase::Finishing;
-        self.stalled = None;
-        self.paused = false;
-        let version = self.progress.completed();
-        self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
-        self.order_last();
-        self.order_hash();
-        self.hand_out();
-    }
-
-    fn hand_out(&mut self) {
-        let live = self.live(MemberRole::Worker);
-        while let Some((index, order)) = self.ending.as_mut().and_then(|e| e.hand_out(&live)) {
-            let message = match order {
-                Order::Evaluate(e) => ToMember::Evaluate(e),
-                Order::Export(e) => ToMember::Export(e),
-            };
-            self.send(Member { role: MemberRole::Worker, index }, message);
-        }
-    }
-
-    fn finish(&mut self) {
-        if self.outcome.is_some() || self.phase != Phase::Finishing {
-            return;
-        }
-        if !self.checkpoints.is_settled() {
-            return;
-        }
-        let Some((loss, correct, exported)) = self.ending.as_ref().and_then(Ending::result) else { return };
-        let Some(kept) = self.parameters.last(self.progress.completed()) else { return };
-        if let Some(text) = kept.and_then(|kept| differ(kept, exported.params_blake3)) {
-            return self.fail(text);
-        }
-        let examples = self.job.data.test_examples as f64;
-        let outcome = Outcome::Finished(Finished {
-            steps: self.progress.completed(),
-            stopped_early: self.stop_at.is_some_and(|at| at < self.plan.steps()),
-            final_loss: self.progress.last_loss.unwrap_or(f64::NAN),
-            test_loss: loss / examples,
-            test_accuracy: correct as f64 / examples,
-            params_blake3: exported.params_blake3,
-            samples: self.progress.samples,
-            training_seconds: self.progress.training_seconds(),
-            bytes_sent: self.progress.bytes_sent,
-            bytes_received: self.progress.bytes_received,
-            workers_lost: self.workers_lost,
-            checkpoint: self.checkpoints.newest(),
-        });
-        self.outcome = Some(outcome);
-        self.dismiss(MemberRole::Worker, "the run is complete");
-        self.leave_if_empty();
-    }
-
-    fn dismiss(&mut self, role: MemberRole, reason: &str) {
-        self.send_all(role, &ToMember::Shutdown(Shutdown { reason: reason.into() }));
-    }
-
-    /// Servers after workers, then the scheduler itself (invariant 5).
-    fn leave_if_empty(&mut self) {
-        let Some(outcome) = &self.outcome else { return };
-        if !self.live(MemberRole::Worker).is_empty() || self.phase == Phase::Over {
-            return;
-        }
-        self.phase = Phase::Over;
-        let (outcome, reason) = match outcome {
-            Outcome::Finished(_) => (outcome.clone(), "the run is complete".to_owned()),
-            Outcome::Failed(why) => (outcome.clone(), why.clone()),
-        };
-        self.dismiss(MemberRole::Server, &reason);
-        self.effects.push_back(Effect::Over(outcome));
-    }
-
-    fn lose(&mut self, now: Time, member: Member, reason: &str) {
-        let Some(lost) = self.members.remove(&member) else { return };
-        let reason = printable(reason, MAX_QUOTED);
-        self.effects.push_back(Effect::Disconnect {
-            connection: lost.connection,
-            member,
-            incarnation: lost.incarnation,
-            reason: reason.clone(),
-        });
-        if self.outcome.is_some() {
-            return self.leave_if_empty();
-        }
-        if member.role == MemberRole::Server {
-            return self.fail(format!("{member} was lost ({reason}); its parameters are gone with it"));
-        }
-        self.workers_lost += 1;
-        let survivors = self.live(MemberRole::Worker);
-        self.effects.push_back(Effect::Notice(format!("{member} was lost ({reason})")));
-        match self.phase {
-            Phase::Forming if self.epoch == 0 => {
-                // Those who are there share its arithmetic; those who come need not.
-                if self.members.is_empty() {
-                    self.fingerprint = None;
-                }
-            }
-            _ if survivors.is_empty() => {
-                self.fail(format!("{member} was lost ({reason}), and no worker is left"));
-            }
-            Phase::Forming | Phase::Training => {
-                let progress = &self.progress;
-                self.leases =
-                    reassign(&self.leases, member.index, &survivors, self.epoch + 1, |n| progress.owed(n));
-                if let Some(warning) = self.moved_votes() {
-                    self.effects.push_back(Effect::Notice(warning));
-                }
-                self.testified.moved(self.until);
-                self.last_progress = now;
-                self.new_epoch();
-            }
-            Phase::Finishing => {
-                if let Some(ending) = &mut self.ending {
-                    ending.give_back(member.index);
-                }
-                self.hand_out();
-            }
-            Phase::Over => {}
-        }
-    }
-
-    fn fail(&mut self, reason: String) {
-        if self.outcome.is_some() {
-            return;
-        }
-        let reason = printable(&reason, MAX_REASON);
-        self.outcome = Some(Outcome::Failed(reason.clone()));
-        self.dismiss(MemberRole::Worker, &reason);
-        self.leave_if_empty();
     }
 
     /// Looks for members that have fallen silent and for a stall (invariant 4).

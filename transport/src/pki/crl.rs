@@ -10,7 +10,9 @@
 //!
 //! Source: RFC 5280, section 5.
 
+mod info;
 mod issue;
+mod names;
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -22,10 +24,13 @@ use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use x509_parser::asn1_rs::{Any, Sequence};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
-use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
+pub use info::{CrlInfo, describe_crl};
 pub use issue::{Revocation, RevocationList};
+pub use names::{CrlNumber, Serial};
+
+use info::date;
 
 use super::anchors::{MAX_ANCHOR_BYTES, MAX_ANCHORS};
 use super::{CLOCK_SKEW, PkiError, certificate, chain};
@@ -37,8 +42,6 @@ pub const CRL_FILE: &str = "crl.pem";
 
 /// Longest PEM text: base64 makes 4 characters of 3 bytes, and breaks lines.
 pub(super) const MAX_PEM: usize = MAX_CRL / 3 * 4 + MAX_CRL / 32;
-/// Longest serial and list number that RFC 5280 allows (sections 4.1.2.2 and 5.2.3).
-const MAX_NUMBER: usize = 20;
 /// Version 2 is written as 1 (section 5.1.2.1).
 const VERSION_2: X509Version = X509Version(1);
 
@@ -80,114 +83,6 @@ pub enum CrlError {
     /// Two lists with one number: the CA is used in two places at once, or was restored from an old copy.
     #[error("another list with its number, {0}, is in force; make one with a higher number")]
     Twin(CrlNumber),
-}
-
-/// The number of a list: a later one has a higher one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct CrlNumber([u8; MAX_NUMBER]);
-
-impl CrlNumber {
-    /// From big-endian bytes; `None` if there are too many.
-    fn from_bytes(bytes: &[u8]) -> Option<CrlNumber> {
-        let mut number = [0; MAX_NUMBER];
-        let bytes = trimmed(bytes);
-        number.get_mut(MAX_NUMBER.checked_sub(bytes.len())?..)?.copy_from_slice(bytes);
-        Some(CrlNumber(number))
-    }
-
-    /// The next one; the highest has none.
-    #[must_use]
-    pub fn next(self) -> Option<CrlNumber> {
-        let mut number = self.0;
-        for byte in number.iter_mut().rev() {
-            let (sum, carried) = byte.overflowing_add(1);
-            *byte = sum;
-            if !carried {
-                return Some(CrlNumber(number));
-            }
-        }
-        None
-    }
-
-    fn bytes(&self) -> &[u8] {
-        trimmed(&self.0)
-    }
-}
-
-impl fmt::Display for CrlNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.bytes().iter().try_fold(0_u64, |all, byte| Some(all.checked_mul(256)? + u64::from(*byte)))
-        {
-            Some(small) => write!(f, "{small}"),
-            None => write!(f, "0x{}", hex(self.bytes())),
-        }
-    }
-}
-
-impl fmt::Debug for CrlNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// A certificate's serial number, as a list has it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Serial(Box<[u8]>);
-
-impl Serial {
-    /// From the bytes of the DER integer; zeroes in front say nothing.
-    ///
-    /// # Errors
-    /// [`CrlError::Malformed`] when there are more than RFC 5280 allows.
-    pub fn new(bytes: &[u8]) -> Result<Serial, CrlError> {
-        let bytes = trimmed(bytes);
-        // A CA may use one more than it should; it is no more than a longer name.
-        if bytes.len() > MAX_NUMBER + 1 {
-            return Err(CrlError::Malformed(format!("a serial number of {} bytes", bytes.len())));
-        }
-        Ok(Serial(bytes.into()))
-    }
-
-    /// From hexadecimal digits, with or without colons.
-    ///
-    /// # Errors
-    /// [`CrlError::Malformed`].
-    pub fn from_hex(text: &str) -> Result<Serial, CrlError> {
-        let bad =
-            || CrlError::Malformed("a serial number is hexadecimal digits, two for each byte".to_owned());
-        let digits: Vec<u8> = text.bytes().filter(|c| *c != b':').take(4 * MAX_NUMBER).collect();
-        let pairs = digits.chunks(2).map(|pair| {
-            let pair = <[u8; 2]>::try_from(pair).ok()?;
-            let value = |c: u8| (c as char).to_digit(16);
-            u8::try_from(value(pair[0])? << 4 | value(pair[1])?).ok()
-        });
-        let bytes: Option<Vec<u8>> = pairs.collect();
-        bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(bad).and_then(|bytes| Serial::new(&bytes))
-    }
-
-    /// That of a certificate in DER.
-    pub(crate) fn of(certificate_der: &[u8]) -> Result<Serial, PkiError> {
-        let malformed = |why: String| PkiError::Certificate(format!("malformed: {why}"));
-        let (_, certificate) =
-            X509Certificate::from_der(certificate_der).map_err(|why| malformed(why.to_string()))?;
-        Serial::new(certificate.raw_serial()).map_err(|why| malformed(why.to_string()))
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Serial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-impl fmt::Debug for Serial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 /// A list of revoked certificates, signed by the CA that it was read for.
@@ -396,51 +291,6 @@ impl Crl {
     }
 }
 
-/// What a person wants to know of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CrlInfo {
-    /// Whose it is.
-    pub issuer: String,
-    /// Its number.
-    pub number: CrlNumber,
-    /// When it was made, in seconds since 1970 UTC.
-    pub this_update: i64,
-    /// When it ends, in seconds since 1970 UTC.
-    pub next_update: i64,
-    /// The certificates in it.
-    pub revoked: Vec<Serial>,
-}
-
-impl fmt::Display for CrlInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "kind         list of revoked certificates")?;
-        writeln!(f, "issuer       {}", self.issuer)?;
-        writeln!(f, "number       {}", self.number)?;
-        writeln!(f, "valid        {} to {}", date(self.this_update), date(self.next_update))?;
-        write!(f, "revoked      {}", self.revoked.len())?;
-        self.revoked.iter().try_for_each(|serial| write!(f, "\n  serial     {serial}"))
-    }
-}
-
-/// Describes lists that stand one after the other; says nothing of whether to trust them.
-///
-/// # Errors
-/// [`CrlError::Malformed`].
-pub fn describe_crl(bytes: &[u8]) -> Result<Vec<CrlInfo>, CrlError> {
-    let describe = |der| {
-        let crl = Crl::read_if(der, |_, _| Ok(None))?;
-        let issuer = crl.issuer_name();
-        let Crl { number, this_update, next_update, revoked, .. } = crl;
-        Ok(CrlInfo { issuer, number, this_update, next_update, revoked: revoked.into_iter().collect() })
-    };
-    to_der(bytes)?.into_iter().map(describe).collect()
-}
-
-fn date(seconds: i64) -> String {
-    let time = ASN1Time::from_timestamp(seconds).ok();
-    time.and_then(|time| time.to_rfc2822().ok()).unwrap_or_else(|| format!("{seconds} s since 1970"))
-}
-
 impl Crl {
     /// When it ends, for a person.
     #[must_use]
@@ -527,15 +377,6 @@ fn seconds(now: UnixTime) -> i64 {
 
 fn skew() -> i64 {
     i64::try_from(CLOCK_SKEW.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn trimmed(bytes: &[u8]) -> &[u8] {
-    let zeroes = bytes.iter().take_while(|byte| **byte == 0).count();
-    bytes.get(zeroes..).unwrap_or_default()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The longest validity of a list: one that is good for longer protects nobody, since what it lacks is found out too late.
