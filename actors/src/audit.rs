@@ -173,6 +173,11 @@ pub enum Entry {
         /// Bytes of a record that a crash cut short and that were removed.
         torn_bytes: u64,
     },
+    /// The log could not be written for a while, and so much could not wait: these records are missing before this one.
+    LeftOut {
+        /// How many.
+        records: u64,
+    },
     /// The run's own key, which opened its checkpoints, was destroyed.
     KeyDestroyed {
         /// The age recipients that it was the key of.

@@ -1,13 +1,14 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
 //! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
-//! data sets ([`data`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
+//! data sets ([`data`]), lines that outlive a full disk ([`appender`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
 //! again ([`replay`]), how operators find a run ([`control`]), certificates that
 //! change while a node runs ([`rotation`]), what a run shows and leaves behind ([`report`], [`rundir`]),
 //! what a process may still do ([`process`]), how
 //! models are served ([`serve`]), and
 //! the command line ([`main`]).
 
+pub mod appender;
 pub mod audit;
 mod authority;
 pub mod bench;

@@ -226,6 +226,8 @@ impl CheckpointSink for ModelFile {
 /// Writes one line of metrics.jsonl a step, and has the run's ledger and its audit log.
 pub struct Metrics {
     writer: MetricsWriter,
+    /// Whether records wait for a disk that takes none.
+    is_behind: bool,
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
     source: Option<Box<dyn ServerSetup>>,
@@ -238,8 +240,9 @@ impl Metrics {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
+        let writer = MetricsWriter::open(path)?;
         let (ledger, audit, source, progress) = Default::default();
-        Ok(Metrics { writer: MetricsWriter::open(path)?, ledger, audit, source, progress })
+        Ok(Metrics { writer, is_behind: false, ledger, audit, source, progress })
     }
 
     /// How far the run is, for a collector.
@@ -315,8 +318,13 @@ impl Observer for Metrics {
             wait_ms: summary.wait_ms,
             elapsed_seconds: summary.elapsed_seconds,
         };
-        if let Err(error) = self.writer.append(&record) {
-            tracing::error!(%error, "metrics.jsonl cannot be written");
+        match (self.writer.append(&record), self.is_behind) {
+            (Ok(()), false) | (Err(_), true) => {}
+            (Ok(()), true) => tracing::info!("metrics.jsonl is written again"),
+            (Err(error), false) => {
+                tracing::warn!(%error, "metrics.jsonl cannot be written; what is new waits for that");
+            }
         }
+        self.is_behind = self.writer.is_behind();
     }
 }

@@ -25,7 +25,7 @@ pub mod program;
 pub mod protections;
 pub mod user;
 
-pub use harden::harden;
+pub use harden::{harden, outlive_file_limits};
 pub use program::Program;
 pub use protections::Protections;
 pub use user::RunAs;

@@ -7,6 +7,7 @@ mod b_authorization;
 mod c_framing;
 mod d_mac_and_order;
 mod e_flood;
+mod e_full_disk;
 mod f_liars;
 mod f_tensors;
 mod frames;

@@ -37,8 +37,8 @@ use crate::process;
 use crate::sim::Simulation;
 use crate::{files, toy};
 use gate::{Gate, Paced};
-pub use node::Node;
-use node::{listening, peak};
+use node::listening;
+pub use node::{Node, peak};
 pub use plan::{Closed, Plan};
 
 /// Steps of the job under attack.

@@ -60,6 +60,8 @@ pub struct Verified {
     pub since_expected: Option<u64>,
     /// Records that a crash left without a signature of their own session's key; later keys signed them.
     pub late_signed: u64,
+    /// Entries that a log which could not be written has left out.
+    pub left_out: u64,
     /// Checkpoints that are gone by word of `deletions.jsonl` alone, which nobody signed.
     pub unsigned_deletions: u64,
 }
@@ -222,6 +224,9 @@ impl Reader<'_> {
         self.job_due = false;
         match entry {
             Entry::End { .. } => self.verified.ended = true,
+            Entry::LeftOut { records } => {
+                self.verified.left_out = self.verified.left_out.saturating_add(records);
+            }
             Entry::Key { .. } => (self.verified.ended, self.reopened) = (false, false),
             _ => {}
         }

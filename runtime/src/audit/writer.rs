@@ -2,14 +2,14 @@
 //!
 //! What a crash may cost: a record is written within moments of its event, and signed and synced (`fsync`) with all before it
 //! at most a second later, or when 256 wait ([`Scribe`]); the key and the job are signed and synced before training begins, the
-//! end before the process ends. If the log cannot be written, that is said in the scheduler's log and at the end of the run,
-//! whose summary then names no head; training goes on.
+//! end before the process ends. A disk that is full for a while ends no log: records wait in memory
+//! ([`Appender`], 4 MiB), are written once there is room, and what could not wait is counted in a record. If the log cannot be
+//! written when the run ends, or what was written cannot be synced, that is said in the scheduler's log and at the end of the
+//! run, whose summary then names no head; training goes on all the same.
 //!
 //! A log goes on with every certificate that follows that of its key, in time: one that has ended signs nothing, and the log ends.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,7 @@ use testudo_transport::{Expected, Identity};
 use super::AuditLogError;
 use super::found::{self, Found};
 use super::lines::file_error;
+use crate::appender::Appender;
 use crate::checkpoint::retention;
 
 /// Entries that may wait for the thread. Beyond it, who has one to tell waits: nothing is left out of the log.
@@ -31,6 +32,9 @@ const WAITING: usize = 4096;
 
 /// How long the thread sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// Between two attempts to write to a disk that takes nothing.
+const AGAIN: Duration = Duration::from_secs(1);
 
 enum Mail {
     Entry(Entry),
@@ -248,8 +252,12 @@ fn missing(told: &BTreeSet<Hex>, recorded: &[retention::Record]) -> Vec<Entry> {
 
 struct Writer {
     path: PathBuf,
-    file: File,
+    file: Appender,
     scribe: Scribe,
+    /// Whether records waited for the disk since it was synced.
+    is_behind: bool,
+    /// Entries that could not wait for it.
+    left_out: u64,
     identity: Identity,
     key: AuditKey,
     synced: Arc<Mutex<Option<Head>>>,
@@ -271,31 +279,46 @@ impl Writer {
         let (identity, path) = (identity.clone(), path.to_owned());
         let key = AuditKey(Arc::new(Mutex::new(identity.clone())));
         let scribe = Scribe::new(found.chain.clone(), Box::new(key.clone()));
-        Ok((Writer { path, file, scribe, identity, key, synced: Arc::default() }, found))
+        let file = Appender::new(file).map_err(|e| file_error(&path, "cannot be read", &e))?;
+        let synced = Arc::default();
+        let writer = Writer { path, file, scribe, is_behind: false, left_out: 0, identity, key, synced };
+        Ok((writer, found))
     }
 
     fn run(mut self, mail: &Receiver<Mail>) -> Result<Hex, AuditLogError> {
         loop {
-            let wait = self
+            let due = self
                 .scribe
                 .poll_timeout()
                 .map_or(IDLE, |due| Duration::from_millis(due.saturating_sub(self.now())).min(IDLE));
-            let received = mail.recv_timeout(wait);
-            self.follow()?;
-            match received {
-                Ok(Mail::Entry(entry)) => self.entry(&entry)?,
+            match mail.recv_timeout(if self.is_behind { due.min(AGAIN) } else { due }) {
+                Ok(Mail::Entry(entry)) => self.proceed(Some(&entry))?,
+                Err(RecvTimeoutError::Timeout) => self.proceed(None)?,
                 Ok(Mail::Close) | Err(RecvTimeoutError::Disconnected) => {
+                    self.proceed(None)?;
                     self.finish()?;
                     return Ok(self.scribe.head());
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            let now = self.now();
-            if self.scribe.sign_if_due(now)? {
-                self.flush()?;
-                self.sync()?;
             }
         }
+    }
+
+    /// Does all that is due, and adds `entry`: unless the disk has been full for so long that it cannot wait, and is counted.
+    fn proceed(&mut self, entry: Option<&Entry>) -> Result<(), AuditLogError> {
+        if self.is_behind && self.flush().is_ok() {
+            self.catch_up()?;
+        }
+        self.follow()?;
+        match entry {
+            Some(entry) if self.left_out == 0 && self.file.has_room() => self.entry(entry)?,
+            Some(_) => self.left_out += 1,
+            None => {}
+        }
+        let now = self.now();
+        if self.scribe.sign_if_due(now)? && self.flush().is_ok() {
+            self.sync()?;
+        }
+        Ok(())
     }
 
     /// Goes on with the newest certificate of the key. What came before is signed with the one before, if that is good still.
@@ -305,30 +328,56 @@ impl Writer {
             return Ok(());
         }
         if self.key.check().is_ok() {
-            self.finish()?;
+            self.sign()?;
         }
         let certificate = Base64(newest.certificate_der().to_vec());
         *self.key.held() = newest;
         self.entry(&Entry::Renewed { node: KEY_NODE.to_owned(), certificate })?;
-        self.finish()
+        self.sign()
     }
 
+    /// All that waited is written: says what could not wait, and signs.
+    fn catch_up(&mut self) -> Result<(), AuditLogError> {
+        let records = std::mem::take(&mut self.left_out);
+        tracing::info!(left_out = records, "the audit log is written again");
+        if records > 0 {
+            self.entry(&Entry::LeftOut { records })?;
+        }
+        self.sign()
+    }
+
+    /// Adds an entry, which may wait for the disk.
     fn entry(&mut self, entry: &Entry) -> Result<(), AuditLogError> {
         let now = self.now();
         self.scribe.entry(now, entry)?;
-        self.flush()
+        self.flush().ok();
+        Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), AuditLogError> {
+    /// Signs what is not signed. All of it is on the disk after that, or waits for it.
+    fn sign(&mut self) -> Result<(), AuditLogError> {
         let now = self.now();
         self.scribe.sign(now)?;
-        self.flush()?;
-        self.sync()
+        match self.flush() {
+            Ok(()) => self.sync(),
+            Err(_) => Ok(()),
+        }
     }
 
-    fn flush(&mut self) -> Result<(), AuditLogError> {
-        let written = self.file.write_all(&self.scribe.take());
-        written.map_err(|e| file_error(&self.path, "cannot be written", &e))
+    /// Signs what is not signed, and has all of it on the disk.
+    fn finish(&mut self) -> Result<(), AuditLogError> {
+        self.sign()?;
+        self.flush().map_err(|e| file_error(&self.path, "cannot be written", &e))
+    }
+
+    /// Writes what the disk takes; the rest waits for it.
+    fn flush(&mut self) -> std::io::Result<()> {
+        let written = self.file.append(&self.scribe.take());
+        if let (Err(error), false) = (&written, self.is_behind) {
+            tracing::warn!(%error, "the audit log cannot be written; its records wait for that");
+            self.is_behind = true;
+        }
+        written
     }
 
     /// Milliseconds since 1970, by the clock that judges the certificate.
@@ -337,10 +386,63 @@ impl Writer {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn sync(&self) -> Result<(), AuditLogError> {
-        self.file.sync_data().map_err(|e| file_error(&self.path, "cannot be synced", &e))?;
+    fn sync(&mut self) -> Result<(), AuditLogError> {
+        self.file.file().sync_data().map_err(|e| file_error(&self.path, "cannot be synced", &e))?;
+        self.is_behind = false;
         let head = Head { record: self.scribe.records().saturating_sub(1), hash: self.scribe.head() };
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+
+    use testudo_transport::{JobCa, Role, SpiffeId};
+
+    use super::*;
+    use crate::appender::HELD_MOST;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// A disk that takes nothing for a while: records wait, those that cannot are counted, and the log holds.
+    #[test]
+    fn a_full_disk_ends_no_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let ca = JobCa::create("test.local", "small", DAY).unwrap();
+        let id = SpiffeId::new("test.local", "small", Role::Actor, "audit").unwrap();
+        let key = ca.issue(&id, DAY).unwrap();
+        let (mut writer, _) = Writer::open(&path, &key, |_| Ok(())).unwrap();
+        writer.proceed(Some(&Entry::command("operator/0", &Ok("paused".into())))).unwrap();
+        writer.finish().unwrap();
+        let head = *writer.synced.lock().unwrap();
+
+        // Nothing can be written to a file that is open for reading.
+        writer.file.replace(File::open(&path).unwrap());
+        let entry = Entry::command("operator/0", &Ok("x".repeat(500)));
+        let mut told = 0_u64;
+        while writer.left_out < 3 {
+            writer.proceed(Some(&entry)).unwrap();
+            told += 1;
+        }
+        assert!((HELD_MOST..HELD_MOST + (2 << 10)).contains(&writer.file.held()));
+        assert_eq!(*writer.synced.lock().unwrap(), head, "no node signs what is not on the disk");
+        assert!(writer.finish().is_err(), "nobody is told that it is");
+
+        writer.file.replace(OpenOptions::new().append(true).open(&path).unwrap());
+        writer.proceed(None).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(writer.synced.lock().unwrap().unwrap().hash, writer.scribe.head());
+        drop(writer);
+        let (mut commands, mut left_out) = (0, 0);
+        let mut chain = testudo_observability::audit::Chain::new();
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let record = chain.follow(line.as_bytes()).unwrap();
+            commands += u64::from(record.kind == "command");
+            left_out += record.body.get("records").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        }
+        assert_eq!((commands + left_out, left_out), (told + 1, 3));
     }
 }

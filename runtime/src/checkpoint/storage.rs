@@ -66,14 +66,21 @@ pub trait Storage: Debug + Send + Sync {
 /// there before or all of `bytes`.
 ///
 /// # Errors
-/// The operating system's refusal; a temporary file may be left.
+/// The operating system's refusal; `path` is as it was.
 pub fn replace(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(path);
-    let mut output = storage.create(&temporary)?;
-    output.write_all(bytes)?;
-    output.sync()?;
-    drop(output);
-    storage.rename(&temporary, path)?;
+    let write = || {
+        let mut output = storage.create(&temporary)?;
+        output.write_all(bytes)?;
+        output.sync()?;
+        drop(output);
+        storage.rename(&temporary, path)
+    };
+    if let Err(why) = write() {
+        // What is half written helps nobody, least of all a disk that is full.
+        let _ = storage.remove_file(&temporary);
+        return Err(why);
+    }
     storage.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 

@@ -109,6 +109,7 @@ fn report(run_dir: &RunDir, verified: &Verified) -> serde_json::Value {
         "head": verified.head,
         "ended": verified.ended,
         "late_signed": verified.late_signed,
+        "left_out": verified.left_out,
         "unsigned_deletions": verified.unsigned_deletions,
         "countersigned": verified.countersigned,
         "since_expected": verified.since_expected,
@@ -131,6 +132,9 @@ fn tell(run_dir: &RunDir, verified: &Verified, options: &Options) {
     }
     if verified.late_signed > 0 {
         println!("  note: {} records were signed by a later run's key alone", verified.late_signed);
+    }
+    if verified.left_out > 0 {
+        println!("  note: {} entries were left out while it could not be written", verified.left_out);
     }
     if verified.unsigned_deletions > 0 {
         println!(

@@ -34,7 +34,7 @@ use crate::launch::local::end_with_parent;
 use crate::node::{Metrics, Setup, data_files, transport};
 use crate::process::handing::{self, Handed};
 use crate::process::paths::Needs;
-use crate::process::{calls, confine, handover};
+use crate::process::{calls, confine, handover, outlive_file_limits};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 use crate::telemetry::{self, Parts, Timed};
@@ -94,6 +94,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
+    runtime.block_on(async { outlive_file_limits() });
     let listen = match arguments.role {
         NodeRole::Scheduler => config.network.scheduler_listen(),
         NodeRole::Server => config.network.server_listen(index),

@@ -1,9 +1,12 @@
-//! What every command gives away at its start (invariant 1 of [`super`]).
+//! What every command gives away at its start (invariant 1 of [`super`]), and what must not end it.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, geteuid, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_no_new_privs,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Gives away what no command needs. To be called first, by the only thread: threads inherit it from whom they are started
 /// by, and from nobody else.
@@ -18,6 +21,15 @@ pub fn harden() {
     let _ = clear_ambient_capability_set();
     if !geteuid().is_root() {
         drop_capabilities();
+    }
+}
+
+/// A file that may not grow (`ulimit -f`) is an error of the write that meets it, as a full disk is, and not the end of the
+/// process, which is what SIGXFSZ does to a process that does not handle it. To be called in a runtime.
+pub fn outlive_file_limits() {
+    // Once it is handled it stays so; what is told of it, nobody needs.
+    if let Err(error) = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
+        tracing::debug!(%error, "SIGXFSZ cannot be handled: a file that may not grow would end the process");
     }
 }
 

@@ -2,16 +2,16 @@
 //!
 //! Invariants:
 //! 1. Each record is one line, written by one call and at once: whoever follows the file sees whole lines,
-//!    and a killed run has all steps it reported.
+//!    and a killed run has all steps it reported. What a full disk does not take is held, and follows once there is room.
 //! 2. A number that JSON cannot hold (NaN, infinity: a loss that diverged) is written as `null` and read
 //!    back as NaN.
 
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::appender::Appender;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::process::handover;
 
@@ -73,6 +73,14 @@ pub enum MetricsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Too many records wait for a disk that takes none.
+    #[error("step {step} is left out of {}: too many before it could not be written", path.display())]
+    LeftOut {
+        /// The step.
+        step: u64,
+        /// The file.
+        path: PathBuf,
+    },
     /// A record cannot be written as JSON.
     #[error("cannot write step {step} as JSON: {reason}")]
     Record {
@@ -87,7 +95,7 @@ pub enum MetricsError {
 #[derive(Debug)]
 pub struct MetricsWriter {
     path: PathBuf,
-    file: File,
+    lines: Appender,
 }
 
 impl MetricsWriter {
@@ -96,20 +104,30 @@ impl MetricsWriter {
     /// # Errors
     /// The operating system's refusal.
     pub fn open(path: &Path) -> Result<Self, MetricsError> {
-        let file = handover::append(path);
-        let file = file.map_err(|source| io_error("open", path, source))?;
-        Ok(Self { path: path.to_path_buf(), file })
+        let lines = handover::append(path).and_then(Appender::new);
+        let lines = lines.map_err(|source| io_error("open", path, source))?;
+        Ok(Self { path: path.to_path_buf(), lines })
     }
 
-    /// Appends one record; it is in the file when this returns.
+    /// Appends one record, and all that are held; they are in the file when this returns.
     ///
     /// # Errors
-    /// The operating system's refusal (a full disk, for instance).
+    /// The operating system's refusal (a full disk, for instance): the record is held, and written before the next one. Where
+    /// too many are held already, it is left out.
     pub fn append(&mut self, record: &StepRecord) -> Result<(), MetricsError> {
         let mut line = serde_json::to_vec(record)
             .map_err(|error| MetricsError::Record { step: record.step, reason: error.to_string() })?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|source| io_error("write to", &self.path, source))
+        if !self.lines.has_room() {
+            return Err(MetricsError::LeftOut { step: record.step, path: self.path.clone() });
+        }
+        self.lines.append(&line).map_err(|source| io_error("write to", &self.path, source))
+    }
+
+    /// Whether records wait for a disk that takes none.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.lines.held() > 0
     }
 }
 

@@ -138,6 +138,7 @@ fn entries(certificate: Base64) -> Vec<Entry> {
             found_blake3: Hex([8; 32]),
             worker: node.clone(),
         },
+        Entry::LeftOut { records: 7 },
         Entry::Leave { node, incarnation: 1, reason: "the run is complete".to_owned() },
         Entry::End { steps: 3, params_blake3: Some(hash), failure: None },
         Entry::Reopened { command: "checkpoint prune".to_owned(), torn_bytes: 0 },

@@ -67,7 +67,8 @@ pub(super) fn listening(log: &Path) -> Option<SocketAddr> {
 }
 
 /// The peak of a process's resident memory in bytes; `None` once it has ended.
-pub(super) fn peak(pid: u32) -> Option<u64> {
+#[must_use]
+pub fn peak(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
