@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::process::{RunAs, user};
 use crate::rundir::{RunDir, in_words, inputs};
+use crate::say::{self, note};
 use args::{Arguments, Command};
 use operate::Operation;
 
@@ -58,10 +59,14 @@ pub fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Bench(bench) => bench::bench(&bench),
     };
-    match result {
+    let said = || match say::failure() {
+        Some(why) => Err(Failure::failed(format!("standard output cannot be written: {why}"))),
+        None => Ok(()),
+    };
+    match result.and_then(|()| said()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { message, status }) => {
-            eprintln!("error: {}", in_words(&message));
+            note!("error: {}", in_words(&message));
             status.code()
         }
     }

@@ -8,6 +8,8 @@
 //! models are served ([`serve`]), and
 //! the command line ([`main`]).
 
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "say! and note! outlive a closed pipe")]
+
 pub mod appender;
 pub mod audit;
 mod authority;
@@ -28,6 +30,7 @@ pub mod report;
 pub mod rotation;
 pub mod run;
 pub mod rundir;
+mod say;
 pub mod serve;
 pub mod signing;
 mod telemetry;

@@ -21,6 +21,7 @@ use crate::launch::local::Inputs;
 use crate::report::metrics;
 use crate::run::{self, Watcher};
 use crate::rundir::RunDir;
+use crate::say::{note, say};
 
 /// Rounds that come first and do not count: connections open their windows, memory is touched for the first time.
 const WARM_UP: u64 = 3;
@@ -65,7 +66,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
         _ => 0.0,
     });
     let median_ms = median(spans);
-    println!(
+    say!(
         "pushpull, {workers} workers, {servers} servers, {mib} MiB of f32 each way a worker: median {median_ms:.1} ms a \
          round over {rounds} rounds ({:.1} s in all)",
         completed.wall_seconds
@@ -79,7 +80,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
             "mib": mib,
             "rounds": rounds,
         });
-        println!("{object}");
+        say!("{object}");
     }
     Ok(())
 }
@@ -106,7 +107,7 @@ impl Watcher for Silent {
     fn report(&mut self, _: &StatusReport) {}
 
     fn notice(&mut self, text: &str) {
-        eprintln!("{text}");
+        note!("{text}");
     }
 }
 

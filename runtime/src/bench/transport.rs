@@ -12,6 +12,7 @@ use tokio::process::Command;
 use crate::error::Failure;
 use crate::process::Program;
 use crate::rundir::timestamp;
+use crate::say::{note, say};
 
 /// Long enough for any measurement.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
@@ -47,7 +48,7 @@ pub fn run(
     let mut all = Vec::new();
     for nth in 0..repeat.max(1) {
         let measured = runtime.block_on(sender(&plan))?;
-        eprintln!(
+        note!(
             "{}/{repeat}: {:.3} GB/s, CPU ns a byte: sender {:.2}, receiver {:.2}",
             nth + 1,
             measured.gb_per_second,
@@ -61,7 +62,7 @@ pub fn run(
         sender: median(all.iter().map(|m| m.sender)),
         receiver: median(all.iter().map(|m| m.receiver)),
     };
-    println!(
+    say!(
         "transport, {message_bytes} byte messages one way, mutual TLS 1.3 and BLAKE3 MAC: median {:.3} GB/s, \
          {:.2} ns CPU a byte (sender {:.2}, receiver {:.2})",
         middle.gb_per_second,
@@ -77,7 +78,7 @@ pub fn run(
             "message_bytes": message_bytes,
             "repeat": repeat,
         });
-        println!("{object}");
+        say!("{object}");
     }
     Ok(())
 }
@@ -102,9 +103,9 @@ fn endpoint(identity: Identity) -> Result<Endpoint, Failure> {
 async fn receiver(identity: &Path, plan: &Plan) -> Result<(), Failure> {
     crate::launch::local::end_with_parent();
     let endpoint = endpoint(Identity::load(identity).map_err(Failure::failed)?)?;
-    println!("listening {}", endpoint.local_addr());
+    say!("listening {}", endpoint.local_addr());
     let figures = receive(&endpoint, plan).await.map_err(Failure::failed)?;
-    println!("{}", serde_json::to_string(&figures).map_err(Failure::failed)?);
+    say!("{}", serde_json::to_string(&figures).map_err(Failure::failed)?);
     Ok(())
 }
 

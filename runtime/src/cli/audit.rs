@@ -10,6 +10,7 @@ use testudo_transport::pki::{bundle_der, read_public};
 use crate::audit::{Options, Verified, read, verify as verify_log};
 use crate::error::Failure;
 use crate::rundir::RunDir;
+use crate::say::say;
 
 /// `testudo audit`
 #[derive(Debug, Args)]
@@ -83,7 +84,7 @@ fn verify(run_dir: &RunDir, options: &Options, as_json: bool) -> Result<(), Fail
                 json!({ "run_dir": run_dir.path(), "good": false, "problem": error.to_string() })
             }
         };
-        println!("{object}");
+        say!("{object}");
     }
     let verified = result.map_err(Failure::failed)?;
     if !as_json {
@@ -118,40 +119,40 @@ fn report(run_dir: &RunDir, verified: &Verified) -> serde_json::Value {
 }
 
 fn tell(run_dir: &RunDir, verified: &Verified, options: &Options) {
-    println!("{}: {} records, good", run_dir.audit_log().display(), verified.records);
+    say!("{}: {} records, good", run_dir.audit_log().display(), verified.records);
     for session in &verified.sessions {
         let from =
             session.resumed_from.map_or(String::new(), |from| format!(", resumed from step {}", from.step));
-        println!("  from record {}: key certified by CA {}{from}", session.first, session.ca_blake3);
+        say!("  from record {}: key certified by CA {}{from}", session.first, session.ca_blake3);
     }
     if options.cas.is_empty() {
-        println!("  note: the CAs are those that the log names; --ca says which one to trust");
+        say!("  note: the CAs are those that the log names; --ca says which one to trust");
     }
     if let Some(record) = verified.countersigned {
-        println!("  counter-signed by nodes up to record {record}");
+        say!("  counter-signed by nodes up to record {record}");
     }
     if verified.late_signed > 0 {
-        println!("  note: {} records were signed by a later run's key alone", verified.late_signed);
+        say!("  note: {} records were signed by a later run's key alone", verified.late_signed);
     }
     if verified.left_out > 0 {
-        println!("  note: {} entries were left out while it could not be written", verified.left_out);
+        say!("  note: {} entries were left out while it could not be written", verified.left_out);
     }
     if verified.unsigned_deletions > 0 {
-        println!(
+        say!(
             "  note: {} checkpoints are gone by word of checkpoint/deletions.jsonl alone, which nobody signed",
             verified.unsigned_deletions
         );
     }
     if !verified.ended {
-        println!("  note: it does not come to the run's end");
+        say!("  note: it does not come to the run's end");
     }
     match verified.since_expected {
-        Some(0) => println!("  the head is the expected one"),
-        Some(more) => println!("  the expected head is in it; it has grown by {more} records since"),
+        Some(0) => say!("  the head is the expected one"),
+        Some(more) => say!("  the expected head is in it; it has grown by {more} records since"),
         None => {}
     }
     if let Some(head) = verified.head {
-        println!("  head {head}");
+        say!("  head {head}");
     }
 }
 
@@ -162,7 +163,7 @@ fn show(run_dir: &RunDir, kinds: &[String]) -> Result<(), Failure> {
         if kinds.is_empty() || kinds.contains(&record.kind) {
             let at = crate::rundir::timestamp(seen.at());
             let body = serde_json::Value::Object(record.body.clone());
-            println!("{:>6}  {at}  {:<12} {body}", record.seq, record.kind);
+            say!("{:>6}  {at}  {:<12} {body}", record.seq, record.kind);
         }
     });
     shown.map(|_| ()).map_err(Failure::failed)

@@ -16,6 +16,7 @@ use crate::checkpoint::{CheckpointError, Checkpoints, Whole, load};
 use crate::error::Failure;
 use crate::job;
 use crate::rundir::RunDir;
+use crate::say::say;
 
 mod prune;
 
@@ -112,15 +113,15 @@ fn list(run_dir: &Path, as_json: bool) -> Result<(), Failure> {
     let unfinished = checkpoints.unfinished().map_err(Failure::failed)?;
     if as_json {
         let rows: Vec<Value> = steps.iter().zip(&all).map(|(step, whole)| row(*step, whole)).collect();
-        println!("{}", json!({ "run_dir": run_dir.path(), "checkpoints": rows, "unfinished": unfinished }));
+        say!("{}", json!({ "run_dir": run_dir.path(), "checkpoints": rows, "unfinished": unfinished }));
         return Ok(());
     }
     if all.is_empty() {
-        println!("no checkpoint in {}", run_dir.path().display());
+        say!("no checkpoint in {}", run_dir.path().display());
     }
     for (step, whole) in steps.iter().zip(&all) {
         match whole {
-            Ok(whole) => println!(
+            Ok(whole) => say!(
                 "step {step}  {}  {} part{}, {}  manifest {}",
                 crate::rundir::timestamp(whole.manifest.created_at()),
                 whole.manifest.parts.len(),
@@ -128,11 +129,11 @@ fn list(run_dir: &Path, as_json: bool) -> Result<(), Failure> {
                 crate::report::human::bytes(bytes(whole)),
                 whole.manifest_blake3
             ),
-            Err(error) => println!("step {step}  {error}"),
+            Err(error) => say!("step {step}  {error}"),
         }
     }
     for folder in unfinished {
-        println!("unfinished: {}", folder.display());
+        say!("unfinished: {}", folder.display());
     }
     Ok(())
 }
@@ -185,10 +186,10 @@ fn verify(
     if as_json {
         let steps: Vec<u64> = checked.iter().map(Whole::step).collect();
         let object = json!({ "run_dir": run_dir.path(), "good": steps, "problems": problems });
-        println!("{object}");
+        say!("{object}");
     } else {
         for whole in &checked {
-            println!("step {}: good (manifest {})", whole.step(), whole.manifest_blake3);
+            say!("step {}: good (manifest {})", whole.step(), whole.manifest_blake3);
         }
     }
     match problems.is_empty() {
@@ -223,7 +224,7 @@ fn decrypt(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
             return Err(failure);
         }
         Disk.rename(&temporary, &target).map_err(|e| Failure::file(&target, "cannot be written", e))?;
-        println!("{}", target.display());
+        say!("{}", target.display());
     }
     Ok(())
 }
@@ -277,6 +278,6 @@ fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
         model: job::description(&model),
     };
     safetensors::write(out, &tensors, &metadata).map_err(Failure::failed)?;
-    println!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
+    say!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
     Ok(())
 }

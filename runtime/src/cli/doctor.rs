@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::doctor::{Report, Severity, examine};
 use crate::error::Failure;
+use crate::say::say;
 
 /// `testudo doctor`
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> Result<(), Failure> {
             "warnings": report.count(Severity::Warning),
             "findings": report.findings,
         });
-        println!("{line}");
+        say!("{line}");
     } else {
         print(&report, arguments.verbose);
     }
@@ -51,16 +52,16 @@ fn print(report: &Report, verbose: bool) {
             continue;
         }
         for finding in report.findings.iter().filter(|f| f.severity == severity) {
-            println!("{word:<8} {}: {}", finding.place, one_line(&finding.what));
+            say!("{word:<8} {}: {}", finding.place, one_line(&finding.what));
             if !finding.fix.is_empty() {
-                println!("         fix: {}", finding.fix);
+                say!("         fix: {}", finding.fix);
             }
         }
     }
     let (problems, warnings) = (report.count(Severity::Problem), report.count(Severity::Warning));
     if problems == 0 {
         let good = report.count(Severity::Good);
-        println!("no problem found; {warnings} warnings, {good} things as they should be");
+        say!("no problem found; {warnings} warnings, {good} things as they should be");
     }
 }
 

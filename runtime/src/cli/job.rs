@@ -7,6 +7,7 @@ use crate::checkpoint::storage::{Disk, replace};
 use crate::cli::args::JobArguments;
 use crate::config::Config;
 use crate::error::Failure;
+use crate::say::say;
 use crate::{job, node};
 
 pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
@@ -19,6 +20,6 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
     signed.open(&operator).map_err(Failure::misconfigured)?;
     let out = arguments.out.clone().unwrap_or_else(|| arguments.file.with_extension("job"));
     replace(&Disk, &out, &signed.to_bytes()).map_err(|e| Failure::file(&out, "cannot be written", e))?;
-    println!("{} signed by {} in {}", spec.name, operator.id(), out.display());
+    say!("{} signed by {} in {}", spec.name, operator.id(), out.display());
     Ok(())
 }

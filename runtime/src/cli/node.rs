@@ -37,6 +37,7 @@ use crate::process::paths::Needs;
 use crate::process::{calls, confine, handover, outlive_file_limits};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
+use crate::say::say;
 use crate::telemetry::{self, Parts, Timed};
 use environment::environment;
 
@@ -106,7 +107,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         telemetry::node(&meter, &account);
     }
     runtime.spawn(rotation::follow(identity.clone(), source));
-    println!("listening {}", network.local_addr());
+    say!("listening {}", network.local_addr());
     tracing::info!(address = %network.local_addr(), release = testudo_actors::node::RELEASE, "{role}/{index} is up");
     tracing::info!("{}", crate::process::Protections::read());
     tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");

@@ -22,6 +22,7 @@ use crate::node::transport;
 use crate::process::user;
 use crate::report::status;
 use crate::rundir::RunDir;
+use crate::say::say;
 
 /// Which run an operator means, and who the operator is.
 #[derive(Clone, Debug, Args)]
@@ -95,7 +96,7 @@ pub(super) fn operate(arguments: &CommandArguments, operation: Operation) -> Res
 pub(super) fn answered(answer: Answered) -> Result<(), Failure> {
     match answer {
         Ok(done) => {
-            println!("{done}");
+            say!("{done}");
             Ok(())
         }
         Err(message) => Err(Failure { message, status: Status::Refused }),
@@ -144,9 +145,9 @@ pub(super) fn status(arguments: &StatusArguments) -> Result<(), Failure> {
 fn summary(text: &str, json: bool) -> Result<(), Failure> {
     let summary: serde_json::Value = serde_json::from_str(text).map_err(Failure::failed)?;
     if json {
-        println!("{}", serde_json::json!({ "state": "finished", "summary": summary }));
+        say!("{}", serde_json::json!({ "state": "finished", "summary": summary }));
     } else {
-        println!("the run is over: step {}, test accuracy {}", summary["steps"], summary["test_accuracy"]);
+        say!("the run is over: step {}, test accuracy {}", summary["steps"], summary["test_accuracy"]);
     }
     Ok(())
 }

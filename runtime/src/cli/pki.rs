@@ -10,6 +10,7 @@ use testudo_transport::JobCa;
 
 use crate::cli::args::{PkiArguments, PkiCommand};
 use crate::error::Failure;
+use crate::say::say;
 
 pub(super) fn pki(arguments: &PkiArguments) -> Result<(), Failure> {
     match &arguments.command {
@@ -17,8 +18,8 @@ pub(super) fn pki(arguments: &PkiArguments) -> Result<(), Failure> {
             let validity = Duration::from_secs(u64::from(*days) * 86_400);
             let ca = JobCa::create(trust_domain, job, validity).map_err(Failure::misconfigured)?;
             ca.save(dir).map_err(Failure::failed)?;
-            println!("certificate authority of job {job} in {}", dir.display());
-            println!(
+            say!("certificate authority of job {job} in {}", dir.display());
+            say!(
                 "keep its key offline; grant nodes' requests with: testudo pki issue REQUEST --ca {} --as ROLE/INDEX ...",
                 dir.display()
             );

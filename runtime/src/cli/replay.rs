@@ -12,6 +12,7 @@ use testudo_actors::replay::ReplayedStep;
 use crate::error::Failure;
 use crate::replay::{self as checking, Check, Report, Request, Watcher};
 use crate::report::progress::{Progress, Status, Style};
+use crate::say::say;
 
 /// `testudo replay`
 #[derive(Debug, Args)]
@@ -65,7 +66,7 @@ pub(super) fn replay(arguments: &ReplayArguments) -> Result<(), Failure> {
     display.progress.finish();
     let report = found.map_err(|unknown| {
         if arguments.json {
-            println!(
+            say!(
                 "{}",
                 json!({ "step": arguments.step, "verdict": "unknown", "missing": unknown.to_string() })
             );
@@ -82,16 +83,16 @@ pub(super) fn replay(arguments: &ReplayArguments) -> Result<(), Failure> {
             "step": step, "verdict": verdict, "from": from, "steps_taken": steps_taken,
             "params_blake3": params_blake3, "checks": checks,
         });
-        println!("{object}");
+        say!("{object}");
     }
     if !report.confirmed {
         return Err(Failure::failed(refusal(&report)));
     }
     if !arguments.json {
-        println!("step {} is confirmed: {}", report.step, report.params_blake3);
-        println!("  computed again from {} ({})", report.from, steps(report.steps_taken));
+        say!("step {} is confirmed: {}", report.step, report.params_blake3);
+        say!("  computed again from {} ({})", report.from, steps(report.steps_taken));
         for check in &report.checks {
-            println!("  as recorded in: {}", check.record);
+            say!("  as recorded in: {}", check.record);
         }
     }
     Ok(())

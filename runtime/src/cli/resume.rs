@@ -14,6 +14,7 @@ use crate::report::metrics;
 use crate::report::summary::Summary;
 use crate::run::Watcher;
 use crate::rundir::RunDir;
+use crate::say::note;
 
 /// The directory of the run that is to be resumed.
 pub(super) fn open(dir: &Path) -> Result<RunDir, Failure> {
@@ -115,9 +116,9 @@ pub(super) fn advise(spec: &JobSpec, summary: &Summary) {
     let planned = Plan::new(spec).planned_steps();
     match summary.checkpoint_step {
         Some(step) if step == summary.steps && step < planned => {
-            eprintln!("  go on with: testudo run --resume {}", summary.run_dir.display());
+            note!("  go on with: testudo run --resume {}", summary.run_dir.display());
         }
-        newest if spec.checkpoints.at_end && newest != Some(summary.steps) => eprintln!(
+        newest if spec.checkpoints.at_end && newest != Some(summary.steps) => note!(
             "warning: the last checkpoint could not be written; {} says why",
             summary.run_dir.join("logs/scheduler-0.log").display()
         ),

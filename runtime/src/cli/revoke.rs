@@ -14,6 +14,7 @@ use super::pki::enrol::span;
 use crate::authority::{Authority, Listed};
 use crate::error::Failure;
 use crate::rundir::RunDir;
+use crate::say::say;
 
 /// `testudo pki revoke`
 #[derive(Debug, Args)]
@@ -119,7 +120,7 @@ pub(super) fn in_run(arguments: &RunRevokeArguments) -> Result<(), Failure> {
     match site.run(async |line| line.revoke(crl).await)? {
         Ok(done) if arguments.json => {
             object["scheduler"] = done.into();
-            println!("{object}");
+            say!("{object}");
             Ok(())
         }
         answer => answered(answer),
@@ -153,10 +154,10 @@ fn write(arguments: &CrlArguments, targets: &[String], compromised: bool) -> Res
     let authority = Authority::open(&arguments.ca)?;
     let listed = authority.list(targets, compromised, arguments.valid_for)?;
     if arguments.json {
-        println!("{}", object(&authority, &listed));
+        say!("{}", object(&authority, &listed));
     } else {
         tell(&authority, &listed);
-        println!("nodes take it from the file that security.crl names");
+        say!("nodes take it from the file that security.crl names");
     }
     Ok(())
 }
@@ -164,15 +165,15 @@ fn write(arguments: &CrlArguments, targets: &[String], compromised: bool) -> Res
 /// What was listed, for a person.
 fn tell(authority: &Authority, listed: &Listed) {
     for (whose, serial) in &listed.revoked {
-        println!("revoked {whose} (serial number {serial})");
+        say!("revoked {whose} (serial number {serial})");
     }
     if listed.withdrawn > 0 {
-        println!("withdrawn: {} join token(s)", listed.withdrawn);
+        say!("withdrawn: {} join token(s)", listed.withdrawn);
     }
     if listed.before > 0 {
-        println!("revoked before: {}", listed.before);
+        say!("revoked before: {}", listed.before);
     }
-    println!(
+    say!(
         "list {} in {}: {} revoked, good until {}",
         listed.crl.number(),
         authority.path().display(),

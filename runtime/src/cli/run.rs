@@ -23,6 +23,7 @@ use crate::report::progress::{Progress, Status, Style};
 use crate::report::summary::Summary;
 use crate::run::{Completed, Watcher};
 use crate::rundir::{RunDir, in_words};
+use crate::say::{note, say};
 use crate::signing::{SigningKey, export, hex};
 use crate::{job, node, run as training};
 
@@ -124,11 +125,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let path = run_dir.summary();
     summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
     if !arguments.quiet {
-        eprintln!("\n{}", summary.table(style.color));
+        note!("\n{}", summary.table(style.color));
         resume::advise(&spec, &summary);
     }
     if arguments.json {
-        println!("{}", summary.to_json_line().map_err(Failure::failed)?);
+        say!("{}", summary.to_json_line().map_err(Failure::failed)?);
     }
     Ok(())
 }

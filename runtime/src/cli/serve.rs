@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::error::Failure;
 use crate::process::{RunAs, user};
+use crate::say::{note, say};
 use crate::serve::options::{Budget, DIGITS_MOST};
 use crate::serve::token::{self, Tokens};
 use crate::serve::{Digits, Limits, Options, Output, Trust, confine, make_state, prepare};
@@ -144,7 +145,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         if arguments.tokens.is_none() {
             make_state(&state).map_err(Failure::misconfigured)?;
         }
-        eprintln!("a token for {name}; only its hash is kept, in {}:", tokens.display());
+        note!("a token for {name}; only its hash is kept, in {}:", tokens.display());
         let tell = |token: &str| {
             let mut out = std::io::stdout().lock();
             writeln!(out, "{token}").and_then(|()| out.flush())
@@ -162,7 +163,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     }
     let prepared = prepare(&options).map_err(Failure::misconfigured)?;
     prepared.observe(&guard.meter());
-    println!("listening https://{}", prepared.address());
+    say!("listening https://{}", prepared.address());
     tracing::info!("{}", crate::process::Protections::read());
     tracing::info!("serving {}: {}", options.dir.display(), prepared.describe());
     prepared

@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use crate::error::Failure;
+use crate::say::say;
 use crate::signing::key::public_path;
 use crate::signing::{SIGNATURE_FILE, SigningKey, sign as sign_model};
 
@@ -36,7 +37,7 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
         (None, Some(path)) => {
             let key = SigningKey::create(path).map_err(Failure::misconfigured)?;
             if !arguments.json {
-                println!(
+                say!(
                     "key {} in {}, its public key in {}",
                     key.public().hint(),
                     path.display(),
@@ -54,7 +55,7 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
     }
     let Some(dir) = &arguments.dir else {
         if arguments.json {
-            println!("{object}");
+            say!("{object}");
         }
         return Ok(());
     };
@@ -65,11 +66,11 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
         object["dir"] = json!(dir);
         object["files"] = json!(files);
         object["signature"] = json!(signature);
-        println!("{object}");
+        say!("{object}");
         return Ok(());
     }
     let plural = if files == 1 { "" } else { "s" };
-    println!(
+    say!(
         "{files} file{plural} of {} signed with key {} in {}",
         dir.display(),
         key.public().hint(),

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::error::Failure;
 use crate::rundir::in_words;
+use crate::say::{note, say};
 use crate::signing::{PublicKey, SIGNATURE_FILE, SigningError, verify as verify_model};
 
 /// `testudo verify`
@@ -43,15 +44,15 @@ pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Failure> {
             }
             Err(failure) => object["problem"] = json!(in_words(&failure.message)),
         }
-        println!("{object}");
+        say!("{object}");
         return verified.map(|_| ());
     }
     let verified = verified?;
     for name in verified.uncovered() {
-        eprintln!("note: {name:?} is there, but not covered by the signature");
+        note!("note: {name:?} is there, but not covered by the signature");
     }
     let files = verified.manifest().files.len();
     let plural = if files == 1 { "" } else { "s" };
-    println!("{files} file{plural} of {} as signed with key {}", arguments.dir.display(), key.hint());
+    say!("{files} file{plural} of {} as signed with key {}", arguments.dir.display(), key.hint());
     Ok(())
 }

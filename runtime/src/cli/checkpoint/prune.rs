@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::process::{RunAs, user};
 use crate::rundir::{RunDir, in_words};
+use crate::say::{note, say};
 
 /// What goes on with the audit log.
 const COMMAND: &str = "checkpoint prune";
@@ -79,7 +80,7 @@ pub(super) fn prune(arguments: &PruneArguments) -> Result<(), Failure> {
     };
     let logged = log(&run_dir, arguments.audit_identity.as_deref(), layout, destroyed.as_ref());
     if let Err(problem) = &logged {
-        eprintln!(
+        note!(
             "warning: the audit log does not tell of this, and {} does, which nobody signs: {problem}",
             in_words(&shown(&layout.deletions()))
         );
@@ -106,12 +107,12 @@ pub(super) fn prune(arguments: &PruneArguments) -> Result<(), Failure> {
             "audit_head": logged.as_ref().ok(),
             "audit_problem": logged.as_ref().err(),
         });
-        println!("{object}");
+        say!("{object}");
         return Ok(());
     }
     tell(&deleted, &leftovers, destroyed, layout);
     if let Ok(Some(head)) = logged {
-        println!("the audit log's head is {head}");
+        say!("the audit log's head is {head}");
     }
     Ok(())
 }
@@ -162,15 +163,15 @@ fn log(
 
 fn tell(deleted: &[Deletion], leftovers: &[String], destroyed: Option<bool>, layout: &Layout) {
     for deletion in deleted {
-        println!("deleted step {} ({})", deletion.step, deletion.why);
+        say!("deleted step {} ({})", deletion.step, deletion.why);
     }
     for folder in leftovers {
-        println!("deleted {folder}");
+        say!("deleted {folder}");
     }
     match destroyed {
-        Some(true) => println!("destroyed the key: what is encrypted to it alone can never be read again"),
-        Some(false) => println!("there is no key of the run's own"),
-        None if layout.key().exists() => println!(
+        Some(true) => say!("destroyed the key: what is encrypted to it alone can never be read again"),
+        Some(false) => say!("there is no key of the run's own"),
+        None if layout.key().exists() => say!(
             "the run's key is still there: --destroy-key destroys it, and with it every checkpoint for good"
         ),
         None => {}
@@ -185,10 +186,10 @@ fn confirm(key: &Path) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::misconfigured("--destroy-key asks first, and there is no terminal: give --yes"));
     }
-    eprint!(
+    crate::say::aside(format_args!(
         "{} opens this run's checkpoints. Without it nobody can, ever. Destroy it? Type yes: ",
         in_words(&shown(key))
-    );
+    ));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(Failure::failed)?;
     match answer.trim() {

@@ -9,6 +9,7 @@ use testudo_transport::pki::{self, Request};
 use testudo_transport::{JobCa, Role, SpiffeId};
 
 use crate::error::Failure;
+use crate::say::say;
 
 /// Seconds in the units that a span of time may be given in.
 const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
@@ -87,13 +88,13 @@ pub(super) fn request(arguments: &RequestArguments) -> Result<(), Failure> {
     let id = named(role, trust_domain, job)?;
     let request = pki::request(out, &id).map_err(Failure::misconfigured)?;
     let file = out.join(pki::REQUEST_FILE);
-    println!("{id}\nkey sha256 {}\nrequest in {}", request.key_sha256(), file.display());
-    println!(
+    say!("{id}\nkey sha256 {}\nrequest in {}", request.key_sha256(), file.display());
+    say!(
         "take it to the operator: testudo pki issue {} --ca CA --as {} --out CERT",
         file.display(),
         id.short()
     );
-    println!("and what comes back here: testudo pki install {} --cert CERT --ca CA.pem", out.display());
+    say!("and what comes back here: testudo pki install {} --cert CERT --ca CA.pem", out.display());
     Ok(())
 }
 
@@ -109,8 +110,8 @@ pub(super) fn issue(arguments: &IssueArguments) -> Result<(), Failure> {
             let identity = ca.issue(&id, arguments.valid_for).map_err(Failure::failed)?;
             identity.save(&arguments.out).map_err(Failure::failed)?;
             match arguments.json {
-                true => println!("{}", issued(&id, &arguments.out, identity.certificate_pem())?),
-                false => println!("{id} in {}", arguments.out.display()),
+                true => say!("{}", issued(&id, &arguments.out, identity.certificate_pem())?),
+                false => say!("{id} in {}", arguments.out.display()),
             }
             Ok(())
         }
@@ -142,10 +143,10 @@ fn grant(arguments: &IssueArguments, ca: &JobCa, file: &Path) -> Result<(), Fail
     if arguments.json {
         let mut object = issued(id, &arguments.out, &certificate)?;
         object["key_sha256"] = key.into();
-        println!("{object}");
+        say!("{object}");
         return Ok(());
     }
-    println!("{id}\nkey sha256 {key}\ncertificate in {}", arguments.out.display());
+    say!("{id}\nkey sha256 {key}\ncertificate in {}", arguments.out.display());
     Ok(())
 }
 
@@ -173,16 +174,16 @@ pub(super) fn install(arguments: &InstallArguments) -> Result<(), Failure> {
     };
     let installed =
         pki::install(&arguments.dir, &cert, ca.as_deref()).map_err(|why| Failure::misconfigured(&why))?;
-    println!("{} in {}", installed.id(), arguments.dir.display());
+    say!("{} in {}", installed.id(), arguments.dir.display());
     Ok(())
 }
 
 pub(super) fn renew(arguments: &RenewArguments) -> Result<(), Failure> {
     let request = pki::renew(&arguments.dir, arguments.same_key).map_err(Failure::misconfigured)?;
     let file = arguments.dir.join(pki::RENEWAL_FILE);
-    println!("{}\nkey sha256 {}\nrequest in {}", request.id(), request.key_sha256(), file.display());
-    println!("take it to the operator: testudo pki issue {} --ca CA --out CERT", file.display());
-    println!("and what comes back here: testudo pki install {} --cert CERT", arguments.dir.display());
+    say!("{}\nkey sha256 {}\nrequest in {}", request.id(), request.key_sha256(), file.display());
+    say!("take it to the operator: testudo pki issue {} --ca CA --out CERT", file.display());
+    say!("and what comes back here: testudo pki install {} --cert CERT", arguments.dir.display());
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use super::enrol::{named, span};
 use crate::error::Failure;
 use crate::process::paths::Needs;
 use crate::process::{Protections, RunAs, calls, confine, user};
+use crate::say::{note, say};
 use crate::telemetry;
 
 /// Longest token read, in bytes.
@@ -79,9 +80,9 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
     let text = Zeroizing::new(token.to_text().as_str().to_owned() + "\n");
     match &arguments.out {
         Some(file) => pki::write_secret(file, text.as_bytes()).map_err(Failure::failed)?,
-        None => print!("{}", text.as_str()),
+        None => crate::say::out(format_args!("{}", text.as_str())),
     }
-    eprintln!("for {id}, once; hand it over as you would a password");
+    note!("for {id}, once; hand it over as you would a password");
     Ok(())
 }
 
@@ -97,7 +98,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
             join::serve(&arguments.ca, arguments.listen, arguments.valid_for, JoinLimits::default())
                 .map_err(Failure::misconfigured)?;
         telemetry::enrolment(&guard.meter(), service.refusals());
-        println!("listening {}", service.local_addr());
+        say!("listening {}", service.local_addr());
         // Until a signal ends the process: nothing is half done between two exchanges.
         std::future::pending::<()>().await;
         drop(service);
@@ -135,7 +136,7 @@ pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
         JoinError::Refused(_) | JoinError::Pki(_) => Failure::misconfigured(why),
         _ => Failure::failed(why),
     })?;
-    println!("{} in {}", identity.id(), arguments.out.display());
+    say!("{} in {}", identity.id(), arguments.out.display());
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use testudo_transport::pki::{self, Issued, REGISTER_FILE, Register, Request};
 
 use crate::error::Failure;
+use crate::say::say;
 
 pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
     let files = if path.is_dir() { shown_in(path)? } else { vec![path.to_owned()] };
@@ -15,7 +16,7 @@ pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
     for file in &files {
         let (text, values) = one(file)?;
         if !json {
-            println!("{}\n{text}\n", file.display());
+            say!("{}\n{text}\n", file.display());
         }
         all.extend(values);
     }
@@ -23,7 +24,7 @@ pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
         let now = SystemTime::now();
         for issued in Register::of(path).read().map_err(Failure::misconfigured)? {
             if !json {
-                println!("{}", line(&issued, now));
+                say!("{}", line(&issued, now));
             }
             all.push(json!({
                 "file": path.join(REGISTER_FILE),
@@ -36,7 +37,7 @@ pub(super) fn show(path: &Path, json: bool) -> Result<(), Failure> {
         }
     }
     if json {
-        println!("{}", Value::Array(all));
+        say!("{}", Value::Array(all));
     }
     Ok(())
 }
