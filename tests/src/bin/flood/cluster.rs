@@ -247,8 +247,8 @@ impl Cluster {
             assert!(status.success(), "a node ended with {status}; logs in {}", self.dir.path().display());
         }
         let log = std::fs::read_to_string(self.dir.path().join("scheduler.log")).unwrap_or_default();
-        let lost = log.matches("was lost").count();
-        let attacker = log.matches("worker/1 was lost").count();
+        let lost = log.matches(" was lost (").count();
+        let attacker = log.matches("worker/1 was lost (").count();
         assert_eq!(lost, attacker, "a node was lost: {log}");
         // The model's bytes are its parameters in name order, and what the job says of it.
         let model = std::fs::read(self.dir.path().join("checkpoint/final/model.safetensors")).unwrap();
