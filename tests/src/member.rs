@@ -11,8 +11,8 @@ use testudo_actors::JobSpec;
 use testudo_actors::incarnation::Secret;
 use testudo_actors::link::Network;
 use testudo_actors::message::{
-    Body, Hello, Join, JoinRefused, MemberRole, Membership, Pull, PullRefusal, PullRefused, Push,
-    PushAccepted, PushRefusal, PushRefused, SliceVersion, Welcome,
+    Body, Failure, Hello, Join, JoinRefused, MemberRole, Membership, Pull, PullRefusal, PullRefused, Push,
+    PushAccepted, PushRefusal, PushRefused, Shutdown, SliceVersion, Welcome,
 };
 use testudo_actors::node::RELEASE;
 use testudo_actors::placement::SliceMap;
@@ -117,6 +117,24 @@ impl Member {
         &self.connection
     }
 }
+
+/// Ends the run whose workers these all are: each says that it cannot go on. All but the first are lost, one after the other;
+/// then the run fails with [`GIVEN_UP`].
+pub async fn give_up<'a>(members: impl DoubleEndedIterator<Item = &'a mut Member>) {
+    let mut members: Vec<&mut Member> = members.rev().collect();
+    let first = members.pop();
+    for member in members {
+        member.tell(&Failure { reason: "seen enough".into() }).await;
+        in_time("the scheduler to hang up", member.connection.closed()).await;
+    }
+    if let Some(first) = first {
+        first.tell(&Failure { reason: "seen enough".into() }).await;
+        first.hear_of::<Shutdown>().await;
+    }
+}
+
+/// How a run fails whose workers have [given up](give_up), if worker 0 is the first of them.
+pub const GIVEN_UP: &str = "worker/0: seen enough";
 
 /// A server's answer to a push or a pull.
 #[derive(Clone, Debug, PartialEq)]

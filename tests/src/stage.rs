@@ -7,8 +7,7 @@ use testudo_actors::checkpoint::{NamedTensor, params_blake3};
 use testudo_actors::contributions::{Digest, Pushed, signed_bytes};
 use testudo_actors::link::Network;
 use testudo_actors::message::{
-    Contributions, Failure, MemberRole, Membership, NodeDone, NodeLoss, Outcome, Pull, Push, Shutdown,
-    StepTimes,
+    Contributions, MemberRole, Membership, NodeDone, NodeLoss, Outcome, Pull, Push, StepTimes,
 };
 use testudo_actors::placement::{SliceId, SliceMap};
 use testudo_actors::tree::Node;
@@ -16,7 +15,7 @@ use testudo_kernels::OptimizerSpec;
 use testudo_transport::{Identity, Role};
 
 use crate::cluster::{Cluster, Links, Site, Wiring};
-use crate::member::{Answer, Lane, Member, in_time, placement};
+use crate::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time, placement};
 use crate::toy;
 
 /// Examples of a step of [`job`].
@@ -169,12 +168,9 @@ impl Stage {
         }
     }
 
-    /// Ends the run: worker 0 gives up.
+    /// Ends the run: all workers give up.
     async fn end(&mut self) {
-        self.members[0].tell(&Failure { reason: "seen enough".into() }).await;
-        for member in &mut self.members {
-            member.hear_of::<Shutdown>().await;
-        }
+        give_up(self.members.iter_mut()).await;
     }
 }
 
@@ -184,7 +180,7 @@ pub fn play(job: JobSpec, act: impl AsyncFnOnce(&mut Stage)) {
         act(stage).await;
         stage.end().await;
     });
-    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+    assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
 }
 
 /// Plays `act`, which ends the run itself.

@@ -2,12 +2,12 @@
 //! the run goes on without it. What strangers' floods do is in flood.rs.
 
 use testudo_actors::message::{
-    Body, EvaluationResult, Failure, MemberRole, Membership, NodeDone, Pull, Shutdown, StatusReport,
+    Body, EvaluationResult, MemberRole, Membership, NodeDone, Pull, StatusReport,
     StepTimes,
 };
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;
-use testudo_tests::member::{Answer, Lane, in_time};
+use testudo_tests::member::{Answer, Lane, give_up, in_time};
 use testudo_tests::stage::{Stage, job, play_to_its_end};
 use testudo_transport::{Class, CloseCode, Error, Outgoing, Role};
 
@@ -25,8 +25,7 @@ fn cut_off(act: impl AsyncFnOnce(&mut Stage)) {
         stage.epoch = epoch;
         assert_eq!(stage.push(0, 0, FIRST, 1.0).await, Answer::Accepted(false));
         counted(stage).await;
-        stage.members[0].tell(&Failure { reason: "seen enough".into() }).await;
-        stage.members[0].hear_of::<Shutdown>().await;
+        give_up(stage.members.iter_mut().take(1)).await;
     });
     let _ = cluster.outcome();
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use testudo_actors::JobSpec;
 use testudo_actors::audit::Entry;
 use testudo_actors::message::{
-    Body, Evaluate, EvaluationResult, Export, Exported, Failure, Finished, Heartbeat, Load, MemberRole,
+    Body, Evaluate, EvaluationResult, Export, Exported, Finished, Heartbeat, Load, MemberRole,
     Outcome, Ready, Shutdown,
 };
 use testudo_actors::node::run_scheduler;
 use testudo_actors::operator::follow;
 use testudo_actors::placement::SliceId;
 use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
-use testudo_tests::member::{Answer, Member, in_time};
+use testudo_tests::member::{Answer, GIVEN_UP, Member, give_up, in_time};
 use testudo_tests::stage::{job, play, play_to_its_end};
 use testudo_transport::Role;
 
@@ -42,11 +42,9 @@ fn line_9_a_second_join_of_a_live_identity_is_refused() {
         assert_eq!(member.membership().await.epoch, 1);
         let reason = Member::join(&second, &scheduler, MemberRole::Worker).await.unwrap_err();
         assert!(reason.contains("under way"), "{reason}");
-        member.tell(&Failure { reason: "seen enough".into() }).await;
-        member.hear_of::<Shutdown>().await;
-        other.hear_of::<Shutdown>().await;
+        give_up([&mut member, &mut other].into_iter()).await;
     });
-    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+    assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
 }
 
 /// Line 9: a dead server ends everybody's wait with an error that names it. The test plays the server, and dies.
@@ -141,11 +139,10 @@ fn a_worker_that_does_not_sign_what_it_reports_is_sent_away() {
             assert!(why.contains("reported step 0 without signing what it contributed"), "{why}");
             let leases = stage.members[0].membership().await.leases;
             assert!(leases.len() == 2 && leases.iter().all(|lease| lease.worker == 0), "{leases:?}");
-            stage.members[0].tell(&Failure { reason: "seen enough".into() }).await;
-            stage.members[0].hear_of::<Shutdown>().await;
+            give_up(stage.members.iter_mut().take(1)).await;
         });
         let told = Arc::clone(&cluster.steps.1);
-        assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+        assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
         let told = told.lock().unwrap();
         let sent_away = told.iter().any(|entry| {
             matches!(entry, Entry::Leave { node, reason, .. } if node == "worker/1" && reason.contains("without signing"))

@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde_json::Value;
 use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::incarnation::Secret;
-use testudo_actors::message::{Failure, Join, MemberRole, Outcome, Pull, Push, Shutdown};
+use testudo_actors::message::{Join, MemberRole, Outcome, Pull, Push};
 use testudo_actors::node::RELEASE;
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
-use testudo_tests::member::{Answer, Lane, Member, in_time, secret};
+use testudo_tests::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time, secret};
 use testudo_tests::process::{self, Started, assert_nothing_left, steps};
 use testudo_tests::stage::{job, play};
 use testudo_transport::{CloseCode, Error, Role};
@@ -239,9 +239,7 @@ fn a_former_incarnation_is_refused_by_servers() {
         let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
         let pulled = lane.pulled(&Pull { slice: SLICE, version: 0 }).await;
         assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
-        member.tell(&Failure { reason: "seen enough".into() }).await;
-        member.hear_of::<Shutdown>().await;
-        other.hear_of::<Shutdown>().await;
+        give_up([&mut member, &mut other].into_iter()).await;
     });
-    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+    assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
 }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use testudo_actors::JobSpec;
-use testudo_actors::message::{Failure, MemberRole, Outcome, Pull, PullRefusal, Push, PushRefusal, Shutdown};
+use testudo_actors::message::{MemberRole, Outcome, Pull, PullRefusal, Push, PushRefusal};
 use testudo_actors::placement::SliceId;
 use testudo_actors::tree::Node;
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
-use testudo_tests::member::{Answer, Lane, Member, in_time};
+use testudo_tests::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time};
 use testudo_tests::stage::{BATCH, job, play};
 use testudo_transport::{Error, Role};
 
@@ -213,11 +213,9 @@ fn line_6_who_asks_before_initialisation_is_sent_away() {
         second.membership().await;
         let mut lane = Lane::dial(&networks[0], &address, &server).await;
         assert!(matches!(lane.pulled(&Pull { slice: FIRST, version: 0 }).await, Answer::Values(_)));
-        first.tell(&Failure { reason: "seen enough".into() }).await;
-        first.hear_of::<Shutdown>().await;
-        second.hear_of::<Shutdown>().await;
+        give_up([&mut first, &mut second].into_iter()).await;
     });
-    assert_eq!(cluster.outcome(), Outcome::Failed("worker/0: seen enough".into()));
+    assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
 }
 
 /// The reason that the other end gave when it closed a connection.

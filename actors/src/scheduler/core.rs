@@ -184,11 +184,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let member = Member { role: MemberRole::Worker, index: worker };
                 self.lose(now, member, &format!("it flooded server/{server}"));
             }
-            Input::Failure { member, reason } => {
-                if self.members.contains_key(&member) {
-                    self.fail(format!("{member}: {reason}"));
-                }
-            }
+            Input::Failure { member, reason } => self.failed(now, member, &reason),
             Input::Command { connection, request, command } => {
                 self.command(now, connection, request, command);
             }

@@ -322,7 +322,7 @@ impl WorkerActor {
         matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
     }
 
-    /// The operator hears of it through the scheduler, which then ends the run.
+    /// The operator hears of it through the scheduler, for whom this worker is lost.
     fn fatal(&mut self, reason: String) {
         tracing::error!(reason, "cannot go on");
         self.tell(&Failure { reason });

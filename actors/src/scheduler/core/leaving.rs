@@ -132,6 +132,20 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
+    /// A node says that it cannot go on. A worker's word ends no run that others can go on with: it is lost, as if it had died
+    /// (invariant 3). What holds for all of them, all will say.
+    pub(super) fn failed(&mut self, now: Time, member: Member, reason: &str) {
+        if !self.members.contains_key(&member) {
+            return;
+        }
+        let others_go_on =
+            member.role == MemberRole::Worker && self.epoch > 0 && self.live(MemberRole::Worker).len() > 1;
+        match others_go_on {
+            true => self.lose(now, member, reason),
+            false => self.fail(format!("{member}: {reason}")),
+        }
+    }
+
     pub(super) fn fail(&mut self, reason: String) {
         if self.outcome.is_some() {
             return;

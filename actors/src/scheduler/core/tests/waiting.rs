@@ -9,7 +9,7 @@ fn a_worker_that_does_not_leave_is_lost_and_the_run_is_over() {
     let mut finished = Bench::training(job(2, 1));
     finished.complete(&[(0, LEFT), (1, RIGHT)]);
     let mut failed = Bench::training(job(2, 1));
-    failed.handle(Input::Failure { member: worker(0), reason: "no data".into() });
+    failed.handle(Input::Failure { member: server(0), reason: "no disk".into() });
     for mut bench in [finished, failed] {
         assert!(bench.outcome().is_some());
         let effects = bench.pass(TIMEOUT / 2, &members);
@@ -76,4 +76,18 @@ fn arithmetic_that_left_decides_nothing() {
     assert!(matches!(bench.join(worker(0))[..], [Effect::Welcome { .. }]));
     let other = Join { fingerprint: "neon".into(), ..join_of(worker(1)) };
     assert!(refusal(&bench.join_as(worker(1), other)).contains("differs from that of worker/0"));
+}
+
+/// A worker's word that it cannot go on costs the run that worker, whoever it is; what holds for all of them, the last one says.
+#[test]
+fn a_worker_that_gives_up_is_lost_and_the_last_one_ends_the_run() {
+    let mut bench = Bench::training(job(2, 1));
+    let effects = bench.handle(Input::Failure { member: worker(1), reason: "no data".into() });
+    let lost = |e: &&Effect<u32>| matches!(e, Effect::Disconnect { member, .. } if *member == worker(1));
+    assert_eq!(effects.iter().filter(lost).count(), 1, "{effects:?}");
+    assert!(bench.outcome().is_none());
+    bench.handle(Input::Failure { member: worker(1), reason: "no data".into() });
+    assert!(bench.outcome().is_none(), "nobody fails twice");
+    bench.handle(Input::Failure { member: worker(0), reason: "no data".into() });
+    assert_eq!(bench.outcome(), Some(Outcome::Failed("worker/0: no data".into())));
 }
