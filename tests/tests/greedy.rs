@@ -2,8 +2,7 @@
 //! the run goes on without it. What strangers' floods do is in flood.rs.
 
 use testudo_actors::message::{
-    Body, EvaluationResult, MemberRole, Membership, NodeDone, Pull, StatusReport,
-    StepTimes,
+    Body, EvaluationResult, MemberRole, Membership, NodeDone, Pull, StatusReport, StepTimes,
 };
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;

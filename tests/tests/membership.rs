@@ -6,8 +6,8 @@ use std::sync::Arc;
 use testudo_actors::JobSpec;
 use testudo_actors::audit::Entry;
 use testudo_actors::message::{
-    Body, Evaluate, EvaluationResult, Export, Exported, Finished, Heartbeat, Load, MemberRole,
-    Outcome, Ready, Shutdown,
+    Body, Evaluate, EvaluationResult, Export, Exported, Finished, Heartbeat, Load, MemberRole, Outcome,
+    Ready, Shutdown,
 };
 use testudo_actors::node::run_scheduler;
 use testudo_actors::operator::follow;
