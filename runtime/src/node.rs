@@ -275,6 +275,20 @@ impl Metrics {
     }
 }
 
+impl Drop for Metrics {
+    /// What waits for room is tried once more when the run is over.
+    fn drop(&mut self) {
+        if self.is_behind {
+            let written = self.writer.flush();
+            let left_out = self.writer.take_left_out();
+            match written {
+                Ok(()) => tracing::info!(left_out, "metrics.jsonl is written again"),
+                Err(error) => tracing::warn!(%error, left_out, "the last steps are not in metrics.jsonl"),
+            }
+        }
+    }
+}
+
 impl Observer for Metrics {
     fn audit_head(&mut self) -> Option<Head> {
         self.audit.as_ref()?.head()
@@ -320,7 +334,9 @@ impl Observer for Metrics {
         };
         match (self.writer.append(&record), self.is_behind) {
             (Ok(()), false) | (Err(_), true) => {}
-            (Ok(()), true) => tracing::info!("metrics.jsonl is written again"),
+            (Ok(()), true) => {
+                tracing::info!(left_out = self.writer.take_left_out(), "metrics.jsonl is written again");
+            }
             (Err(error), false) => {
                 tracing::warn!(%error, "metrics.jsonl cannot be written; what is new waits for that");
             }

@@ -310,6 +310,23 @@ fn votes_are_part_of_the_memory_that_is_limited() {
     assert_eq!(shares(&[]) - shares(&["training.aggregation=median"]), room - room / 8);
 }
 
+/// Heartbeats as often as a cluster file may ask for are heard at once: whoever is late over and over is cut off as a flood.
+#[test]
+fn the_quickest_heartbeats_are_no_flood() {
+    let quickest = KEYS.iter().find(|key| key.path == "cluster.heartbeat_ms").unwrap();
+    let super::keys::Rule::Integer { min, .. } = quickest.rule else { panic!("milliseconds are numbers") };
+    let policy = testudo_actors::policy::policy(1 << 20).unwrap();
+    let rate = policy
+        .rule(<testudo_actors::message::Heartbeat as testudo_actors::message::Body>::KIND)
+        .unwrap()
+        .rate
+        .unwrap();
+    assert!(
+        u64::from(rate.per_second) >= 2 * 1000 / u64::try_from(min).unwrap(),
+        "{rate:?} for every {min} ms"
+    );
+}
+
 /// A value that was refused does not start a second complaint.
 #[test]
 fn refused_values_are_reported_once() {

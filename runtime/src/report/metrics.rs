@@ -96,6 +96,8 @@ pub enum MetricsError {
 pub struct MetricsWriter {
     path: PathBuf,
     lines: Appender,
+    /// Records that could not wait.
+    left_out: u64,
 }
 
 impl MetricsWriter {
@@ -106,7 +108,7 @@ impl MetricsWriter {
     pub fn open(path: &Path) -> Result<Self, MetricsError> {
         let lines = handover::append(path).and_then(Appender::new);
         let lines = lines.map_err(|source| io_error("open", path, source))?;
-        Ok(Self { path: path.to_path_buf(), lines })
+        Ok(Self { path: path.to_path_buf(), lines, left_out: 0 })
     }
 
     /// Appends one record, and all that are held; they are in the file when this returns.
@@ -119,9 +121,23 @@ impl MetricsWriter {
             .map_err(|error| MetricsError::Record { step: record.step, reason: error.to_string() })?;
         line.push(b'\n');
         if !self.lines.has_room() {
+            self.left_out += 1;
             return Err(MetricsError::LeftOut { step: record.step, path: self.path.clone() });
         }
         self.lines.append(&line).map_err(|source| io_error("write to", &self.path, source))
+    }
+
+    /// Writes the records that are held.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn flush(&mut self) -> Result<(), MetricsError> {
+        self.lines.flush().map_err(|source| io_error("write to", &self.path, source))
+    }
+
+    /// Records that were left out since this was last asked.
+    pub fn take_left_out(&mut self) -> u64 {
+        std::mem::take(&mut self.left_out)
     }
 
     /// Whether records wait for a disk that takes none.

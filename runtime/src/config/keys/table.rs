@@ -77,14 +77,15 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         path: "cluster.heartbeat_ms",
-        rule: Rule::Integer { min: 10, max: DAY_MS },
+        // Twice as long as what a peer is heard at without being late (`actors/src/policy.rs`).
+        rule: Rule::Integer { min: 50, max: DAY_MS },
         absent: Absent::Is("500"),
         applies: None,
         doc: "Milliseconds between a node's heartbeats to the scheduler.",
     },
     Key {
         path: "cluster.heartbeat_timeout_ms",
-        rule: Rule::Integer { min: 20, max: DAY_MS },
+        rule: Rule::Integer { min: 100, max: DAY_MS },
         absent: Absent::Is("5000"),
         applies: None,
         doc: "Milliseconds of silence after which a node counts as dead; at least twice `cluster.heartbeat_ms`.",
