@@ -19,7 +19,7 @@ mod reported;
 
 use std::time::Duration;
 
-use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
@@ -30,6 +30,8 @@ use reported::Reported;
 
 /// The one OTLP encoding built in.
 const PROTOCOL: &str = "http/protobuf";
+/// How long a collector may take to answer, if `OTEL_EXPORTER_OTLP_TIMEOUT` says nothing else (OpenTelemetry specification).
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two exports of metrics, if nothing else is said (OpenTelemetry specification).
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 /// The shortest that may be asked for: exporting is not to be what a node does.
@@ -138,6 +140,12 @@ impl Environment {
         if self.is_disabled() {
             return Ok(None);
         }
+        // Where nothing names a collector of ours, what else the environment says is for others.
+        let url = match (&export.endpoint, &self.endpoint) {
+            (Some(full), _) => full.trim().to_string(),
+            (None, Some(base)) => format!("{}/{}", base.trim().trim_end_matches('/'), signal.path()),
+            (None, None) => return Ok(None),
+        };
         match export.exporter.as_deref().map(str::trim) {
             Some("none") => return Ok(None),
             None | Some("otlp") => {}
@@ -146,11 +154,6 @@ impl Environment {
                 return Err(InitError::Exporter { variable, found: other.to_string() });
             }
         }
-        let url = match (&export.endpoint, &self.endpoint) {
-            (Some(full), _) => full.trim().to_string(),
-            (None, Some(base)) => format!("{}/{}", base.trim().trim_end_matches('/'), signal.path()),
-            (None, None) => return Ok(None),
-        };
         if let Some(protocol) = export.protocol.as_deref().map(str::trim)
             && protocol != PROTOCOL
         {
@@ -190,6 +193,24 @@ pub fn exports() -> bool {
     [Signal::Traces, Signal::Metrics].into_iter().any(|signal| matches!(environment.url(signal), Ok(Some(_))))
 }
 
+/// What posts to the collector, and to nobody to whom it sends us on: headers that carry a key would go there too.
+fn client(url: &str) -> Result<reqwest::blocking::Client, InitError> {
+    let said = std::env::var("OTEL_EXPORTER_OTLP_TIMEOUT").ok().and_then(|text| text.trim().parse().ok());
+    let timeout = said.map_or(TIMEOUT, Duration::from_millis);
+    let build = || {
+        let alone = reqwest::redirect::Policy::none();
+        reqwest::blocking::Client::builder().redirect(alone).timeout(timeout).build()
+    };
+    // It has a runtime of its own, which cannot be made inside another.
+    let built = std::thread::scope(|scope| scope.spawn(build).join());
+    let reason = match built {
+        Ok(Ok(client)) => return Ok(client),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its client could not be made".to_owned(),
+    };
+    Err(InitError::Collector { url: url.to_owned(), reason })
+}
+
 /// A tracer provider for the node `role_name`; it exports if and only if `environment` names an endpoint.
 /// Without one it still hands out trace ids, so that logs on different nodes can be matched, but marks
 /// them as not sampled.
@@ -203,6 +224,7 @@ pub(crate) fn tracer(role_name: &str, environment: &Environment) -> Result<SdkTr
         .with_http()
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_endpoint(&url)
+        .with_http_client(client(&url)?)
         .build()
         .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
     Ok(builder.with_batch_exporter(Reported::new(exporter, url, "spans")).build())
@@ -213,12 +235,13 @@ pub(crate) fn meter(
     role_name: &str,
     environment: &Environment,
 ) -> Result<Option<SdkMeterProvider>, InitError> {
-    let interval = environment.interval()?;
     let Some(url) = environment.url(Signal::Metrics)? else { return Ok(None) };
+    let interval = environment.interval()?;
     let exporter = MetricExporter::builder()
         .with_http()
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_endpoint(&url)
+        .with_http_client(client(&url)?)
         .build()
         .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
     let reader =
@@ -249,10 +272,35 @@ mod tests {
                 ..with_endpoint("http://c:4318")
             }));
         }
+        let others = Export { exporter: Some("prometheus".into()), ..Export::default() };
+        let alone = Environment { metrics: others, interval: Some("1".into()), ..Environment::default() };
+        assert!(meter("worker/0", &alone).unwrap().is_none(), "what is not ours refuses no start");
         let none = Export { exporter: Some("none".into()), ..Export::default() };
         let traces = Environment { metrics: none, ..with_endpoint("http://c:4318") };
         assert_eq!(traces.url(Signal::Metrics).unwrap(), None);
         assert_eq!(traces.url(Signal::Traces).unwrap().as_deref(), Some("http://c:4318/v1/traces"));
+    }
+
+    /// Invariant 1: a collector cannot have what is exported, and the keys that go with it, sent to somebody else.
+    #[test]
+    fn nobody_is_followed_elsewhere() {
+        use std::io::{Read as _, Write as _};
+        let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/metrics", collector.local_addr().unwrap());
+        let answer = std::thread::spawn(move || {
+            let (mut stream, _) = collector.accept().unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"numbers") {
+                let mut some = [0; 1024];
+                let count = stream.read(&mut some).unwrap();
+                seen.extend(&some[..count]);
+            }
+            let away = "HTTP/1.1 307 Temporary Redirect\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(away.as_bytes()).unwrap();
+        });
+        let answered = client(&url).unwrap().post(&url).body("numbers").send().unwrap();
+        assert_eq!(answered.status().as_u16(), 307, "and that is where it ends");
+        answer.join().unwrap();
     }
 
     #[test]

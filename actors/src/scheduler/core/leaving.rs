@@ -133,7 +133,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     /// A node says that it cannot go on. A worker's word ends no run that others can go on with: it is lost, as if it had died
-    /// (invariant 3). What holds for all of them, all will say.
+    /// (invariant 3). What holds for all of them, all will say. Before training begins nobody can go on without it.
     pub(super) fn failed(&mut self, now: Time, member: Member, reason: &str) {
         if !self.members.contains_key(&member) {
             return;
