@@ -14,8 +14,7 @@ use crate::allowance::Allowance;
 use crate::lease::Lease;
 use crate::time::Clock;
 
-/// Bytes a second that one worker may make a server take in, or send, for nothing. Whatever members do is allowed for otherwise;
-/// four times as much cost honest training a fifth of its speed where all shared one core (docs/hardening.md).
+/// Bytes a second that one worker may make a server take in, or send, for nothing. Whatever members do is allowed for otherwise.
 const SPARE_BYTES: u32 = 8 << 20;
 /// Requests a second, however small slices are: each costs some ten microseconds.
 const SPARE_REQUESTS: u32 = 64;
