@@ -71,7 +71,7 @@ fn measure(program: &Path, names: &[&str]) -> ExitCode {
         Attack::INSIDE.iter().map(|(name, _)| *name).filter(|name| chosen(name)).collect();
     if !inside.is_empty() {
         let (alone, place) = (Place::new(program, ALONE), Place::new(program, SHARED));
-        // What the honest worker does when the job is its own: the measure for what it does with an attacker beside it.
+        // What the honest worker does when the job is its own, to know what a second one adds.
         let mut cluster = Cluster::start(&alone, |_| ());
         std::thread::sleep(WARM_UP);
         let quiet = cluster.rate(QUIET);
@@ -80,7 +80,7 @@ fn measure(program: &Path, names: &[&str]) -> ExitCode {
             "without an attacker, one worker: {:.0} samples/s, others {:.2}, model {model}",
             quiet.samples, quiet.others
         );
-        inside.iter().for_each(|name| from_inside(&place, name, quiet, &mut over));
+        inside.iter().for_each(|name| from_inside(&place, name, &mut over));
     }
     if over.is_empty() {
         return ExitCode::SUCCESS;
@@ -114,10 +114,12 @@ fn outside(place: &Place, name: &str, over: &mut Vec<String>) -> bool {
 }
 
 /// One run of which the attacker is a part.
-fn from_inside(place: &Place, name: &str, quiet: Rate, over: &mut Vec<String>) {
+fn from_inside(place: &Place, name: &str, over: &mut Vec<String>) {
     let mut attacker = None;
     let mut cluster = Cluster::start(place, |targets| attacker = Some(spawn(place, name, targets)));
     std::thread::sleep(WARM_UP);
+    // Before the flood, the attacker is a worker like any other.
+    let quiet = cluster.rate(QUIET);
     row(&mut cluster, attacker.unwrap(), (name, quiet), over);
 }
 
