@@ -19,7 +19,9 @@ mod reported;
 
 use std::time::Duration;
 
-use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
@@ -30,7 +32,7 @@ use reported::Reported;
 
 /// The one OTLP encoding built in.
 const PROTOCOL: &str = "http/protobuf";
-/// How long a collector may take to answer, if `OTEL_EXPORTER_OTLP_TIMEOUT` says nothing else (OpenTelemetry specification).
+/// How long a collector may take to answer, if nothing else is said (OpenTelemetry specification).
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two exports of metrics, if nothing else is said (OpenTelemetry specification).
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
@@ -73,6 +75,9 @@ pub struct Export {
     pub protocol: Option<String>,
     /// `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER`.
     pub exporter: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT` or `OTEL_EXPORTER_OTLP_METRICS_TIMEOUT`, else `OTEL_EXPORTER_OTLP_TIMEOUT`, in
+    /// milliseconds.
+    pub timeout: Option<String>,
 }
 
 /// The environment variables that [`crate::build`] obeys, read once, so that tests need not change the
@@ -99,10 +104,11 @@ impl Environment {
     /// The variables of this process.
     pub fn from_process() -> Self {
         let read = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let export = |endpoint, protocol, signal: Signal| Export {
+        let export = |endpoint, protocol, timeout, signal: Signal| Export {
             endpoint: read(endpoint),
             protocol: read(protocol).or_else(|| read("OTEL_EXPORTER_OTLP_PROTOCOL")),
             exporter: read(signal.exporter_variable()),
+            timeout: read(timeout).or_else(|| read("OTEL_EXPORTER_OTLP_TIMEOUT")),
         };
         Self {
             log_filter: read(crate::LOG_FILTER_VARIABLE),
@@ -110,11 +116,13 @@ impl Environment {
             traces: export(
                 "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
                 "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+                "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
                 Signal::Traces,
             ),
             metrics: export(
                 "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
                 "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+                "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
                 Signal::Metrics,
             ),
             interval: read("OTEL_METRIC_EXPORT_INTERVAL"),
@@ -128,15 +136,25 @@ impl Environment {
         self.sdk_disabled.as_deref().is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
+    const fn export(&self, signal: Signal) -> &Export {
+        match signal {
+            Signal::Traces => &self.traces,
+            Signal::Metrics => &self.metrics,
+        }
+    }
+
+    /// How long a signal's collector may take to answer; what is no number of milliseconds says nothing.
+    fn timeout(&self, signal: Signal) -> Duration {
+        let said = self.export(signal).timeout.as_deref().and_then(|text| text.trim().parse().ok());
+        said.map_or(TIMEOUT, Duration::from_millis)
+    }
+
     /// The full URL that a signal is posted to, or `None` where nothing is exported.
     ///
     /// # Errors
     /// An exporter, protocol or URL scheme that this build cannot serve.
     pub fn url(&self, signal: Signal) -> Result<Option<String>, InitError> {
-        let export = match signal {
-            Signal::Traces => &self.traces,
-            Signal::Metrics => &self.metrics,
-        };
+        let export = self.export(signal);
         if self.is_disabled() {
             return Ok(None);
         }
@@ -194,21 +212,30 @@ pub fn exports() -> bool {
 }
 
 /// What posts to the collector, and to nobody to whom it sends us on: headers that carry a key would go there too.
-fn client(url: &str) -> Result<reqwest::blocking::Client, InitError> {
-    let said = std::env::var("OTEL_EXPORTER_OTLP_TIMEOUT").ok().and_then(|text| text.trim().parse().ok());
-    let timeout = said.map_or(TIMEOUT, Duration::from_millis);
+fn client(timeout: Duration) -> Result<reqwest::blocking::Client, String> {
     let build = || {
         let alone = reqwest::redirect::Policy::none();
         reqwest::blocking::Client::builder().redirect(alone).timeout(timeout).build()
     };
     // It has a runtime of its own, which cannot be made inside another.
-    let built = std::thread::scope(|scope| scope.spawn(build).join());
-    let reason = match built {
-        Ok(Ok(client)) => return Ok(client),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "its client could not be made".to_owned(),
-    };
-    Err(InitError::Collector { url: url.to_owned(), reason })
+    match std::thread::scope(|scope| scope.spawn(build).join()) {
+        Ok(built) => built.map_err(|error| error.to_string()),
+        Err(_) => Err("its client could not be made".to_owned()),
+    }
+}
+
+/// The exporter that `finish` makes of `builder`, once that is told how to post to `url`.
+fn exporter<B: WithExportConfig + WithHttpConfig, E>(
+    builder: B,
+    url: &str,
+    timeout: Duration,
+    finish: impl FnOnce(B) -> Result<E, ExporterBuildError>,
+) -> Result<E, InitError> {
+    let built = client(timeout).and_then(|client| {
+        let builder = builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary).with_endpoint(url);
+        finish(builder.with_http_client(client)).map_err(|error| error.to_string())
+    });
+    built.map_err(|reason| InitError::Collector { url: url.to_owned(), reason })
 }
 
 /// A tracer provider for the node `role_name`; it exports if and only if `environment` names an endpoint.
@@ -220,13 +247,8 @@ pub(crate) fn tracer(role_name: &str, environment: &Environment) -> Result<SdkTr
         let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
         return Ok(builder.with_sampler(sampler).build());
     };
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(&url)
-        .with_http_client(client(&url)?)
-        .build()
-        .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
+    let timeout = environment.timeout(Signal::Traces);
+    let exporter = exporter(SpanExporter::builder().with_http(), &url, timeout, |builder| builder.build())?;
     Ok(builder.with_batch_exporter(Reported::new(exporter, url, "spans")).build())
 }
 
@@ -237,13 +259,8 @@ pub(crate) fn meter(
 ) -> Result<Option<SdkMeterProvider>, InitError> {
     let Some(url) = environment.url(Signal::Metrics)? else { return Ok(None) };
     let interval = environment.interval()?;
-    let exporter = MetricExporter::builder()
-        .with_http()
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(&url)
-        .with_http_client(client(&url)?)
-        .build()
-        .map_err(|error| InitError::Collector { url: url.clone(), reason: error.to_string() })?;
+    let timeout = environment.timeout(Signal::Metrics);
+    let exporter = exporter(MetricExporter::builder().with_http(), &url, timeout, |builder| builder.build())?;
     let reader =
         PeriodicReader::builder(Reported::new(exporter, url, "metrics")).with_interval(interval).build();
     Ok(Some(metrics::provider(environment.resource(role_name), reader)))
@@ -298,7 +315,7 @@ mod tests {
             let away = "HTTP/1.1 307 Temporary Redirect\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
             stream.write_all(away.as_bytes()).unwrap();
         });
-        let answered = client(&url).unwrap().post(&url).body("numbers").send().unwrap();
+        let answered = client(TIMEOUT).unwrap().post(&url).body("numbers").send().unwrap();
         assert_eq!(answered.status().as_u16(), 307, "and that is where it ends");
         answer.join().unwrap();
     }
@@ -332,6 +349,15 @@ mod tests {
             let error = with_endpoint(url).url(Signal::Traces).unwrap_err().to_string();
             assert!(error.contains(url) && error.contains("http://"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_timeout_is_a_signals_own() {
+        let said = |text: &str| Export { timeout: Some(text.into()), ..Export::default() };
+        let both = Environment { traces: said(" 250 "), metrics: said("soon"), ..Environment::default() };
+        assert_eq!(both.timeout(Signal::Traces), Duration::from_millis(250));
+        assert_eq!(both.timeout(Signal::Metrics), TIMEOUT);
+        assert_eq!(Environment::default().timeout(Signal::Traces), TIMEOUT);
     }
 
     #[test]

@@ -226,8 +226,6 @@ impl CheckpointSink for ModelFile {
 /// Writes one line of metrics.jsonl a step, and has the run's ledger and its audit log.
 pub struct Metrics {
     writer: MetricsWriter,
-    /// Whether records wait for a disk that takes none.
-    is_behind: bool,
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
     source: Option<Box<dyn ServerSetup>>,
@@ -242,7 +240,7 @@ impl Metrics {
     pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
         let writer = MetricsWriter::open(path)?;
         let (ledger, audit, source, progress) = Default::default();
-        Ok(Metrics { writer, is_behind: false, ledger, audit, source, progress })
+        Ok(Metrics { writer, ledger, audit, source, progress })
     }
 
     /// How far the run is, for a collector.
@@ -278,7 +276,7 @@ impl Metrics {
 impl Drop for Metrics {
     /// What waits for room is tried once more when the run is over.
     fn drop(&mut self) {
-        if self.is_behind {
+        if self.writer.is_behind() {
             let written = self.writer.flush();
             let left_out = self.writer.take_left_out();
             match written {
@@ -332,7 +330,8 @@ impl Observer for Metrics {
             wait_ms: summary.wait_ms,
             elapsed_seconds: summary.elapsed_seconds,
         };
-        match (self.writer.append(&record), self.is_behind) {
+        let was_behind = self.writer.is_behind();
+        match (self.writer.append(&record), was_behind) {
             (Ok(()), false) | (Err(_), true) => {}
             (Ok(()), true) => {
                 tracing::info!(left_out = self.writer.take_left_out(), "metrics.jsonl is written again");
@@ -341,6 +340,5 @@ impl Observer for Metrics {
                 tracing::warn!(%error, "metrics.jsonl cannot be written; what is new waits for that");
             }
         }
-        self.is_behind = self.writer.is_behind();
     }
 }

@@ -67,7 +67,7 @@ impl AuditHandle {
     /// The head of what is signed and on the disk.
     #[must_use]
     pub fn head(&self) -> Option<Head> {
-        *self.synced.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heads()()
     }
 
     /// Asks for the same later, and does not keep the log open.
@@ -315,10 +315,10 @@ impl Writer {
             None => {}
         }
         let now = self.now();
-        if self.scribe.sign_if_due(now)? && self.flush().is_ok() {
-            self.sync()?;
+        match self.scribe.sign_if_due(now)? {
+            true => self.store(),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Goes on with the newest certificate of the key. What came before is signed with the one before, if that is good still.
@@ -358,6 +358,11 @@ impl Writer {
     fn sign(&mut self) -> Result<(), AuditLogError> {
         let now = self.now();
         self.scribe.sign(now)?;
+        self.store()
+    }
+
+    /// Has all that there is on the disk, or wait for it.
+    fn store(&mut self) -> Result<(), AuditLogError> {
         match self.flush() {
             Ok(()) => self.sync(),
             Err(_) => Ok(()),
@@ -366,8 +371,10 @@ impl Writer {
 
     /// Signs what is not signed, and has all of it on the disk.
     fn finish(&mut self) -> Result<(), AuditLogError> {
-        self.sign()?;
-        self.flush().map_err(|e| file_error(&self.path, "cannot be written", &e))
+        let now = self.now();
+        self.scribe.sign(now)?;
+        self.flush().map_err(|e| file_error(&self.path, "cannot be written", &e))?;
+        self.sync()
     }
 
     /// Writes what the disk takes; the rest waits for it.

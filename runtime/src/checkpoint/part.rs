@@ -147,17 +147,8 @@ pub fn write(
     snapshot: &Snapshot,
     recipients: &[x25519::Recipient],
 ) -> Result<PartReceipt, CheckpointError> {
-    let temporary = storage::temporary(path);
-    let written = write_stream(storage, &temporary, frame, snapshot, recipients);
-    let receipt = written.map_err(|why| {
-        // Half a part helps nobody, least of all a disk that is full.
-        let _ = storage.remove_file(&temporary);
-        CheckpointError::io("write", &temporary)(why)
-    })?;
-    storage.rename(&temporary, path).map_err(CheckpointError::io("rename to", path))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    storage.sync_dir(folder).map_err(CheckpointError::io("sync", folder))?;
-    Ok(receipt)
+    let write = |temporary: &Path| write_stream(storage, temporary, frame, snapshot, recipients);
+    storage::replace_with(storage, path, write).map_err(CheckpointError::io("write", path))
 }
 
 fn write_stream(

@@ -68,20 +68,28 @@ pub trait Storage: Debug + Send + Sync {
 /// # Errors
 /// The operating system's refusal; `path` is as it was.
 pub fn replace(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = temporary(path);
-    let write = || {
-        let mut output = storage.create(&temporary)?;
+    replace_with(storage, path, |temporary| {
+        let mut output = storage.create(temporary)?;
         output.write_all(bytes)?;
-        output.sync()?;
-        drop(output);
-        storage.rename(&temporary, path)
-    };
-    if let Err(why) = write() {
+        output.sync()
+    })
+}
+
+/// As [`replace`], where `write` writes the file and syncs it; the answer is `write`'s.
+pub(super) fn replace_with<T>(
+    storage: &dyn Storage,
+    path: &Path,
+    write: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let temporary = temporary(path);
+    let written = write(&temporary).and_then(|written| storage.rename(&temporary, path).map(|()| written));
+    if written.is_err() {
         // What is half written helps nobody, least of all a disk that is full.
         let _ = storage.remove_file(&temporary);
-        return Err(why);
     }
-    storage.sync_dir(path.parent().unwrap_or(Path::new(".")))
+    let written = written?;
+    storage.sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    Ok(written)
 }
 
 /// Beside `path`, under a name that is never looked for.

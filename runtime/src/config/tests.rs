@@ -6,7 +6,7 @@ use super::keys::KEYS;
 use super::*;
 use testudo_transport::Role;
 
-const MINIMAL: &str = r#"
+pub(super) const MINIMAL: &str = r#"
 [model]
 kind = "mlp"
 inputs = 784

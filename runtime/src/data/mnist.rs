@@ -17,19 +17,15 @@
 
 mod files;
 
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-
-use flate2::bufread::MultiGzDecoder;
 
 pub use files::{Files, OpenFile};
 
 /// Most bytes of pixels in one file: 5,000 times MNIST's test set, and still within a machine's memory.
 pub const BYTES_MOST: u64 = 4 << 30;
-/// Buffer for reading files: large enough that system calls do not count.
-const READ_BUFFER: usize = 256 << 10;
-/// How every gzip stream begins (RFC 1952, section 2.3.1); an IDX file begins with two zero bytes.
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// How an IDX file of bytes begins, with the number of its dimensions added.
+const BYTES: u32 = 0x0000_0800;
 /// Domain separation of [`Mnist::content_hash`].
 const HASH_CONTEXT: &str = "testudo 2026-11-23 idx data set content";
 
@@ -301,14 +297,9 @@ impl std::fmt::Debug for Examples {
 /// Reads an open IDX file of bytes with `D` dimensions, none of them 0.
 fn read_idx<const D: usize>(file: &OpenFile, what: &'static str) -> Result<([usize; D], Vec<u8>), DataError> {
     let path = file.path();
-    let mut reader = BufReader::with_capacity(READ_BUFFER, file.whole());
-    let start = std::io::BufRead::fill_buf(&mut reader)
-        .map_err(|source| DataError::Unreadable { path: path.to_path_buf(), source })?;
-    if start.starts_with(&GZIP_MAGIC) {
-        parse_idx(path, what, MultiGzDecoder::new(reader), true)
-    } else {
-        parse_idx(path, what, reader, false)
-    }
+    let (reader, zipped) =
+        file.content().map_err(|source| DataError::Unreadable { path: path.to_path_buf(), source })?;
+    parse_idx(path, what, reader, zipped)
 }
 
 fn parse_idx<const D: usize>(
@@ -328,7 +319,7 @@ fn parse_idx<const D: usize>(
     let mut words =
         header.chunks_exact(4).map(|word| u32::from_be_bytes(word.try_into().unwrap_or_default()));
     // A file of another kind is called that even where it is too short, or no gzip data after all.
-    let expected = 0x0000_0800 | D as u32;
+    let expected = BYTES | D as u32;
     if let Some(found) = words.next()
         && found != expected
     {

@@ -77,7 +77,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         path: "cluster.heartbeat_ms",
-        // Twice as long as what a peer is heard at without being late (`actors/src/policy.rs`).
+        // More than twice as long as lies between messages that are heard at once (`actors/src/policy.rs`).
         rule: Rule::Integer { min: 50, max: DAY_MS },
         absent: Absent::Is("500"),
         applies: None,

@@ -3,22 +3,12 @@ use std::path::Path;
 use testudo_actors::placement::SliceMap;
 
 use super::*;
-
-const FILE: &str = r#"
-[model]
-kind = "mlp"
-inputs = 784
-classes = 10
-
-[data]
-kind = "mnist"
-path = "data/mnist"
-"#;
+use crate::config::tests::MINIMAL;
 
 const ROLES: [Role; 3] = [Role::Scheduler, Role::Server, Role::Worker];
 
 fn parse(overrides: &[&str]) -> Config {
-    Config::parse(FILE, Path::new("/cluster/mnist.toml"), overrides).unwrap()
+    Config::parse(MINIMAL, Path::new("/cluster/mnist.toml"), overrides).unwrap()
 }
 
 /// What the transport would promise to one connection.

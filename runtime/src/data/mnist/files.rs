@@ -4,14 +4,14 @@
 //! moves a descriptor's position, which all its holders share.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::DataError;
+use super::{BYTES, DataError};
 
 /// The files' names, without `.gz`, in the order in which they are kept.
 const NAMES: [&str; 4] = [
@@ -21,8 +21,10 @@ const NAMES: [&str; 4] = [
     "t10k-labels-idx1-ubyte",
 ];
 
-/// How a file of images begins.
-const IMAGES: u64 = 0x803;
+/// Buffer for reading files: large enough that system calls do not count.
+const READ_BUFFER: usize = 256 << 10;
+/// How every gzip stream begins (RFC 1952, section 2.3.1); an IDX file begins with two zero bytes.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// One open file.
 #[derive(Debug)]
@@ -102,23 +104,27 @@ impl OpenFile {
 
     /// For a file of images: their pixels, and a label each.
     fn announced_bytes(&self) -> u64 {
-        let mut header = [0; 16];
-        let zipped = MultiGzDecoder::new(BufReader::with_capacity(512, self.whole())).read_exact(&mut header);
-        if zipped.is_err() && self.whole().read_exact(&mut header).is_err() {
+        let mut words = [[0; 4]; 4];
+        if self.content().and_then(|(mut reader, _)| reader.read_exact(words.as_flattened_mut())).is_err() {
             return 0;
         }
-        let word = |at: usize| {
-            let bytes = header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            u64::from(u32::from_be_bytes(bytes.unwrap_or_default()))
-        };
-        if word(0) != IMAGES {
+        let [kind, images, rows, columns] = words.map(|word| u64::from(u32::from_be_bytes(word)));
+        if kind != u64::from(BYTES | 3) {
             return 0;
         }
-        let images = word(4);
-        images.saturating_mul(word(8)).saturating_mul(word(12)).saturating_add(images)
+        images.saturating_mul(rows).saturating_mul(columns).saturating_add(images)
     }
 
-    pub(super) fn whole(&self) -> Whole<'_> {
+    /// What is in it, from its beginning, and whether that was gzipped.
+    pub(super) fn content(&self) -> io::Result<(Box<dyn Read + '_>, bool)> {
+        let mut reader = BufReader::with_capacity(READ_BUFFER, self.whole());
+        Ok(match reader.fill_buf()?.starts_with(&GZIP_MAGIC) {
+            true => (Box::new(MultiGzDecoder::new(reader)), true),
+            false => (Box::new(reader), false),
+        })
+    }
+
+    fn whole(&self) -> Whole<'_> {
         Whole { file: &self.file, at: 0 }
     }
 }
