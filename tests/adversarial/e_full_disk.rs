@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use testudo_tests::files::{self, text};
 use testudo_tests::live::{MEMORY, peak, until};
-use testudo_tests::process::{self, NodeProcess};
+use testudo_tests::process::{self, Ended, NodeProcess};
 
 use crate::PROGRAM;
 
@@ -41,11 +41,15 @@ fn limit(nodes: &[NodeProcess], bytes: &str) {
     }
 }
 
+/// The command line with these arguments, to its end and in order.
+fn testudo(arguments: &[&str]) -> Ended {
+    process::run(PROGRAM, arguments, Path::new("/no/mark")).succeeded()
+}
+
 /// Steps taken, by the word of the scheduler, who is not asked too often: an address has so many handshakes a second.
 fn taken(run: &Path) -> u64 {
     std::thread::sleep(Duration::from_millis(300));
-    let told = process::run(PROGRAM, &["status", text(run), "--json"], Path::new("/no/mark"));
-    let report: Value = serde_json::from_str(&told.stdout).unwrap_or_else(|e| panic!("{e}: {told:?}"));
+    let report = testudo(&["status", text(run), "--json"]).json();
     report["step"].as_u64().unwrap_or_else(|| panic!("no step in {report}"))
 }
 
@@ -89,8 +93,8 @@ fn class_e_a_full_disk() {
     let kept = newest(&run).unwrap();
     assert!(kept < again, "no checkpoint is made on a full disk: {kept}");
     until("a moment at which nothing lies about half written", || (half_written(&run) == 0).then_some(()));
-    let verified = process::run(PROGRAM, &["checkpoint", "verify", text(&run)], Path::new("/no/mark"));
-    assert!(verified.status.success(), "those before are whole: {verified:?}");
+    // Those before are whole.
+    let _ = testudo(&["checkpoint", "verify", text(&run)]);
 
     limit(&nodes, "unlimited");
     until("another checkpoint", || newest(&run).filter(|step| *step > again));
@@ -98,11 +102,8 @@ fn class_e_a_full_disk() {
         let now = peak(node.pid).unwrap_or_else(|| panic!("{node:?} has ended"));
         assert!(now < calm + MEMORY, "{node:?} grew from {calm} to {now} bytes");
     }
-    let stopped = process::run(PROGRAM, &["stop", text(&run)], Path::new("/no/mark"));
-    assert!(stopped.status.success(), "{stopped:?}");
-    let ended = started.wait();
-    assert!(ended.status.success(), "{ended:?}");
-    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let _ = testudo(&["stop", text(&run)]);
+    let summary = started.wait().succeeded().json();
     let steps = summary["steps"].as_u64().unwrap();
 
     // What waited for the disk is in metrics.jsonl and in the audit log, whole and in order.
@@ -112,8 +113,7 @@ fn class_e_a_full_disk() {
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
     assert_eq!((numbers.first(), numbers.last()), (Some(&1), Some(&steps)));
     assert!((1..=full + STEPS).all(|step| numbers.binary_search(&step).is_ok()), "{numbers:?}");
-    let verified = process::run(PROGRAM, &["audit", "verify", text(&run), "--json"], Path::new("/no/mark"));
-    let report: Value = serde_json::from_str(&verified.stdout).unwrap();
+    let report = testudo(&["audit", "verify", text(&run), "--json"]).json();
     assert_eq!(report["good"], true, "{report}");
     assert_eq!(report["head"], summary["audit_head"]);
     let log = std::fs::read_to_string(run.join("logs/scheduler-0.log")).unwrap();
@@ -124,7 +124,6 @@ fn class_e_a_full_disk() {
     let steps = format!("training.max_steps={steps}");
     let arguments =
         ["run", text(&file), "--run-dir", text(&calm), "--set", &steps, "--set", &every, "--json", "--quiet"];
-    let undisturbed = process::run(PROGRAM, &arguments, &calm);
-    let undisturbed: Value = serde_json::from_str(&undisturbed.stdout).unwrap();
+    let undisturbed = process::run(PROGRAM, &arguments, &calm).succeeded().json();
     assert_eq!(undisturbed["params_blake3"], summary["params_blake3"]);
 }

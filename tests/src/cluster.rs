@@ -10,8 +10,9 @@ use testudo::audit::AuditHandle;
 use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Ledger, NoCheckpoints, ServerSetup};
 use testudo_actors::link::{MemoryHub, Network};
-use testudo_actors::message::{Finished, Outcome};
+use testudo_actors::message::{Finished, Outcome, StatusReport};
 use testudo_actors::node::{WorkerSetup, run_scheduler, run_server, run_worker};
+use testudo_actors::operator::Line;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
@@ -23,7 +24,7 @@ use testudo_transport::{
 };
 use tokio::runtime::Runtime;
 
-use crate::liar::{Liar, Lie};
+use crate::liar::{self, Lie};
 use crate::toy;
 
 /// How the nodes of a cluster are connected.
@@ -206,7 +207,7 @@ impl WorkerSetup for ToySetup {
     }
 
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
-        Ok(Liar::perhaps(job.model.build(ShardCompute::largest_batch(job))?, self.lie))
+        Ok(liar::perhaps(job.model.build(ShardCompute::largest_batch(job))?, self.lie))
     }
 
     fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
@@ -280,6 +281,20 @@ impl Cluster {
     #[must_use]
     pub fn start(job: JobSpec, links: Links) -> Cluster {
         Cluster::start_with(Site::new(job, links), Wiring::default())
+    }
+
+    /// Follows the run as an operator, and hands every report to `see`.
+    pub fn follow(&self, mut see: impl FnMut(StatusReport) + Send + 'static) {
+        let network = self.site.network(&self.site.identity(Role::Operator, "0"));
+        let (address, scheduler) =
+            (self.scheduler.to_string(), self.site.job.member(Role::Scheduler, 0).unwrap());
+        self.site.runtime.spawn(async move {
+            let line = Line::dial(&network, &address, &scheduler).await.unwrap();
+            let (_commands, mut reports) = line.follow(50, true).await.unwrap();
+            while let Ok(report) = reports.next().await {
+                see(report);
+            }
+        });
     }
 
     /// Starts the nodes on `site`, but for those that the test plays itself.

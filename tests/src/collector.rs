@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::python;
+use crate::python::Script;
 
 /// What the collector needs to import.
 const MODULES: &str = "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
@@ -32,7 +31,7 @@ pub struct Told {
 /// A collector that listens until this is dropped.
 #[derive(Debug)]
 pub struct Collector {
-    child: Child,
+    _script: Script,
     url: String,
     /// By node, its exports' metrics, the newest last.
     exports: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
@@ -42,16 +41,8 @@ impl Collector {
     /// Starts one; `None` if there is no interpreter for it and none is required.
     #[must_use]
     pub fn start() -> Option<Collector> {
-        let python = python::with(MODULES)?;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/otlp_metrics.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the interpreter starts");
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut script = Script::start("otlp_metrics.py", MODULES)?;
+        let mut lines = BufReader::new(script.0.stdout.take().unwrap()).lines();
         let url = lines.next().expect("it says where it listens").unwrap();
         let exports: Arc<Mutex<BTreeMap<String, Vec<Value>>>> = Arc::default();
         let kept = Arc::clone(&exports);
@@ -65,7 +56,7 @@ impl Collector {
                 }
             }
         });
-        Some(Collector { child, url, exports })
+        Some(Collector { _script: script, url, exports })
     }
 
     /// What has a process export metrics here, and nothing else.
@@ -147,11 +138,4 @@ fn series(attributes: &Value) -> String {
     let pairs: Vec<String> =
         pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("?"))).collect();
     pairs.join(",")
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

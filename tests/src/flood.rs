@@ -10,8 +10,12 @@ mod peers;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use testudo_transport::{Identity, SpiffeId};
+
+/// Between two looks at whether to stop.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// One kind of flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +136,13 @@ pub struct Done {
 impl Done {
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Until it is over: whoever is kept waiting stops as well.
+    async fn stopped(&self) {
+        while self.goes_on() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     fn add(&self, count: u64) {

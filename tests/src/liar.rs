@@ -1,6 +1,8 @@
 //! Workers that lie about their gradients: honest in all else, so that whatever checks a message lets theirs through.
 
-use testudo_kernels::{Batch, Loss, Model, ModelError, ParameterSpec};
+use testudo_kernels::Model;
+
+use crate::through::Through;
 
 /// What a liar makes of a part of its gradient.
 pub type Lie = fn(&mut [f32]);
@@ -25,68 +27,15 @@ pub fn subnormal(gradient: &mut [f32]) {
     }
 }
 
-/// A model that tells its gradients through a lie. What it tells is sent to servers and scheduler alike.
-pub struct Liar {
-    model: Box<dyn Model>,
-    lie: Lie,
-    told: Vec<f32>,
-}
-
-impl Liar {
-    /// `model`, but for its gradients.
-    #[must_use]
-    pub fn new(model: Box<dyn Model>, lie: Lie) -> Liar {
-        Liar { model, lie, told: Vec::new() }
-    }
-
-    /// `model` itself, or behind a lie if there is one.
-    #[must_use]
-    pub fn perhaps(model: Box<dyn Model>, lie: Option<Lie>) -> Box<dyn Model> {
-        match lie {
-            Some(lie) => Box::new(Liar::new(model, lie)),
-            None => model,
-        }
-    }
-}
-
-impl Model for Liar {
-    fn parameters(&self) -> &[ParameterSpec] {
-        self.model.parameters()
-    }
-
-    fn input_elements(&self) -> usize {
-        self.model.input_elements()
-    }
-
-    fn classes(&self) -> usize {
-        self.model.classes()
-    }
-
-    fn gradients(
-        &mut self,
-        parameters: &[&[f32]],
-        batch: Batch<'_>,
-        ready: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<Loss, ModelError> {
-        let (lie, told) = (self.lie, &mut self.told);
-        self.model.gradients(parameters, batch, &mut |index, gradient| {
-            told.clear();
-            told.extend_from_slice(gradient);
-            lie(told);
-            ready(index, told);
-        })
-    }
-
-    fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
-        self.model.evaluate(parameters, batch)
-    }
-
-    fn probabilities(
-        &mut self,
-        parameters: &[&[f32]],
-        inputs: &[f32],
-        out: &mut [f32],
-    ) -> Result<(), ModelError> {
-        self.model.probabilities(parameters, inputs, out)
-    }
+/// `model` itself, or behind a lie if there is one. What it tells is sent to servers and scheduler alike.
+#[must_use]
+pub fn perhaps(model: Box<dyn Model>, lie: Option<Lie>) -> Box<dyn Model> {
+    let Some(lie) = lie else { return model };
+    let mut told = Vec::new();
+    Box::new(Through::new(model, move |index, gradient: &[f32], ready: &mut dyn FnMut(usize, &[f32])| {
+        told.clear();
+        told.extend_from_slice(gradient);
+        lie(&mut told);
+        ready(index, &told);
+    }))
 }

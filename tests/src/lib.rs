@@ -27,4 +27,5 @@ pub mod raw;
 pub mod served;
 pub mod sim;
 pub mod stage;
+pub mod through;
 pub mod toy;

@@ -3,7 +3,8 @@
 //! `TESTUDO_PYTHON` names an interpreter. Without one that has what a test needs, the test says so and does nothing; with
 //! `TESTUDO_REQUIRE_PYTHON=1` that is a failure.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 /// An interpreter that can import `modules` (with commas between them), if there is one.
 ///
@@ -25,4 +26,30 @@ pub fn with(modules: &str) -> Option<String> {
         eprintln!("skipped: set TESTUDO_PYTHON to an interpreter that can import {modules}");
     }
     python
+}
+
+/// A script of `tests/python` that runs until this is dropped, told and heard through pipes.
+#[derive(Debug)]
+pub struct Script(pub Child);
+
+impl Script {
+    /// Starts it; `None` if there is no interpreter that can import `modules` and none is required.
+    #[must_use]
+    pub fn start(script: &str, modules: &str) -> Option<Script> {
+        let child = Command::new(with(modules)?)
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the interpreter starts");
+        Some(Script(child))
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

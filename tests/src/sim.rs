@@ -31,7 +31,7 @@ pub use kept::Kept;
 use server::Server;
 use worker::{Work, Worker};
 
-use crate::liar::{Liar, Lie};
+use crate::liar::{self, Lie};
 use crate::toy;
 
 /// A worker's values in the simulator: little-endian bytes.
@@ -171,7 +171,7 @@ impl Simulation {
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
-                    Liar::perhaps(job.model.build(ShardCompute::largest_batch(&job)).unwrap(), lie(index)),
+                    liar::perhaps(job.model.build(ShardCompute::largest_batch(&job)).unwrap(), lie(index)),
                     Arc::clone(&train),
                     Arc::clone(&test),
                     Box::new(toy::NoSink),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use testudo_actors::JobSpec;
 use testudo_actors::message::Load;
-use testudo_actors::operator::Line;
 use testudo_actors::server::SumOrder;
 use testudo_tests::cluster::{Cluster, Links, Site, VALIDITY, Wiring};
 use testudo_tests::flood::{Attack, Attacker, Done, Target, run};
@@ -64,17 +63,8 @@ fn attack(attack: Attack, attacker: &Attacker, targets: &[Target]) {
 /// Follows the run, and keeps what the scheduler last said of its own door.
 fn watch(cluster: &Cluster) -> Arc<Mutex<Load>> {
     let seen = Arc::new(Mutex::new(Load::default()));
-    let (network, kept) =
-        (cluster.site.network(&cluster.site.identity(Role::Operator, "0")), Arc::clone(&seen));
-    let (address, scheduler) =
-        (cluster.scheduler.to_string(), cluster.site.job.member(Role::Scheduler, 0).unwrap());
-    cluster.site.runtime.spawn(async move {
-        let line = Line::dial(&network, &address, &scheduler).await.unwrap();
-        let (_commands, mut reports) = line.follow(50, true).await.unwrap();
-        while let Ok(report) = reports.next().await {
-            *kept.lock().unwrap() = report.load;
-        }
-    });
+    let kept = Arc::clone(&seen);
+    cluster.follow(move |report| *kept.lock().unwrap() = report.load);
     seen
 }
 

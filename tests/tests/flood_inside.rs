@@ -11,7 +11,6 @@ use testudo_actors::JobSpec;
 use testudo_actors::link::Network;
 use testudo_actors::message::{Load, MemberRole};
 use testudo_actors::node::{NodeOptions, run_worker};
-use testudo_actors::operator::Line;
 use testudo_actors::server::SumOrder;
 use testudo_tests::cluster::{Cluster, Links, Site, ToySetup, Wiring};
 use testudo_tests::flood::inside::Inside;
@@ -34,17 +33,10 @@ fn job() -> JobSpec {
 /// Follows the run, and keeps the load of the scheduler and of the server as they last told it.
 fn watch(cluster: &Cluster) -> Arc<Mutex<[Load; 2]>> {
     let seen = Arc::new(Mutex::new([Load::default(); 2]));
-    let (network, kept) =
-        (cluster.site.network(&cluster.site.identity(Role::Operator, "0")), Arc::clone(&seen));
-    let (address, scheduler) =
-        (cluster.scheduler.to_string(), cluster.site.job.member(Role::Scheduler, 0).unwrap());
-    cluster.site.runtime.spawn(async move {
-        let line = Line::dial(&network, &address, &scheduler).await.unwrap();
-        let (_commands, mut reports) = line.follow(50, true).await.unwrap();
-        while let Ok(report) = reports.next().await {
-            let server = report.nodes.iter().find(|node| node.member.role == MemberRole::Server);
-            *kept.lock().unwrap() = [report.load, server.map(|node| node.load).unwrap_or_default()];
-        }
+    let kept = Arc::clone(&seen);
+    cluster.follow(move |report| {
+        let server = report.nodes.iter().find(|node| node.member.role == MemberRole::Server);
+        *kept.lock().unwrap() = [report.load, server.map(|node| node.load).unwrap_or_default()];
     });
     seen
 }

@@ -18,7 +18,7 @@ use testudo_actors::outbox::Outbox;
 use testudo_actors::placement::Slice;
 use testudo_actors::tree::Node;
 use testudo_actors::worker::ShardCompute;
-use testudo_kernels::{Batch, Loss, Model, ModelError, ParameterSpec};
+use testudo_kernels::{Model, ModelError};
 use testudo_transport::identity::Address;
 use testudo_transport::session::{EMPTY_PAYLOAD_HASH, Prelude};
 use testudo_transport::{Class, Connection, Envelope, Outgoing, Receiver, Sender, encode};
@@ -28,6 +28,7 @@ use tokio::time::timeout;
 use super::{Attack, Attacker, Done, Target};
 use crate::member::placement;
 use crate::raw::RawEndpoint;
+use crate::through::Through;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -86,7 +87,7 @@ impl Inside {
             };
             tokio::select! {
                 _ = once => tokio::time::sleep(AGAIN).await,
-                () = stopped(done) => return,
+                () = done.stopped() => return,
             }
         }
     }
@@ -210,12 +211,6 @@ impl Inside {
     }
 }
 
-async fn stopped(done: &Done) {
-    while done.goes_on() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// An honest worker's set-up, through which a flood learns what it may say.
 pub struct Watched {
     setup: Box<dyn WorkerSetup>,
@@ -234,7 +229,17 @@ impl WorkerSetup for Watched {
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
         self.inside.0.lock().unwrap().job = Some(job.clone());
         let elements = placement(job).of_parameter(0).first().map_or(0, |slice| slice.elements);
-        Ok(Box::new(Recorder { model: self.setup.model(job)?, inside: self.inside.clone(), elements }))
+        let inside = self.inside.clone();
+        // The gradient of the first slice is written down.
+        let record = move |index, gradient: &[f32], ready: &mut dyn FnMut(usize, &[f32])| {
+            if let (0, Some(first)) = (index, gradient.get(..elements)) {
+                let mut known = inside.0.lock().unwrap();
+                known.last = Bytes::copy_from_slice(bytemuck::cast_slice(first));
+                known.gradients += 1;
+            }
+            ready(index, gradient);
+        };
+        Ok(Box::new(Through::new(self.setup.model(job)?, record)))
     }
 
     fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink> {
@@ -247,56 +252,5 @@ impl WorkerSetup for Watched {
 
     fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
         self.setup.adapt(compute)
-    }
-}
-
-/// A model whose gradient of the first slice is written down.
-struct Recorder {
-    model: Box<dyn Model>,
-    inside: Inside,
-    elements: usize,
-}
-
-impl Model for Recorder {
-    fn parameters(&self) -> &[ParameterSpec] {
-        self.model.parameters()
-    }
-
-    fn input_elements(&self) -> usize {
-        self.model.input_elements()
-    }
-
-    fn classes(&self) -> usize {
-        self.model.classes()
-    }
-
-    fn gradients(
-        &mut self,
-        parameters: &[&[f32]],
-        batch: Batch<'_>,
-        ready: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<Loss, ModelError> {
-        let (inside, elements) = (&self.inside, self.elements);
-        self.model.gradients(parameters, batch, &mut |index, gradient| {
-            if let (0, Some(first)) = (index, gradient.get(..elements)) {
-                let mut known = inside.0.lock().unwrap();
-                known.last = Bytes::copy_from_slice(bytemuck::cast_slice(first));
-                known.gradients += 1;
-            }
-            ready(index, gradient);
-        })
-    }
-
-    fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
-        self.model.evaluate(parameters, batch)
-    }
-
-    fn probabilities(
-        &mut self,
-        parameters: &[&[f32]],
-        inputs: &[f32],
-        out: &mut [f32],
-    ) -> Result<(), ModelError> {
-        self.model.probabilities(parameters, inputs, out)
     }
 }

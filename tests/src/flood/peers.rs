@@ -21,8 +21,6 @@ use crate::raw::{RawEndpoint, client_config};
 const AT_ONCE: usize = 64;
 /// How long an attempt that hears nothing is kept: a little longer than a node waits for a handshake.
 const KEPT: Duration = Duration::from_millis(3500);
-/// Between two looks at whether to stop.
-const LOOK: Duration = Duration::from_millis(10);
 
 pub(super) async fn flood(attack: Attack, attacker: &Attacker, targets: &[Target], done: &Arc<Done>) {
     let mut tasks = tokio::task::JoinSet::new();
@@ -37,10 +35,7 @@ pub(super) async fn flood(attack: Attack, attacker: &Attacker, targets: &[Target
             }
         });
     }
-    // Whoever is kept waiting stops as well.
-    while done.goes_on() {
-        tokio::time::sleep(LOOK).await;
-    }
+    done.stopped().await;
     tasks.shutdown().await;
 }
 
