@@ -7,6 +7,8 @@
 //!    leases can be completed under the new ones: a server never meets a node above one that it has accepted.
 //! 3. A worker keeps what it had: its pushes under way stay valid across the change. What moved carries the new
 //!    epoch in `since`, so nothing that the former holder still sends can count.
+//! 4. Siblings that one worker holds are contributed as their parent once nobody else can have contributed to the step below
+//!    it: a loss costs the survivors what was lost, and not the sums that they would otherwise no longer make before they push.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,53 @@ pub struct Lease {
     pub since: u64,
     /// The first step for which it holds.
     pub from_step: u64,
+    /// The first step that no former holder can have contributed to: from here on the node may be joined to its sibling.
+    pub alone_from: u64,
+}
+
+/// The nodes that `worker` contributes to `step`: what it holds, and siblings as their parent where that may be.
+#[must_use]
+pub fn contributed(tree: ReductionTree, leases: &[Lease], worker: u32, step: u64) -> Vec<Node> {
+    let held = leases.iter().filter(|l| l.worker == worker && l.from_step <= step);
+    let (alone, shared): (Vec<&Lease>, Vec<&Lease>) = held.partition(|l| l.alone_from <= step);
+    let mut alone: Vec<Node> = alone.into_iter().map(|l| l.node).collect();
+    alone.sort_unstable();
+    let mut nodes: Vec<Node> = Vec::with_capacity(alone.len() + shared.len());
+    for mut node in alone {
+        // In the order of shards, a left sibling is whole just before its right one is.
+        while let Some((parent, sibling)) = tree.parent_and_sibling(node)
+            && nodes.last() == Some(&sibling)
+        {
+            nodes.pop();
+            node = parent;
+        }
+        nodes.push(node);
+    }
+    nodes.extend(shared.into_iter().map(|l| l.node));
+    nodes.sort_unstable();
+    nodes
+}
+
+/// Whether `worker` may contribute `node` to `step` by the leases that it has had since `epoch` or longer: it is one that it
+/// holds, or is made of such as it may join.
+#[must_use]
+pub fn may_contribute(
+    tree: ReductionTree,
+    leases: &[Lease],
+    (worker, epoch): (u32, u64),
+    (node, step): (Node, u64),
+) -> bool {
+    let mut joined = 0;
+    for lease in leases.iter().filter(|l| l.worker == worker && l.since <= epoch && l.from_step <= step) {
+        if lease.node == node {
+            return true;
+        }
+        if node.covers(&lease.node) && lease.alone_from <= step {
+            joined += u64::from(lease.node.leaves);
+        }
+    }
+    // Leases share no shard (invariant 1), so as many as the node has are all of it.
+    joined > 0 && joined == u64::from(node.leaves) && tree.contains(node)
 }
 
 /// The first leases: contiguous runs of shards, as even as can be, over `workers` in the order given.
@@ -40,21 +89,24 @@ pub fn assign(tree: ReductionTree, workers: &[u32], epoch: u64, from_step: u64) 
                 worker: *worker,
                 since: epoch,
                 from_step,
+                alone_from: from_step,
             })
         })
         .collect()
 }
 
 /// Moves what `dead` held to `survivors`: nodes are cut until there is one for each survivor if possible, and each goes
-/// to whoever holds the fewest shards (lowest index first). `from_step(node)` says from which step a node is still owed.
+/// to whoever holds the fewest shards (lowest index first). `from_step(node)` says from which step a node is still owed, and
+/// `alone_from` which step the dead can have contributed nothing to (`None`: what moves is never joined).
 #[must_use]
 pub fn reassign(
     leases: &[Lease],
     dead: u32,
     survivors: &[u32],
     epoch: u64,
-    from_step: impl Fn(Node) -> u64,
+    (from_step, alone_from): (impl Fn(Node) -> u64, Option<u64>),
 ) -> Vec<Lease> {
+    let alone_from = alone_from.unwrap_or(u64::MAX);
     let (moving, mut kept): (Vec<Lease>, Vec<Lease>) = leases.iter().partition(|l| l.worker == dead);
     let mut nodes: Vec<Node> = moving.iter().map(|l| l.node).collect();
     while nodes.len() < survivors.len() {
@@ -74,7 +126,7 @@ pub fn reassign(
     for node in nodes {
         let Some(lightest) = load.iter_mut().min() else { break };
         lightest.0 += u64::from(node.leaves);
-        kept.push(Lease { node, worker: lightest.1, since: epoch, from_step: from_step(node) });
+        kept.push(Lease { node, worker: lightest.1, since: epoch, from_step: from_step(node), alone_from });
     }
     kept.sort_by_key(|l| l.node);
     kept
@@ -96,11 +148,32 @@ mod tests {
     fn one_worker_holds_the_root() {
         let tree = ReductionTree::new(4).unwrap();
         let leases = assign(tree, &[7], 1, 0);
-        assert_eq!(leases, vec![Lease { node: tree.root(), worker: 7, since: 1, from_step: 0 }]);
+        assert_eq!(leases, vec![lease(tree.root(), 0)]);
+    }
+
+    fn lease(node: Node, alone_from: u64) -> Lease {
+        Lease { node, worker: 7, since: 1, from_step: 0, alone_from }
+    }
+
+    /// Invariant 4: not before nobody else can have contributed below.
+    #[test]
+    fn siblings_are_joined_from_the_step_on_that_is_theirs_alone() {
+        let tree = ReductionTree::new(4).unwrap();
+        let [left, right] = [Node { first: 0, leaves: 2 }, Node { first: 2, leaves: 2 }];
+        let leases = [lease(left, 0), lease(Node::leaf(2), 5), lease(Node::leaf(3), 9)];
+        let at = |step| contributed(tree, &leases, 7, step);
+        assert_eq!(at(8), [left, Node::leaf(2), Node::leaf(3)]);
+        assert_eq!(at(9), [tree.root()]);
+        assert_eq!(contributed(tree, &leases, 8, 9), []);
+        let may = |node, step| may_contribute(tree, &leases, (7, 1), (node, step));
+        assert!(may(left, 0) && !may(right, 8) && may(right, 9) && may(tree.root(), 9));
+        assert!(!may(Node { first: 1, leaves: 2 }, 9) && !may(Node::leaf(0), 9), "made of no leases");
+        assert!(!may(Node { first: 4, leaves: 0 }, 9) && !may(Node { first: 0, leaves: u32::MAX }, 9));
+        assert!(!may_contribute(tree, &leases, (7, 0), (right, 9)), "it held that only later");
     }
 
     proptest! {
-        /// Invariants 1 to 3, through any number of deaths.
+        /// Invariants 1 to 4, through any number of deaths.
         #[test]
         fn deaths_move_and_cut_but_never_join(leaves in 1u32..64, workers in 1u32..9, deaths in prop::collection::vec(0usize..8, 0..8)) {
             let tree = ReductionTree::new(leaves).unwrap();
@@ -110,7 +183,8 @@ mod tests {
             for (epoch, pick) in (2u64..).zip(deaths) {
                 if live.len() == 1 { break; }
                 let dead = live.remove(pick % live.len());
-                let next = reassign(&leases, dead, &live, epoch, |_| 5);
+                let alone_from = epoch * 10;
+                let next = reassign(&leases, dead, &live, epoch, (|_| 5, Some(alone_from)));
                 prop_assert_eq!(shards(&next), (0..leaves).collect::<Vec<_>>());
                 for lease in &next {
                     prop_assert!(tree.contains(lease.node));
@@ -119,6 +193,22 @@ mod tests {
                     prop_assert!(before.is_some(), "a node only ever moves or is cut");
                     if lease.since < epoch { prop_assert!(leases.contains(lease)); }
                     else { prop_assert_eq!(before.unwrap().worker, dead); }
+                }
+                for step in [5, alone_from - 1, alone_from] {
+                    let mut covered = Vec::new();
+                    for worker in &live {
+                        for node in contributed(tree, &next, *worker, step) {
+                            prop_assert!(may_contribute(tree, &next, (*worker, epoch), (node, step)));
+                            let moved = next.iter().any(|l| l.since == epoch && node != l.node && node.covers(&l.node));
+                            prop_assert!(!moved || step >= alone_from, "joined what the dead may have contributed to");
+                            covered.extend(node.first..node.first + node.leaves);
+                        }
+                    }
+                    covered.sort_unstable();
+                    prop_assert_eq!(covered, (0..leaves).collect::<Vec<_>>());
+                }
+                if live.len() == 1 {
+                    prop_assert_eq!(contributed(tree, &next, live[0], alone_from), vec![tree.root()]);
                 }
                 leases = next;
             }

@@ -280,7 +280,7 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let parts = WorkerParts {
             compute: setup.adapt(compute),
             slices: map.slices().len(),
-            core: WorkerCore::new(index, map, names, (job.first_step(), plan.steps()), heartbeat),
+            core: WorkerCore::new(index, job.tree(), map, names, (job.first_step(), plan.steps()), heartbeat),
             job,
             parameters: parameters.len(),
             lanes: options.lanes.max(1),

@@ -163,6 +163,7 @@ impl Simulation {
             .map(|index| Worker {
                 core: WorkerCore::new(
                     index,
+                    job.tree(),
                     map.clone(),
                     names.clone(),
                     (job.first_step(), Plan::new(&job).steps()),

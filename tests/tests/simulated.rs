@@ -1,7 +1,10 @@
 //! Whole clusters of pure cores under seeds: determinism, deaths, duplicates, stalls.
 
-use testudo_actors::message::{Finished, MemberRole, Outcome, PushRefusal};
+use std::collections::BTreeSet;
+
+use testudo_actors::message::{Body, Finished, MemberRole, Outcome, Push, PushRefusal};
 use testudo_actors::server::SumOrder;
+use testudo_actors::tree::Node;
 use testudo_tests::sim::Simulation;
 use testudo_tests::toy;
 
@@ -94,6 +97,58 @@ fn two_deaths_at_once_are_survived() {
         assert_eq!(finished.params_blake3, reference.params_blake3, "seed {seed}");
         assert_eq!(finished.workers_lost, 2);
     }
+}
+
+/// Invariant 4 of leases: what survivors took over is soon summed before it is pushed, and a death in the middle of such a step
+/// is like any other.
+#[test]
+fn what_moved_is_pushed_as_one_sum_again() {
+    const LONG: u64 = 24;
+    let whole = |seed| Simulation::new(toy::job(1, 1, SHARDS, LONG), seed, SumOrder::Canonical).finish();
+    let reference = whole(0);
+    for seed in 60..84 {
+        let mut simulation = Simulation::new(toy::job(4, 2, SHARDS, LONG), seed, SumOrder::Canonical);
+        for (worker, step) in [(2, 2), (0, 9), (3, 16)] {
+            let in_the_middle = 1 + seed as usize % 30;
+            assert!(simulation.run_until(|s| {
+                s.steps.len() >= step && s.pushes_under_way(worker) > in_the_middle
+                    || s.steps.len() > step + 1
+            }));
+            simulation.kill(worker);
+        }
+        let finished = simulation.finish();
+        assert_eq!(finished.params_blake3, reference.params_blake3, "seed {seed}");
+        assert_eq!((finished.workers_lost, finished.test_loss.to_bits()), (3, reference.test_loss.to_bits()));
+        assert!(simulation.refused.iter().all(|(_, reason)| *reason == PushRefusal::NoLease));
+        let last = pushes(&simulation).filter(|push| push.step == LONG - 1).map(|push| push.node);
+        let root = Node { first: 0, leaves: SHARDS };
+        assert_eq!(last.collect::<BTreeSet<_>>(), BTreeSet::from([root]), "seed {seed}");
+    }
+}
+
+fn pushes(simulation: &Simulation) -> impl Iterator<Item = Push> {
+    let pushes = simulation.carried.iter().filter(|(kind, ..)| *kind == Push::KIND);
+    pushes.map(|(_, body, _)| Push::decode(body).unwrap())
+}
+
+/// Invariant 4 of leases: not before it is the survivor's alone. Here the dead worker has contributed to a part of a step that the
+/// survivor has not begun, so the survivor begins it with both nodes as they are.
+#[test]
+fn what_moved_is_not_joined_to_what_the_dead_have_done() {
+    let whole = |workers| Simulation::new(toy::job(workers, 1, 2, STEPS), 7, SumOrder::Canonical);
+    let mut simulation = whole(2);
+    assert!(simulation.run_until(|s| s.steps.len() == 2));
+    // Worker 1 gets no parameters; worker 0 contributes to the next step, and nobody hears its reports.
+    simulation.frozen = vec!["server/0>worker/1".into(), "worker/0>scheduler".into()];
+    assert!(simulation.run_until(|s| s.notices.iter().any(|notice| notice.contains("worker/0 was lost"))));
+    let last = |shard| {
+        let steps = pushes(&simulation).filter(|push| push.node == Node::leaf(shard)).map(|push| push.step);
+        steps.max().unwrap()
+    };
+    assert!(last(0) > last(1));
+    simulation.kill(0);
+    simulation.frozen.remove(0);
+    assert_eq!(simulation.finish().params_blake3, whole(1).finish().params_blake3);
 }
 
 /// A worker may die while the last version is evaluated and exported.

@@ -168,6 +168,12 @@ impl Progress {
         self.owed.get(shards).and_then(|s| s.iter().min().copied()).unwrap_or(self.completed)
     }
 
+    /// Whether nothing below `node` has been reported for `step`.
+    pub(super) fn owes_all(&self, node: Node, step: u64) -> bool {
+        let shards = node.first as usize..node.end() as usize;
+        self.owed.get(shards).is_some_and(|shards| shards.iter().all(|owed| *owed <= step))
+    }
+
     /// Takes a report of nodes that the worker held. Whether a node is the worker's is the core's to check.
     pub(super) fn report(&mut self, done: &NodeDone) {
         let open = self.open.entry(done.step).or_default();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use testudo_kernels::Codec;
 
-use crate::lease::Lease;
+use crate::lease::{Lease, may_contribute};
 use crate::message::{Heartbeat, Load, Membership, Pull, PullRefusal, Push, PushRefusal, Waiting};
 use crate::placement::{Slice, SliceId, SliceMap};
 use crate::time::Time;
@@ -308,13 +308,9 @@ impl<T, V> ServerCore<T, V> {
         if push.codec != Codec::F32.id() {
             return Err(PushRefusal::UnknownCodec(push.codec));
         }
-        let held = self.leases.iter().any(|lease| {
-            lease.worker == worker
-                && lease.node == push.node
-                && (lease.since..=self.epoch).contains(&push.epoch)
-                && lease.from_step <= push.step
-        });
         let tree = self.tree;
+        let held = push.epoch <= self.epoch
+            && may_contribute(tree, &self.leases, (worker, push.epoch), (push.node, push.step));
         let state = self.state(push.slice).ok_or(PushRefusal::UnknownSlice)?;
         let expected = state.slice.elements as u64 * 4;
         if bytes != expected {

@@ -15,14 +15,14 @@ use testudo_kernels::Codec;
 
 pub use io::{Effect, Input, WorkerError};
 
-use crate::lease::Lease;
+use crate::lease::{Lease, contributed, may_contribute};
 use crate::message::{
     Evaluate, Export, Heartbeat, Load, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes,
     Waiting,
 };
 use crate::placement::{SliceId, SliceMap};
 use crate::time::Time;
-use crate::tree::Node;
+use crate::tree::{Node, ReductionTree};
 
 #[derive(Debug)]
 struct Batch {
@@ -37,6 +37,7 @@ struct Batch {
 #[derive(Debug)]
 pub struct WorkerCore<V> {
     index: u32,
+    tree: ReductionTree,
     map: SliceMap,
     names: Vec<String>,
     first: u64,
@@ -69,11 +70,12 @@ enum Order {
 }
 
 impl<V> WorkerCore<V> {
-    /// Worker `index` of a job with that placement that goes from version `first` to version `steps`. `names` are the
+    /// Worker `index` of a job with that tree and placement that goes from version `first` to version `steps`. `names` are the
     /// parameters', for messages.
     #[must_use]
     pub fn new(
         index: u32,
+        tree: ReductionTree,
         map: SliceMap,
         names: Vec<String>,
         (first, steps): (u64, u64),
@@ -82,6 +84,7 @@ impl<V> WorkerCore<V> {
         let slices = map.slices().len();
         WorkerCore {
             index,
+            tree,
             map,
             names,
             first,
@@ -172,7 +175,7 @@ impl<V> WorkerCore<V> {
     }
 
     fn holds(&self, node: Node, step: u64) -> bool {
-        self.leases.iter().any(|l| l.node == node && l.from_step <= step)
+        may_contribute(self.tree, &self.leases, (self.index, self.epoch), (node, step))
     }
 
     fn describe(&self, slice: SliceId) -> (String, String) {
@@ -282,8 +285,7 @@ impl<V> WorkerCore<V> {
         }
         self.begun = Some(version);
         self.waiting_since = now;
-        let nodes: Vec<Node> =
-            self.leases.iter().filter(|l| l.from_step <= version).map(|l| l.node).collect();
+        let nodes = contributed(self.tree, &self.leases, self.index, version);
         if nodes.is_empty() {
             self.pull_all(version + 1);
         } else {

@@ -113,8 +113,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
             Phase::Forming | Phase::Training => {
                 let progress = &self.progress;
-                self.leases =
-                    reassign(&self.leases, member.index, &survivors, self.epoch + 1, |n| progress.owed(n));
+                // Who is lost began no step from the horizon on. Votes are each a worker's own.
+                let alone_from = self.job.aggregation.hostile().is_none().then_some(self.until);
+                self.leases = reassign(
+                    &self.leases,
+                    member.index,
+                    &survivors,
+                    self.epoch + 1,
+                    (|node| progress.owed(node), alone_from),
+                );
                 if let Some(warning) = self.moved_votes() {
                     self.effects.push_back(Effect::Notice(warning));
                 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Effect, SchedulerCore};
+use crate::lease::may_contribute;
 use crate::message::{Member, MemberRole, NodeDone, NodeLoss, Phase};
 use crate::time::Time;
 use crate::tree::Node;
@@ -14,12 +15,14 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return;
         }
         // A report counts for nodes that the worker holds; others moved on while it was under way.
-        // Each node counts once a step; a report of more nodes than there are leases is not looked through.
-        let held = |node: Node| self.leases.iter().any(|l| l.worker == worker && l.node == node);
-        let owed = |node: Node| self.progress.owed(node) <= done.step;
+        // Each shard counts once a step; a report of more nodes than there are leases is not looked through.
+        let held = |node: Node| self.holds(worker, node, done.step);
+        let owed = |node: Node| self.progress.owes_all(node, done.step);
         let mut nodes: Vec<NodeLoss> = Vec::new();
         for loss in done.nodes.iter().take(self.leases.len()) {
-            if held(loss.node) && owed(loss.node) && !nodes.iter().any(|seen| seen.node == loss.node) {
+            let node = loss.node;
+            let counted = nodes.iter().any(|seen| seen.node.covers(&node) || node.covers(&seen.node));
+            if held(node) && owed(node) && !counted {
                 nodes.push(*loss);
             }
         }
@@ -53,6 +56,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.end();
         }
         self.extend();
+    }
+
+    /// Whether a contribution of `node` to `step` is `worker`'s.
+    pub(super) fn holds(&self, worker: u32, node: Node, step: u64) -> bool {
+        may_contribute(self.tree, &self.leases, (worker, self.epoch), (node, step))
     }
 
     fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {

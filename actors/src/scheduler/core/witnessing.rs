@@ -46,7 +46,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     pub(super) fn testified(&mut self, now: Time, worker: u32, testimony: &Testimony, values: Vec<f32>) {
         let Testimony { step, node } = *testimony;
-        let held = self.leases.iter().any(|l| l.worker == worker && l.node == node);
+        let held = self.holds(worker, node, step);
         // What is not leased, or was moved on, is nobody's contribution.
         if !self.may_tell(now, worker, values.len()) || !held || step >= self.until {
             return;
@@ -97,7 +97,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// before the report, so it keeps silent by intent; but for steps that a lost worker contributed to in its place.
     pub(super) fn untold(&self, worker: u32, step: u64, loss: &NodeLoss) -> Option<u64> {
         self.witness.as_ref()?;
-        let is_moved = self.leases.iter().any(|l| l.node == loss.node && l.since > FIRST_EPOCH);
+        let is_moved = self.leases.iter().any(|l| loss.node.covers(&l.node) && l.since > FIRST_EPOCH);
         (self.progress.owed(loss.node)..=step).find(|at| {
             let lost = is_moved && *at < self.testified.moved && (*at < step || loss.examples == 0);
             !lost && !self.testified.told.contains(&(*at, worker, loss.node))

@@ -18,7 +18,7 @@ struct Bench {
 }
 
 fn lease(node: Node, worker: u32, since: u64) -> Lease {
-    Lease { node, worker, since, from_step: 0 }
+    Lease { node, worker, since, from_step: 0, alone_from: 0 }
 }
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {

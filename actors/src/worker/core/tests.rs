@@ -12,7 +12,7 @@ fn id(parameter: u32) -> SliceId {
 }
 
 fn lease(node: Node, worker: u32, since: u64, from_step: u64) -> Lease {
-    Lease { node, worker, since, from_step }
+    Lease { node, worker, since, from_step, alone_from: from_step }
 }
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {
@@ -36,7 +36,8 @@ impl Bench {
 
     fn bare() -> Bench {
         let map = SliceMap::new(&[2, 1], 16, &[0]).unwrap();
-        Bench(WorkerCore::new(0, map, vec!["w".into(), "b".into()], (0, 4), HEARTBEAT))
+        let tree = ReductionTree::new(4).unwrap();
+        Bench(WorkerCore::new(0, tree, map, vec!["w".into(), "b".into()], (0, 4), HEARTBEAT))
     }
 
     /// What comes of an input, heartbeats aside.

@@ -70,6 +70,38 @@ fn leases_move_while_a_run_is_paused() {
     assert_eq!(membership.workers, [WorkerMember { index: 1, incarnation: 1, commitment: [1; 32] }]);
 }
 
+/// Invariant 4 of leases: what the dead held may be joined from the horizon on, and a report of what is joined counts each shard
+/// once. Votes stay apart.
+#[test]
+fn what_moved_may_be_joined_from_the_horizon_on() {
+    let root = Node { first: 0, leaves: 4 };
+    let mut bench = Bench::training(long(10));
+    (0..3).for_each(|step| drop(bench.step(step)));
+    assert_eq!(bench.core.until, 7);
+    bench.gone(worker(1), 3);
+    bench.handle(Input::Ready { server: 0, epoch: 2 });
+    let alone = |bench: &Bench| bench.core.leases.iter().map(|l| l.alone_from).collect::<Vec<_>>();
+    assert_eq!(alone(&bench), [0, 7]);
+    for step in 3..6 {
+        assert!(bench.report(0, step, root, 4).is_empty(), "step {step} may hold what the dead contributed");
+        assert!(bench.report(0, step, LEFT, 2).is_empty());
+        assert!(bench.report(0, step, RIGHT, 2).iter().any(|e| matches!(e, Effect::Step(_))));
+    }
+    bench.report(0, 6, LEFT, 2);
+    bench.report(0, 6, RIGHT, 2);
+    let samples = bench.core.progress.samples;
+    bench.report(0, 7, LEFT, 2);
+    assert!(bench.report(0, 7, root, 4).is_empty(), "the left half is counted");
+    bench.report(0, 7, RIGHT, 2);
+    assert!(bench.report(0, 8, root, 4).iter().any(|e| matches!(e, Effect::Step(_))));
+    assert_eq!(bench.core.progress.samples - samples, 2 + 2 + 4);
+
+    let rule = testudo_kernels::Aggregation::Median { hostile: 1 };
+    let mut bench = Bench::training(JobSpec { aggregation: rule, ..long(10) });
+    bench.gone(worker(1), 3);
+    assert_eq!(alone(&bench), [0, u64::MAX]);
+}
+
 /// A run that was paused while it formed begins when it is resumed.
 #[test]
 fn a_job_may_be_paused_before_it_begins() {
