@@ -103,7 +103,13 @@ def membership(body):
     for _ in range(reader.varint()):
         node = [reader.varint(), reader.varint()]
         leases.append([node, reader.varint()])
-        reader.varint(), reader.varint()
+        reader.varint(), reader.varint(), reader.varint()
+    # Leases are every shard, once: what reads otherwise was not read right.
+    end = 0
+    for (first, shards), _ in sorted(leases):
+        if first != end or shards == 0:
+            raise ValueError(f"these are not the leases of a job: {leases}")
+        end += shards
     return epoch, leases
 
 
