@@ -239,6 +239,11 @@ impl WorkerActor {
             }
             Effect::Evaluate(order) => self.work(context, Work::Evaluate(order)),
             Effect::Export(order) => self.work(context, Work::Export(order)),
+            Effect::Differs { server, parameter, slice, step, node } => {
+                let what =
+                    "a worker that is lost contributed something else than this one computes in its place";
+                tracing::warn!(%node, step, parameter, slice = slice.index, server, what);
+            }
             Effect::Report(done) => {
                 let (sent, received) = self.traffic();
                 let done = NodeDone {

@@ -5,6 +5,7 @@
 //! 3. A step is reported done when every server has acknowledged every slice of it.
 //! 4. Parameters of the step being computed stay in place until every slice of the next version has arrived, so that
 //!    shards of a worker that died can still be computed for that step.
+//! 5. What a lost worker contributed counts, whatever its heir computes: that they differ is said, and ends nothing.
 
 mod io;
 
@@ -139,6 +140,10 @@ impl<V> WorkerCore<V> {
                 // A node that moved on while its push was under way is owed by its new holder.
                 if reason == PushRefusal::NoLease && !self.holds(node, step) {
                     self.acknowledged(now, step, node);
+                } else if reason == PushRefusal::Conflict && self.inherited(node, step) {
+                    let (server, parameter) = self.describe(slice);
+                    self.effects.push_back(Effect::Differs { server, parameter, slice, step, node });
+                    self.acknowledged(now, step, node);
                 } else {
                     let (server, parameter) = self.describe(slice);
                     return Err(WorkerError::Refused { server, parameter, slice, step, reason });
@@ -176,6 +181,12 @@ impl<V> WorkerCore<V> {
 
     fn holds(&self, node: Node, step: u64) -> bool {
         may_contribute(self.tree, &self.leases, (self.index, self.epoch), (node, step))
+    }
+
+    /// Whether a worker that is lost may have contributed that node to `step` in this one's place: what a server took of it counts,
+    /// and no liar ends a run by what it leaves behind (invariant 5).
+    fn inherited(&self, node: Node, step: u64) -> bool {
+        self.leases.iter().any(|l| l.node == node && step < l.alone_from)
     }
 
     fn describe(&self, slice: SliceId) -> (String, String) {

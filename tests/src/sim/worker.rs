@@ -67,6 +67,7 @@ impl Simulation {
                 }
                 WorkerEffect::Evaluate(order) => self.workers[i].work.push_back(Work::Evaluate(order)),
                 WorkerEffect::Export(order) => self.workers[i].work.push_back(Work::Export(order)),
+                WorkerEffect::Differs { .. } => panic!("equal arithmetic computes equal gradients"),
                 WorkerEffect::Report(done) => self.report(worker, done),
                 WorkerEffect::Result(result) => {
                     let input = SchedulerInput::Evaluated { worker, result };

@@ -137,6 +137,19 @@ pub enum Effect<V> {
     Evaluate(Evaluate),
     /// Hash the adopted parameters, and write them if asked.
     Export(Export),
+    /// Say that a lost worker contributed something else than this one computes in its place.
+    Differs {
+        /// The server that has it.
+        server: String,
+        /// The parameter's name.
+        parameter: String,
+        /// The slice.
+        slice: SliceId,
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+    },
     /// Tell the scheduler that nodes are done; the shell fills the traffic in.
     Report(NodeDone),
     /// Tell the scheduler the evaluation's result.

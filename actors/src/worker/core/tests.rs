@@ -207,6 +207,23 @@ fn a_refusal_is_told_with_names() {
     assert_eq!(bench.handle(refused(PushRefusal::NoLease)), [], "owed by its new holder");
 }
 
+/// Invariant 5: what the dead left behind ends nothing; what differs from one's own does.
+#[test]
+fn what_a_lost_worker_contributed_counts() {
+    let moved = Lease { alone_from: 2, ..lease(RIGHT, 0, 2, 0) };
+    let mut bench = Bench::new();
+    bench.handle(Input::Membership(membership(2, vec![lease(LEFT, 0, 1, 0), moved])));
+    let refused = |node, slice| Input::Refused { step: 0, node, slice, reason: PushRefusal::Conflict };
+    bench.handle(Input::Gradient { step: 0, node: RIGHT, slice: id(0), values: "g" });
+    let effects = bench.handle(refused(RIGHT, id(0)));
+    assert!(matches!(&effects[..], [Effect::Differs { node: RIGHT, step: 0, .. }]), "{effects:?}");
+    bench.handle(Input::Gradient { step: 0, node: RIGHT, slice: id(1), values: "g" });
+    bench.handle(Input::Computed { step: 0, loss: loss(RIGHT), compute_us: 5 });
+    let effects = bench.handle(Input::Accepted { step: 0, node: RIGHT, slice: id(1) });
+    assert!(matches!(&effects[..], [Effect::Report(done)] if done.nodes[0].node == RIGHT), "{effects:?}");
+    assert!(bench.try_handle(refused(LEFT, id(0))).is_err(), "its own");
+}
+
 /// Evaluation and export wait for their version.
 #[test]
 fn orders_wait_for_their_version() {
