@@ -19,6 +19,8 @@ const BATCH: usize = 256;
 /// MiB that each node may occupy in all. The least that the job with two workers is taken with is 365 (a scheduler of it says so
 /// when it is given less): 64 for itself, and 22 connections with a slice of 1 MiB on its way; this is a twentieth more.
 pub(crate) const CEILING_MIB: u64 = 384;
+/// Within which whoever asks must have an answer: what is waited for a heartbeat (`cluster.heartbeat_timeout_ms`).
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// Between two questions of the operator.
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 const NODES: [(Role, &str); 3] =
