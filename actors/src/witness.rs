@@ -12,7 +12,7 @@
 //!    is never named.
 //! 3. **No bit of training depends on it**, whatever is chosen, and nothing waits for it.
 //! 4. **It never guesses.** Where a contribution was not told (a worker died with it), witnessing ends, and is said to have.
-//!    A worker that lives and does not tell what it reports ends the run by its name.
+//!    A worker that lives and does not tell what it reports is lost by its name.
 //! 5. Memory is bounded: at most [`MOST`] values are chosen, and contributions are kept for the steps that are leased alone.
 //!
 //! It believes workers, as servers do: one that tells the scheduler other gradients than it tells a server makes an honest

@@ -453,7 +453,9 @@ impl Simulation {
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),
                 SchedulerEffect::Refuse { reason, .. } => panic!("a member was refused: {reason}"),
-                SchedulerEffect::Welcome { .. } | SchedulerEffect::Disconnect { .. } => {}
+                SchedulerEffect::Welcome { .. }
+                | SchedulerEffect::Disconnect { .. }
+                | SchedulerEffect::Fault { .. } => {}
             }
         }
     }

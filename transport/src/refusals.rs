@@ -81,6 +81,8 @@ causes! {
     Incarnation = "incarnation",
     /// A push or pull without a lease, or of what cannot be.
     Request = "request",
+    /// A report of work that cannot be: not finite, not leased, not told before.
+    Report = "report",
     /// More requests or streams than its part in the work can need.
     Flood = "flood",
     /// A message that makes no sense to whom it was sent.

@@ -200,6 +200,12 @@ impl SchedulerActor {
                 }
                 self.order(connection, message);
             }
+            Effect::Fault { member, what } => {
+                let who = Who::member(Role::Worker, member.index);
+                if let Some(left_out) = self.network.refusals().count(Cause::Report, who) {
+                    tracing::warn!(%member, what, left_out, "what it says cannot be; it is lost");
+                }
+            }
             Effect::Disconnect { connection, member, incarnation, reason } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.connection.close(testudo_transport::CloseCode::Admission.number(), &reason);

@@ -2,7 +2,7 @@
 //!
 //! 1. Training begins when every member of the job has joined and every server has installed the first epoch.
 //! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server.
-//! 3. A worker's death moves its leases at once; a server's ends the run with its name.
+//! 3. A worker's death moves its leases at once, and so does what it says that cannot be; a server's ends the run with its name.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
 //! 6. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
@@ -159,9 +159,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let member = Member { role: MemberRole::Worker, index: worker };
                 self.hear(now, member);
                 if !result.loss_sum.is_finite() {
-                    self.fail(format!("{member} reports a test loss that is not finite"));
-                }
-                if self.ending.as_mut().is_some_and(|ending| ending.evaluated(worker, &result)) {
+                    self.misbehaves(now, member, "reports a test loss that is not finite");
+                } else if self.ending.as_mut().is_some_and(|ending| ending.evaluated(worker, &result)) {
                     self.last_progress = now;
                 }
                 self.hand_out();

@@ -197,6 +197,13 @@ pub enum Effect<C> {
         /// What.
         message: ToMember,
     },
+    /// Count what a worker said that cannot be, before it is lost for it.
+    Fault {
+        /// Who.
+        member: Member,
+        /// What it did.
+        what: String,
+    },
     /// Close the connection of a member that is no longer one.
     Disconnect {
         /// The connection.

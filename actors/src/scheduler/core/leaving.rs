@@ -145,12 +145,26 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if !self.members.contains_key(&member) {
             return;
         }
-        let others_go_on =
-            member.role == MemberRole::Worker && self.epoch > 0 && self.live(MemberRole::Worker).len() > 1;
-        match others_go_on {
+        match self.others_go_on(member) {
             true => self.lose(now, member, reason),
             false => self.fail(format!("{member}: {reason}")),
         }
+    }
+
+    /// A member says what cannot be. A worker is lost for it, so that none can end a run that others can go on with; what is no
+    /// worker's fault, such as a loss that has become infinite, all will say.
+    pub(super) fn misbehaves(&mut self, now: Time, member: Member, what: &str) {
+        match self.others_go_on(member) {
+            true => {
+                self.effects.push_back(Effect::Fault { member, what: what.to_owned() });
+                self.lose(now, member, &format!("it {what}"));
+            }
+            false => self.fail(format!("{member} {what}")),
+        }
+    }
+
+    fn others_go_on(&self, without: Member) -> bool {
+        without.role == MemberRole::Worker && self.epoch > 0 && self.live(MemberRole::Worker).len() > 1
     }
 
     pub(super) fn fail(&mut self, reason: String) {

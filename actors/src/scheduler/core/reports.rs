@@ -8,6 +8,9 @@ use crate::message::{Member, MemberRole, NodeDone, NodeLoss, Phase};
 use crate::time::Time;
 use crate::tree::Node;
 
+/// What it means when all workers say so.
+pub(super) const DIVERGED: &str = "training has diverged; a lower optimizer.learning_rate may help";
+
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn node_done(&mut self, now: Time, worker: u32, done: NodeDone) {
         let member = Member { role: MemberRole::Worker, index: worker };
@@ -28,15 +31,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
         let examples = self.plan.step(done.step).examples;
         if nodes.iter().any(|l| l.examples > examples || l.correct > l.examples) {
-            return self.fail(format!("{member} reports more examples than step {} has", done.step));
+            let what = format!("reports more examples than step {} has", done.step);
+            return self.misbehaves(now, member, &what);
         }
         if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
-            return self.refuse_report(member, &done, nodes.is_empty());
+            return self.refuse_report(now, member, &done, nodes.is_empty());
         }
         if let Some(step) = nodes.iter().find_map(|loss| self.untold(worker, done.step, loss)) {
-            return self.fail(format!(
-                "{member} misbehaves: it reports step {step}, and has not told what it contributed to it"
-            ));
+            let what = format!("reports step {step}, and has not told what it contributed to it");
+            return self.misbehaves(now, member, &what);
         }
         self.progress.report(&NodeDone { nodes, ..done });
         let (plan, job) = (self.plan, Arc::clone(&self.job));
@@ -63,18 +66,16 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         may_contribute(self.tree, &self.leases, (worker, self.epoch), (node, step))
     }
 
-    fn refuse_report(&mut self, member: Member, done: &NodeDone, moved: bool) {
+    fn refuse_report(&mut self, now: Time, member: Member, done: &NodeDone, moved: bool) {
         if moved {
             return;
         }
         let step = done.step;
-        if done.nodes.iter().any(|l| !l.loss_sum.is_finite()) {
-            self.fail(format!(
-                "{member} reports a loss that is not finite in step {step}: training has diverged; a lower \
-                 optimizer.learning_rate may help"
-            ));
+        let what = if done.nodes.iter().any(|l| !l.loss_sum.is_finite()) {
+            format!("reports a loss that is not finite in step {step}: {DIVERGED}")
         } else {
-            self.fail(format!("{member} reports step {step}, which it was not leased"));
-        }
+            format!("reports step {step}, which it was not leased")
+        };
+        self.misbehaves(now, member, &what);
     }
 }

@@ -423,18 +423,25 @@ fn who_falls_silent_is_lost_by_name() {
     assert!(failure(&bench.gone(worker(1), 3)).contains("server/0 was lost (no heartbeat for 1000 ms)"));
 }
 
-/// A loss that is not finite, or a step that was not leased, ends the run by the reporter's name.
+/// Invariant 3: a loss that is not finite, or a step that was not leased, costs the run the reporter, by name, and ends it where
+/// nobody else is left.
 #[test]
-fn a_report_that_cannot_be_ends_the_run_by_name() {
+fn who_reports_what_cannot_be_is_lost_by_name() {
     for (step, loss_sum, part) in [(0, f64::NAN, "not finite"), (50, 1.0, "step 50, which it was not leased")]
     {
         let mut bench = Bench::training(job(2, 1));
         let nodes = vec![NodeLoss { node: LEFT, loss_sum, correct: 0, examples: 2 }];
         let done = NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
-        bench.handle(Input::NodeDone { worker: 0, done });
-        bench.gone(worker(0), 2);
+        let effects = bench.handle(Input::NodeDone { worker: 0, done: done.clone() });
+        let fault = |e: &Effect<u32>| matches!(e, Effect::Fault { member, .. } if *member == worker(0));
+        assert!(effects.iter().any(fault), "{effects:?}");
+        let notice = notices(&effects);
+        assert!(notice.contains("worker/0 was lost (it reports") && notice.contains(part), "{notice}");
+        assert_eq!(bench.outcome(), None);
+        bench.handle(Input::Ready { server: 0, epoch: 2 });
+        bench.handle(Input::NodeDone { worker: 1, done });
         let effects = bench.gone(worker(1), 3);
         let reason = failure(&effects);
-        assert!(reason.contains("worker/0") && reason.contains(part), "{reason}");
+        assert!(reason.contains("worker/1 reports") && reason.contains(part), "{reason}");
     }
 }

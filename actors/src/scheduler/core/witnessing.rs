@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::SchedulerCore;
+use super::reports::DIVERGED;
 use crate::message::{Given, Member, MemberRole, NodeLoss, Phase, Testimony, Witnessed};
 use crate::scheduler::{Effect, ToMember};
 use crate::time::Time;
@@ -52,10 +53,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return;
         }
         if values.iter().any(|value| !value.is_finite()) {
-            return self.fail(format!(
-                "worker/{worker} tells a contribution to step {step} that is not finite: training has diverged; a lower \
-                 optimizer.learning_rate may help"
-            ));
+            let what = format!("tells a contribution to step {step} that is not finite: {DIVERGED}");
+            return self.misbehaves(now, Member { role: MemberRole::Worker, index: worker }, &what);
         }
         if step >= self.progress.completed() {
             self.testified.told.insert((step, worker, node));
@@ -86,9 +85,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return false;
         }
         if values != expected {
-            self.fail(format!(
-                "{member} misbehaves: it tells {values} values of the {expected} that are witnessed"
-            ));
+            let what = format!("tells {values} values of the {expected} that are witnessed");
+            self.misbehaves(now, member, &what);
         }
         values == expected
     }
@@ -125,11 +123,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.effects.push_back(Effect::Finding(finding));
                 self.fail(reason);
             }
-            Heard::Diverged(reason) => {
-                self.witness = None;
-                self.fail(format!("what workers tell that they contribute cannot be: {reason}"));
-            }
-            Heard::Lost(reason) => {
+            // Servers to which the same was contributed say so, and end the run.
+            Heard::Diverged(reason) | Heard::Lost(reason) => {
                 self.witness = None;
                 self.effects
                     .push_back(Effect::Notice(format!("no update is witnessed any longer: {reason}")));
