@@ -269,3 +269,54 @@ impl ServeArguments {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        serve: ServeArguments,
+    }
+
+    /// Every option goes where it belongs.
+    #[test]
+    fn options_are_what_the_command_line_says() {
+        let line = "serve model --listen 127.0.0.1:8443 --allow-unsigned --cert c.pem --key k.pem --client-ca ca.pem \
+                    --client-crl crl.pem --tokens t --state s --output labels --digits 3 --budget 11 --rate 12 --max-rows 13 \
+                    --max-body 14 --max-connections 15 --max-connections-per-address 16 --max-requests 17 \
+                    --max-requests-per-client 18 --patience 19";
+        let arguments = Command::try_parse_from(line.split_whitespace()).unwrap().serve;
+        let options = arguments.options("s".into(), "t".into(), None).unwrap();
+        assert_eq!(options.dir, Path::new("model"));
+        assert_eq!(options.listen, "127.0.0.1:8443".parse().unwrap());
+        assert!(matches!(options.trust, Trust::Unsigned) && options.user.is_none());
+        assert_eq!([&options.cert, &options.key], [Path::new("c.pem"), Path::new("k.pem")]);
+        assert_eq!(options.client_ca.as_deref(), Some(Path::new("ca.pem")));
+        assert_eq!(options.client_crl.as_deref(), Some(Path::new("crl.pem")));
+        assert_eq!((options.tokens.as_deref(), &*options.state), (Some(Path::new("t")), Path::new("s")));
+        assert_eq!(options.output, Output::Labels);
+        let expected = Limits {
+            budget: Some(Budget::Rows(11)),
+            rate: 12,
+            rows: 13,
+            body: Some(14),
+            connections: 15,
+            connections_per_address: 16,
+            requests: 17,
+            requests_per_client: 18,
+            patience: Duration::from_secs(19),
+        };
+        assert_eq!(options.limits, expected);
+
+        let line =
+            "serve model --listen 127.0.0.1:8443 --allow-unsigned --cert c --key k --client-ca ca --digits 3";
+        let arguments = Command::try_parse_from(line.split_whitespace()).unwrap().serve;
+        let options = arguments.options("s".into(), "no such file".into(), None).unwrap();
+        assert_eq!(options.output, Output::Probabilities(Digits::Rounded(3)));
+        assert_eq!((options.tokens, options.limits), (None, Limits::default()));
+    }
+}

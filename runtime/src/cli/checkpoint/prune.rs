@@ -197,3 +197,31 @@ fn confirm(key: &Path) -> Result<(), Failure> {
         _ => Err(Failure::failed("nothing was deleted")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        prune: PruneArguments,
+    }
+
+    /// The command's figures go before the cluster file's, each alone.
+    #[test]
+    fn what_is_kept_is_what_the_command_or_else_the_file_says() {
+        let text = "[model]\nkind = \"mlp\"\ninputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\npath = \"d\"\n\
+                    [checkpoint]\nkeep_last = 3\nmax_age_hours = 48\n";
+        let config = Config::parse(text, Path::new("/c.toml"), &[] as &[&str]).unwrap();
+        let kept =
+            |line: &str| Command::try_parse_from(line.split_whitespace()).unwrap().prune.retention(&config);
+        let hours = |hours: u64| Some(std::time::Duration::from_secs(hours * 3600));
+        assert_eq!(kept("prune r"), Retention { keep_last: 3, max_age: hours(48) });
+        assert_eq!(kept("prune r --keep 7"), Retention { keep_last: 7, max_age: hours(48) });
+        assert_eq!(kept("prune r --max-age-hours 5"), Retention { keep_last: 3, max_age: hours(5) });
+        assert_eq!(kept("prune r --max-age-hours 0"), Retention { keep_last: 3, max_age: None });
+    }
+}
