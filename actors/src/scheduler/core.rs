@@ -1,7 +1,8 @@
 //! The scheduler's decisions. Pure.
 //!
 //! 1. Training begins when every member of the job has joined and every server has installed the first epoch.
-//! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server.
+//! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server; and of the next one when all
+//!    of them have installed it.
 //! 3. A worker's death moves its leases at once, and so does what it says that cannot be; a server's ends the run with its name.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
@@ -74,6 +75,8 @@ pub struct SchedulerCore<C> {
     epoch: u64,
     leases: Vec<Lease>,
     workers_told: u64,
+    /// Leases have moved since servers were told of any.
+    moved: bool,
     until: u64,
     stop_at: Option<u64>,
     paused: bool,
@@ -116,6 +119,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             epoch: 0,
             leases: Vec::new(),
             workers_told: 0,
+            moved: false,
             until: 0,
             stop_at: None,
             paused: false,
@@ -194,6 +198,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.decided.get_or_insert(now);
         }
         self.look(now);
+        self.tell_moved();
     }
 
     /// The next thing to be done.
@@ -278,7 +283,26 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    /// Names the members and leases anew: to servers first (invariant 2).
+    /// Names members and leases anew if leases have moved: one epoch at a time, however many workers are lost before servers
+    /// have installed the one before, so that no server is sent more memberships than it takes.
+    fn tell_moved(&mut self) {
+        if self.moved
+            && self.is_installed()
+            && self.outcome.is_none()
+            && matches!(self.phase, Phase::Forming | Phase::Training)
+        {
+            self.moved = false;
+            self.new_epoch();
+        }
+    }
+
+    /// Whether every server has installed the present epoch.
+    fn is_installed(&self) -> bool {
+        let mut servers = self.members.iter().filter(|(member, _)| member.role == MemberRole::Server);
+        servers.all(|(_, joined)| joined.ready == self.epoch)
+    }
+
+    /// Names the members and leases: to servers first (invariant 2).
     fn new_epoch(&mut self) {
         self.epoch += 1;
         let membership = ToMember::Membership(self.membership());
@@ -310,12 +334,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if let Some(joined) = self.hear(now, Member { role: MemberRole::Server, index: server }) {
             joined.ready = joined.ready.max(epoch);
         }
-        let installed = self
-            .members
-            .iter()
-            .filter(|(m, _)| m.role == MemberRole::Server)
-            .all(|(_, j)| j.ready == self.epoch);
-        if installed
+        if self.is_installed()
+            && !self.moved
             && self.epoch > self.workers_told
             && matches!(self.phase, Phase::Forming | Phase::Training)
         {

@@ -127,7 +127,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 }
                 self.testified.moved(self.until);
                 self.last_progress = now;
-                self.new_epoch();
+                self.moved = true;
             }
             Phase::Finishing => {
                 if let Some(ending) = &mut self.ending {

@@ -78,6 +78,31 @@ fn arithmetic_that_left_decides_nothing() {
     assert!(refusal(&bench.join_as(worker(1), other)).contains("differs from that of worker/0"));
 }
 
+/// However many workers are lost, each server has one membership to install at a time, and the last one has all.
+#[test]
+fn losses_are_told_of_together() {
+    let mut bench = Bench::training(JobSpec { logical_shards: 8, ..job(6, 2) });
+    assert_eq!(told_of_members(&bench.gone(worker(0), 3)), [server(0), server(1)]);
+    bench.handle(Input::Ready { server: 0, epoch: 2 });
+    // Two are lost while one server has not said a word, and three by their silence.
+    assert_eq!(told_of_members(&bench.gone(worker(1), 4)), []);
+    let alive = [(server(0), idle()), (server(1), idle()), (worker(5), idle())];
+    let effects = bench.pass(TIMEOUT * 2, &alive);
+    assert_eq!(notices(&effects).matches("was lost").count(), 3, "{effects:?}");
+    assert_eq!(told_of_members(&effects), []);
+    let effects = bench.handle(Input::Ready { server: 1, epoch: 2 });
+    assert_eq!(told_of_members(&effects), [server(0), server(1)], "workers hear of no epoch that is past");
+    bench.handle(Input::Ready { server: 0, epoch: 3 });
+    let effects = bench.handle(Input::Ready { server: 1, epoch: 3 });
+    assert_eq!(told_of_members(&effects), [worker(5)]);
+    assert!(
+        bench.core.leases.iter().all(|lease| lease.worker == 5 && lease.since <= 3),
+        "{:?}",
+        bench.core.leases
+    );
+    assert_eq!(told_of_members(&bench.pass(TIMEOUT / 2, &alive)), []);
+}
+
 /// A worker's word that it cannot go on costs the run that worker, whoever it is; what holds for all of them, the last one says.
 #[test]
 fn a_worker_that_gives_up_is_lost_and_the_last_one_ends_the_run() {
