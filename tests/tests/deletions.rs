@@ -186,6 +186,15 @@ fn a_log_is_gone_on_with_by_one_writer_with_its_own_key_and_for_deletions_alone(
     let text = String::from_utf8(std::fs::read(&log).unwrap()).unwrap();
     assert!(text.contains("{\"command\":\"a test\",\"torn_bytes\":4}"), "{text}");
     run.check(&Options::default()).unwrap();
+    // What has lost its signature, as on a full disk, is signed though nothing is added; what has not is left alone.
+    let without = text.trim_end().rsplit_once('\n').unwrap().0;
+    std::fs::write(&log, format!("{without}\n")).unwrap();
+    assert!(run.check(&Options::default()).is_err());
+    go_on(&log, &key, "a test", &[], &[]).unwrap();
+    let again = std::fs::read_to_string(&log).unwrap();
+    run.check(&Options::default()).unwrap();
+    go_on(&log, &key, "a test", &[], &[]).unwrap();
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), again);
     // The key signs whatever it is given; who reads takes nothing of a run that is over.
     let steps = Entry::Parameters { step: 13, params_blake3: Hex([0; 32]) };
     go_on(&log, &key, "a test", &[], &[steps]).unwrap();

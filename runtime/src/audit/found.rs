@@ -21,6 +21,8 @@ pub(super) struct Found {
     pub(super) whole_bytes: u64,
     /// Bytes of a last record that a crash cut short.
     pub(super) torn_bytes: u64,
+    /// Whether records come after its last signature.
+    pub(super) is_unsigned: bool,
     /// The certificate of the key that it names last.
     pub(super) certificate: Option<Base64>,
     /// Manifests whose deletion it tells of.
@@ -43,7 +45,8 @@ pub(super) fn read(path: &Path) -> Result<Found, AuditLogError> {
         };
         let record = found.chain.follow(&line.bytes).map_err(|why| damaged(why.to_string()))?;
         found.whole_bytes += line.bytes.len() as u64 + 1;
-        if record.kind == SIGNATURE {
+        found.is_unsigned = record.kind != SIGNATURE;
+        if !found.is_unsigned {
             continue;
         }
         match entry(&record).map_err(damaged)? {

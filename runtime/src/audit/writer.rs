@@ -227,7 +227,8 @@ pub fn go_on(
         None => Err("it names no key"),
     })?;
     let entries: Vec<Entry> = missing(&found.deleted, recorded).into_iter().chain(entries.to_vec()).collect();
-    if !entries.is_empty() {
+    // Records that a full disk kept a signature from are no less a reason.
+    if !entries.is_empty() || found.is_unsigned {
         let reopened = Entry::Reopened { command: command.to_owned(), torn_bytes: found.torn_bytes };
         for entry in std::iter::once(&reopened).chain(&entries) {
             let now = writer.now();
