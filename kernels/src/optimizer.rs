@@ -8,11 +8,18 @@
 //!    a scaled tensor, one fused multiply-add does it.
 //! 4. A refused call has changed nothing.
 //!
-//! A new optimizer is a variant here and a file in `optimizer/`. Rules that need a whole tensor's norm are not
-//! elementwise and do not belong here.
+//! [`OptimizerSpec`] is what a job states, and runs as hand-written loops. [`language`] and [`Optimizer`] read and run
+//! programs, with the same bits for the same optimizers, and others beside; those that need a whole tensor's norm
+//! among them, for which invariant 1 does not hold.
 
 mod adam;
+pub mod language;
+mod run;
 mod sgd;
+pub mod shipped;
+
+pub use language::{Program, ProgramError};
+pub use run::{Optimizer, Slice, StepInputs};
 
 use serde::{Deserialize, Serialize};
 
@@ -150,26 +157,9 @@ impl OptimizerSpec {
         state: &mut [Vec<f32>],
     ) -> Result<(), OptimizerError> {
         self.validate()?;
-        check("step", step as f64, step > 0, "at least 1")?;
-        check(
-            "learning_rate",
-            learning_rate,
-            learning_rate >= 0.0 && learning_rate.is_finite(),
-            "at least 0",
-        )?;
-        check("divisor", f64::from(divisor), divisor > 0.0 && divisor.is_finite(), "positive")?;
-        let (names, elements) = (self.state_tensors(), weights.len());
-        if state.len() != names.len() {
-            return Err(OptimizerError::StateCount { expected: names.len(), found: state.len() });
-        }
-        let lengths = state.iter().map(Vec::len);
-        for (tensor, found) in
-            std::iter::once(("gradient", gradient_to_weights.len())).chain(names.iter().copied().zip(lengths))
-        {
-            if found != elements {
-                return Err(OptimizerError::Length { tensor, expected: elements, found });
-            }
-        }
+        check_step(step, learning_rate, divisor)?;
+        let names = self.state_tensors();
+        check_lengths(names.iter().copied(), weights, gradient_to_weights, state)?;
         let out = gradient_to_weights;
         match (*self, state) {
             (Self::Sgd { weight_decay }, _) => {
@@ -205,6 +195,32 @@ fn check(setting: &'static str, value: f64, holds: bool, range: &'static str) ->
     if holds { Ok(()) } else { Err(OptimizerError::Setting { setting, value, range }) }
 }
 
+fn check_step(step: u64, learning_rate: f64, divisor: f32) -> Result<(), OptimizerError> {
+    check("step", step as f64, step > 0, "at least 1")?;
+    let rate = learning_rate >= 0.0 && learning_rate.is_finite();
+    check("learning_rate", learning_rate, rate, "at least 0")?;
+    check("divisor", f64::from(divisor), divisor > 0.0 && divisor.is_finite(), "positive")
+}
+
+fn check_lengths<'a>(
+    names: impl ExactSizeIterator<Item = &'a str>,
+    weights: &[f32],
+    gradient: &[f32],
+    state: &[Vec<f32>],
+) -> Result<(), OptimizerError> {
+    let expected = weights.len();
+    if state.len() != names.len() {
+        return Err(OptimizerError::StateCount { expected: names.len(), found: state.len() });
+    }
+    let lengths = state.iter().map(Vec::len);
+    for (tensor, found) in std::iter::once(("gradient", gradient.len())).chain(names.zip(lengths)) {
+        if found != expected {
+            return Err(OptimizerError::Length { tensor: tensor.into(), expected, found });
+        }
+    }
+    Ok(())
+}
+
 /// Why an optimizer refuses its settings or a step.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum OptimizerError {
@@ -230,11 +246,38 @@ pub enum OptimizerError {
     #[error("tensor {tensor} has {found} elements, but the weights have {expected}")]
     Length {
         /// Which tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Elements of the weights.
         expected: usize,
         /// Its elements.
         found: usize,
+    },
+    /// The number of scalar states is not the program's.
+    #[error("the optimizer has {expected} scalar states, but {found} were given")]
+    ScalarCount {
+        /// The program's.
+        expected: usize,
+        /// Those given.
+        found: usize,
+    },
+    /// A program with `norm`, `sum` or `mean` was to run on a slice.
+    #[error("the optimizer needs whole tensors, not slices: it has norm, sum or mean")]
+    WholeTensor,
+    /// The program has no constant of this name.
+    #[error("the optimizer has no constant {name:?}")]
+    UnknownConstant {
+        /// The name.
+        name: String,
+    },
+    /// A constant is outside its interval.
+    #[error("the optimizer's {name} is {value}, but must be in {interval}, also when rounded to f32")]
+    Constant {
+        /// The constant.
+        name: String,
+        /// The value given.
+        value: f64,
+        /// What it may be.
+        interval: language::Interval,
     },
 }
 

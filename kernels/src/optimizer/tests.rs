@@ -86,7 +86,7 @@ fn refusals_change_nothing() {
         for divisor in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             assert!(attempt(1, 0.1, divisor, 4, states, 4).is_err(), "{divisor}");
         }
-        let length = OptimizerError::Length { tensor: "gradient", expected: 4, found: 3 };
+        let length = OptimizerError::Length { tensor: "gradient".into(), expected: 4, found: 3 };
         assert_eq!(attempt(1, 0.1, 2.0, 3, states, 4), Err(length));
         let count = OptimizerError::StateCount { expected: states, found: states + 1 };
         assert_eq!(attempt(1, 0.1, 2.0, 4, states + 1, 4), Err(count));

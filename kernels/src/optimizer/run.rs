@@ -1,0 +1,188 @@
+//! Runs programs of the optimizer language: from a gradient sum to new weights and states, in place.
+//!
+//! Invariants:
+//! 1. What comes out is what the program's [`Graph`](super::language::Graph) says, bit for bit, the sign and payload
+//!    of NaN aside: for any cut into slices, alignment, SIMD width and block size.
+//! 2. A refused call has changed nothing; a call that is not refused cannot fail.
+//! 3. Once built, an [`Optimizer`] allocates nothing.
+
+mod blocks;
+mod loops;
+mod plan;
+mod reduce;
+mod scalars;
+
+use super::OptimizerError;
+use super::language::{Node, Program};
+use plan::Plan;
+use reduce::Accumulator;
+
+/// A program with its constants, and room to run it.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    program: Program,
+    constants: Vec<f64>,
+    plan: Plan,
+    /// By node: the value of each scalar, a truth being 1 or 0, and the same rounded.
+    values: Vec<f64>,
+    rounded: Vec<f32>,
+    temporaries: Vec<Vec<f32>>,
+    sums: Vec<Accumulator>,
+}
+
+/// What all slices of a tensor share in one step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct StepInputs {
+    /// The step, from 1. Exact to 2^53.
+    pub step: u64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// The number of examples in the gradient sum.
+    pub divisor: f32,
+}
+
+/// One slice of a tensor.
+#[derive(Debug)]
+pub struct Slice<'a> {
+    /// The weights.
+    pub weights: &'a [f32],
+    /// On entry the gradient sum, on return the new weights.
+    pub gradient_to_weights: &'a mut [f32],
+    /// The state tensors, each as long as the weights.
+    pub state: &'a mut [Vec<f32>],
+}
+
+impl Optimizer {
+    /// A program with the given constants, each by its name; the others have their defaults.
+    ///
+    /// # Errors
+    /// [`OptimizerError::UnknownConstant`] if the program has no constant of a name, and
+    /// [`OptimizerError::Constant`] if a value is not in its interval, as it is or rounded to f32. Of two values of one name the
+    /// last counts.
+    pub fn new(program: &Program, given: &[(&str, f64)]) -> Result<Self, OptimizerError> {
+        let mut constants: Vec<f64> = program.constants().iter().map(|constant| constant.default).collect();
+        for (name, value) in given {
+            let Some(index) = program.constants().iter().position(|constant| constant.name == *name) else {
+                return Err(OptimizerError::UnknownConstant { name: (*name).into() });
+            };
+            let interval = program.constants()[index].interval;
+            if !interval.holds(*value) {
+                return Err(OptimizerError::Constant { name: (*name).into(), value: *value, interval });
+            }
+            constants[index] = *value;
+        }
+        let plan = Plan::new(program.graph());
+        let nodes = program.graph().nodes().len();
+        let feeds = plan.passes.iter().map(|pass| pass.feeds.len()).max().unwrap_or(0);
+        Ok(Self {
+            constants,
+            values: vec![0.0; nodes],
+            rounded: vec![0.0; nodes],
+            temporaries: vec![vec![0.0; blocks::BLOCK]; plan.temporaries],
+            sums: vec![Accumulator::new(); feeds],
+            plan,
+            program: program.clone(),
+        })
+    }
+
+    /// The program that it runs.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// One step on a slice of a tensor, or on a whole one.
+    ///
+    /// `scalars` are the scalar states. They follow from the steps alone, so that each slice may keep its own.
+    ///
+    /// # Errors
+    /// [`OptimizerError`] if the step, the learning rate, the divisor, a length or a number of states is wrong, or if the
+    /// program needs whole tensors. Values are not looked at: what is not finite stays so.
+    pub fn update(
+        &mut self,
+        inputs: StepInputs,
+        slice: Slice<'_>,
+        scalars: &mut [f64],
+    ) -> Result<(), OptimizerError> {
+        if self.program.needs_whole_tensor() {
+            return Err(OptimizerError::WholeTensor);
+        }
+        self.update_tensor(inputs, &mut [slice], scalars)
+    }
+
+    /// One step on a whole tensor, given as its slices in order.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update`], but for programs that need whole tensors.
+    pub fn update_tensor(
+        &mut self,
+        inputs: StepInputs,
+        slices: &mut [Slice<'_>],
+        scalars: &mut [f64],
+    ) -> Result<(), OptimizerError> {
+        let StepInputs { step, learning_rate, divisor } = inputs;
+        super::check_step(step, learning_rate, divisor)?;
+        let (states, known) = (self.program.state_tensors(), self.program.scalar_states().len());
+        if scalars.len() != known {
+            return Err(OptimizerError::ScalarCount { expected: known, found: scalars.len() });
+        }
+        for slice in slices.iter() {
+            let names = states.iter().map(String::as_str);
+            super::check_lengths(names, slice.weights, slice.gradient_to_weights, slice.state)?;
+        }
+        let elements: usize = slices.iter().map(|slice| slice.weights.len()).sum();
+        for level in 0..self.plan.passes.len() {
+            self.evaluate(level, inputs, elements, scalars);
+            let pass = &self.plan.passes[level];
+            self.sums.fill(Accumulator::new());
+            for slice in slices.iter_mut() {
+                let slice = Slice {
+                    weights: slice.weights,
+                    gradient_to_weights: slice.gradient_to_weights,
+                    state: slice.state,
+                };
+                blocks::run(pass, &self.rounded, divisor, slice, &mut self.temporaries, &mut self.sums);
+            }
+            for (feed, sum) in pass.feeds.iter().zip(&self.sums) {
+                self.values[feed.node.index()] = sum.finish();
+            }
+        }
+        for (scalar, node) in scalars.iter_mut().zip(self.program.graph().scalars()) {
+            *scalar = self.values[node.index()];
+        }
+        Ok(())
+    }
+
+    /// The scalars that can be known once `level` passes are over.
+    fn evaluate(&mut self, level: usize, inputs: StepInputs, elements: usize, scalars: &[f64]) {
+        let nodes = self.program.graph().nodes().iter().zip(&self.plan.levels).enumerate();
+        for (index, ((node, kind), known_at)) in nodes {
+            if kind.is_tensor() || *known_at > level {
+                continue;
+            }
+            let value = |id: super::language::NodeId| self.values[id.index()];
+            self.values[index] = match *node {
+                Node::Literal(value) => value,
+                Node::Constant(constant) => self.constants[constant],
+                Node::LearningRate => inputs.learning_rate,
+                Node::Step => inputs.step as f64,
+                Node::Elements => elements as f64,
+                Node::ScalarState(scalar) => scalars[scalar],
+                Node::Unary(op, a) => scalars::unary(op, value(a)),
+                Node::Binary(op, a, b) => scalars::binary(op, value(a), value(b)),
+                Node::Where { condition, then, otherwise } => {
+                    if value(condition) != 0.0 {
+                        value(then)
+                    } else {
+                        value(otherwise)
+                    }
+                }
+                // A reduction's value is there already; the others are never scalars.
+                _ => self.values[index],
+            };
+            self.rounded[index] = self.values[index] as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! Runs a pass over a slice: block by block, instruction by instruction.
+//!
+//! Invariants:
+//! 1. A block of every tensor that an instruction touches stays in the nearest cache while the block's instructions
+//!    run.
+//! 2. Elementwise: what an element becomes depends on its own values and on scalars, never on its place in a block. The
+//!    operations are those of the graph in f32, `mul_add` where it says so, `exp` and `ln` of [`crate::math`].
+
+use super::Slice;
+use super::loops::{Source, binary, choose, compare, copy, ternary, unary};
+use super::plan::{Feed, Instruction, Operand, Operation, Pass, Seat};
+use super::reduce::Accumulator;
+use crate::math;
+use crate::optimizer::language::{Binary, Unary};
+use crate::simd::vectorized;
+
+/// Elements of a block: 2 KiB of each tensor.
+pub(super) const BLOCK: usize = 512;
+
+vectorized! {
+    /// Runs `pass` over a slice of a tensor. `temporaries` hold [`BLOCK`] elements each; `sums` are those of the
+    /// pass's feeds.
+    pub(super) fn run<'a>(
+        pass: &'a Pass,
+        rounded: &'a [f32],
+        divisor: f32,
+        slice: Slice<'a>,
+        temporaries: &'a mut [Vec<f32>],
+        sums: &'a mut [Accumulator],
+    ) {
+        let Slice { weights, gradient_to_weights: mut out, state } = slice;
+        let mut start = 0;
+        while start < weights.len() {
+            let end = weights.len().min(start + BLOCK);
+            for instruction in &pass.instructions {
+                // The target is taken out of its place, so that the others can be read beside it.
+                let to = instruction.to;
+                let (mut vector, mut whole) = (Vec::new(), &mut [][..]);
+                let target: &mut [f32] = match to {
+                    Seat::Temporary(index) => {
+                        vector = std::mem::take(&mut temporaries[index]);
+                        &mut vector[..end - start]
+                    }
+                    Seat::State(index) => {
+                        vector = std::mem::take(&mut state[index]);
+                        &mut vector[start..end]
+                    }
+                    Seat::Out => {
+                        whole = std::mem::take(&mut out);
+                        &mut whole[start..end]
+                    }
+                    Seat::Weights => &mut [],
+                };
+                let view = View { weights, out, state, temporaries, rounded, start, end };
+                execute(instruction, target, view, divisor);
+                match to {
+                    Seat::Temporary(index) => temporaries[index] = vector,
+                    Seat::State(index) => state[index] = vector,
+                    Seat::Out => out = whole,
+                    Seat::Weights => {}
+                }
+            }
+            for (Feed { reduction, from, .. }, sum) in pass.feeds.iter().zip(sums.iter_mut()) {
+                let view = View { weights, out, state, temporaries, rounded, start, end };
+                sum.add(*reduction, view.seat(*from));
+            }
+            start = end;
+        }
+    }
+}
+
+/// What an instruction may read: one block of everything.
+#[derive(Clone, Copy)]
+struct View<'b> {
+    weights: &'b [f32],
+    out: &'b [f32],
+    state: &'b [Vec<f32>],
+    temporaries: &'b [Vec<f32>],
+    rounded: &'b [f32],
+    start: usize,
+    end: usize,
+}
+
+impl<'b> View<'b> {
+    #[inline(always)]
+    fn seat(&self, seat: Seat) -> &'b [f32] {
+        match seat {
+            Seat::Weights => &self.weights[self.start..self.end],
+            Seat::Out => &self.out[self.start..self.end],
+            Seat::State(index) => &self.state[index][self.start..self.end],
+            Seat::Temporary(index) => &self.temporaries[index][..self.end - self.start],
+        }
+    }
+
+    #[inline(always)]
+    fn source(&self, operand: Operand, to: Seat) -> Source<'b> {
+        match operand {
+            Operand::Scalar(node, minus) => {
+                let value = self.rounded[node.index()];
+                Source::Scalar(if minus { -value } else { value })
+            }
+            Operand::Tensor(seat) if seat == to => Source::Own,
+            Operand::Tensor(seat) => Source::Slice(self.seat(seat)),
+        }
+    }
+}
+
+#[inline(always)]
+fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, divisor: f32) {
+    let source = |operand| view.source(operand, instruction.to);
+    match instruction.operation {
+        Operation::Gradient => {
+            binary(target, [Source::Slice(view.seat(Seat::Out)), Source::Scalar(divisor)], |sum, by| {
+                sum / by
+            });
+        }
+        Operation::Copy(from) => copy(target, source(from)),
+        Operation::Unary(op, a) => {
+            let a = source(a);
+            match op {
+                Unary::Negate => unary(target, a, |x| -x),
+                Unary::Sqrt => unary(target, a, f32::sqrt),
+                Unary::Abs => unary(target, a, f32::abs),
+                Unary::Sign => unary(target, a, sign),
+                Unary::Exp => unary(target, a, math::exp),
+                Unary::Ln => unary(target, a, math::ln),
+            }
+        }
+        Operation::Binary(op, operands) => {
+            let operands = operands.map(source);
+            match op {
+                Binary::Add => binary(target, operands, |a, b| a + b),
+                Binary::Subtract => binary(target, operands, |a, b| a - b),
+                Binary::Multiply => binary(target, operands, |a, b| a * b),
+                Binary::Divide => binary(target, operands, |a, b| a / b),
+                Binary::Min => binary(target, operands, |a, b| if (a < b) | a.is_nan() { a } else { b }),
+                Binary::Max => binary(target, operands, |a, b| if (a > b) | a.is_nan() { a } else { b }),
+                Binary::Less => compare(target, operands, |a, b| a < b),
+                Binary::LessOrEqual => compare(target, operands, |a, b| a <= b),
+                Binary::Equal => compare(target, operands, |a, b| a == b),
+                Binary::NotEqual => compare(target, operands, |a, b| a != b),
+                // Of scalars alone.
+                Binary::Power => {}
+            }
+        }
+        Operation::MulAdd { operands, minus_product, minus_addend } => {
+            let operands = operands.map(source);
+            match (minus_product, minus_addend) {
+                (false, false) => ternary(target, operands, |a, b, c| a.mul_add(b, c)),
+                (true, false) => ternary(target, operands, |a, b, c| (-a).mul_add(b, c)),
+                (false, true) => ternary(target, operands, |a, b, c| a.mul_add(b, -c)),
+                (true, true) => ternary(target, operands, |a, b, c| (-a).mul_add(b, -c)),
+            }
+        }
+        Operation::Where(operands) => choose(target, operands.map(source)),
+    }
+}
+
+#[inline(always)]
+fn sign(x: f32) -> f32 {
+    let sign = if x < 0.0 { -1.0 } else { x };
+    if x > 0.0 { 1.0 } else { sign }
+}

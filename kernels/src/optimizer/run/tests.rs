@@ -1,0 +1,281 @@
+//! Invariants of running programs: against the graph read plainly, and against hand-written loops.
+
+mod random;
+mod reference;
+
+use super::*;
+use crate::optimizer::language::{Problem, ProgramError};
+use crate::optimizer::{OptimizerSpec, shipped};
+use crate::simd::forced;
+use proptest::prelude::*;
+use reference::Reference;
+
+fn program(name: &str) -> Program {
+    shipped::program(name).unwrap().unwrap()
+}
+
+/// Bits, with one for all NaN.
+fn bits(value: f32) -> u32 {
+    if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }
+}
+
+/// Weights and state tensors, then scalar states, after some steps on slices cut every `cut` elements.
+fn run(
+    optimizer: &mut Optimizer,
+    start: &[f32],
+    sums: &[Vec<f32>],
+    rate: f64,
+    cut: usize,
+) -> (Vec<u32>, Vec<u64>) {
+    let program = optimizer.program().clone();
+    let mut weights: Vec<Vec<f32>> = start.chunks(cut).map(<[f32]>::to_vec).collect();
+    let mut states: Vec<Vec<Vec<f32>>> =
+        weights.iter().map(|slice| vec![vec![0.0; slice.len()]; program.state_tensors().len()]).collect();
+    let initial: Vec<f64> = program.scalar_states().iter().map(|scalar| scalar.initial).collect();
+    let mut scalars = initial.clone();
+    // Elementwise programs run slice by slice, each with scalars of its own.
+    let mut own = vec![initial; weights.len()];
+    for (index, sum) in sums.iter().enumerate() {
+        let inputs = StepInputs { step: index as u64 + 1, learning_rate: rate, divisor: 30.0 };
+        let mut out: Vec<Vec<f32>> = sum.chunks(cut).map(<[f32]>::to_vec).collect();
+        let slices = weights.iter().zip(&mut out).zip(&mut states).map(|((weights, out), state)| Slice {
+            weights,
+            gradient_to_weights: out,
+            state,
+        });
+        if program.needs_whole_tensor() {
+            optimizer.update_tensor(inputs, &mut slices.collect::<Vec<_>>(), &mut scalars).unwrap();
+        } else {
+            for (slice, own) in slices.zip(&mut own) {
+                optimizer.update(inputs, slice, own).unwrap();
+                scalars.clone_from(own);
+            }
+        }
+        weights = out;
+    }
+    let states = (0..program.state_tensors().len())
+        .flat_map(|tensor| states.iter().flat_map(move |slice| slice[tensor].iter()));
+    let values = weights.iter().flatten().chain(states).map(|value| bits(*value)).collect();
+    (values, scalars.iter().map(|value| if value.is_nan() { 0 } else { value.to_bits() }).collect())
+}
+
+fn numbers(elements: usize, seed: f32) -> Vec<f32> {
+    (0..elements).map(|i| (((i as f32 + seed) * 0.377).fract() - 0.5) * 3.0).collect()
+}
+
+/// Hard cases for arithmetic, then ordinary numbers.
+fn hard(elements: usize, seed: f32) -> Vec<f32> {
+    let mut values = numbers(elements, seed);
+    let special =
+        [0.0, -0.0, 1e-40, -1e-40, f32::MAX, f32::MIN, 1e-20, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    for (index, value) in special.into_iter().cycle().enumerate().take(elements / 3) {
+        let at = (index * 7 + seed as usize * 3) % elements;
+        values[at] = value;
+    }
+    values
+}
+
+/// The five that ran as hand-written loops keep their bits: with every weight that is finite, and gradients of any
+/// kind. (The loop of AdamW added a zeroth part of the weight to the gradient.)
+#[test]
+fn bits_are_those_of_hand_written_loops() {
+    let decays = [0.0, 0.01];
+    for (decay, rate) in decays.into_iter().flat_map(|decay| [(decay, 0.01), (decay, 0.3), (decay, 0.0)]) {
+        let (beta1, beta2, epsilon) = (0.8, 0.99, 1e-6);
+        let (adam, weight_decay) = ([("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)], decay);
+        let momentum = 0.7;
+        let all = [
+            ("sgd", Vec::new(), OptimizerSpec::Sgd { weight_decay }),
+            ("momentum", vec![("momentum", momentum)], OptimizerSpec::Momentum { momentum, weight_decay }),
+            ("nesterov", vec![("momentum", momentum)], OptimizerSpec::Nesterov { momentum, weight_decay }),
+            ("adam", adam.to_vec(), OptimizerSpec::Adam { beta1, beta2, epsilon, weight_decay }),
+            ("adamw", adam.to_vec(), OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay }),
+        ];
+        for (name, mut constants, spec) in all {
+            constants.push(("weight_decay", decay));
+            let mut optimizer = Optimizer::new(&program(name), &constants).unwrap();
+            let start: Vec<f32> = hard(1300, 0.0)
+                .into_iter()
+                .map(|value| if value.is_finite() { value } else { 0.25 })
+                .collect();
+            // What a step makes of infinite gradients is no longer finite, so they come last.
+            let sums = [numbers(1300, 1.0), numbers(1300, 2.0), vec![0.0; 1300], hard(1300, 4.0)];
+            let (found, _) = run(&mut optimizer, &start, &sums, rate, 700);
+            let (mut weights, mut state) = (start, vec![vec![0.0; 1300]; spec.state_tensors().len()]);
+            for (index, sum) in sums.iter().enumerate() {
+                let mut out = sum.clone();
+                spec.update(index as u64 + 1, rate, 30.0, &weights, &mut out, &mut state).unwrap();
+                weights = out;
+            }
+            let expected: Vec<u32> =
+                weights.iter().chain(state.iter().flatten()).map(|value| bits(*value)).collect();
+            assert!(found == expected, "{name}, decay {decay}, rate {rate}");
+        }
+    }
+}
+
+/// Invariant 1, for what ships: no cut and no width changes a bit, and all are the graph's.
+#[test]
+fn neither_slicing_nor_width_changes_bits() {
+    for name in shipped::names() {
+        let program = program(name);
+        let mut optimizer = Optimizer::new(&program, &[]).unwrap();
+        let elements = 4096 + 203;
+        for make in [numbers, hard] {
+            let (start, sums) = (make(elements, 0.0), [1.0, 2.0, 3.0].map(|seed| make(elements, seed)));
+            let mut reference = Reference::new(&program, &start);
+            sums.iter().for_each(|sum| reference.step(sum, 0.01, 30.0));
+            let expected = reference.bits();
+            for cut in [elements, 1, 511, 512, 513, 1000, 4096] {
+                assert!(run(&mut optimizer, &start, &sums, 0.01, cut) == expected, "{name} cut every {cut}");
+            }
+            forced::each(|| {
+                assert!(
+                    run(&mut optimizer, &start, &sums, 0.01, 1500) == expected,
+                    "{name} at another width"
+                );
+            });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
+
+    /// Invariants 1 and 2, for programs of every shape: the plan's seats and reuse change nothing.
+    #[test]
+    fn plans_compute_what_graphs_say(
+        choices in proptest::collection::vec(any::<u8>(), 10..200),
+        elements in 1usize..1200,
+        cut in 1usize..1200,
+        rate in prop_oneof![Just(0.0), Just(0.1), Just(1e300)],
+    ) {
+        let text = random::program(&choices);
+        let program = match Program::parse(&text) {
+            Ok(program) => program,
+            Err(ProgramError { problem: Problem::TooManyNodes { .. } | Problem::TooLong { .. }, .. }) => return Ok(()),
+            Err(error) => panic!("{error}: {text}"),
+        };
+        let mut optimizer = Optimizer::new(&program, &[]).unwrap();
+        for make in [numbers, hard] {
+            let (start, sums) = (make(elements, 0.0), [1.0, 2.0].map(|seed| make(elements, seed)));
+            let mut reference = Reference::new(&program, &start);
+            sums.iter().for_each(|sum| reference.step(sum, rate, 30.0));
+            let expected = reference.bits();
+            for cut in [cut, elements] {
+                prop_assert!(run(&mut optimizer, &start, &sums, rate, cut) == expected, "{text}");
+            }
+        }
+    }
+}
+
+/// Values given to a program of one line, on one element each.
+fn one(text: &str, weight: f32, gradient: f32) -> f32 {
+    let mut optimizer = Optimizer::new(&Program::parse(text).unwrap(), &[]).unwrap();
+    let mut out = [gradient];
+    let slice = Slice { weights: &[weight], gradient_to_weights: &mut out, state: &mut [] };
+    optimizer.update(StepInputs { step: 3, learning_rate: 0.5, divisor: 1.0 }, slice, &mut []).unwrap();
+    out[0]
+}
+
+/// What is said of NaN, zeros and rounding.
+#[test]
+fn special_values() {
+    let nan = f32::NAN;
+    for text in ["w = min(w, g)", "w = max(w, g)", "w = clamp(w, g, 2)", "w = clamp(w, -2, g)"] {
+        assert!(one(text, nan, 1.0).is_nan() && one(text, 1.0, nan).is_nan(), "{text}");
+    }
+    assert_eq!(
+        (one("w = min(w, g)", 0.0, -0.0).to_bits(), one("w = max(w, g)", 0.0, -0.0).to_bits()),
+        (1 << 31, 1 << 31)
+    );
+    assert_eq!((one("w = sign(w)", -3.0, 0.0), one("w = sign(w)", 1e-45, 0.0)), (-1.0, 1.0));
+    assert_eq!(one("w = sign(w)", -0.0, 0.0).to_bits(), 1 << 31);
+    assert!(one("w = sign(w)", nan, 0.0).is_nan() && one("w = sqrt(w)", -1.0, 0.0).is_nan());
+    assert_eq!(one("w = where(w == w, 1, 2)", nan, 0.0), 2.0);
+    assert_eq!(one("w = where(w != w, 1, 2)", nan, 0.0), 1.0);
+    assert_eq!(one("w = clamp(w, -1, 1)", 7.0, 0.0), 1.0);
+    assert_eq!(
+        (one("w = ln(w)", 0.0, 0.0), one("w = exp(w)", 200.0, 0.0)),
+        (f32::NEG_INFINITY, f32::INFINITY)
+    );
+    // Scalars are f64 until they meet a tensor: 1/3 here is rounded once.
+    assert_eq!(one("w = 0 * w + 1 / 3", 1.0, 0.0), (1.0f64 / 3.0) as f32);
+    assert_eq!(one("w = 0 * w + (0.1 + 0.2 - 0.3)", 1.0, 0.0), (0.1f64 + 0.2 - 0.3) as f32);
+    assert_eq!(one("w = 0 * w + where(step >= 3, lr, 2 ** step)", 1.0, 0.0), 0.5);
+    // Rounded once, where a product and a sum would give zero.
+    let third = 1.0f32 / 3.0;
+    assert_eq!(one("w = w * 3 - g", third, 1.0), third.mul_add(3.0, -1.0));
+    assert_ne!(one("w = w * 3 - g", third, 1.0), 0.0);
+    assert_eq!(one("let p = w * 3\nw = p - g", third, 1.0), 0.0);
+}
+
+/// Whole tensors: the count of elements, and a reduction of what another gives.
+#[test]
+fn reductions_see_the_whole_tensor() {
+    let text = "let m = mean(g)\nlet spread = sqrt(mean((g - m) * (g - m)))\nw = w - lr * (g - m) / spread + sum(w) - norm(w)";
+    let program = Program::parse(text).unwrap();
+    let mut optimizer = Optimizer::new(&program, &[]).unwrap();
+    let (start, sums) = (vec![3.0f32, 4.0, 0.0, 0.0], [vec![30.0f32, 90.0, 30.0, 90.0]]);
+    for cut in [1, 3, 4] {
+        let (found, _) = run(&mut optimizer, &start, &sums, 0.5, cut);
+        assert_eq!(found, [5.5f32, 5.5, 2.5, 1.5].map(f32::to_bits), "cut every {cut}");
+    }
+    let inputs = StepInputs { step: 1, learning_rate: 0.5, divisor: 1.0 };
+    let slice = Slice { weights: &[1.0], gradient_to_weights: &mut [1.0], state: &mut [] };
+    assert_eq!(optimizer.update(inputs, slice, &mut []), Err(OptimizerError::WholeTensor));
+    assert_eq!(optimizer.update_tensor(inputs, &mut [], &mut []), Ok(()));
+}
+
+/// Constants are checked by name and interval, also as f32.
+#[test]
+fn constants_are_checked() {
+    let adam = program("adam");
+    assert!(Optimizer::new(&adam, &[("epsilon", 1e-3), ("beta1", 0.0)]).is_ok());
+    for (name, value) in [
+        ("epsilon", 0.0),
+        ("epsilon", 1e-60),
+        ("epsilon", 1e39),
+        ("beta1", 1.0),
+        ("beta1", 0.999_999_999_9),
+        ("beta2", -0.1),
+        ("beta2", f64::NAN),
+        ("weight_decay", f64::INFINITY),
+    ] {
+        let refused = Optimizer::new(&adam, &[(name, value)]).unwrap_err();
+        assert!(
+            matches!(&refused, OptimizerError::Constant { name: found, .. } if found == name),
+            "{refused}"
+        );
+    }
+    let unknown = Optimizer::new(&adam, &[("gamma", 1.0)]).unwrap_err();
+    assert_eq!(unknown, OptimizerError::UnknownConstant { name: "gamma".into() });
+}
+
+/// Invariant 2.
+#[test]
+fn refusals_change_nothing() {
+    let mut optimizer = Optimizer::new(&program("nadam"), &[]).unwrap();
+    let mut attempt =
+        |step, learning_rate, divisor, gradients: usize, tensors: usize, elements: usize, count: usize| {
+            let (mut out, mut state, mut scalars) =
+                (vec![1.0; gradients], vec![vec![0.5; elements]; tensors], vec![1.0; count]);
+            let slice = Slice { weights: &[1.0; 4], gradient_to_weights: &mut out, state: &mut state };
+            let result = optimizer.update(StepInputs { step, learning_rate, divisor }, slice, &mut scalars);
+            let same = out.iter().all(|value| *value == 1.0)
+                && state.iter().flatten().all(|value| *value == 0.5)
+                && scalars.iter().all(|value| *value == 1.0);
+            assert_eq!(result.is_err(), same);
+            result
+        };
+    assert_eq!(attempt(1, 0.1, 2.0, 4, 2, 4, 1), Ok(()));
+    assert!(attempt(0, 0.1, 2.0, 4, 2, 4, 1).is_err());
+    assert!(attempt(1, f64::NAN, 2.0, 4, 2, 4, 1).is_err());
+    assert!(attempt(1, 0.1, 0.0, 4, 2, 4, 1).is_err());
+    let length =
+        |tensor: &str, found| Err(OptimizerError::Length { tensor: tensor.into(), expected: 4, found });
+    assert_eq!(attempt(1, 0.1, 2.0, 3, 2, 4, 1), length("gradient", 3));
+    assert_eq!(attempt(1, 0.1, 2.0, 4, 2, 5, 1), length("mean", 5));
+    assert_eq!(attempt(1, 0.1, 2.0, 4, 1, 4, 1), Err(OptimizerError::StateCount { expected: 2, found: 1 }));
+    assert_eq!(attempt(1, 0.1, 2.0, 4, 2, 4, 0), Err(OptimizerError::ScalarCount { expected: 1, found: 0 }));
+}
