@@ -1,6 +1,7 @@
 //! Invariant 4 of the crate: once built and warm, a model, an optimizer and an aggregation allocate nothing.
 
-use testudo_kernels::{Batch, ModelSpec, OptimizerSpec, add_checked, first_non_finite};
+use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
+use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec, add_checked, first_non_finite};
 
 #[test]
 fn the_steady_state_allocates_nothing() {
@@ -42,4 +43,29 @@ fn the_steady_state_allocates_nothing() {
         }
     });
     assert_eq!(counted.count_total, 0, "{counted:?}");
+}
+
+/// Invariant 3 of `optimizer/run.rs`: neither does any program, on one slice or several.
+#[test]
+fn programs_allocate_nothing() {
+    for name in shipped::names() {
+        let program = shipped::program(name).unwrap().unwrap();
+        let mut optimizer = Optimizer::new(&program, &[]).unwrap();
+        let weights = [vec![0.5; 5000], vec![0.25; 700]];
+        let mut sums = weights.clone();
+        let mut states =
+            weights.clone().map(|slice| vec![vec![0.0; slice.len()]; program.state_tensors().len()]);
+        let mut scalars: Vec<f64> = program.scalar_states().iter().map(|scalar| scalar.initial).collect();
+        let counted = allocation_counter::measure(|| {
+            for step in 1..=3 {
+                let inputs = StepInputs { step, learning_rate: 0.1, divisor: 8.0 };
+                let ([first, second], [one, two]) = (&mut sums, &mut states);
+                let mut slices = [(first, one, &weights[0]), (second, two, &weights[1])].map(
+                    |(gradient_to_weights, state, weights)| Slice { weights, gradient_to_weights, state },
+                );
+                optimizer.update_tensor(inputs, &mut slices, &mut scalars).unwrap();
+            }
+        });
+        assert_eq!(counted.count_total, 0, "{name}: {counted:?}");
+    }
 }

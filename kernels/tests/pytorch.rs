@@ -3,7 +3,8 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
 
 use serde_json::Value;
-use testudo_kernels::{Batch, ModelSpec, OptimizerSpec};
+use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
+use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec};
 
 fn fixture(text: &str) -> Vec<Value> {
     serde_json::from_str(text).unwrap()
@@ -71,6 +72,38 @@ fn optimizers_agree_step_by_step() {
             spec.update(index as u64 + 1, rate, divisor, &weights, &mut slice, &mut state).unwrap();
             weights = slice;
             assert_close(&weights, &numbers(&step["weights"]), 3e-7, &format!("{spec:?} step {}", index + 1));
+        }
+    }
+}
+
+/// Every program that ships, each with and without weight decay (FTRL: its L1 penalty).
+#[test]
+fn shipped_programs_agree_step_by_step() {
+    let cases = fixture(include_str!("fixtures/programs.json"));
+    let mut seen: Vec<&str> = cases.iter().map(|case| case["program"].as_str().unwrap()).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!((cases.len(), seen.len()), (34, shipped::names().count()));
+    for case in &cases {
+        let name = case["program"].as_str().unwrap();
+        let program = shipped::program(name).unwrap().unwrap();
+        let constants: Vec<(&str, f64)> = (case["constants"].as_object().unwrap().iter())
+            .map(|(name, value)| (name.as_str(), value.as_f64().unwrap()))
+            .collect();
+        let mut optimizer = Optimizer::new(&program, &constants).unwrap();
+        let rate = case["learning_rate"].as_f64().unwrap();
+        let divisor = case["divisor"].as_f64().unwrap() as f32;
+        let mut weights = numbers(&case["start"]);
+        let mut state = vec![vec![0.0; weights.len()]; program.state_tensors().len()];
+        let mut scalars: Vec<f64> = program.scalar_states().iter().map(|scalar| scalar.initial).collect();
+        for (index, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let mut out = numbers(&step["gradient_sum"]);
+            let inputs = StepInputs { step: index as u64 + 1, learning_rate: rate, divisor };
+            let slice = Slice { weights: &weights, gradient_to_weights: &mut out, state: &mut state };
+            optimizer.update_tensor(inputs, &mut [slice], &mut scalars).unwrap();
+            weights = out;
+            let what = format!("{name} {constants:?} step {}", index + 1);
+            assert_close(&weights, &numbers(&step["weights"]), 5e-7, &what);
         }
     }
 }
