@@ -4,8 +4,10 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
 use testudo_kernels::{
-    Initial, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite, instruction_set,
+    Initial, Optimizer, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite,
+    instruction_set,
 };
 
 /// Elements of a slice: the default of 1 MiB.
@@ -45,10 +47,57 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         result?;
     }
+    for (name, text) in [
+        ("sgd", r#"{"sgd":{}}"#),
+        ("momentum", r#"{"momentum":{}}"#),
+        ("nesterov", r#"{"nesterov":{}}"#),
+        ("adam", r#"{"adam":{}}"#),
+        ("adamw", r#"{"adamw":{}}"#),
+    ] {
+        compare(name, &serde_json::from_str(text)?, &weights, &mut others)?;
+    }
     for initial in [Initial::Uniform { bound: 0.1 }, Initial::Normal { std: 0.1 }] {
         let spec = ParameterSpec { name: "w".into(), shape: Shape::new(&[SLICES, SLICE])?, initial };
         report(&format!("{initial:?}"), &mut |slice| spec.initialize(1, slice * SLICE, &mut others[slice]));
     }
+    Ok(())
+}
+
+/// A shipped program against the hand-written loop of the same update, turn by turn: the medians of their times.
+fn compare(
+    name: &str,
+    spec: &OptimizerSpec,
+    weights: &[f32],
+    sums: &mut [Vec<f32>],
+) -> Result<(), Box<dyn Error>> {
+    let program = shipped::program(name).ok_or("no such program")??;
+    let mut optimizer = Optimizer::new(&program, &[])?;
+    let mut states = vec![vec![vec![0.0f32; SLICE]; spec.state_tensors().len()]; SLICES];
+    let (mut by_hand, mut by_program) = (Vec::new(), Vec::new());
+    for _ in 0..15 {
+        let start = Instant::now();
+        for (sum, state) in sums.iter_mut().zip(&mut states) {
+            spec.update(1, 1e-9, 64.0, weights, sum, state)?;
+        }
+        by_hand.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        for (sum, state) in sums.iter_mut().zip(&mut states) {
+            let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
+            optimizer.update(inputs, Slice { weights, gradient_to_weights: sum, state }, &mut [])?;
+        }
+        by_program.push(start.elapsed().as_secs_f64());
+    }
+    let [by_hand, by_program] = [by_hand, by_program].map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    });
+    let bytes = (SLICE * SLICES * 4) as f64 / 1e9;
+    println!(
+        "{:>7.2}  {name}.opt; by hand {:.2}; {:.2} times as long",
+        bytes / by_program,
+        bytes / by_hand,
+        by_program / by_hand
+    );
     Ok(())
 }
 
