@@ -21,6 +21,7 @@ const PAGES: &[&str] = &[
     "docs/identities.md",
     "docs/metrics.md",
     "docs/models.md",
+    "docs/optimizers.md",
     "docs/performance.md",
     "docs/processes.md",
     "docs/replay.md",
