@@ -4,7 +4,7 @@
 //! 1. The factor is a function of the step, the total and the settings, in `f64`, with the same bits everywhere: the
 //!    cosine is our own.
 //! 2. With valid settings it is between 0 and 1. A warm-up rises from 1/warmup at step 0 to 1 at step warmup - 1; the
-//!    last step's factor is the final fraction.
+//!    last step's factor is the final fraction, where there is one.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,22 +35,57 @@ pub enum Schedule {
         #[serde(default)]
         final_fraction: f64,
     },
+    /// The rate is multiplied by `gamma` every so many steps after the warm-up.
+    Step {
+        /// Steps of linear rise before the first of them.
+        #[serde(default)]
+        warmup_steps: u64,
+        /// Steps between two falls; at least 1.
+        every_steps: u64,
+        /// What is left of the rate at each.
+        gamma: f64,
+    },
+    /// Half a cosine from `start_fraction` up to 1, and half a cosine down to `final_fraction` (Smith and Topin,
+    /// "Super-Convergence", 2019; the numbers of PyTorch's `OneCycleLR`).
+    OneCycle {
+        /// The part of the steps that rises.
+        rise_fraction: f64,
+        /// The factor at the first step.
+        start_fraction: f64,
+        /// The factor at the last step.
+        final_fraction: f64,
+    },
 }
 
 impl Schedule {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`ScheduleError`] if `final_fraction` is not between 0 and 1.
+    /// [`ScheduleError`] if a fraction is not between 0 and 1, or falls are less than a step apart.
     pub fn validate(&self) -> Result<(), ScheduleError> {
-        match *self {
-            Schedule::Cosine { final_fraction, .. } | Schedule::Linear { final_fraction, .. }
-                if !(0.0..=1.0).contains(&final_fraction) =>
-            {
-                Err(ScheduleError::FinalFraction { final_fraction })
+        let fractions: &[(&str, f64)] = match *self {
+            Schedule::Constant => &[],
+            Schedule::Cosine { final_fraction, .. } | Schedule::Linear { final_fraction, .. } => {
+                &[("final_fraction", final_fraction)]
             }
-            _ => Ok(()),
+            Schedule::Step { every_steps: 0, .. } => return Err(ScheduleError::EverySteps),
+            Schedule::Step { gamma, .. } => &[("gamma", gamma)],
+            Schedule::OneCycle { rise_fraction, start_fraction, final_fraction } => &[
+                ("rise_fraction", rise_fraction),
+                ("start_fraction", start_fraction),
+                ("final_fraction", final_fraction),
+            ],
+        };
+        match fractions.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            Some((setting, value)) => Err(ScheduleError::Fraction { setting, value: *value }),
+            None => Ok(()),
         }
+    }
+
+    /// Whether factors depend on how many steps there are in all.
+    #[must_use]
+    pub fn reads_total(&self) -> bool {
+        !matches!(self, Schedule::Constant | Schedule::Step { .. })
     }
 
     /// The factor of step `step`, counted from 0, of `total_steps`. Steps past the end have the last one's.
@@ -62,6 +97,23 @@ impl Schedule {
             }
             Schedule::Linear { warmup_steps, final_fraction } => {
                 (warmup_steps, final_fraction, |progress| 1.0 - progress)
+            }
+            Schedule::Step { warmup_steps, every_steps, gamma } => {
+                return match step.checked_sub(warmup_steps) {
+                    Some(after) => power(gamma, after / every_steps.max(1)),
+                    None => (step as f64 + 1.0) / warmup_steps as f64,
+                };
+            }
+            Schedule::OneCycle { rise_fraction, start_fraction, final_fraction } => {
+                let (step, last) = (step as f64, total_steps.saturating_sub(1) as f64);
+                let top = rise_fraction * total_steps as f64 - 1.0;
+                let (from, to, progress) = match step < top {
+                    true => (start_fraction, 1.0, step / top),
+                    false => (1.0, final_fraction, (step - top) / (last - top)),
+                };
+                // Where there is nothing to fall through, it is the last step.
+                let progress = if progress < 1.0 { progress } else { 1.0 };
+                return to + (from - to) * 0.5 * (1.0 + cos_pi(progress));
             }
         };
         if step < warmup_steps {
@@ -77,12 +129,30 @@ impl Schedule {
 /// Why a schedule is refused.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum ScheduleError {
-    /// The factor of the last step is out of range.
-    #[error("the schedule's final_fraction is {final_fraction}, but must be between 0 and 1")]
-    FinalFraction {
+    /// A fraction is out of range.
+    #[error("the schedule's {setting} is {value}, but must be between 0 and 1")]
+    Fraction {
+        /// Which.
+        setting: &'static str,
         /// Its value.
-        final_fraction: f64,
+        value: f64,
     },
+    /// The rate would fall more often than there are steps.
+    #[error("the schedule's every_steps is 0, but must be at least 1")]
+    EverySteps,
+}
+
+/// `base` to the power of `exponent`, by squaring: the same bits everywhere, which a C library does not promise.
+fn power(mut base: f64, mut exponent: u64) -> f64 {
+    let mut product = 1.0;
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            product *= base;
+        }
+        base *= base;
+        exponent >>= 1;
+    }
+    product
 }
 
 #[cfg(test)]
@@ -110,6 +180,34 @@ mod tests {
     }
 
     #[test]
+    fn steps_fall_after_the_warm_up() {
+        let schedule = Schedule::Step { warmup_steps: 4, every_steps: 3, gamma: 0.5 };
+        let factors: Vec<f64> = (0..11).map(|step| schedule.factor(step, 0)).collect();
+        assert_eq!(factors, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]);
+        assert_eq!(schedule.factor(u64::MAX, 0), 0.0);
+    }
+
+    /// `OneCycleLR(max_lr=1, total_steps=20)` by the formula that PyTorch documents, evaluated with the standard library's cosine.
+    #[test]
+    fn one_cycle_is_that_of_pytorch() {
+        let schedule =
+            Schedule::OneCycle { rise_fraction: 0.3, start_fraction: 1.0 / 25.0, final_fraction: 1.0 / 25e4 };
+        let anneal = |from: f64, to: f64, part: f64| {
+            to + (from - to) / 2.0 * (1.0 + (std::f64::consts::PI * part).cos())
+        };
+        for step in 0..20u64 {
+            let expected = match step {
+                0..=5 => anneal(0.04, 1.0, step as f64 / 5.0),
+                _ => anneal(1.0, 0.04 / 1e4, (step as f64 - 5.0) / 14.0),
+            };
+            assert!((schedule.factor(step, 20) - expected).abs() < 1e-15, "step {step}");
+        }
+        assert_eq!(schedule.factor(5, 20), 1.0);
+        assert_eq!(schedule.factor(5000, 20), schedule.factor(19, 20));
+        assert!((schedule.factor(19, 20) - 4e-6).abs() < 1e-18);
+    }
+
+    #[test]
     fn short_runs_are_in_range() {
         for total in 0..5 {
             for warmup_steps in 0..5 {
@@ -117,6 +215,12 @@ mod tests {
                     for schedule in [
                         Schedule::Cosine { warmup_steps, final_fraction: 0.25 },
                         Schedule::Linear { warmup_steps, final_fraction: 0.25 },
+                        Schedule::Step { warmup_steps, every_steps: 9, gamma: 0.25 },
+                        Schedule::OneCycle {
+                            rise_fraction: warmup_steps as f64 / 4.0,
+                            start_fraction: 0.25,
+                            final_fraction: 0.25,
+                        },
                     ] {
                         let factor = schedule.factor(step, total);
                         assert!((0.2..=1.0).contains(&factor), "{schedule:?} {step}/{total}: {factor}");
@@ -133,7 +237,16 @@ mod tests {
         assert_eq!(serde_json::to_string(&Schedule::Constant).unwrap(), r#""constant""#);
         for final_fraction in [-0.1, 1.1, f64::NAN] {
             assert!(Schedule::Linear { warmup_steps: 0, final_fraction }.validate().is_err());
+            let gamma = final_fraction;
+            assert!(Schedule::Step { warmup_steps: 0, every_steps: 1, gamma }.validate().is_err());
+            let cycle = Schedule::OneCycle {
+                rise_fraction: 0.3,
+                start_fraction: final_fraction,
+                final_fraction: 0.0,
+            };
+            assert!(cycle.validate().unwrap_err().to_string().contains("start_fraction"));
         }
+        assert!(Schedule::Step { warmup_steps: 0, every_steps: 0, gamma: 0.5 }.validate().is_err());
         assert!(schedule.validate().is_ok());
     }
 }

@@ -291,6 +291,24 @@ pub enum Schedule {
         /// The last factor, 0 to 1.
         final_fraction: f64,
     },
+    /// Warm-up, then a fall every so many steps.
+    Step {
+        /// Steps of linear warm-up.
+        warmup_steps: u64,
+        /// Steps between two falls.
+        every_steps: u64,
+        /// What is left at each, 0 to 1.
+        gamma: f64,
+    },
+    /// Half a cosine up, half a cosine down.
+    OneCycle {
+        /// The part of the steps that rises, 0 to 1.
+        rise_fraction: f64,
+        /// The first factor, 0 to 1.
+        start_fraction: f64,
+        /// The last factor, 0 to 1.
+        final_fraction: f64,
+    },
 }
 
 /// `[data]`

@@ -92,5 +92,11 @@ fn schedule(schedule: &config::Schedule) -> Schedule {
         config::Schedule::Linear { warmup_steps, final_fraction } => {
             Schedule::Linear { warmup_steps, final_fraction }
         }
+        config::Schedule::Step { warmup_steps, every_steps, gamma } => {
+            Schedule::Step { warmup_steps, every_steps, gamma }
+        }
+        config::Schedule::OneCycle { rise_fraction, start_fraction, final_fraction } => {
+            Schedule::OneCycle { rise_fraction, start_fraction, final_fraction }
+        }
     }
 }

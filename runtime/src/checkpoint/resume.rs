@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use testudo_actors::plan::Plan;
 use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::{Aggregation, Schedule};
+use testudo_kernels::Aggregation;
 
 use super::store::Whole;
 use super::{CheckpointError, manifest::Hex};
@@ -18,8 +18,10 @@ use super::{CheckpointError, manifest::Hex};
 /// that reading gives the same bits.
 #[must_use]
 pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
-    let constant = job.schedule == Schedule::Constant;
-    let planned = (!constant).then(|| ("training.epochs".to_owned(), text(&Plan::new(job).planned_steps())));
+    let planned = job
+        .schedule
+        .reads_total()
+        .then(|| ("training.epochs".to_owned(), text(&Plan::new(job).planned_steps())));
     // A checkpoint of before there were rules says nothing of them, and was trained by the mean.
     let rule = (job.aggregation != Aggregation::Mean)
         .then(|| ("training.aggregation".to_owned(), text(&job.aggregation)));

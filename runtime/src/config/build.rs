@@ -207,6 +207,16 @@ impl<'a> Builder<'a> {
         match self.values.text("schedule.kind") {
             Some("cosine") => Schedule::Cosine { warmup_steps, final_fraction },
             Some("linear") => Schedule::Linear { warmup_steps, final_fraction },
+            Some("step") => {
+                let (every_steps, gamma) =
+                    (self.integer("schedule.every_steps"), self.number("schedule.gamma"));
+                Schedule::Step { warmup_steps, every_steps, gamma }
+            }
+            Some("onecycle") => Schedule::OneCycle {
+                rise_fraction: self.number("schedule.rise_fraction"),
+                start_fraction: self.number("schedule.start_fraction"),
+                final_fraction,
+            },
             _ => Schedule::Constant,
         }
     }

@@ -141,6 +141,8 @@ fn the_effective_file_says_the_same() {
         (MINIMAL, vec![]),
         (FULL, vec![]),
         (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
+        (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9"]),
+        (MINIMAL, vec!["schedule.kind=onecycle", "schedule.start_fraction=0.1"]),
         (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
         (MINIMAL, vec!["optimizer.kind=nesterov", "optimizer.learning_rate=1e-300"]),
         (MINIMAL, vec!["optimizer.kind=adam", "optimizer.epsilon=0.1", "data.path=here"]),
