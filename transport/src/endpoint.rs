@@ -9,7 +9,8 @@
 //! 3. A handshake that takes longer than its deadline is dropped; each runs in a task of its own, so that
 //!    none waits for another.
 //! 4. Datagrams pass the sieve (`endpoint/sieve.rs`) first. From `retry_after` handshakes on, newcomers prove their address first; from `max_handshakes` on, and beyond
-//!    what the door's rates leave them (`endpoint/door.rs`), they are ignored; beyond `max_connections` refused.
+//!    what the door's rates leave them (`endpoint/door.rs`), they are ignored; beyond `max_connections` refused. What one address
+//!    and one identity may have of both: `endpoint/places.rs`.
 //! 5. Once a list of revoked certificates is in force, nobody in it is dialled or accepted, and nobody at all when it has
 //!    ended; connections that live are closed for the same reasons ([`Endpoint::recheck`]).
 
@@ -17,9 +18,11 @@ mod account;
 mod admit;
 mod congestion;
 mod door;
+mod places;
 mod sieve;
 mod socket;
 mod standing;
+mod table;
 mod transport;
 
 use std::fmt;
@@ -43,8 +46,9 @@ use crate::session::{Direction, largest_message};
 use crate::tls;
 
 pub use account::Account;
+use admit::Admission;
 pub use admit::EndpointStats;
-use admit::{Admission, Slot};
+use places::Slot;
 pub use sieve::SieveStats;
 use sieve::{CidKey, Sieve};
 
@@ -227,6 +231,7 @@ impl Endpoint {
         slot: Slot,
     ) -> Result<Connection, ConnectError> {
         let admission = &self.0.admission;
+        let place = slot.dialled(expect);
         let local = |what: String| ConnectError::Local { address, what };
         let changes = admission.identity().changes();
         let exchange: KeyExchange = admission.config().key_exchange;
@@ -245,7 +250,7 @@ impl Endpoint {
         };
         let quic = connecting.await.map_err(|why| refused(why.to_string()))?;
         let connection = admission
-            .start(quic, expect.clone(), Direction::FromInitiator, slot, None, changes)
+            .start(quic, expect.clone(), Direction::FromInitiator, place, None, changes)
             .map_err(|why| refused(why.to_string()))?;
         // The peer checks our certificate after our handshake is done: its first grant says that it did.
         match connection.admitted().await {

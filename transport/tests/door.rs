@@ -113,6 +113,24 @@ async fn one_identity_has_a_rate() {
     assert!(other.connect(endpoint.local_addr(), &expect).await.is_ok());
 }
 
+/// An address has half of the connections; who has none yet is let in all the same.
+#[tokio::test]
+async fn one_address_has_its_share_and_keeps_no_neighbour_out() {
+    let job = Job::new();
+    let endpoint = job.endpoint(Role::Server, 0, &TransportConfig { max_connections: 4, ..patient() });
+    let (address, expect) = (endpoint.local_addr(), id(Role::Server, 0));
+    let (greedy, neighbour) =
+        (job.endpoint(Role::Worker, 0, &patient()), job.endpoint(Role::Worker, 1, &patient()));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let (dialled, accepted) = tokio::join!(greedy.connect(address, &expect), endpoint.accept());
+        held.push((dialled.unwrap(), accepted.unwrap()));
+    }
+    let error = greedy.connect(address, &expect).await.unwrap_err();
+    assert!(error.to_string().contains("all that one address may have"), "{error}");
+    assert!(neighbour.connect(address, &expect).await.is_ok());
+}
+
 /// Garbage and forged beginnings are dropped before anything is computed for them, a connection that lives notices
 /// nothing, and when the flood is over others come in again.
 #[tokio::test]

@@ -1,12 +1,15 @@
 //! What comes faster than its kind needs is heard late, and loses nothing; so it is with streams.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::Job;
 use testudo_transport::{
-    Cause, Class, CloseCode, Error, MemoryOptions, Outgoing, Policy, Rate, Role, RoleSet, Rule, SpiffeId,
-    memory,
+    Cause, Class, CloseCode, Endpoint, Error, MemoryOptions, Outgoing, Policy, Rate, Role, RoleSet, Rule,
+    SpiffeId, TransportConfig, memory,
 };
 
 const BEAT: u8 = 7;
@@ -80,4 +83,38 @@ async fn what_waits_of_a_peer_that_is_cut_off_is_not_heard() {
         let heard = hear.recv().await;
         assert!(matches!(heard, Err(Error::Peer { .. })), "{heard:?}");
     }
+}
+
+/// A burst, a close, a new connection: no second burst. What was used up stays so here, so this does not depend on how long it takes.
+#[tokio::test]
+async fn who_closes_and_dials_again_has_no_new_burst() {
+    let job = Job::new();
+    let policy = policy(Some(Rate { per_second: 0, burst: 4 }));
+    let config = TransportConfig { handshake_timeout: Duration::from_secs(60), ..TransportConfig::default() };
+    let bind = |role| Endpoint::bind(&config, job.identity(role, 0), Arc::clone(&policy)).unwrap();
+    let (server, worker) = (bind(Role::Server), bind(Role::Worker));
+    let address = server.local_addr();
+    let hear = async |beats: u64| {
+        let (dialled, accepted) = tokio::join!(worker.connect(address, server.id()), server.accept());
+        let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
+        let (mut say, _answers) = dialled.open(Class::Control, 0).await.unwrap();
+        let began = Instant::now();
+        for nth in 0..beats {
+            say.send(Outgoing::new(BEAT, nth, Vec::new())).await.unwrap();
+        }
+        let (_reply, mut heard) = accepted.accept().await.unwrap();
+        for _ in 0..beats {
+            heard.recv().await.unwrap().unwrap();
+        }
+        began.elapsed()
+    };
+    hear(4).await;
+    let gone = async {
+        while server.stats().open > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the connection to end");
+    let took = hear(1).await;
+    assert!(took >= Duration::from_secs(1), "a fifth message was heard after {took:?}");
 }

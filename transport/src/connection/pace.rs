@@ -34,7 +34,7 @@ impl Paced {
     }
 
     /// How long a message of that kind must wait until it is heard.
-    pub(super) fn message(&self, kind: u8, rate: Rate) -> Duration {
+    pub(crate) fn message(&self, kind: u8, rate: Rate) -> Duration {
         self.lock().message(self.since.elapsed(), kind, rate)
     }
 

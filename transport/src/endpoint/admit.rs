@@ -1,8 +1,7 @@
 //! Who is let in: handshakes in their own tasks, budgets, and the start of the session.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,17 +11,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::door::{Door, Knock, Limits};
+use super::places::{NoPlace, Places, Slot};
 use super::sieve::SieveStats;
 use super::standing::{Live, Shown};
 use super::transport;
-use crate::budget::Rate;
 use crate::config::TransportConfig;
 use crate::connection::{Connection, Link, OnFault, Paced, Renewal, Setup};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Expected, Held, Identity, PkiError};
 use crate::policy::Policy;
-use crate::promises::{Promise, Promises};
+use crate::promises::Promises;
 use crate::refusals::{Cause, Refusals, Who};
 use crate::session::{ConnectionSecret, Direction, EXPORTER_LABEL, exporter_context};
 use crate::traffic::{Traffic, TrafficStats};
@@ -42,7 +41,7 @@ pub struct EndpointStats {
     pub timed_out: u64,
     /// Newcomers asked to prove their address.
     pub retried: u64,
-    /// Newcomers ignored, because too many handshakes were in progress.
+    /// Newcomers ignored, because too many handshakes were in progress, in all or with their address.
     pub ignored: u64,
     /// Newcomers turned away, because the node has all the connections that it may.
     pub turned_away: u64,
@@ -92,9 +91,7 @@ pub(super) struct Admission {
     config: TransportConfig,
     identity: Identity,
     policy: Arc<Policy>,
-    open: Arc<AtomicUsize>,
-    handshakes: Arc<AtomicUsize>,
-    peers: Peers,
+    places: Places,
     promises: Arc<Promises>,
     counters: Counters,
     door: Arc<SharedDoor>,
@@ -118,7 +115,8 @@ impl SharedDoor {
 
 impl Admission {
     pub(super) fn new(config: TransportConfig, identity: Identity, policy: Arc<Policy>) -> Self {
-        let (open, handshakes, peers, counters, refusals, live, traffic) = Default::default();
+        let (counters, refusals, live, traffic) = Default::default();
+        let places = Places::new(&config);
         let limits = Limits {
             total: config.handshakes,
             per_address: config.handshakes_per_address,
@@ -128,20 +126,7 @@ impl Admission {
         let door = Mutex::new(Door::new(limits, Duration::ZERO));
         let door = Arc::new(SharedDoor { door, since: Instant::now() });
         let promises = Promises::new(config.memory);
-        Admission {
-            config,
-            identity,
-            policy,
-            open,
-            handshakes,
-            peers,
-            promises,
-            counters,
-            door,
-            refusals,
-            live,
-            traffic,
-        }
+        Admission { config, identity, policy, places, promises, counters, door, refusals, live, traffic }
     }
 
     pub(super) fn config(&self) -> &TransportConfig {
@@ -163,17 +148,16 @@ impl Admission {
 
     /// Room for one more connection, if there is.
     pub(super) fn slot(&self) -> Option<Slot> {
-        Slot::take(&self.open, self.config.max_connections)
+        self.places.slot()
     }
 
     /// The same place, with memory for what its peer may make this node hold.
-    pub(super) fn promised(&self, mut slot: Slot) -> Option<Slot> {
-        slot._promise = self.promises.promise(self.config.promise());
-        if slot._promise.is_none() {
+    pub(super) fn promised(&self, slot: Slot) -> Option<Slot> {
+        let promise = self.promises.promise(self.config.promise());
+        if promise.is_none() {
             bump(&self.counters.out_of_memory);
-            return None;
         }
-        Some(slot)
+        promise.map(|promise| slot.with(promise))
     }
 
     pub(super) fn count_dial(&self, is_good: bool) {
@@ -200,7 +184,7 @@ impl Admission {
             crl_looks: read(&self.counters.crl_looks),
             out_of_memory: read(&self.counters.out_of_memory),
             faults: read(&self.counters.faults),
-            open: self.open.load(Ordering::Relaxed) as u64,
+            open: self.places.connections() as u64,
             traffic: self.traffic.stats(),
             promised_bytes: self.promises.promised(),
             held_bytes: read(self.promises.held()),
@@ -215,7 +199,7 @@ impl Admission {
         quic: quinn::Connection,
         peer: SpiffeId,
         direction: Direction,
-        slot: Slot,
+        (slot, pace): (Slot, Arc<Paced>),
         on_fault: Option<OnFault>,
         changes: watch::Receiver<Arc<Held>>,
     ) -> Result<Connection, PkiError> {
@@ -257,7 +241,7 @@ impl Admission {
             on_fault,
             refusals: self.refusals.clone(),
             traffic: Arc::clone(&self.traffic),
-            pace: slot.pace().unwrap_or_else(|| Arc::new(Paced::new(self.config.streams))),
+            pace,
             renewal: Some(renewal),
         };
         let connection = Connection::start(setup, (place, slot));
@@ -286,7 +270,7 @@ pub(super) async fn run(
 ) {
     while let Some(incoming) = endpoint.accept().await {
         let counters = &admission.counters;
-        let pending = admission.handshakes.load(Ordering::Relaxed);
+        let pending = admission.places.handshakes();
         let (address, proved) = (incoming.remote_address().ip(), incoming.remote_address_validated());
         match admission.door.with(|door, now| door.knock(now, address, proved, pending)) {
             Knock::Admit => {}
@@ -305,7 +289,7 @@ pub(super) async fn run(
                 continue;
             }
         }
-        let Some(handshake) = Slot::take(&admission.handshakes, admission.config.max_handshakes) else {
+        let Some(handshake) = admission.places.handshake(proved.then_some(address)) else {
             bump(&counters.ignored);
             admission.refusals.count(Cause::Budget, Who::Anyone);
             incoming.ignore();
@@ -382,15 +366,21 @@ impl Admission {
             bump(&self.counters.peers_over_rate);
             return Err(Turned { cause: Cause::Budget, ..busy(format!("{peer} connects too often")) });
         }
-        let most = self.config.max_connections_per_peer;
-        let Some(slot) = slot.of_peer(&self.peers, &peer, most, self.config.streams) else {
-            return Err(busy(format!("{peer} has {most} connections already")));
-        };
+        let (slot, pace) = slot.accepted(&peer, address).map_err(|why| {
+            let most = self.config.max_connections_per_peer;
+            busy(match why {
+                NoPlace::Peer => format!("{peer} has {most} connections already"),
+                NoPlace::Address => {
+                    format!("{peer} is connected, and its address has all that one address may have")
+                }
+            })
+        })?;
         let Some(slot) = self.promised(slot) else {
             return Err(busy("this node's memory for peers is promised to others".to_owned()));
         };
         let on_fault = self.blame(address, peer.clone());
-        self.start(quic.clone(), peer, Direction::FromAcceptor, slot, Some(on_fault), changes).map_err(refuse)
+        self.start(quic.clone(), peer, Direction::FromAcceptor, (slot, pace), Some(on_fault), changes)
+            .map_err(refuse)
     }
 }
 
@@ -433,61 +423,6 @@ fn cause(error: &quinn::ConnectionError) -> Cause {
             Cause::Certificate
         }
         _ => Cause::Handshake,
-    }
-}
-
-/// Connections that each peer has opened to us and that live, and the pace that it is heard at over all of them.
-type Peers = Arc<Mutex<HashMap<SpiffeId, (usize, Arc<Paced>)>>>;
-
-/// A place among a limited number, free again when this is dropped.
-pub(super) struct Slot {
-    count: Arc<AtomicUsize>,
-    peer: Option<(Peers, SpiffeId)>,
-    _promise: Option<Promise>,
-}
-
-impl Slot {
-    fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Slot> {
-        let next = |held: usize| (held < limit).then_some(held + 1);
-        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        Some(Slot { count: Arc::clone(count), peer: None, _promise: None })
-    }
-
-    /// The same place, if it is within what one peer may have.
-    fn of_peer(mut self, peers: &Peers, peer: &SpiffeId, most: usize, streams: Rate) -> Option<Slot> {
-        let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, _) = held.entry(peer.clone()).or_insert_with(|| (0, Arc::new(Paced::new(streams))));
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        drop(held);
-        self.peer = Some((Arc::clone(peers), peer.clone()));
-        Some(self)
-    }
-}
-
-impl Slot {
-    /// The pace of the peer whose place it is.
-    fn pace(&self) -> Option<Arc<Paced>> {
-        let (peers, peer) = self.peer.as_ref()?;
-        let held = peers.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(peer).map(|(_, pace)| Arc::clone(pace))
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some((peers, peer)) = &self.peer {
-            let mut held = peers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((count, _)) = held.get_mut(peer) {
-                *count -= 1;
-                if *count == 0 {
-                    held.remove(peer);
-                }
-            }
-        }
     }
 }
 

@@ -16,13 +16,10 @@
 //! 3. Memory is fixed: two tables of [`ADDRESSES`] addresses and one of [`IDENTITIES`] names, in which what was
 //!    used longest ago makes room. Strangers never push out an address that is known.
 
-mod table;
-
 use std::net::IpAddr;
 use std::time::Duration;
 
-use table::Table;
-
+use super::table::Table;
 use crate::budget::{Bucket, Rate};
 use crate::identity::SpiffeId;
 use crate::subscriber::subscriber;
@@ -30,7 +27,7 @@ use crate::subscriber::subscriber;
 /// Addresses remembered of strangers, and as many of known ones: four times the largest job. An entry takes some 200 bytes.
 const ADDRESSES: usize = 4096;
 /// Identities remembered.
-const IDENTITIES: usize = 4096;
+pub(super) const IDENTITIES: usize = 4096;
 /// What a failed handshake costs its address: a stranger who fails gets a ninth of the rate of one who does not.
 const FAILURE_COST: u32 = 8;
 /// Deepest debt, as seconds of the rate that pays it off: a minute in the penalty box after the last failure.
