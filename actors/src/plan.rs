@@ -36,6 +36,12 @@ impl HashPlan {
         HashPlan { every: job.audit.hash_every, first: job.first_step(), last, ordered: None }
     }
 
+    /// Every so many versions, of which there is no end.
+    #[cfg(test)]
+    pub(crate) fn every(every: u64) -> HashPlan {
+        HashPlan { every, first: 0, last: u64::MAX, ordered: None }
+    }
+
     /// Whether there are any.
     #[must_use]
     pub fn is_wanted(&self) -> bool {

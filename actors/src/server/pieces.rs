@@ -43,11 +43,11 @@ impl Pieces {
         if pieces.len() < self.slices {
             return;
         }
-        let mut pieces = self.open.remove(&version).unwrap_or_default();
-        while !pieces.is_empty() {
-            let rest = pieces.split_off(pieces.len().min(MOST));
+        let mut pieces = self.open.remove(&version).unwrap_or_default().into_iter();
+        while pieces.len() > 0 {
+            // Each message in memory of its own: a part of what was split off keeps room for all of it.
+            let pieces = pieces.by_ref().take(MOST).collect();
             self.ready.push_back(ParameterPieces { version, pieces });
-            pieces = rest;
         }
     }
 
@@ -61,5 +61,26 @@ impl Pieces {
     /// The next message to the scheduler.
     pub(super) fn poll(&mut self) -> Option<ParameterPieces> {
         self.ready.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::SliceMap;
+
+    /// Invariant 2, and no message holds the memory of another.
+    #[test]
+    fn many_pieces_go_in_messages_of_their_own_size() {
+        const SLICES: usize = 10 * MOST + 1;
+        let (map, stream) = (SliceMap::new(&[SLICES], 4, &[0]).unwrap(), Stream::new([("w", SLICES)]));
+        let mut pieces = Pieces::new(stream, HashPlan::every(1), SLICES);
+        map.slices().iter().for_each(|slice| pieces.hash(1, slice, &[0.5]));
+        let told: Vec<ParameterPieces> = std::iter::from_fn(|| pieces.poll()).collect();
+        assert_eq!(
+            told.iter().map(|told| told.pieces.len()).collect::<Vec<_>>(),
+            [vec![MOST; 10], vec![1]].concat()
+        );
+        assert!(told.iter().all(|told| told.pieces.capacity() <= 2 * MOST));
     }
 }
