@@ -85,16 +85,18 @@ impl RunLedger {
         for folder in checkpoints.unfinished()? {
             self.storage.remove_dir_all(&folder).map_err(CheckpointError::io("delete", &folder))?;
         }
+        // First: whatever is still there of what is put aside then descends from the head, and a crash leaves a chain to go on from.
+        if let Some(parent) = self.parent {
+            self.head(self.newest, parent, SystemTime::now())?;
+        }
         if !newer.is_empty() {
             self.put_aside(&newer)?;
         }
-        match self.parent {
-            Some(parent) => self.head(self.newest, parent, SystemTime::now()),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    /// Records and moves away what the run left behind when it was resumed from an earlier step.
+    /// Records and moves away what the run left behind when it was resumed from an earlier step. The newest goes first, and is gone
+    /// before the next follows, so that no gap is left in the chain at any time.
     fn put_aside(&self, steps: &[u64]) -> Result<(), CheckpointError> {
         let mut moved = Vec::new();
         for step in steps {
@@ -107,14 +109,17 @@ impl RunLedger {
         retention::record(&self.layout, storage, SystemTime::now(), &moved)?;
         let aside = self.layout.superseded();
         storage.create_dir(&aside).map_err(CheckpointError::io("make", &aside))?;
-        for Deletion { step, manifest_blake3, .. } in moved {
+        for Deletion { step, manifest_blake3, .. } in moved.into_iter().rev() {
             let from = self.layout.step(step);
             let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let hash = String::from(Hex(manifest_blake3));
             let to = aside.join(format!("{name}-{}", hash.get(..16).unwrap_or(&hash)));
             storage.rename(&from, &to).map_err(CheckpointError::io("rename", &from))?;
+            for folder in [aside.as_path(), self.layout.folder()] {
+                storage.sync_dir(folder).map_err(CheckpointError::io("sync", folder))?;
+            }
         }
-        storage.sync_dir(self.layout.folder()).map_err(CheckpointError::io("sync", self.layout.folder()))
+        Ok(())
     }
 
     fn head(&self, step: u64, manifest_blake3: Hex, now: SystemTime) -> Result<(), CheckpointError> {

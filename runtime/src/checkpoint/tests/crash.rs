@@ -231,3 +231,50 @@ fn a_crash_at_every_write_leaves_the_last_one_whole() {
         }
     }
 }
+
+/// Steps 4, 8 and 12 are there, and a run that goes on from step 4 crashes at every operation in turn while it puts the others
+/// aside. What is found afterwards is a whole chain: a plain resume goes on from its end, and one from step 4 puts the rest aside.
+#[test]
+fn a_crash_while_checkpoints_are_put_aside_leaves_a_chain() {
+    for (lossy, from_four) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut operations = 0;
+        loop {
+            let site = Site::new();
+            for step in [4, 8, 12] {
+                site.write(step, 2);
+            }
+            let keep = Retention { keep_last: 9, max_age: None };
+            let resume = |at_most| {
+                let whole = site.checkpoints().newest(at_most)?;
+                resume::resume(&site.job, &whole)
+            };
+            let storage = Crashing::after(operations);
+            let fourth = resume(Some(4)).unwrap();
+            drop(site.ledger_on(Arc::clone(&storage) as Arc<dyn Storage>, Some(fourth), keep));
+            if lossy {
+                storage.lose_what_is_not_synced();
+            }
+            let at = format!("crash at operation {operations}, lossy: {lossy}, from step 4: {from_four}");
+
+            let all = site.checkpoints();
+            let whole = all.newest(None).unwrap_or_else(|error| panic!("{at}: {error}"));
+            all.check_parts(&whole).unwrap_or_else(|error| panic!("{at}: {error}"));
+            let problems = all.verify(&mut Vec::new()).unwrap();
+            assert!(problems.is_empty(), "{at}: {problems:?}");
+
+            let left: Vec<u64> = if from_four { vec![4] } else { all.steps().unwrap() };
+            let resumed = resume(from_four.then_some(4)).unwrap_or_else(|error| panic!("{at}: {error}"));
+            let mut ledger = site.ledger_on(Arc::new(Disk), Some(resumed), keep).unwrap();
+            site.write_with(&mut ledger, 16, 3).unwrap_or_else(|error| panic!("{at}: {error}"));
+            let newest = site.checkpoints().newest(None).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert_eq!(newest.step(), 16, "{at}");
+            assert_eq!(site.checkpoints().steps().unwrap(), [&left[..], &[16]].concat(), "{at}");
+            if !storage.has_crashed() {
+                assert_eq!(all.steps().unwrap(), [4, 16], "{at}");
+                assert!(operations > 10, "{operations} operations put nothing aside");
+                break;
+            }
+            operations += 1;
+        }
+    }
+}
