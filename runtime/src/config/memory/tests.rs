@@ -75,3 +75,19 @@ fn answers_have_room_for_all_that_a_server_keeps() {
         }
     }
 }
+
+/// Many small slices take more than their values.
+#[test]
+fn small_slices_have_their_tables_counted() {
+    let own =
+        |slice_bytes: u32, role| parse(&[&format!("transport.slice_bytes={slice_bytes}")]).own_bytes(role, 0);
+    let least = parse(&["transport.slice_bytes=64"]).slices();
+    assert!(least > 1000, "{least}");
+    for (role, each) in [(Role::Server, OF_SLICE[0]), (Role::Scheduler, OF_SLICE[1])] {
+        let (small, large) = (own(64, role), own(1 << 20, role));
+        assert!(
+            small + (1 << 20) > large + each * (least - 8) && small < large + each * least,
+            "{role:?}: {small}, {large}"
+        );
+    }
+}
