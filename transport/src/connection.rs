@@ -160,9 +160,13 @@ impl Connection {
 pub(crate) struct Watched(Weak<Inner>);
 
 impl Watched {
-    /// Closes the connection if it lives; says whether it did.
-    pub(crate) fn close(&self, code: u32, reason: &str) -> bool {
-        self.0.upgrade().is_some_and(|inner| inner.close(code, reason))
+    /// Closes the connection if it lives, and counts its peer as refused for `cause`; says whether it did.
+    pub(crate) fn refuse(&self, cause: Cause, code: CloseCode, reason: &str) -> bool {
+        let Some(inner) = self.0.upgrade().filter(|inner| inner.close(code.number(), reason)) else {
+            return false;
+        };
+        inner.refusals.count(cause, Who::node(&inner.peer));
+        true
     }
 }
 

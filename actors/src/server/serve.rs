@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use testudo_kernels::Codec;
 use testudo_transport::{
-    Cause, CloseCode, Connection, Message, Outgoing, Payload, Receiver, Role, SpiffeId, Who,
+    Cause, CloseCode, Connection, Message, Outgoing, Payload, Receiver, Refusals, Role, SpiffeId, Who,
 };
 use tokio::runtime::Handle;
 
@@ -100,7 +100,7 @@ impl Serving {
             return;
         };
         // The first word says which process this is; until then, no other stream is heard.
-        let Some((first, shown)) = greeted(&connection).await else { return };
+        let Some((first, shown)) = greeted(&connection, self.network.refusals()).await else { return };
         if !self.live.is(worker, &shown) {
             if let Some(left_out) = self.network.refusals().count(Cause::Incarnation, Who::node(&peer)) {
                 tracing::warn!(%peer, left_out, "another incarnation of it takes part; this one is not served");
@@ -124,25 +124,31 @@ impl Serving {
 }
 
 /// Hears the first word on the first stream of a worker's connection; the commitment to what it shows. A peer that says
-/// something else, or nothing for too long, is cut off.
-async fn greeted(connection: &Connection) -> Option<((testudo_transport::Sender, Receiver), [u8; 32])> {
+/// something else, or nothing for too long, is cut off and counted. It may be somebody who has a worker's key alone, so nothing
+/// of it is held against the worker.
+async fn greeted(
+    connection: &Connection,
+    refusals: &Refusals,
+) -> Option<((testudo_transport::Sender, Receiver), [u8; 32])> {
     let word = async {
         let (sender, mut receiver) = connection.accept().await.ok()?;
-        let message = receiver.recv().await.ok()??;
-        let hello = (message.kind == Hello::KIND).then(|| Hello::decode(&message.body).ok()).flatten()?;
-        Some(((sender, receiver), hello.secret.commitment()))
+        let message = receiver.recv().await.ok()?;
+        let hello = message.filter(|m| m.kind == Hello::KIND).and_then(|m| Hello::decode(&m.body).ok());
+        Some(hello.map(|hello| ((sender, receiver), hello.secret.commitment())))
     };
-    match tokio::time::timeout(HELLO_PATIENCE, word).await {
-        Ok(Some(greeted)) => Some(greeted),
-        Ok(None) => {
-            connection.close(CloseCode::Policy.number(), "the first word to a server is a hello");
-            None
-        }
-        Err(_) => {
-            connection.close(CloseCode::Stalled.number(), "no hello came");
-            None
-        }
+    let (cause, code, what) = match tokio::time::timeout(HELLO_PATIENCE, word).await {
+        Ok(Some(Some(greeted))) => return Some(greeted),
+        Ok(Some(None)) => (Cause::Message, CloseCode::Policy, "the first word to a server is a hello"),
+        Err(_) => (Cause::Late, CloseCode::Stalled, "no hello came"),
+        // The connection has ended already.
+        Ok(None) => return None,
+    };
+    let peer = connection.peer();
+    if let Some(left_out) = refusals.count(cause, Who::node(peer)) {
+        tracing::warn!(%peer, what, left_out, "a worker that is not served");
     }
+    connection.close(code.number(), what);
+    None
 }
 
 fn worker_index(peer: &SpiffeId) -> Option<u32> {

@@ -7,6 +7,7 @@
 //!    or until the list that would say so has ended.
 //! 2. A file that is followed never takes back what is in force: what cannot be taken from it is logged once, and changes
 //!    nothing.
+//! 3. Who is cut off is counted as refused, under the cause that a newcomer with the same certificate would be.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::connection::{Connection, Take, Watched};
 use crate::error::CloseCode;
 use crate::identity::SpiffeId;
 use crate::pki::{Anchors, Chain, Crl, Expected, Installed, PkiError, Trust, read_crl};
+use crate::refusals::Cause;
 
 /// Between two looks at live connections and at the file that is followed: a revoked node has no more than this long, and a
 /// look costs microseconds.
@@ -72,7 +74,11 @@ impl Entry {
         // Closing wakes others' tasks: not under the lock.
         drop(shown);
         let Some(connection) = self.connection.get() else { return false };
-        let closed = connection.close(CloseCode::Untrusted.number(), &why.to_string());
+        let cause = match why {
+            PkiError::Revoked { .. } => Cause::Revoked,
+            _ => Cause::Certificate,
+        };
+        let closed = connection.refuse(cause, CloseCode::Untrusted, &why.to_string());
         if closed {
             tracing::warn!(peer = %self.peer, %why, "connection closed: its peer is trusted no longer");
         }
