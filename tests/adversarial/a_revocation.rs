@@ -7,11 +7,12 @@
 use serde_json::{Value, json};
 use testudo_actors::operator::Line;
 use testudo_tests::attacker::Attacker;
-use testudo_tests::live::{Closed, Live, Node};
+use testudo_tests::live::{Closed, Live, Node, Plan};
 use testudo_tests::member::in_time;
-use testudo_transport::{CloseCode, Role};
+use testudo_transport::{Cause, CloseCode, Role};
 
 use crate::PROGRAM;
+use crate::counted::Counts;
 
 /// TLS's alert for it (RFC 8446, section 6.2), as QUIC closes a connection with it.
 const CERTIFICATE_REVOKED: u64 = 256 + 44;
@@ -21,6 +22,7 @@ const NAMES: [&str; 3] = ["70", "71", "72"];
 
 struct Scene<'a> {
     attacker: &'a Attacker,
+    counts: &'a Counts,
     serials: Vec<String>,
 }
 
@@ -47,10 +49,11 @@ impl Scene<'_> {
         (found["admitted"] == true, serde_json::from_value(found["closed"].clone()).unwrap())
     }
 
-    /// Nobody gets in with the certificate of `name`, anywhere, and everybody says why.
+    /// Nobody gets in with the certificate of `name`, anywhere, and everybody says why and counts it.
     fn refused_everywhere(&self, live: &Live, name: &str) {
         for node in live.nodes() {
-            let (admitted, closed) = self.dial(live, node, name);
+            let (admitted, closed) =
+                self.counts.rise(node, &[(Cause::Revoked, 1)], || self.dial(live, node, name));
             assert!(!admitted, "{name} at {}", node.id.short());
             let closed = closed.unwrap();
             assert_eq!(closed.code, CERTIFICATE_REVOKED, "{name} at {}: {closed:?}", node.id.short());
@@ -74,12 +77,13 @@ fn hand_in(live: &Live, crl: Vec<u8>) -> Result<String, String> {
 
 #[test]
 fn class_a_revocation() {
-    let Some(attacker) = Attacker::start() else { return };
-    let mut live = Live::start(PROGRAM);
+    let (Some(attacker), Some(counts)) = (Attacker::start(), Counts::start()) else { return };
+    let mut live = Live::start_with(PROGRAM, counts.plan(Plan::default()), |_| ());
     let names: Vec<String> = NAMES.iter().map(|name| named(&live, name)).collect();
     let order = json!({"ca": live.folder().join("ca"), "names": names});
     let serials: Value = attacker.attack("revocation.enrol", order);
-    let scene = Scene { attacker: &attacker, serials: serde_json::from_value(serials).unwrap() };
+    let scene =
+        Scene { attacker: &attacker, counts: &counts, serials: serde_json::from_value(serials).unwrap() };
 
     live.case("good until it is revoked", |live| {
         let (admitted, closed) = scene.dial(live, live.node(Role::Scheduler, 0), "71");
@@ -92,9 +96,12 @@ fn class_a_revocation() {
     });
     live.case("revoked while it is connected", |live| {
         let node = live.node(Role::Scheduler, 0);
-        hand_in(live, scene.crl(live, 2, 2, &[])).unwrap();
         let order = json!({"name": named(live, "71"), "expect": node.id.as_str()});
-        let closed: Closed = serde_json::from_value(attacker.attack("revocation.cut_off", order)).unwrap();
+        let closed = counts.rise(node, &[(Cause::Revoked, 1)], || {
+            hand_in(live, scene.crl(live, 2, 2, &[])).unwrap();
+            attacker.attack("revocation.cut_off", order)
+        });
+        let closed: Closed = serde_json::from_value(closed).unwrap();
         assert!(closed.is(CloseCode::Untrusted) && closed.reason.contains("revoked"), "{closed:?}");
         scene.refused_everywhere(live, "71");
     });
@@ -122,5 +129,5 @@ fn class_a_revocation() {
         assert!(admitted, "{closed:?}");
     });
     live.case("the audit log has the refusals", |live| live.recorded(&["revoked"]));
-    live.finish();
+    counts.recorded(live);
 }

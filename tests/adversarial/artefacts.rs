@@ -9,6 +9,9 @@ use testudo_tests::process::{self, Ended};
 
 use crate::PROGRAM;
 
+/// A command, the exit status that it must end with, and what it must say.
+pub(crate) struct Expected<'a>(pub(crate) &'a [&'a str], pub(crate) i32, pub(crate) &'a [&'a str]);
+
 /// A run, and room for copies.
 pub(crate) struct Artefacts {
     folder: tempfile::TempDir,
@@ -41,29 +44,40 @@ impl Artefacts {
     }
 
     /// Has `spoil` change a copy. Each command of `commands` (with the copy's path for `DIR`) must then end with its exit status,
-    /// say one of its words, print no panic, and leave every file of the copy as it was.
-    pub(crate) fn case(
+    /// say all of its words, print no panic, and leave every file of the copy as it was.
+    pub(crate) fn case(&mut self, what: &str, spoil: impl FnOnce(&Path), commands: &[Expected<'_>]) {
+        self.case_within(what, "", spoil, commands);
+    }
+
+    /// As [`case`](Artefacts::case), of commands that change other files than those whose paths in the run begin with `within`.
+    pub(crate) fn case_within(
         &mut self,
         what: &str,
+        within: &str,
         spoil: impl FnOnce(&Path),
-        commands: &[(&[&str], i32, &[&str])],
+        commands: &[Expected<'_>],
     ) {
         let copy = self.copy();
         spoil(&copy);
-        let before = contents(&copy);
-        for (arguments, code, words) in commands {
+        let kept = |path: &PathBuf| path.strip_prefix(&copy).unwrap().to_str().unwrap().starts_with(within);
+        let contents = || -> BTreeMap<PathBuf, Vec<u8>> {
+            contents(&copy).into_iter().filter(|(path, _)| kept(path)).collect()
+        };
+        let before = contents();
+        assert!(!before.is_empty());
+        for Expected(arguments, code, words) in commands {
             let arguments: Vec<String> = arguments.iter().map(|a| a.replace("DIR", text(&copy))).collect();
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let Ended { status, stdout, stderr } = process::run(PROGRAM, &arguments, &copy);
             let said = format!("{stdout}{stderr}");
-            if status.code() != Some(*code) || !words.iter().any(|word| said.contains(word)) {
+            if status.code() != Some(*code) || !words.iter().all(|word| said.contains(word)) {
                 self.failed
                     .push(format!("{what}: {arguments:?}: {status}, not {code} with {words:?}: {said}"));
             }
             if said.contains("panicked") {
                 self.failed.push(format!("{what}: {arguments:?} panicked: {said}"));
             }
-            let after = contents(&copy);
+            let after = contents();
             if after != before {
                 let changed: Vec<_> = after
                     .iter()
@@ -109,4 +123,13 @@ pub(crate) fn flip(path: &Path, byte: usize) {
     let at = byte % bytes.len();
     bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();
+}
+
+/// Changes one character of Base64 in a file: the one `skip` characters behind the first `after`.
+pub(crate) fn another(path: &Path, after: &str, skip: usize) {
+    let mut text = std::fs::read_to_string(path).unwrap();
+    let at = text.find(after).unwrap() + after.len() + skip;
+    let other = if text[at..].starts_with('A') { "B" } else { "A" };
+    text.replace_range(at..=at, other);
+    std::fs::write(path, text).unwrap();
 }

@@ -1,28 +1,35 @@
 //! Class B, authorization: roles that say what is not theirs, workers without a lease, with an old one, or under another's name.
 //!
 //! The attackers are aioquic with good certificates of every role, and a third worker of the job, played in Python: it joins,
-//! is leased its part, and leaves. Messages under another worker's name are class D's "another's name as the sender". The third
+//! is leased its part, and leaves; and somebody who speaks beside an honest worker, with its key and secret. What a scheduler or a
+//! server may not say to whoever dialled it is `tests/tests/roles.rs`. Messages under another worker's name are class D's "another's name as the sender". The third
 //! worker's work goes to the other two, which changes no bit.
 
 use serde_json::{Value, json};
 use testudo_actors::policy;
 use testudo_tests::attacker::Attacker;
+use testudo_tests::flood::inside::Inside;
 use testudo_tests::live::{Closed, Live, Plan, until};
-use testudo_transport::{CloseCode, Role, Rule};
+use testudo_transport::{Cause, CloseCode, Role, Rule};
 
 use crate::PROGRAM;
-use crate::hostile::{HOSTILE, join, leave, slice_of};
+use crate::counted::Counts;
+use crate::hostile::{HOSTILE, join, leave, order_beside, slice_of};
 
 #[test]
 fn class_b_authorization() {
-    let Some(attacker) = Attacker::start() else { return };
-    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1, ..Plan::default() };
-    let mut live = Live::start_with(PROGRAM, plan, |live| {
+    let (Some(attacker), Some(counts)) = (Attacker::start(), Counts::start()) else { return };
+    // Roles are tried as fast as that goes: how fast strangers may come is class E's.
+    let limits = "handshakes_per_second = 100000";
+    let plan = Plan { workers: 3, absent: vec![HOSTILE], lost: 1, limits, ..Plan::default() };
+    let mut live = Live::start_with(PROGRAM, counts.plan(plan), |live| {
         join(&attacker, live);
         // A message that a server took, again on another stream of the connection.
         let mut order = slice_of(live, live.node(Role::Server, 1));
         order.as_object_mut().unwrap().remove("size");
-        let found = attacker.attack("worker.other_stream", order);
+        let found = counts.rise(live.node(Role::Server, 1), &[(Cause::Mac, 1)], || {
+            attacker.attack("worker.other_stream", order)
+        });
         let closed: Closed = serde_json::from_value(found["closed"].clone()).unwrap();
         assert_eq!(found["first"], 24, "it was taken once: {found}");
         assert!(closed.is(CloseCode::Mac), "{closed:?}");
@@ -38,19 +45,70 @@ fn class_b_authorization() {
     live.case("a push without a lease", |live| {
         let mut order = live.order(live.node(Role::Server, 0));
         order["name"] = format!("{}/77", live.stem("worker")).into();
-        closed_for_policy(&attacker.attack("worker.unleased", order), "workers that hold a lease");
+        let found = counts.rise(live.node(Role::Server, 0), &[(Cause::Request, 1)], || {
+            attacker.attack("worker.unleased", order)
+        });
+        closed_for_policy(&found, "workers that hold a lease");
     });
     live.case("a push as the first word", |live| {
-        let order = live.order_as(live.node(Role::Server, 0), 0);
-        closed_for_policy(&attacker.attack("worker.without_hello", order), "is a hello");
+        let node = live.node(Role::Server, 0);
+        let found = counts.rise(node, &[(Cause::Message, 1)], || {
+            attacker.attack("worker.without_hello", live.order_as(node, 0))
+        });
+        closed_for_policy(&found, "is a hello");
     });
-    for (role, words) in [(Role::Scheduler, "may not"), (Role::Server, "")] {
+    // A server hears nobody but workers that hold a lease, so it may turn the others away before they have said a word.
+    for (role, words, causes) in [
+        (Role::Scheduler, "may not", &[Cause::Policy][..]),
+        (Role::Server, "", &[Cause::Policy, Cause::Request]),
+    ] {
         live.case(&format!("every wrong role at the {role}"), |live| {
-            wrong_roles(&attacker, live, role, words)
+            wrong_roles(&attacker, &counts, live, (role, words, causes));
         });
     }
-    live.case("the audit log has the refusals", |live| live.recorded(&["policy", "mac"]));
-    live.finish();
+    live.case("the audit log has the refusals", |live| {
+        live.recorded(&["policy", "mac", "request", "message"]);
+    });
+    counts.recorded(live);
+}
+
+/// Whoever has a leased worker's key and secret is heard by servers: what is not a worker's to say is refused all the same.
+#[test]
+fn class_b_a_worker_with_a_lease_says_what_is_not_a_workers() {
+    let (Some(attacker), Some(counts)) = (Attacker::start(), Counts::start()) else { return };
+    let inside = Inside::default();
+    // A fault costs an identity nine connections: with the default rate, this one would be shut out after the first few.
+    let limits = "connections_per_peer = 1000";
+    let plan = Plan { inside: Some((0, inside.clone())), limits, ..Plan::default() };
+    let mut live = Live::start_with(PROGRAM, counts.plan(plan), |_| ());
+    let rules = policy::rules(live.site.job.slice_bytes);
+    let wrong = rules.iter().filter(|rule| !allowed(rule, Role::Worker, Role::Server));
+    let kinds: Vec<u8> = wrong.map(|rule| rule.kind).collect();
+    assert!(
+        kinds.len() > 30 && kinds.len() + 3 == rules.len(),
+        "hello, push and pull are a worker's: {kinds:?}"
+    );
+    for index in [0, 1] {
+        live.case(&format!("every kind that is not a worker's, at server {index}"), |live| {
+            let node = live.node(Role::Server, index);
+            let mut order = order_beside(live, node, (0, &inside));
+            order["kinds"] = json!(kinds);
+            let found = counts.rise(node, &[(Cause::Policy, kinds.len() as u64)], || {
+                attacker.attack("worker.wrong_kinds", order)
+            });
+            let found: Vec<(u8, Option<Closed>)> = serde_json::from_value(found).unwrap();
+            let good = |closed: &Closed| closed.is(CloseCode::Policy) && closed.reason.contains("may not");
+            let wrong: Vec<_> =
+                found.iter().filter(|(_, closed)| !closed.as_ref().is_some_and(good)).collect();
+            assert!(wrong.is_empty() && found.len() == kinds.len(), "{wrong:#?}");
+        });
+    }
+    live.case("the audit log has the refusals", |live| live.recorded(&["policy"]));
+    counts.recorded(live);
+}
+
+fn allowed(rule: &Rule, from: Role, to: Role) -> bool {
+    rule.from.admits(from) && rule.to.admits(to)
 }
 
 fn closed_for_policy(found: &Value, words: &str) {
@@ -58,12 +116,15 @@ fn closed_for_policy(found: &Value, words: &str) {
     assert!(closed.is(CloseCode::Policy) && closed.reason.contains(words), "{closed:?}");
 }
 
-/// Every message of the table from every role that may not say it to `to`, and every one that may not be said to `to`. A server
-/// hears nobody but workers that hold a lease, whatever they say.
-fn wrong_roles(attacker: &Attacker, live: &Live, to: Role, words: &str) {
-    let allowed = |rule: &Rule, from: Role| rule.from.admits(from) && rule.to.admits(to);
+/// Every message of the table from every role that may not say it to `to`, and every one that may not be said to `to`.
+fn wrong_roles(
+    attacker: &Attacker,
+    counts: &Counts,
+    live: &Live,
+    (to, words, causes): (Role, &str, &[Cause]),
+) {
     let rules = policy::rules(live.site.job.slice_bytes);
-    let of = |rule: &Rule| Role::ALL.into_iter().filter(|from| !allowed(rule, *from)).collect::<Vec<_>>();
+    let of = |rule: &Rule| Role::ALL.into_iter().filter(|from| !allowed(rule, *from, to)).collect::<Vec<_>>();
     let attempts: Vec<(String, u8)> =
         rules.iter().flat_map(|r| of(r).into_iter().map(|from| (from.to_string(), r.kind))).collect();
     assert!(attempts.len() > 100, "{} are not every wrong role", attempts.len());
@@ -73,8 +134,9 @@ fn wrong_roles(attacker: &Attacker, live: &Live, to: Role, words: &str) {
     order["first"] = 100.into();
     order["attempts"] = json!(attempts);
     order.as_object_mut().unwrap().remove("name");
-    let found: Vec<(String, u8, Option<Closed>)> =
-        serde_json::from_value(attacker.attack("worker.roles", order)).unwrap();
+    let found =
+        counts.rise_among(node, causes, attempts.len() as u64, || attacker.attack("worker.roles", order));
+    let found: Vec<(String, u8, Option<Closed>)> = serde_json::from_value(found).unwrap();
     assert_eq!(found.len(), attempts.len());
     let good = |closed: &Closed| closed.is(CloseCode::Policy) && closed.reason.contains(words);
     let wrong: Vec<_> = found.iter().filter(|(_, _, closed)| !closed.as_ref().is_some_and(good)).collect();

@@ -5,16 +5,24 @@
 //! exporter secret from aioquic's key schedule. The victim is the scheduler, which hears every member of the job; what it does
 //! with frames is the transport's work, the same in every node.
 
+use serde_json::json;
 use testudo_tests::attacker::Attacker;
-use testudo_tests::live::Live;
-use testudo_transport::CloseCode;
+use testudo_tests::flood::inside::Inside;
+use testudo_tests::live::{Live, Plan};
+use testudo_transport::{CloseCode, Role};
 
 use crate::PROGRAM;
+use crate::counted::Counts;
 use crate::frames::{Expected, refused};
+use crate::hostile::order_beside;
 
 const FRAMING: CloseCode = CloseCode::Framing;
 const POLICY: CloseCode = CloseCode::Policy;
 const CREDIT: CloseCode = CloseCode::Credit;
+
+/// Streams on which a push comes a byte a second, and how many seconds at least: longer than a first word may take.
+const SLOW: u64 = 12;
+const SECONDS: u64 = 12;
 
 /// Case, code, words of the reason.
 const CASES: [Expected; 32] = [
@@ -54,13 +62,27 @@ const CASES: [Expected; 32] = [
 
 #[test]
 fn class_c_framing() {
-    let Some(attacker) = Attacker::start() else { return };
-    let mut live = Live::start(PROGRAM);
+    let (Some(attacker), Some(counts)) = (Attacker::start(), Counts::start()) else { return };
+    let inside = Inside::default();
+    let plan = Plan { inside: Some((0, inside.clone())), ..Plan::default() };
+    let mut live = Live::start_with(PROGRAM, counts.plan(plan), |_| ());
+    live.case("pushes of a byte a second begin on many streams", |live| {
+        let mut order = order_beside(live, live.node(Role::Server, 0), (0, &inside));
+        order["streams"] = SLOW.into();
+        assert_eq!(attacker.attack("frames.drip", order), SLOW);
+    });
     live.case("frames that lie", |live| {
-        let answered = refused(&attacker, live, "framing", 1000, &CASES);
+        // The one that is answered is turned away, because the job has all its members.
+        let answered = refused(&attacker, &counts, live, ("framing", 1000), &CASES, 1);
         // What comes slowly and is good is waited for, and answered by the refusal of a join.
         assert_eq!(answered, ["a byte at a time"]);
     });
+    live.case("pushes of a byte a second went on all the while", |live| {
+        let found = counts.rise(live.node(Role::Server, 0), &[], || {
+            attacker.attack("frames.dripped", json!({"least": SECONDS}))
+        });
+        assert!(found["said"].as_u64() >= Some(SECONDS) && found["closed"].is_null(), "{found}");
+    });
     live.case("the audit log has the refusals", |live| live.recorded(&["framing", "policy", "credit"]));
-    live.finish();
+    counts.recorded(live);
 }

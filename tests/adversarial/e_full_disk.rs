@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use testudo_tests::collector::Collector;
 use testudo_tests::files::{self, text};
 use testudo_tests::live::{MEMORY, peak, until};
 use testudo_tests::process::{self, Ended, NodeProcess};
@@ -73,15 +74,21 @@ fn class_e_a_full_disk() {
     let (file, run) = (files::write_job(folder.path()), folder.path().join("run"));
     let every = format!("checkpoint.every_steps={EVERY}");
     let options = ["--set", "training.max_steps=1000000", "--set", &every, "--json", "--quiet"];
-    let started = process::start(
-        PROGRAM,
-        &[&["run", text(&file), "--run-dir", text(&run)], options.as_slice()].concat(),
-        &run,
-    );
+    let Some(collector) = Collector::start() else { return };
+    let arguments = [&["run", text(&file), "--run-dir", text(&run)], options.as_slice()].concat();
+    let started = process::start_in(PROGRAM, &arguments, &run, &collector.environment());
     until("a checkpoint", || newest(&run).filter(|step| *step >= STEPS));
     let nodes = process::nodes(&run);
     assert_eq!(nodes.len(), 5, "{nodes:?}");
     let calm: Vec<u64> = nodes.iter().map(|node| peak(node.pid).unwrap()).collect();
+
+    let parts = |server: &str, outcome: &str| -> f64 {
+        let parts = collector.newest(server, "testudo.checkpoint.parts");
+        parts.get(&format!("outcome={outcome}")).copied().unwrap_or_default()
+    };
+    let made = || collector.number("scheduler/0", "testudo.checkpoints").unwrap_or_default();
+    let servers = ["server/0", "server/1"];
+    assert_eq!(servers.map(|server| parts(server, "failed")), [0.0; 2]);
 
     limit(&nodes, "0");
     // What was under way when the disk filled is over a checkpoint later.
@@ -93,11 +100,19 @@ fn class_e_a_full_disk() {
     let kept = newest(&run).unwrap();
     assert!(kept < again, "no checkpoint is made on a full disk: {kept}");
     until("a moment at which nothing lies about half written", || (half_written(&run) == 0).then_some(()));
+    until("failed parts in the metrics of some server", || {
+        servers.iter().any(|server| parts(server, "failed") > 0.0).then_some(())
+    });
+    let before = (servers.map(|server| parts(server, "written")), made());
     // Those before are whole.
     let _ = testudo(&["checkpoint", "verify", text(&run)]);
 
     limit(&nodes, "unlimited");
     until("another checkpoint", || newest(&run).filter(|step| *step > again));
+    until("parts and checkpoints in the metrics", || {
+        let written = servers.iter().zip(before.0).all(|(server, before)| parts(server, "written") > before);
+        (written && made() > before.1).then_some(())
+    });
     for (node, calm) in nodes.iter().zip(calm) {
         let now = peak(node.pid).unwrap_or_else(|| panic!("{node:?} has ended"));
         assert!(now < calm + MEMORY, "{node:?} grew from {calm} to {now} bytes");

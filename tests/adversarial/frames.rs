@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::json;
 use testudo_tests::attacker::Attacker;
 use testudo_tests::live::{Closed, Live};
-use testudo_transport::{CloseCode, Role};
+use testudo_transport::{Cause, CloseCode, Role};
+
+use crate::counted::Counts;
 
 /// A case, the code that the attacker is cut off with, and words of the reason.
 pub(crate) type Expected = (&'static str, CloseCode, &'static str);
@@ -19,15 +21,36 @@ struct Ended {
     closed: Option<Closed>,
 }
 
+/// What a peer that is cut off with `code` and these words for what it said is counted as.
+pub(crate) fn cause(code: CloseCode, words: &str) -> Cause {
+    match code {
+        // The frame is good, and what is in it makes no sense to the scheduler.
+        CloseCode::Framing if words == "malformed" => Cause::Message,
+        CloseCode::Framing => Cause::Framing,
+        CloseCode::Policy => Cause::Policy,
+        CloseCode::Credit => Cause::Credit,
+        CloseCode::Mac => Cause::Mac,
+        CloseCode::Identity => Cause::Envelope,
+        other => panic!("nobody is cut off with {other:?} for what it framed"),
+    }
+}
+
 /// Has the cases of Python's table `table` tried, under identities from `first` on: the attacker was let in, each is cut off as
-/// `expected`, and the scheduler says so in its log. Cases that were answered instead are handed back.
+/// `expected`, and the scheduler says so in its log and counts it under its cause, beside `joins` that it turns away. Cases that
+/// were answered instead are handed back.
 pub(crate) fn refused(
     attacker: &Attacker,
+    counts: &Counts,
     live: &Live,
-    table: &str,
-    first: u32,
+    (table, first): (&str, u32),
     expected: &[Expected],
+    joins: u64,
 ) -> Vec<String> {
+    let mut counted: BTreeMap<Cause, u64> = BTreeMap::from([(Cause::Join, joins)]);
+    for (_, code, words) in expected {
+        *counted.entry(cause(*code, words)).or_default() += 1;
+    }
+    let counted: Vec<(Cause, u64)> = counted.into_iter().collect();
     let node = live.node(Role::Scheduler, 0);
     let since = node.log().len();
     let mut order = live.order(node);
@@ -35,7 +58,7 @@ pub(crate) fn refused(
     order["stem"] = live.stem("worker").into();
     order["first"] = first.into();
     order.as_object_mut().unwrap().remove("name");
-    let found = attacker.attack("frames.run", order);
+    let found = counts.rise(node, &counted, || attacker.attack("frames.run", order));
     let mut found: BTreeMap<String, Ended> = serde_json::from_value(found).unwrap();
     let mut wrong = Vec::new();
     for (what, code, words) in expected {

@@ -2,8 +2,7 @@
 //! leave everything as it was; a run that was killed goes on from its last whole checkpoint to the bits of an unbroken one.
 //!
 //! The attacker is who can write the run directory. A crash at every single write is simulated in
-//! `runtime/src/checkpoint/tests/crash.rs`, and hostile headers under a good hash, which take the run's keys, are in
-//! `runtime/src/checkpoint/part/tests.rs`.
+//! `runtime/src/checkpoint/tests/crash.rs`, and hostile headers under a good hash, which take the run's keys, are `g_headers.rs`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use testudo_tests::files::text;
 use testudo_tests::process::{self, Signal, nodes, send};
 
 use crate::PROGRAM;
-use crate::artefacts::{Artefacts, flip};
+use crate::artefacts::{Artefacts, Expected, another, flip};
 
 /// Steps of the run, and between its checkpoints.
 const STEPS: u64 = 40;
@@ -55,75 +54,130 @@ fn class_g_checkpoints() {
     let wide = "model.hidden=[256, 256]";
     let set = ["--set", &steps, "--set", &every, "--set", wide, "--set", "checkpoint.keep_last=4"];
     let mut run = Artefacts::train(&set);
-    let verify: (&[&str], i32, &[&str]) = (&["checkpoint", "verify", "DIR"], 1, &["step", "head"]);
-    let resume: (&[&str], i32, &[&str]) =
-        (&["run", "--resume", "DIR", "--quiet", "--set", "training.max_steps=50"], 2, &["checkpoint"]);
-    let both = [verify, resume];
+    // What both say of the newest checkpoint, or what each says.
+    let verify = ["checkpoint", "verify", "DIR"];
+    let resume = ["run", "--resume", "DIR", "--quiet", "--set", "training.max_steps=50"];
+    let mut refused = |what: &str, spoil: &dyn Fn(&Path), says: &[&str], of_resume: &[&str]| {
+        let of_resume = if of_resume.is_empty() { says } else { of_resume };
+        run.case(what, spoil, &[Expected(&verify, 1, says), Expected(&resume, 2, of_resume)]);
+    };
 
+    let hash = ["step-00000040/server-0.part.age: its BLAKE3 is not the manifest's"];
     for place in [0, 100, 5_000, usize::MAX] {
-        run.case(&format!("a bit of a part, at {place}"), |run| flip(&part(run), place), &both);
+        refused(&format!("a bit of a part, at {place}"), &|run| flip(&part(run), place), &hash, &[]);
     }
-    run.case("a bit of the manifest", |run| flip(&step(run, STEPS).join("manifest.json"), 300), &both);
-    run.case(
-        "a bit of the manifest's signature",
-        |run| flip(&step(run, STEPS).join("manifest.sig"), 40),
-        &both,
+    let manifest = |run: &Path| step(run, STEPS).join("manifest.json");
+    refused(
+        "a number in the manifest",
+        &|run| {
+            let text = std::fs::read_to_string(manifest(run)).unwrap();
+            let more = text.replace("\"samples\": 2560", "\"samples\": 2561");
+            assert_ne!(text, more);
+            std::fs::write(manifest(run), more).unwrap();
+        },
+        &["step-00000040/manifest.json: signature does not verify under"],
+        &["audit log does not hold", "step-00000040/manifest.json: the log names manifest"],
     );
-    run.case("a part without its last block", |run| cut(&part(run), |f| f.len() - BLOCK), &both);
-    run.case(
+    let signature = |run: &Path| step(run, STEPS).join("manifest.sig");
+    refused(
+        "a letter of the manifest's signature",
+        &|run| another(&signature(run), "\"signature\": \"", 40),
+        &["step-00000040/manifest.json: signature does not verify under"],
+        &[],
+    );
+    refused(
+        "the signer's certificate, changed",
+        &|run| {
+            let text = std::fs::read_to_string(signature(run)).unwrap();
+            let end = text.find("\",\n").unwrap();
+            another(&signature(run), "\"certificate\": \"", end - "{\n  \"certificate\": \"".len() - 12);
+        },
+        &["step-00000040/manifest.json: certificate does not chain to the job's CA", "BadSignature"],
+        &[],
+    );
+    let size = ["step-00000040/server-0.part.age: ", " bytes, the manifest says "];
+    refused("a part without its last block", &|run| cut(&part(run), |f| f.len() - BLOCK), &size, &[]);
+    refused(
         "a part cut on a block boundary",
-        |run| {
+        &|run| {
             cut(&part(run), |file| {
                 let blocks = (file.len() - payload(file)) / BLOCK;
                 assert!(blocks >= 2, "{} bytes have no boundary to cut at", file.len());
                 payload(file) + BLOCK * (blocks - 1)
             });
         },
-        &both,
+        &size,
+        &[],
     );
-    run.case("a part of no block", |run| cut(&part(run), payload), &both);
-    run.case("an empty part", |run| cut(&part(run), |_| 0), &both);
-    run.case("no part", |run| std::fs::remove_file(part(run)).unwrap(), &both);
-    run.case(
+    refused("a part of no block", &|run| cut(&part(run), payload), &size, &[]);
+    refused("an empty part", &|run| cut(&part(run), |_| 0), &[size[0], ": 0 bytes, the manifest says "], &[]);
+    refused(
+        "no part",
+        &|run| std::fs::remove_file(part(run)).unwrap(),
+        &["cannot open", "step-00000040/server-0.part.age: No such file"],
+        &[],
+    );
+    refused(
         "a part that is a link",
-        |run| {
+        &|run| {
             let moved = run.join("moved");
             std::fs::rename(part(run), &moved).unwrap();
             std::os::unix::fs::symlink(&moved, part(run)).unwrap();
         },
-        &both,
+        &["cannot open", "step-00000040/server-0.part.age: Too many levels of symbolic links"],
+        &[],
     );
-    run.case(
+    refused(
         "parts of two servers, swapped",
-        |run| swap(&part(run), &step(run, STEPS).join("server-1.part.age")),
-        &both,
+        &|run| swap(&part(run), &step(run, STEPS).join("server-1.part.age")),
+        &size,
+        &[],
     );
-    run.case(
+    refused(
         "a part of an earlier step",
-        |run| {
+        &|run| {
             std::fs::copy(step(run, STEPS - EVERY).join("server-0.part.age"), part(run)).unwrap();
         },
-        &both,
+        // Its size may be the same: how much age adds is chosen by chance.
+        &["step-00000040/server-0.part.age: ", "the manifest"],
+        &[],
     );
-    run.case("steps swapped", |run| swap(&step(run, STEPS), &step(run, STEPS - EVERY)), &both);
-    run.case("a rollback", |run| std::fs::remove_dir_all(step(run, STEPS)).unwrap(), &both);
-    run.case(
+    refused(
+        "steps swapped",
+        &|run| swap(&step(run, STEPS), &step(run, STEPS - EVERY)),
+        &[
+            "step-00000030/manifest.json cannot be read: it is of step 40",
+            "step-00000040/manifest.json cannot be read: it is of step 30",
+        ],
+        &["audit log does not hold", "step-00000030/manifest.json: the log names manifest"],
+    );
+    let gone = ["audit log does not hold", "step-00000040/manifest.json: it is gone, and no record says"];
+    refused(
+        "a rollback",
+        &|run| std::fs::remove_dir_all(step(run, STEPS)).unwrap(),
+        &["was rolled back: the checkpoint at step 40 was the newest and is not there"],
+        &gone,
+    );
+    refused(
         "a rollback, and the head away",
-        |run| {
+        &|run| {
             std::fs::remove_dir_all(step(run, STEPS)).unwrap();
             std::fs::remove_file(run.join("checkpoint/head.json")).unwrap();
         },
-        &both,
+        &["was rolled back: head.json, which says what is the newest, is gone"],
+        &gone,
     );
-    run.case("a bit of the head", |run| flip(&run.join("checkpoint/head.json"), 60), &both);
-    run.case(
-        "a hostile header in place of a part",
-        |run| {
-            let header =
-                [&u64::MAX.to_le_bytes()[..], b"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296]"];
-            std::fs::write(part(run), header.concat()).unwrap();
-        },
-        &both,
+    refused(
+        "a letter of the head's signature",
+        &|run| another(&run.join("checkpoint/head.json"), "\"signature\": \"", 40),
+        &["checkpoint/head.json: signature does not verify under"],
+        &[],
+    );
+    refused(
+        "what is no part in the place of one",
+        &|run| std::fs::write(part(run), [&u64::MAX.to_le_bytes()[..], b"{}"].concat()).unwrap(),
+        &[size[0], ": 10 bytes, the manifest says "],
+        &[],
     );
     run.finish();
 }

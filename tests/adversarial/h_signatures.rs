@@ -1,5 +1,5 @@
 //! Class H, signatures: a run's own exported model, changed. `testudo verify` refuses each, says what is wrong, and changes
-//! nothing. What the public tool makes of the same cases is in `tests/tests/signing.rs::both_refuse_attack_class_h`.
+//! nothing. What the public tool makes of the same cases is in `tests/tests/signing.rs::ours_refuses_all_of_class_h_and_the_public_tool_all_but_four`.
 //!
 //! The attacker is who can write the model's folder; in two cases also who holds the key, and has it sign lies.
 
@@ -10,7 +10,7 @@ use testudo_tests::files::text;
 use testudo_tests::process;
 
 use crate::PROGRAM;
-use crate::artefacts::{Artefacts, flip};
+use crate::artefacts::{Artefacts, Expected, another, flip};
 
 fn model(run: &Path) -> std::path::PathBuf {
     run.join("checkpoint/final")
@@ -29,7 +29,7 @@ fn class_h_signatures() {
     let public = at("key.pub.pem");
     let public = text(&public);
     let verify = ["verify", "DIR/checkpoint/final", "--public-key", public];
-    run.case("nothing", |_| (), &[(&verify, 0, &["1 file"])]);
+    run.case("nothing", |_| (), &[Expected(&verify, 0, &["1 file"])]);
 
     // Has the right key sign what `change` makes of the statement.
     let signed_anew = |run: &Path, change: &dyn Fn(String) -> String| {
@@ -41,7 +41,7 @@ fn class_h_signatures() {
     };
     let weights = |run: &Path| model(run).join("model.safetensors");
     let mut refused = |what: &str, spoil: &dyn Fn(&Path), says: &str| {
-        run.case(what, spoil, &[(&verify, 1, &[says])]);
+        run.case(what, spoil, &[Expected(&verify, 1, &[says])]);
     };
     refused("changed", &|run| flip(&weights(run), 5_000), "changed: \"model.safetensors\"");
     refused("added", &|run| std::fs::write(model(run).join("more"), "x").unwrap(), "added: \"more\"");
@@ -59,7 +59,12 @@ fn class_h_signatures() {
         },
         "is a symbolic link",
     );
-    refused("a bit of the signature", &|run| flip(&model(run).join("model.sig"), 200), "");
+    let broken = "the signature does not verify: it or what it signs was altered";
+    for (what, after) in
+        [("a letter of the signature", "\"sig\":\""), ("a letter of the statement", "\"payload\":\"")]
+    {
+        refused(what, &|run| another(&model(run).join("model.sig"), after, 40), broken);
+    }
     refused("no signature", &|run| std::fs::remove_file(model(run).join("model.sig")).unwrap(), "model.sig");
     refused(
         "another's signature",

@@ -69,6 +69,12 @@ impl Collector {
         ]
     }
 
+    /// How many exports of `node` there have been.
+    #[must_use]
+    pub fn exports(&self, node: &str) -> usize {
+        self.exports.lock().unwrap().get(node).map_or(0, Vec::len)
+    }
+
     /// The series of `metric` in the newest export of `node`, by their attributes (`key=value`, in order of their keys).
     #[must_use]
     pub fn newest(&self, node: &str, metric: &str) -> BTreeMap<String, f64> {

@@ -11,13 +11,14 @@
 //! 3. Every case that failed is named.
 //! 4. One cluster at a time is under attack in a process: what floods one would starve the others.
 
+mod audit;
+mod case;
 mod gate;
 mod node;
 mod plan;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,9 +34,11 @@ use testudo_actors::{JobSpec, NodeError};
 use testudo_transport::{Role, TransportConfig};
 
 use crate::cluster::{Adapt, Links, Site, ToySetup};
+use crate::flood::inside::Inside;
 use crate::process;
 use crate::sim::Simulation;
 use crate::{files, toy};
+pub use audit::{Refusals, refusals};
 use gate::{Gate, Paced};
 use node::listening;
 pub use node::{Node, peak};
@@ -90,7 +93,8 @@ pub struct Live {
     pub site: Site,
     folder: TempDir,
     nodes: Vec<Node>,
-    workers: Vec<JoinHandle<Result<(), NodeError>>>,
+    /// By index, and whether it may be sent away for what is done under its key.
+    workers: Vec<(JoinHandle<Result<(), NodeError>>, bool)>,
     gate: Arc<Gate>,
     report: Arc<Mutex<Option<StatusReport>>>,
     granted: u64,
@@ -115,7 +119,7 @@ impl Live {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let site = Site::new(JobSpec { workers: plan.workers, ..job() }, Links::Quic);
         let folder = tempfile::tempdir().unwrap();
-        let config = write_config(folder.path());
+        let config = write_config(folder.path(), plan.limits);
         std::fs::write(config.with_extension("job"), site.signed().to_bytes()).unwrap();
         site.ca.save(&folder.path().join("ca")).unwrap();
         let gate = Arc::new(Gate::default());
@@ -137,8 +141,10 @@ impl Live {
             live.spawn(program, Role::Server, index, &plan.environment);
         }
         for index in (0..plan.workers).filter(|index| !plan.absent.contains(index)) {
-            let worker = live.worker(index);
-            live.workers.push(worker);
+            let inside = plan.inside.as_ref().filter(|(which, _)| *which == index);
+            let worker = live.worker(index, inside.map(|(_, inside)| inside.clone()));
+            let sent_away = inside.is_some() && plan.lost > 0;
+            live.workers.push((worker, sent_away));
         }
         live.watch();
         if let Err(why) = catch_unwind(AssertUnwindSafe(|| before(&live))) {
@@ -234,67 +240,11 @@ impl Live {
         report.nodes.iter().find(|n| is(&n.member)).map(|n| n.load).unwrap_or_default()
     }
 
-    /// Waits until the audit log has refusals for each of these causes.
-    ///
-    /// # Panics
-    /// When one is not recorded within a minute: with what is.
-    pub fn recorded(&self, causes: &[&str]) {
-        let log = self.run_dir(Role::Scheduler, 0).join("audit.log");
-        let read = || std::fs::read_to_string(&log).unwrap_or_default();
-        let has = |text: &str, cause: &str| {
-            let cause = format!("\"cause\":\"{cause}\"");
-            text.lines().any(|line| line.contains("\"kind\":\"refusals\"") && line.contains(&cause))
-        };
-        let all = || causes.iter().all(|cause| has(&read(), cause)).then_some(());
-        if within(Duration::from_secs(60), all).is_none() {
-            let text = read();
-            let lines: Vec<&str> = text.lines().filter(|line| line.contains("refusals")).collect();
-            panic!("not all of {causes:?} are recorded, but {}", last(&lines.join("\n"), 4_000));
-        }
-    }
-
-    /// How many records of refusals the audit log has.
-    #[must_use]
-    pub fn refusal_records(&self) -> usize {
-        let log = self.run_dir(Role::Scheduler, 0).join("audit.log");
-        let text = std::fs::read_to_string(log).unwrap_or_default();
-        text.lines().filter(|line| line.contains("\"kind\":\"refusals\"")).count()
-    }
-
-    /// Runs one case: `attack` panics if the attack did not end as it should.
-    pub fn case(&mut self, name: &str, attack: impl FnOnce(&Live)) {
-        let began = Instant::now();
-        self.grant(1);
-        let (over, gate) = (AtomicBool::new(false), Arc::clone(&self.gate));
-        let ended = std::thread::scope(|scope| {
-            let during = scope.spawn(|| {
-                let mut given = 1;
-                while given < PER_CASE - 1 && !over.load(Ordering::SeqCst) {
-                    std::thread::sleep(BETWEEN_STEPS);
-                    gate.grant(1);
-                    given += 1;
-                }
-                given
-            });
-            let ended = catch_unwind(AssertUnwindSafe(|| attack(self)));
-            over.store(true, Ordering::SeqCst);
-            (ended, during.join().unwrap())
-        });
-        self.granted += ended.1 - 1;
-        self.grant(PER_CASE - ended.1);
-        if let Err(why) = ended.0 {
-            self.failed.push(format!("{name}: {}", told(&*why)));
-        } else if let Err(why) = catch_unwind(AssertUnwindSafe(|| self.trained("steps after the attack"))) {
-            self.failed.push(format!("{name}: training did not go on: {}", told(&*why)));
-        }
-        println!("{name}: {} ms", began.elapsed().as_millis());
-    }
-
-    /// Lets the run end, and checks everything that must hold.
+    /// Lets the run end, and checks everything that must hold. The audit log, whole.
     ///
     /// # Panics
     /// With every case that failed and everything that does not hold.
-    pub fn finish(mut self) {
+    pub fn finish(mut self) -> String {
         let mut failed = std::mem::take(&mut self.failed);
         for node in &self.nodes {
             match peak(node.process.pid()) {
@@ -336,9 +286,11 @@ impl Live {
             }
             assert_eq!(log.matches(" is up").count(), 1, "{name} was started once");
         }
-        for worker in std::mem::take(&mut self.workers) {
-            worker.join().expect("no worker panics").unwrap();
+        for (worker, sent_away) in std::mem::take(&mut self.workers) {
+            let ended = worker.join().expect("no worker panics");
+            assert!(ended.is_ok() || sent_away, "{ended:?}");
         }
+        self.audit_log()
     }
 
     /// Fails with every case that failed.
@@ -396,7 +348,7 @@ impl Live {
         self.nodes.push(Node { id, address, process, log, calm: 0 });
     }
 
-    fn worker(&self, index: u32) -> JoinHandle<Result<(), NodeError>> {
+    fn worker(&self, index: u32, inside: Option<Inside>) -> JoinHandle<Result<(), NodeError>> {
         let identity = self.site.identity(Role::Worker, &index.to_string());
         let options = NodeOptions {
             network: self
@@ -414,7 +366,13 @@ impl Live {
             Some(pace) => compute.with_pace(Box::new(pace)),
             None => compute,
         });
-        std::thread::spawn(move || run_worker(options, &mut ToySetup::adapted(adapt)))
+        std::thread::spawn(move || {
+            let mut setup = ToySetup::adapted(adapt);
+            match inside {
+                Some(inside) => run_worker(options, &mut inside.watch(Box::new(setup))),
+                None => run_worker(options, &mut setup),
+            }
+        })
     }
 
     /// Keeps the scheduler's newest report, as an operator gets it.
@@ -470,7 +428,7 @@ impl Drop for Live {
 }
 
 /// The small job's file, so that nodes bind, allow and frame what this test's job needs.
-fn write_config(folder: &Path) -> PathBuf {
+fn write_config(folder: &Path, limits: &str) -> PathBuf {
     let file = files::write_job(folder);
     let text = std::fs::read_to_string(&file).unwrap();
     let transport = format!(
@@ -479,7 +437,7 @@ fn write_config(folder: &Path) -> PathBuf {
     );
     let text = text
         .replace("slice_bytes = 1024", &transport)
-        .replace("[model]", &format!("[limits]\nmemory_mib = {LIMIT_MIB}\n\n[model]"))
+        .replace("[model]", &format!("[limits]\nmemory_mib = {LIMIT_MIB}\n{limits}\n\n[model]"))
         .replace("name = \"small\"", "name = \"toy\"\ntrust_domain = \"test.local\"");
     std::fs::write(&file, text).unwrap();
     file

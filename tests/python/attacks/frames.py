@@ -2,8 +2,12 @@
 
 Each case has a connection, an address and an identity of its own, so that no case is refused for what another did.
 """
+import threading
+
 import certificates
 import wire
+from handshake import stolen
+from worker import greet
 
 BODY = wire.text("0.1.0") + wire.text("none") + wire.option(None) + bytes(32)
 
@@ -114,6 +118,44 @@ def slowly(peer, stream):
     return answer.kind if answer else None
 
 
+# Who says a byte a second, until it is told to end.
+dripping = {}
+
+
+def drip(target, identity, name, expect, secret, streams):
+    """Under a worker's key and secret: begins a push on each of several streams, and goes on by a byte a second on each."""
+    chain, key = stolen(identity)
+    peer, _lane = greet(target, name, expect, chain, key, secret, wire.next_address())
+    push, over = wire.prelude(wire.PUSH, 300, 256) + bytes(556), threading.Event()
+    dripping.update(peer=peer, over=over, said=0)
+    numbers = [peer.stream() for _ in range(streams)]
+
+    def go_on():
+        while not over.is_set() and peer.closed is None and dripping["said"] < len(push):
+            for number in numbers:
+                peer.write(number, push[dripping["said"]:][:1])
+            peer.until(over.is_set, 1.0)
+            dripping["said"] += 1
+
+    dripping["thread"] = threading.Thread(target=go_on, daemon=True)
+    dripping["thread"].start()
+    return len(numbers)
+
+
+def dripped(least):
+    """Ends that when `least` bytes have been said on each stream; how the connection was closed if it was."""
+    while dripping["said"] < least and dripping["thread"].is_alive():
+        dripping["thread"].join(0.1)
+    dripping["over"].set()
+    dripping["thread"].join()
+    peer = dripping["peer"]
+    found = {"said": dripping["said"], "closed": peer.closed}
+    peer.quic.close(error_code=0)
+    peer.flush()
+    peer.close()
+    return found
+
+
 def order():
     """Class D: messages whose MAC must fail."""
     return {
@@ -186,10 +228,12 @@ def other_direction(peer, stream):
     peer.write(stream, wire.Sealer(peer, stream, wire.FROM_ACCEPTOR).frame(wire.JOIN, BODY))
 
 
-def flips(target, ca, expect, stem, first, step):
-    """A heartbeat with one bit flipped, for every `step`-th of its bits; what was taken, and the codes of what was not."""
+def flips(target, ca, expect, stem, first, bit, step, network):
+    """A heartbeat with one bit flipped, for every `step`-th of its bits from `bit` on; what was taken, and the codes of what was
+    not."""
     authority, taken, codes = certificates.Authority(ca), [], {}
-    size, bits, number, bit = None, None, first, 0
+    size, bits, number = None, None, first
+    wire.begin_addresses(network)
     while bits is None or bit < bits:
         def attack(peer, stream):
             nonlocal size, bits

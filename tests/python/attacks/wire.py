@@ -32,6 +32,12 @@ FAST = [tls.Group.X25519]
 _addresses = itertools.count(1)
 
 
+def begin_addresses(network):
+    """From now on in a network of this process's own, where several attack one node."""
+    global _addresses
+    _addresses = itertools.count(network * 60_000)
+
+
 def next_address():
     """An address on loopback that nobody has used before: what one attacker does is charged to no other."""
     number = next(_addresses)

@@ -1,9 +1,11 @@
 """Classes B and F: roles that say what is not theirs, and a worker of the job, admitted and leased, that lies.
 
-The worker is played over several orders: `join`, `pushes`, `streams`, then `leave`, after which it holds no lease, and `late`.
+The worker is played over several orders: `join`, `pushes`, `other_stream`, then `leave`, after which it holds no lease, and `late`.
+Or somebody who has an honest worker's key and secret speaks beside it: `wrong_kinds`, or `beside`, `by_form` and `by_value`.
 """
 import os
 import struct
+import time
 
 import certificates
 import wire
@@ -13,6 +15,8 @@ from handshake import stolen
 INCARNATION = "testudo 2026-11 incarnation commitment"
 # What an order leaves for the next.
 state = {}
+# Bytes that a slow reader has room for.
+ROOM = 2048
 
 
 def roles(target, ca, expect, stem, first, attempts):
@@ -136,25 +140,37 @@ def ask(server, kind, body, payload=b""):
 
 def pushes(server, slice_id, size):
     """Lies about the slice `slice_id` of `size` bytes, each refused; `server` keeps it, and the worker holds a lease."""
+    return by_value(server, slice_id, size, 0) | by_form(server, slice_id, size, 1) | {
+        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 2)))),
+    }
+
+
+def by_value(server, slice_id, size, step):
+    """Values that are no numbers, for a step to which the worker may still contribute."""
+    good = bytes(size - 4)
+
+    def one(last):
+        return ask(server, wire.PUSH, push(state["epoch"], step, slice_id, state["mine"]), good + last)
+
+    return {
+        "NaN": one(struct.pack("<f", float("nan"))),
+        "a signalling NaN": one(bytes.fromhex("0100a07f")),
+        "infinity": one(struct.pack("<f", float("inf"))),
+        "minus infinity": one(struct.pack("<f", float("-inf"))),
+    }
+
+
+def by_form(server, slice_id, size, ahead):
+    """What is no contribution of this worker whatever its values are; `ahead` is a step that cannot have begun."""
     epoch, mine = state["epoch"], state["mine"]
     other = next(node for node, _ in state["leases"] if node != mine)
-    count = size // 4
-    zeros = [0.0] * (count - 1)
+    good = bytes(size)
 
-    def values(last):
-        return struct.pack(f"<{count}f", *zeros, last)
-
-    good = values(0.0)
-
-    def one(payload=good, epoch=epoch, step=0, slice_id=tuple(slice_id), node=tuple(mine), codec=0):
+    def one(payload=good, epoch=epoch, step=ahead - 1, slice_id=tuple(slice_id), node=tuple(mine), codec=0):
         return ask(server, wire.PUSH, push(epoch, step, slice_id, node, codec), payload)
 
     top = (1 << 32) - 1
     return {
-        "NaN": one(values(float("nan"))),
-        "a signalling NaN": one(good[:-4] + bytes.fromhex("0100a07f")),
-        "infinity": one(values(float("inf"))),
-        "minus infinity": one(values(float("-inf"))),
         "no values": one(b""),
         "a value too few": one(good[:-4]),
         "a byte too few": one(good[:-1]),
@@ -166,14 +182,86 @@ def pushes(server, slice_id, size):
         "no shard": one(node=(0, 0)),
         "shards that no tree has": one(node=(top, top)),
         "all shards": one(node=(0, 4)),
-        "a future step": one(step=1),
+        "a future step": one(step=ahead),
         "the last step there can be": one(step=(1 << 64) - 1),
         "a future epoch": one(epoch=epoch + 1),
         "the epoch before the first": one(epoch=0),
         "a pull of an unknown parameter": ask(server, wire.PULL, b"".join(map(wire.varint, (top, 0, 0)))),
-        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 2)))),
         "a pull of the last version": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, (1 << 64) - 1)))),
     }
+
+
+def between(server, slice_id, size, version):
+    """Lies for the step that begins with `version`, once that is there and before anybody has contributed to it."""
+    patience = time.monotonic() + 20
+    pull = b"".join(map(wire.varint, (*slice_id, version)))
+    while (answer := ask(server, wire.PULL, pull)) == "not yet possible" and time.monotonic() < patience:
+        time.sleep(0.05)
+    if answer != "a version":
+        raise ValueError(f"version {version} of {slice_id}: {answer}")
+    epoch, mine = state["epoch"], state["mine"]
+    return by_value(server, slice_id, size, version) | {
+        "other values than the step before's": ask(
+            server, wire.PUSH, push(epoch, version - 1, slice_id, mine), b"\x01" * size),
+        "a step that is gone": ask(server, wire.PUSH, push(epoch, version - 2, slice_id, mine), bytes(size)),
+        "the first step": ask(server, wire.PUSH, push(epoch, 0, slice_id, mine), bytes(size)),
+        "the next step": ask(server, wire.PUSH, push(epoch, version + 1, slice_id, mine), bytes(size)),
+    }
+
+
+def beside(identity, name, secret, servers, leases):
+    """Speaks to `servers` under the key and the secret of a worker that takes part, whose lease is the first of `leases`."""
+    chain, key = stolen(identity)
+    source, lanes = wire.next_address(), {}
+    for server, host, port in servers:
+        peer, lane = greet([host, port], name, server, chain, key, secret, source)
+        peer.grant()
+        lanes[server] = (peer, lane)
+    state.update(epoch=1, leases=leases, mine=leases[0][0], lanes=lanes, request=0,
+                 credentials=(chain, key), secret=secret)
+    return len(lanes)
+
+
+def greet(target, name, server, chain, key, secret, source, **how):
+    """A connection whose first word was the worker's own, and the stream that it was said on."""
+    peer = wire.Peer(target, name, server, chain, key, groups=wire.FAST, source=source, **how)
+    if not peer.admitted():
+        raise ValueError(f"{server} does not admit it: {peer.closed}")
+    lane = peer.stream()
+    peer.say(lane, wire.HELLO, bytes.fromhex(secret))
+    return peer, lane
+
+
+def wrong_kinds(target, identity, name, expect, secret, kinds):
+    """After a worker's own first word, on a connection each, what no worker may say to a server; how each ends."""
+    chain, key = stolen(identity)
+    found = []
+    for kind in kinds:
+        peer, lane = greet(target, name, expect, chain, key, secret, wire.next_address())
+        peer.write(lane, wire.prelude(kind, 200) + b"\xff" * 3)
+        found.append([kind, peer.verdict(20)])
+        peer.close()
+    return found
+
+
+def trickle(server, slice_id, version, asked):
+    """Pulls `asked` times beside the worker, on a connection with room for a few answers, and takes one now and then; how many
+    came, and how the connection ended if it did."""
+    beside_it, _ = state["lanes"][server]
+    peer, lane = greet(beside_it.target, beside_it.name, server, *state["credentials"], state["secret"],
+                       wire.next_address(), data=ROOM)
+    peer.grant()
+    pull, came = b"".join(map(wire.varint, (*slice_id, version))), 0
+    for _ in range(asked):
+        peer.say(lane, wire.PULL, pull)
+    for _ in range(asked):
+        time.sleep(0.25)
+        came += peer.hear(lane, 5) is not None
+    found = {"came": came, "closed": peer.closed}
+    peer.quic.close(error_code=0)
+    peer.flush()
+    peer.close()
+    return found
 
 
 def leave():

@@ -59,6 +59,12 @@ impl Inside {
         Watched { setup, inside: self.clone() }
     }
 
+    /// What the worker's process shows servers, once it takes part.
+    #[must_use]
+    pub fn secret(&self) -> Option<Vec<u8>> {
+        self.0.lock().unwrap().joined.as_ref().map(|(secret, _)| secret.hello().encode())
+    }
+
     /// Its first slice, and the step and the gradient that it has computed of it last.
     fn latest(&self) -> Option<(Slice, u64, Bytes)> {
         let known = self.0.lock().unwrap();

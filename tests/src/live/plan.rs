@@ -3,8 +3,10 @@
 use serde::Deserialize;
 use testudo_transport::CloseCode;
 
+use crate::flood::inside::Inside;
+
 /// What is unusual about a cluster under attack.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// Workers of the job.
     pub workers: u32,
@@ -14,11 +16,15 @@ pub struct Plan {
     pub lost: u32,
     /// What is in the environment of scheduler and servers.
     pub environment: Vec<(&'static str, String)>,
+    /// Keys under `[limits]` that are other than by default, a line each.
+    pub limits: &'static str,
+    /// A worker whose key and secret somebody else has as well.
+    pub inside: Option<(u32, Inside)>,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { workers: 2, absent: Vec::new(), lost: 0, environment: Vec::new() }
+        Plan { workers: 2, absent: Vec::new(), lost: 0, environment: Vec::new(), limits: "", inside: None }
     }
 }
 
