@@ -14,7 +14,11 @@ use testudo_transport::{Cause, CloseCode, Role, Rule};
 
 use crate::PROGRAM;
 use crate::counted::Counts;
+use crate::crowd::Crowd;
 use crate::hostile::{HOSTILE, join, leave, order_beside, slice_of};
+
+/// Attackers that try roles at the same time.
+const TRYING: usize = 4;
 
 #[test]
 fn class_b_authorization() {
@@ -57,13 +61,14 @@ fn class_b_authorization() {
         });
         closed_for_policy(&found, "is a hello");
     });
+    let Some(crowd) = Crowd::start(TRYING) else { return };
     // A server hears nobody but workers that hold a lease, so it may turn the others away before they have said a word.
     for (role, words, causes) in [
         (Role::Scheduler, "may not", &[Cause::Policy][..]),
         (Role::Server, "", &[Cause::Policy, Cause::Request]),
     ] {
         live.case(&format!("every wrong role at the {role}"), |live| {
-            wrong_roles(&attacker, &counts, live, (role, words, causes));
+            wrong_roles(&crowd, &counts, live, (role, words, causes));
         });
     }
     live.case("the audit log has the refusals", |live| {
@@ -117,26 +122,28 @@ fn closed_for_policy(found: &Value, words: &str) {
 }
 
 /// Every message of the table from every role that may not say it to `to`, and every one that may not be said to `to`.
-fn wrong_roles(
-    attacker: &Attacker,
-    counts: &Counts,
-    live: &Live,
-    (to, words, causes): (Role, &str, &[Cause]),
-) {
+fn wrong_roles(crowd: &Crowd, counts: &Counts, live: &Live, (to, words, causes): (Role, &str, &[Cause])) {
     let rules = policy::rules(live.site.job.slice_bytes);
     let of = |rule: &Rule| Role::ALL.into_iter().filter(|from| !allowed(rule, *from, to)).collect::<Vec<_>>();
     let attempts: Vec<(String, u8)> =
         rules.iter().flat_map(|r| of(r).into_iter().map(|from| (from.to_string(), r.kind))).collect();
     assert!(attempts.len() > 100, "{} are not every wrong role", attempts.len());
     let node = live.node(to, 0);
-    let mut order = live.order(node);
-    order["stem"] = format!("spiffe://{}/job/{}", live.site.job.trust_domain, live.site.job.name).into();
-    order["first"] = 100.into();
-    order["attempts"] = json!(attempts);
-    order.as_object_mut().unwrap().remove("name");
+    let part = attempts.len().div_ceil(crowd.len());
+    let order = |nth: usize| {
+        let mut order = live.order(node);
+        order["stem"] = format!("spiffe://{}/job/{}", live.site.job.trust_domain, live.site.job.name).into();
+        order["first"] = (1000 * (nth + 1)).into();
+        order["attempts"] = attempts.chunks(part).nth(nth).map_or_else(|| json!([]), |part| json!(part));
+        order.as_object_mut().unwrap().remove("name");
+        order
+    };
     let found =
-        counts.rise_among(node, causes, attempts.len() as u64, || attacker.attack("worker.roles", order));
-    let found: Vec<(String, u8, Option<Closed>)> = serde_json::from_value(found).unwrap();
+        counts.rise_among(node, causes, attempts.len() as u64, || crowd.attack("worker.roles", order));
+    let found: Vec<(String, u8, Option<Closed>)> = found
+        .into_iter()
+        .flat_map(|found| serde_json::from_value::<Vec<(String, u8, Option<Closed>)>>(found).unwrap())
+        .collect();
     assert_eq!(found.len(), attempts.len());
     let good = |closed: &Closed| closed.is(CloseCode::Policy) && closed.reason.contains(words);
     let wrong: Vec<_> = found.iter().filter(|(_, _, closed)| !closed.as_ref().is_some_and(good)).collect();

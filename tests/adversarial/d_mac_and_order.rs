@@ -13,6 +13,7 @@ use testudo_transport::{CloseCode, Role};
 
 use crate::PROGRAM;
 use crate::counted::Counts;
+use crate::crowd::Crowd;
 use crate::frames::{Expected, cause, refused};
 
 const MAC: CloseCode = CloseCode::Mac;
@@ -20,7 +21,7 @@ const IDENTITY: CloseCode = CloseCode::Identity;
 const POLICY: CloseCode = CloseCode::Policy;
 
 /// Attackers that flip bits at the same time, by turns: bits are some thousand, and each takes a connection.
-const FLIPPING: u64 = 2;
+const FLIPPING: usize = 6;
 
 /// Case, code, words of the reason.
 const CASES: [Expected; 12] = [
@@ -39,11 +40,12 @@ const CASES: [Expected; 12] = [
 ];
 
 /// The order to flip every bit whose turn it is: the `nth` attacker's.
-fn flips(live: &Live, nth: u64) -> Value {
+fn flips(live: &Live, nth: usize) -> Value {
     let mut order = live.order(live.node(Role::Scheduler, 0));
     order["stem"] = live.stem("worker").into();
-    order["first"] = (3000 + nth * 3000).into();
-    (order["bit"], order["step"], order["network"]) = (nth.into(), FLIPPING.into(), (100 + nth).into());
+    // Names of one length, so that all flip the same bits.
+    order["first"] = (10_000 + nth * 1000).into();
+    (order["bit"], order["step"]) = (nth.into(), FLIPPING.into());
     order.as_object_mut().unwrap().remove("name");
     order
 }
@@ -59,18 +61,11 @@ fn class_d_mac_and_order() {
         let answered = refused(&attacker, &counts, live, ("order", 2000), &CASES, 2);
         assert!(answered.is_empty(), "{answered:?}");
     });
-    let attackers: Vec<Attacker> =
-        (1..FLIPPING).filter_map(|_| Attacker::start()).chain([attacker]).collect();
+    let Some(crowd) = Crowd::start(FLIPPING) else { return };
     live.case("flipped bits", |live| {
         let node = live.node(Role::Scheduler, 0);
         let before = counts.so_far(node);
-        let found = std::thread::scope(|scope| {
-            let started: Vec<_> = (0..)
-                .zip(&attackers)
-                .map(|(nth, attacker)| scope.spawn(move || attacker.attack("frames.flips", flips(live, nth))))
-                .collect();
-            started.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<Value>>()
-        });
+        let found = crowd.attack("frames.flips", |nth| flips(live, nth));
         let mut codes: BTreeMap<String, u64> = BTreeMap::new();
         for found in &found {
             assert_eq!(found["taken"], json!([]), "{found}");

@@ -164,7 +164,10 @@ fn badly_framed(live: &Live, node: &Node, first: u32) {
             let identity = live.site.identity(Role::Worker, &(1_000 + index).to_string());
             let (address, id) = (node.address, node.id.clone());
             under_way.spawn(async move {
-                let peer = RawEndpoint::bind().connect(&identity, address, &id).await;
+                // The first packets of one address have a rate.
+                let [.., high, low] = index.to_be_bytes();
+                let endpoint = RawEndpoint::bind_to(IpAddr::from([127, 77, high, low.max(1)]));
+                let peer = endpoint.connect(&identity, address, &id).await;
                 let _stream = peer.stream_with(&[0xff; 16]).await;
                 let (code, reason) = peer.closed().await;
                 assert_eq!(code, u64::from(CloseCode::Framing.number()), "{reason}");

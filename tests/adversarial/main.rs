@@ -6,6 +6,7 @@ mod artefacts;
 mod b_authorization;
 mod c_framing;
 mod counted;
+mod crowd;
 mod d_mac_and_order;
 mod e_flood;
 mod e_full_disk;

@@ -19,9 +19,11 @@ state = {}
 ROOM = 2048
 
 
-def roles(target, ca, expect, stem, first, attempts):
+def roles(target, ca, expect, stem, first, attempts, network=0):
     """Has each role of `attempts` send its kind: a prelude, and less header than it announces."""
     authority, found = certificates.Authority(ca), []
+    if network:
+        wire.begin_addresses(network)
     for number, (role, kind) in enumerate(attempts, first):
         name = f"{stem}/{role}/{number}"
         chain, key = certificates.leaf(authority, [name])
