@@ -26,6 +26,7 @@ pub mod python;
 pub mod raw;
 pub mod served;
 pub mod sim;
+pub mod sockets;
 pub mod stage;
 pub mod through;
 pub mod toy;

@@ -146,6 +146,88 @@ fn scripts_read_what_was_issued_and_revoked() {
     assert_eq!(json("pki show @ca/crl.pem --json")[0]["revoked"].as_array().unwrap().len(), 1);
 }
 
+/// The enrolment service, in a process of its own.
+struct Service {
+    process: std::process::Child,
+    address: String,
+}
+
+impl Service {
+    fn of(place: &Place) -> Service {
+        // For the case that the tests run as root: the authority's folder is root's then.
+        let fixed = ["pki", "serve", "--listen", "127.0.0.1:0", "--allow-root", "--ca"];
+        let mut command = Command::new(PROGRAM);
+        command.args(fixed).arg(place.path("ca")).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.strip_prefix("listening ").unwrap().trim().to_owned();
+        Service { process, address }
+    }
+
+    fn end(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A token for the key that a node has made already is no use to whoever steals it.
+#[test]
+fn a_token_for_one_key_is_no_use_to_a_thief() {
+    let place = Place::new();
+    let told = place.good("pki request --job small --role worker/3 --out @node");
+    let key = told.lines().find_map(|line| line.strip_prefix("key sha256 ")).unwrap();
+    place.bad("pki token --ca @ca --role worker/3 --key-hash 12ab --out @short", "64");
+    place.good(&format!("pki token --ca @ca --role worker/3 --key-hash {key} --out @token"));
+    let service = Service::of(&place);
+    let join = |who: &str| format!("pki join @token --address {} --out @{who}", service.address);
+    place.bad(&join("thief"), "for another key");
+    assert!(!place.path("thief/cert.pem").exists());
+    place.good(&join("node"));
+    let shown = place.good("pki show @node");
+    assert!(shown.contains("job/small/worker/3") && shown.contains(key), "{shown}");
+}
+
+/// A key that is made at the authority has to travel: that is said, beside what is printed for scripts.
+#[test]
+fn a_key_that_has_to_travel_is_told_of() {
+    let place = Place::new();
+    for (role, travels) in [
+        ("scheduler", true),
+        ("server", true),
+        ("worker", true),
+        ("peer", true),
+        ("actor", true),
+        ("operator", false),
+    ] {
+        let ended =
+            place.testudo(&format!("pki issue --ca @ca --role {role} --out @{role} --json")).succeeded();
+        assert_eq!(ended.json()["out"], place.path(role).to_str().unwrap(), "{ended:?}");
+        assert_eq!(ended.stdout.lines().count(), 1, "{ended:?}");
+        let avoided = format!("testudo pki request --job small --role {role}/0");
+        assert_eq!(ended.stderr.contains("has to travel"), travels, "{ended:?}");
+        assert_eq!(ended.stderr.contains(&avoided), travels, "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), usize::from(travels), "{ended:?}");
+    }
+}
+
+/// docs/audit.md: the key of the audit log is made where the scheduler runs, and stays there.
+#[test]
+fn the_audit_logs_key_is_made_where_it_is_used() {
+    let place = Place::new();
+    place.good("pki request --job small --role actor/audit --out @audit");
+    place.good("pki issue @audit/request.pem --ca @ca --as actor/audit --out @audit.pem");
+    place.good("pki install @audit --cert @audit.pem --ca @ca/ca.pem");
+    assert!(place.good("pki show @audit").contains("job/small/actor/audit"));
+}
+
 /// A token goes to the node by a file, and everything else by the enrolment service.
 #[test]
 fn a_node_joins_by_a_token_once() {
@@ -154,21 +236,15 @@ fn a_node_joins_by_a_token_once() {
     let text = read(&place.path("token"));
     let mode = std::fs::metadata(place.path("token")).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode, text.lines().count()), (0o600, 1));
-    let arguments = ["pki", "serve", "--ca", place.path("ca").to_str().unwrap(), "--listen", "127.0.0.1:0"]
-        .map(str::to_owned);
-    let mut service =
-        Command::new(PROGRAM).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(service.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.strip_prefix("listening ").unwrap().trim().to_owned();
+    let mut service = Service::of(&place);
+    let address = service.address.clone();
     place.good(&format!("pki join @token --address {address} --out @node"));
     assert!(place.good("pki show @node").contains("job/small/worker/3"));
     place.bad(&format!("pki join @token --address {address} --out @thief"), "used by another key");
     place.bad(&format!("pki join @cert --address {address} --out @other"), "No such file");
     std::fs::set_permissions(place.path("token"), std::fs::Permissions::from_mode(0o644)).unwrap();
     place.bad(&format!("pki join @token --address {address} --out @other"), "chmod 600");
-    service.kill().unwrap();
-    service.wait().unwrap();
+    service.end();
     // The key in the certificate is the one on the node, by a judge of its own.
     let of = |line: &str| place.openssl(line).said;
     let (certified, held) =

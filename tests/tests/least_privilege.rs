@@ -13,6 +13,7 @@ use testudo_kernels::ModelSpec;
 use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Started, assert_nothing_left, nodes, steps};
 use testudo_tests::served::Site;
+use testudo_tests::sockets;
 
 /// A copy of the program, made by another process: a child that some other test starts meanwhile would hold ours open for
 /// writing.
@@ -425,17 +426,94 @@ fn what_serves_a_model_is_confined_and_says_so() {
 }
 
 /// The enrolment service needs the authority's key, which no other user may have: it is its owner's, and that is all it can do.
+/// Root it is only when told to.
 #[test]
 fn what_hands_out_identities_has_no_capability_and_one_folder() {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let ca = folder.path().join("ca");
     let _ = process::run(PROGRAM, &["pki", "init", text(&ca), "--job", "small"], folder.path()).succeeded();
     let serve = ["pki", "serve", "--ca", text(&ca), "--listen", "127.0.0.1:0"];
-    let mut serving = process::start(PROGRAM, &serve, &ca);
-    let pid = serving.pid();
-    serving.until("it to be confined", |_| (status(pid, "Seccomp") == "2").then_some(()));
-    assert_hardened(pid);
-    for set in ["CapPrm", "CapEff"] {
-        assert_eq!(status(pid, set), "0000000000000000");
+    let serves_as = |options: &[&str], uid: u32| {
+        let mut serving = process::start(PROGRAM, &[&serve[..], options].concat(), &ca);
+        let pid = serving.pid();
+        serving.until("it to be confined", |_| (status(pid, "Seccomp") == "2").then_some(()));
+        assert_hardened(pid);
+        let (uids, uid) = (status(pid, "Uid"), uid.to_string());
+        assert_eq!(uids.split_whitespace().collect::<Vec<_>>(), [uid.as_str(); 4]);
+        for set in ["CapPrm", "CapEff"] {
+            assert_eq!(status(pid, set), "0000000000000000");
+        }
+        serving.signal(process::Signal::KILL);
+        let _ = serving.wait();
+    };
+    let me = rustix::process::geteuid().as_raw();
+    if me != 0 {
+        return serves_as(&[], me);
     }
+    let refused = process::run(PROGRAM, &serve, &ca);
+    assert_eq!(refused.code(), Some(2), "{refused:?}");
+    for part in ["nothing serves as root", "chown -R nobody", "security.run_as", "--allow-root"] {
+        assert!(refused.stderr.contains(part), "no {part:?} in {}", refused.stderr);
+    }
+    assert!(refused.stdout.is_empty(), "{refused:?}");
+    serves_as(&["--allow-root"], 0);
+    for path in std::fs::read_dir(&ca).unwrap().map(|entry| entry.unwrap().path()).chain([ca.clone()]) {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    serves_as(&[], NOBODY);
+}
+
+/// docs/identities.md: what root renews in the folder of a node that it has started, and that is nobody's by now, the node takes.
+#[test]
+fn a_node_that_is_nobodys_takes_what_root_renews() {
+    if !is_root() {
+        return;
+    }
+    let place = Roots::new();
+    std::fs::set_permissions(place.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let at = |name: &str| text(&place.path(name)).to_owned();
+    let good = |arguments: &[&str]| drop(place.testudo(arguments).succeeded());
+    let (ca, ca_pem, home, operator) = (at("ca"), at("ca/ca.pem"), at("scheduler"), at("operator"));
+    good(&["pki", "init", &ca, "--job", "small"]);
+    good(&["pki", "issue", "--ca", &ca, "--role", "operator", "--out", &operator]);
+    good(&["job", text(&place.file), "--identity", &operator]);
+    good(&["pki", "request", "--job", "small", "--role", "scheduler/0", "--out", &home]);
+    let (request, first) = (at("scheduler/request.pem"), at("first.pem"));
+    good(&["pki", "issue", &request, "--ca", &ca, "--as", "scheduler/0", "--out", &first]);
+    good(&["pki", "install", &home, "--cert", &first, "--ca", &ca_pem]);
+    for path in std::fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().path()).chain([(&home).into()]) {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let log = place.path("scheduler.log");
+    let mut node = process::start(
+        PROGRAM,
+        &[
+            "node",
+            "--role",
+            "scheduler",
+            "--config",
+            text(&place.file),
+            "--identity",
+            &home,
+            "--log",
+            text(&log),
+        ],
+        &place.path("scheduler"),
+    );
+    let mut logged = |part: &str| {
+        let has = |_: &Path| std::fs::read_to_string(&log).ok().filter(|log| log.contains(part)).map(|_| ());
+        node.until(&format!("{part:?} in its log"), has);
+    };
+    logged("address=");
+    let (renewal, second) = (at("scheduler/renewal.pem"), at("second.pem"));
+    good(&["pki", "renew", &home]);
+    good(&["pki", "issue", &renewal, "--ca", &ca, "--out", &second]);
+    good(&["pki", "install", &home, "--cert", &second]);
+    logged("the certificate has been renewed");
+    assert_nobodys(node.pid());
+    assert_eq!(owners(&place.path("scheduler")), [NOBODY]);
+    // A socket keeps the user who opened it: it was opened when root was left.
+    let opened: Vec<u32> = sockets::of(node.pid()).iter().map(|socket| socket.opened_by).collect();
+    assert_eq!(opened, [NOBODY]);
 }

@@ -4,12 +4,17 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::path::Path;
 use std::time::Duration;
 
 use common::{DAY, Job, id};
-use testudo_transport::pki::{CA_FILE, CERT_FILE, Issued, KEY_FILE, REGISTER_FILE, Register, describe};
+use testudo_transport::pki::{
+    self, CA_FILE, CERT_FILE, Issued, KEY_FILE, NEXT_KEY_FILE, REGISTER_FILE, RENEWAL_FILE, Register,
+    describe,
+};
 use testudo_transport::{Expected, Identity, JobCa, PkiError, Role, SpiffeId, Trust};
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -61,6 +66,91 @@ fn key_files_that_others_can_read_are_refused() {
     }
     fs::set_permissions(&key, Permissions::from_mode(0o400)).unwrap();
     assert!(Identity::load(&home).is_ok());
+}
+
+/// Who is not root can give no file away.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("not checked: this takes root to set up");
+    }
+    root
+}
+
+/// Two users who are not root; nodes run as the first.
+const NODES: u32 = 65534;
+const SOMEBODY: u32 = 3_141_592;
+
+/// Invariant 3.
+#[test]
+fn key_files_of_another_user_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("worker-0");
+    Job::new().identity(Role::Worker, 0).save(&home).unwrap();
+    let key = home.join(KEY_FILE);
+    chown(&key, Some(SOMEBODY), None).unwrap();
+    let refused = Identity::load(&home).unwrap_err();
+    assert!(matches!(&refused, PkiError::NotPrivate { path, .. } if *path == key), "{refused}");
+    assert!(refused.to_string().contains("another user"), "{refused}");
+    chown(&key, Some(0), None).unwrap();
+    assert!(Identity::load(&home).is_ok());
+}
+
+/// Invariant 3 of `pki/enrol.rs`: what root puts into a node's folder belongs to whom that, or what was there, belonged to.
+#[test]
+fn what_root_renews_belongs_to_the_nodes_user() {
+    if !is_root() {
+        return;
+    }
+    pki::trust_owner(NODES);
+    let (directory, job) = (tempfile::tempdir().unwrap(), Job::new());
+    let home = directory.path().join("worker-0");
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, Permissions::from_mode(0o700)).unwrap();
+    let give = |path: &Path, user: u32| lchown(path, Some(user), Some(user)).unwrap();
+    let owners = || {
+        let of = |entry: std::io::Result<fs::DirEntry>| {
+            let found = entry.unwrap().metadata().unwrap();
+            (found.uid(), found.gid())
+        };
+        fs::read_dir(&home).unwrap().map(of).collect::<BTreeSet<_>>()
+    };
+    let nodes = BTreeSet::from([(NODES, NODES)]);
+    give(&home, NODES);
+    let own = id(Role::Worker, 0);
+    let request = pki::request(&home, &own).unwrap();
+    let certificate = job.ca.issue_for(&request, Some(&own), DAY).unwrap();
+    pki::install(&home, certificate.as_bytes(), Some(job.ca.certificate_pem().as_bytes())).unwrap();
+    assert_eq!(owners(), nodes);
+    // The folder may be root's and its files the node's.
+    give(&home, 0);
+    // A link that somebody has made leads nowhere, and has no say.
+    let precious = directory.path().join("precious");
+    fs::write(&precious, "root's").unwrap();
+    for name in [NEXT_KEY_FILE, RENEWAL_FILE] {
+        symlink(&precious, home.join(name)).unwrap();
+        give(&home.join(name), SOMEBODY);
+    }
+    let request = pki::renew(&home, false).unwrap();
+    assert_eq!(owners(), nodes);
+    let certificate = job.ca.issue_for(&request, None, DAY).unwrap();
+    pki::install(&home, certificate.as_bytes(), None).unwrap();
+    assert_eq!(owners(), nodes);
+    assert_eq!(mode(&home.join(KEY_FILE)), 0o600);
+    let found = fs::metadata(&precious).unwrap();
+    assert_eq!((found.uid(), fs::read_to_string(&precious).unwrap().as_str()), (0, "root's"));
+    // So does what the authority records, in a folder that `pki serve` is to have.
+    let ca = directory.path().join("ca");
+    job.ca.save(&ca).unwrap();
+    give(&ca, NODES);
+    JobCa::load(&ca).unwrap().issue(&id(Role::Worker, 1), DAY).unwrap();
+    assert_eq!(fs::metadata(ca.join(REGISTER_FILE)).unwrap().uid(), NODES);
+    // A folder of somebody who runs no node is not written in.
+    give(&home, SOMEBODY);
+    assert!(matches!(pki::renew(&home, false), Err(PkiError::NotPrivate { .. })));
 }
 
 /// Whoever can replace the CA's certificate decides whom this node trusts.

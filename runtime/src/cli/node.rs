@@ -422,8 +422,8 @@ impl Node {
                 observer = observer.with_audit(audit.handle());
             }
             None => tracing::warn!(
-                "no audit log is kept: issue its key with `testudo pki issue --role actor --name audit`, and give the folder \
-                 with --audit-identity"
+                "no audit log is kept: make its key here with `testudo pki request --role actor/audit`, have that granted with \
+                 `testudo pki issue` and installed with `testudo pki install`, and give the folder with --audit-identity"
             ),
         }
         let told = audit.as_ref().map(AuditLog::handle);

@@ -6,6 +6,8 @@
 //! 1. No private key is returned, and none is written anywhere but to a file of mode 0600 in the node's own directory.
 //! 2. At every moment of [`install`], and after a crash in it, the directory holds a whole identity if it held one before:
 //!    either `key.pem` or `next-key.pem` is of `cert.pem`, and [`Identity::load`] takes the one that is.
+//! 3. What root puts there belongs to whom what was there belonged to: a node that root has started, and that runs as another user,
+//!    can read what is renewed.
 
 use std::path::Path;
 
@@ -21,10 +23,10 @@ use crate::identity::SpiffeId;
 /// # Errors
 /// [`PkiError::File`] when there is a key already, or something cannot be written.
 pub fn request(directory: &Path, id: &SpiffeId) -> Result<Request, PkiError> {
-    files::private_directory(directory)?;
+    files::node_directory(directory)?;
     let key = SecretKey::generate()?;
     let request = Request::make(&key, id, None)?;
-    files::write_secret(&directory.join(KEY_FILE), key.to_pem().as_bytes())?;
+    files::place_secret(&directory.join(KEY_FILE), key.to_pem().as_bytes())?;
     files::replace_public(&directory.join(REQUEST_FILE), request.to_pem().as_bytes())?;
     Ok(request)
 }
@@ -35,7 +37,7 @@ pub fn request(directory: &Path, id: &SpiffeId) -> Result<Request, PkiError> {
 /// # Errors
 /// As for [`Identity::load`], or when something cannot be written.
 pub fn renew(directory: &Path, same_key: bool) -> Result<Request, PkiError> {
-    files::private_directory(directory)?;
+    files::node_directory(directory)?;
     let former = Identity::load(directory)?;
     let key = if same_key { former.key().clone() } else { SecretKey::generate()? };
     let request = Request::make(&key, former.id(), Some(&former))?;
@@ -52,7 +54,7 @@ pub fn renew(directory: &Path, same_key: bool) -> Result<Request, PkiError> {
 /// # Errors
 /// [`PkiError`] saying what does not fit; then nothing has changed.
 pub fn install(directory: &Path, cert_pem: &[u8], ca_pem: Option<&[u8]>) -> Result<Identity, PkiError> {
-    files::private_directory(directory)?;
+    files::node_directory(directory)?;
     let [cert, key, next, ca] =
         [CERT_FILE, KEY_FILE, NEXT_KEY_FILE, CA_FILE].map(|name| directory.join(name));
     let chain = chain::from_pem(cert_pem, MAX_CHAIN, MAX_CHAIN_BYTES)?;

@@ -1,11 +1,12 @@
 //! Secret files: written for the owner alone, and read only if that is still so.
 //!
 //! Whose a file must be: this user's. Root, who may read everybody's, takes besides only those of the user that it has nodes run
-//! as, once that is said ([`trust_owner`]): what a run has left behind is that user's.
+//! as, once that is said ([`trust_owner`]): what a run has left behind is that user's. What root puts into a node's folder stays that
+//! user's, who must be able to read it while it runs.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,7 +14,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::PkiError;
+use super::{KEY_FILE, PkiError};
 
 /// Longest file read: a key or a short chain of certificates has a few kilobytes.
 const MAX_FILE: u64 = 64 * 1024;
@@ -49,12 +50,21 @@ pub fn is_ours(uid: u32) -> bool {
 
 /// Makes a directory for the owner alone, or takes an existing one that belongs to this user.
 pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
+    directory_of(path, |uid| uid == rustix::process::geteuid().as_raw())
+}
+
+/// The same for a node's folder, which may be the user's that root has nodes run as.
+pub(super) fn node_directory(path: &Path) -> Result<(), PkiError> {
+    directory_of(path, is_ours)
+}
+
+fn directory_of(path: &Path, may_own: impl Fn(u32) -> bool) -> Result<(), PkiError> {
     match DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path) {
         Ok(()) => {}
         Err(why) => return Err(failed(path, &why)),
     }
     let found = std::fs::symlink_metadata(path).map_err(|why| failed(path, &why))?;
-    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+    if !found.is_dir() || !may_own(found.uid()) {
         return Err(not_private(path, "the directory is a link or another user's"));
     }
     if found.mode() & WRITABLE_BY_OTHERS != 0 {
@@ -68,7 +78,12 @@ pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
 /// # Errors
 /// When it is there already, or cannot be written.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
-    write(path, bytes, SECRET_MODE)
+    write(path, bytes, SECRET_MODE, None)
+}
+
+/// [`write_secret`] in a node's folder: what root writes belongs to whom the folder belongs to.
+pub(super) fn place_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    write(path, bytes, SECRET_MODE, owner_at(path))
 }
 
 /// Writes a new file that all can read; an existing one is not touched.
@@ -76,7 +91,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
 /// # Errors
 /// When it is there already, or cannot be written.
 pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
-    write(path, bytes, PUBLIC_MODE)
+    write(path, bytes, PUBLIC_MODE, None)
 }
 
 /// Reads a file that only its owner, this user, may read; refuses links.
@@ -140,21 +155,28 @@ fn read_public_up_to(path: &Path, most: u64) -> Result<Vec<u8>, PkiError> {
     Ok(read_up_to(path, &file, most)?.to_vec())
 }
 
-/// Opens a file of records of this user alone for reading and for adding to its end; makes it if it is not there.
+/// Opens a file of records of this user alone for reading and for adding to its end; makes it if it is not there, for whom the folder
+/// belongs to.
 pub(super) fn open_journal(path: &Path) -> Result<File, PkiError> {
+    let owner = if path.symlink_metadata().is_err() { owner_at(path) } else { None };
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(SECRET_MODE);
     let file = open_with(path, &mut options)?;
     check_secret(path, &file)?;
+    let found = file.metadata().map_err(|why| failed(path, &why))?;
+    // What somebody has put there meanwhile is not given away.
+    if let Some(owner) = owner.filter(|_| found.len() == 0 && found.nlink() == 1) {
+        give(&file, owner).map_err(|why| failed(path, &why))?;
+    }
     Ok(file)
 }
 
-/// Puts a file that only the owner can read in the place of another, or of none: whole or not at all.
+/// Puts a file that only the owner can read in the place of another, or of none: whole or not at all. Its owner is the other's.
 pub(super) fn replace_secret(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     replace(path, bytes, SECRET_MODE)
 }
 
-/// Puts a file that all can read in the place of another, or of none: whole or not at all.
+/// Puts a file that all can read in the place of another, or of none: whole or not at all. Its owner is the other's.
 pub(super) fn replace_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     replace(path, bytes, PUBLIC_MODE)
 }
@@ -174,14 +196,31 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(failed(new, &why)),
         _ => {}
     }
-    write(new, bytes, mode)?;
+    write(new, bytes, mode, owner_at(path))?;
     rename(new, path)
+}
+
+/// Whose what root puts at `path` is to be: of the file that is there, else of the key beside it, else of the folder, the first that
+/// counts like root's own ([`is_ours`]). A link has no say. For anybody but root nothing is to be done.
+fn owner_at(path: &Path) -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let folder = folder_of(path);
+    let found = |path: &Path| std::fs::symlink_metadata(path).ok().filter(|found| is_ours(found.uid()));
+    let file = |path: &Path| found(path).filter(std::fs::Metadata::is_file);
+    let like = file(path).or_else(|| file(&folder.join(KEY_FILE))).or_else(|| found(folder));
+    like.map(|like| (like.uid(), like.gid()))
 }
 
 /// Makes sure that a file that was made or renamed is still there after a crash.
 pub(super) fn sync_folder_of(path: &Path) -> Result<(), PkiError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|why| failed(folder, &why))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn open(path: &Path) -> Result<File, PkiError> {
@@ -230,14 +269,28 @@ fn read_up_to(path: &Path, file: &File, most: u64) -> Result<Zeroizing<Vec<u8>>,
     Ok(bytes)
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+/// Writes a new file, for `owner` if that is said. It is given away by its descriptor, so that whoever may write in the folder puts
+/// nothing else in its place.
+fn write(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), PkiError> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
         .map_err(|w| failed(path, &w))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|why| failed(path, &why))
+    let given = |file: &File| owner.map_or(Ok(()), |owner| give(file, owner));
+    let written = file.write_all(bytes).and_then(|()| given(&file)).and_then(|()| file.sync_all());
+    written.map_err(|why| failed(path, &why))
+}
+
+fn give(file: &File, (uid, gid): (u32, u32)) -> std::io::Result<()> {
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) == (uid, gid) {
+        return Ok(());
+    }
+    let given = fchown(file, Some(uid), Some(gid));
+    // Whoever it is has it already; root without capabilities may not choose its group.
+    if found.uid() == uid { Ok(()) } else { given }
 }
 
 pub(super) fn failed(path: &Path, why: &std::io::Error) -> PkiError {

@@ -1,5 +1,6 @@
 //! `testudo pki request|issue|install|renew`: certificates for keys that stay where they were made.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use testudo_transport::pki::{self, Request};
 use testudo_transport::{JobCa, Role, SpiffeId};
 
 use crate::error::Failure;
-use crate::say::say;
+use crate::process::user;
+use crate::say::{note, say};
 
 /// Seconds in the units that a span of time may be given in.
 const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
@@ -86,6 +88,7 @@ pub(crate) struct RenewArguments {
 pub(super) fn request(arguments: &RequestArguments) -> Result<(), Failure> {
     let RequestArguments { job, trust_domain, role, out } = arguments;
     let id = named(role, trust_domain, job)?;
+    trust_owner_of(out);
     let request = pki::request(out, &id).map_err(Failure::misconfigured)?;
     let file = out.join(pki::REQUEST_FILE);
     say!("{id}\nkey sha256 {}\nrequest in {}", request.key_sha256(), file.display());
@@ -112,6 +115,13 @@ pub(super) fn issue(arguments: &IssueArguments) -> Result<(), Failure> {
             match arguments.json {
                 true => say!("{}", issued(&id, &arguments.out, identity.certificate_pem())?),
                 false => say!("{id} in {}", arguments.out.display()),
+            }
+            if role != Role::Operator {
+                note!(
+                    "its key was made here and has to travel to the node; it does not where it is made there: testudo pki \
+                     request --job {job} --role {} --out DIR on the node, and here: testudo pki issue REQUEST",
+                    id.short()
+                );
             }
             Ok(())
         }
@@ -166,7 +176,19 @@ fn heed_own_list(ca: &JobCa, dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Root's commands take the files of whose folder it names like its own: a node's that runs as another user than root.
+fn trust_owner_of(folder: &Path) {
+    if user::is_root()
+        && let Ok(found) = std::fs::symlink_metadata(folder)
+        && found.is_dir()
+        && found.uid() != 0
+    {
+        pki::trust_owner(found.uid());
+    }
+}
+
 pub(super) fn install(arguments: &InstallArguments) -> Result<(), Failure> {
+    trust_owner_of(&arguments.dir);
     let cert = pki::read_public(&arguments.cert).map_err(Failure::misconfigured)?;
     let ca = match &arguments.ca {
         Some(file) => Some(pki::read_public(file).map_err(Failure::misconfigured)?),
@@ -179,6 +201,7 @@ pub(super) fn install(arguments: &InstallArguments) -> Result<(), Failure> {
 }
 
 pub(super) fn renew(arguments: &RenewArguments) -> Result<(), Failure> {
+    trust_owner_of(&arguments.dir);
     let request = pki::renew(&arguments.dir, arguments.same_key).map_err(Failure::misconfigured)?;
     let file = arguments.dir.join(pki::RENEWAL_FILE);
     say!("{}\nkey sha256 {}\nrequest in {}", request.id(), request.key_sha256(), file.display());

@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::io::Read;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +57,9 @@ pub(crate) struct ServeArguments {
     /// How long the certificates that it issues are good
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
     valid_for: Duration,
+    /// Go on as root where the authority's folder is root's
+    #[arg(long)]
+    allow_root: bool,
 }
 
 /// `testudo pki join`
@@ -87,7 +90,7 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
 }
 
 pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
-    confine_to(&arguments.ca)?;
+    confine_to(&arguments.ca, arguments.allow_root)?;
     let options = observability::Options::new("enrolment")
         .with_log_writer(std::io::stderr())
         .with_stderr(LevelFilter::OFF);
@@ -106,19 +109,32 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     })
 }
 
-/// The authority's key is needed as long as this runs, and must be nobody's else: so this runs as its owner, root if need be, but
-/// with no capability, and with that one folder.
-fn confine_to(ca: &Path) -> Result<(), Failure> {
-    let owner = std::fs::metadata(ca).map(|found| std::os::unix::fs::MetadataExt::uid(&found));
-    match owner {
-        Ok(owner @ 1..) if user::is_root() => {
-            let owner = RunAs::find(&owner.to_string()).map_err(Failure::misconfigured)?;
-            owner.take_over().map_err(Failure::misconfigured)?;
-        }
-        _ => user::keep_no_capability(),
+/// The authority's key is needed as long as this runs, and must be nobody's else: so this runs as its owner, with no capability, and
+/// with that one folder. Root it is only when told so.
+fn confine_to(ca: &Path, allow_root: bool) -> Result<(), Failure> {
+    let owner = std::fs::metadata(ca).map_err(|e| Failure::file(ca, "cannot be read", e))?.uid();
+    if user::is_root() && owner == 0 && !allow_root {
+        return Err(Failure::misconfigured(format!(
+            "{} is root's, and nothing serves as root: give it to the user that nodes run as (security.run_as; chown -R {} {}), \
+             whom this then becomes, or say --allow-root",
+            ca.display(),
+            user::NOBODY,
+            ca.display()
+        )));
     }
+    go_on_as(owner)?;
     let tcp = observability::exports();
     confine(calls::Role::Node, Needs { write: vec![ca.into()], tcp, ..Needs::default() });
+    Ok(())
+}
+
+/// Becomes the owner of a folder, where this is root and the folder is not; whoever it is, it keeps no capability.
+fn go_on_as(owner: u32) -> Result<(), Failure> {
+    if user::is_root() && owner != 0 {
+        let owner = RunAs::find(&owner.to_string()).map_err(Failure::misconfigured)?;
+        return owner.take_over().map_err(Failure::misconfigured);
+    }
+    user::keep_no_capability();
     Ok(())
 }
 
@@ -143,8 +159,8 @@ pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
 /// Whoever answers is a stranger until it has proved itself, so what listens to it keeps no capability and the one folder.
 fn confine_to_identity(out: &Path) -> Result<(), Failure> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(out);
-    made.map_err(|e| Failure::file(out, "cannot be made", e))?;
-    user::keep_no_capability();
+    let owner = made.and_then(|()| std::fs::symlink_metadata(out)).map(|found| found.uid());
+    go_on_as(owner.map_err(|e| Failure::file(out, "cannot be made", e))?)?;
     confine(calls::Role::Node, Needs { write: vec![out.into()], ..Needs::default() });
     Ok(())
 }
