@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use testudo_tests::files;
 use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, steps};
+use testudo_tests::sockets;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mnist.toml");
@@ -124,6 +125,34 @@ fn all_workers_but_one_may_be_killed() {
     assert_eq!(result["steps"], 1500);
     assert_eq!(hash(&result), reference);
     assert_nothing_left(&place.run_dir("killed"));
+}
+
+fn sockets(pid: u32) -> Vec<&'static str> {
+    sockets::of(pid).into_iter().map(|socket| socket.table).collect()
+}
+
+/// Training, operators' commands and all else share one UDP socket: a node has no other port, for control or anything.
+#[test]
+fn a_node_has_one_port_and_no_other() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not checked: a node's open files are shown to root alone");
+    }
+    let place = Place::small();
+    let mut run = place.start("run", &["--set", "training.max_steps=100000000", "--quiet"]);
+    wait_for_steps(&mut run, 3);
+    let all = run.until("all nodes", |dir| Some(nodes(dir)).filter(|nodes| nodes.len() == 5));
+    for node in &all {
+        assert_eq!(sockets(node.pid), ["udp"], "{node:?}");
+    }
+    let dir = place.run_dir("run");
+    let _ = process::run(PROGRAM, &["pause", dir.to_str().unwrap()], &place.run_dir("none")).succeeded();
+    for node in &all {
+        assert_eq!(sockets(node.pid), ["udp"], "operated, {node:?}");
+    }
+    assert!(!sockets(run.pid()).iter().any(|socket| socket.starts_with("tcp")), "the launcher");
+    run.signal(Signal::KILL);
+    let _ = run.wait();
+    assert_nothing_left(&dir);
 }
 
 /// Everything that a run leaves behind is there, and is what it should be.
