@@ -74,7 +74,7 @@ fn compare(
     let mut optimizer = Optimizer::new(&program, &[])?;
     let mut states = vec![vec![vec![0.0f32; SLICE]; spec.state_tensors().len()]; SLICES];
     let (mut by_hand, mut by_program) = (Vec::new(), Vec::new());
-    for _ in 0..15 {
+    for _ in 0..31 {
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
             spec.update(1, 1e-9, 64.0, weights, sum, state)?;

@@ -7,6 +7,8 @@
 //! 3. Once built, an [`Optimizer`] allocates nothing.
 
 mod blocks;
+mod fuse;
+mod instruction;
 mod loops;
 mod plan;
 mod reduce;

@@ -7,15 +7,16 @@
 //!    operations are those of the graph in f32, `mul_add` where it says so, `exp` and `ln` of [`crate::math`].
 
 use super::Slice;
-use super::loops::{Source, binary, choose, compare, copy, ternary, unary};
-use super::plan::{Feed, Instruction, Operand, Operation, Pass, Seat};
+use super::instruction::{Feed, Instruction, Operand, Operation, Pass, Seat};
+use super::loops::{Source, binary, choose, compare, copy, over_three, pair, ternary, triple, unary};
 use super::reduce::Accumulator;
 use crate::math;
 use crate::optimizer::language::{Binary, Unary};
 use crate::simd::vectorized;
 
-/// Elements of a block: 2 KiB of each tensor.
-pub(super) const BLOCK: usize = 512;
+/// Elements of a block: 512 bytes of each tensor. So few that the processor's window spans a block, and the next one's
+/// elements come from memory while this one's quotients are still being computed; `docs/performance.md` has others.
+pub(super) const BLOCK: usize = 128;
 
 vectorized! {
     /// Runs `pass` over a slice of a tensor. `temporaries` hold [`BLOCK`] elements each; `sums` are those of the
@@ -29,9 +30,12 @@ vectorized! {
         sums: &'a mut [Accumulator],
     ) {
         let Slice { weights, gradient_to_weights: mut out, state } = slice;
+        // One loop that writes weights has no temporaries, and nothing to come back for.
+        let alone = pass.instructions.len() == 1 && pass.feeds.is_empty();
+        let block = if alone { weights.len() } else { BLOCK };
         let mut start = 0;
         while start < weights.len() {
-            let end = weights.len().min(start + BLOCK);
+            let end = weights.len().min(start + block);
             for instruction in &pass.instructions {
                 // The target is taken out of its place, so that the others can be read beside it.
                 let to = instruction.to;
@@ -92,18 +96,37 @@ impl<'b> View<'b> {
         }
     }
 
+    /// Zero for a tensor, which no instruction has here.
+    #[inline(always)]
+    fn scalar(&self, operand: Operand) -> f32 {
+        match operand {
+            Operand::Scalar(node, true) => -self.rounded[node.index()],
+            Operand::Scalar(node, false) => self.rounded[node.index()],
+            Operand::Tensor(_) => 0.0,
+        }
+    }
+
+    /// Nothing for a scalar, which no instruction has here.
+    #[inline(always)]
+    fn tensor(&self, operand: Operand) -> &'b [f32] {
+        match operand {
+            Operand::Scalar(..) => &[],
+            Operand::Tensor(seat) => self.seat(seat),
+        }
+    }
+
     #[inline(always)]
     fn source(&self, operand: Operand, to: Seat) -> Source<'b> {
         match operand {
-            Operand::Scalar(node, minus) => {
-                let value = self.rounded[node.index()];
-                Source::Scalar(if minus { -value } else { value })
-            }
+            Operand::Scalar(..) => Source::Scalar(self.scalar(operand)),
             Operand::Tensor(seat) if seat == to => Source::Own,
             Operand::Tensor(seat) => Source::Slice(self.seat(seat)),
         }
     }
 }
+
+/// The gradient sum, before the new weights are written in its place.
+const SUM: Operand = Operand::Tensor(Seat::Out);
 
 #[inline(always)]
 fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, divisor: f32) {
@@ -153,6 +176,53 @@ fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, diviso
             }
         }
         Operation::Where(operands) => choose(target, operands.map(source)),
+        Operation::Decayed(s, x) => {
+            let s = view.scalar(s);
+            let operands = [source(x), source(SUM)];
+            pair(target, operands, |x, sum| s.mul_add(x, sum / divisor));
+        }
+        Operation::Nested(scalars, operands) => {
+            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
+            let sources = operands.map(|operand| source(operand.unwrap_or(SUM)));
+            if operands[1].is_none() {
+                triple(target, sources, |x, sum, z| s.mul_add(t.mul_add(x, sum / divisor), z));
+            } else {
+                triple(target, sources, |x, y, z| s.mul_add(t.mul_add(x, y), z));
+            }
+        }
+        Operation::Chained(scalars, operands) => {
+            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
+            let [x, y, z] = operands.map(|operand| source(operand.unwrap_or(SUM)));
+            if operands[2].is_none() {
+                triple(target, [y, x, z], |y, x, sum| s.mul_add(x, t.mul_add(y, sum / divisor)));
+            } else {
+                triple(target, [y, x, z], |y, x, z| s.mul_add(x, t.mul_add(y, z)));
+            }
+        }
+        Operation::Follow(s, operands) => {
+            let s = view.scalar(s);
+            pair(target, operands.map(source), |x, z| s.mul_add(x - z, z));
+        }
+        Operation::Squares(scalars, operands) => {
+            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
+            pair(target, operands.map(source), |x, z| (s * x).mul_add(x, t * z));
+        }
+        Operation::Root(x, scalars) => {
+            let x = source(x);
+            match scalars.map(|scalar| scalar.map(|scalar| view.scalar(scalar))) {
+                [Some(by), Some(plus)] => unary(target, x, |x| x.sqrt() / by + plus),
+                [Some(by), None] => unary(target, x, |x| x.sqrt() / by),
+                [None, Some(plus)] => unary(target, x, |x| x.sqrt() + plus),
+                [None, None] => unary(target, x, f32::sqrt),
+            }
+        }
+        Operation::Quotient(s, t, operands) => {
+            let (s, slices) = (view.scalar(s), operands.map(|operand| view.tensor(operand)));
+            match t.map(|scalar| view.scalar(scalar)) {
+                None => over_three(target, slices, |x, y, z| s.mul_add(x / y, z)),
+                Some(t) => over_three(target, slices, |x, y, z| s.mul_add(x / y, t * z)),
+            }
+        }
     }
 }
 

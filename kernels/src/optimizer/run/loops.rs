@@ -15,58 +15,34 @@ pub(super) enum Source<'b> {
 
 use Source::{Own, Scalar, Slice};
 
-/// What a loop reads an element from. One loop is compiled for each combination, so that none asks in its body.
-trait Lane: Copy {
-    fn cut(self, length: usize) -> Self;
-    fn at(self, own: f32, index: usize) -> f32;
-}
+// Each loop goes over slices alone, zipped, so that it has one end, which the compiler knows before it begins: indexing would
+// leave it a second one, and it would do the last elements of every block one by one.
 
-impl Lane for &[f32] {
-    #[inline(always)]
-    fn cut(self, length: usize) -> Self {
-        &self[..length]
-    }
-    #[inline(always)]
-    fn at(self, _: f32, index: usize) -> f32 {
-        self[index]
-    }
-}
-
-impl Lane for f32 {
-    #[inline(always)]
-    fn cut(self, _: usize) -> Self {
-        self
-    }
-    #[inline(always)]
-    fn at(self, _: f32, _: usize) -> f32 {
-        self
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Itself;
-
-impl Lane for Itself {
-    #[inline(always)]
-    fn cut(self, _: usize) -> Self {
-        self
-    }
-    #[inline(always)]
-    fn at(self, own: f32, _: usize) -> f32 {
-        own
+#[inline(always)]
+fn over_none(target: &mut [f32], f: impl Fn(f32) -> f32) {
+    for own in target {
+        *own = f(*own);
     }
 }
 
 #[inline(always)]
-fn each<A: Lane, B: Lane, C: Lane>(
-    target: &mut [f32],
-    (a, b, c): (A, B, C),
-    f: impl Fn(f32, f32, f32) -> f32,
-) {
-    let length = target.len();
-    let (a, b, c) = (a.cut(length), b.cut(length), c.cut(length));
-    for (index, target) in target.iter_mut().enumerate() {
-        *target = f(a.at(*target, index), b.at(*target, index), c.at(*target, index));
+fn over_one(target: &mut [f32], a: &[f32], f: impl Fn(f32, f32) -> f32) {
+    for (own, &a) in target.iter_mut().zip(a) {
+        *own = f(*own, a);
+    }
+}
+
+#[inline(always)]
+fn over_two(target: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) {
+    for ((own, &a), &b) in target.iter_mut().zip(a).zip(b) {
+        *own = f(*own, a, b);
+    }
+}
+
+#[inline(always)]
+pub(super) fn over_three(target: &mut [f32], [a, b, c]: [&[f32]; 3], f: impl Fn(f32, f32, f32) -> f32) {
+    for (((own, &a), &b), &c) in target.iter_mut().zip(a).zip(b).zip(c) {
+        *own = f(a, b, c);
     }
 }
 
@@ -82,8 +58,8 @@ pub(super) fn copy(target: &mut [f32], from: Source<'_>) {
 #[inline(always)]
 pub(super) fn unary(target: &mut [f32], a: Source<'_>, f: impl Fn(f32) -> f32) {
     match a {
-        Slice(a) => each(target, (a, 0.0, 0.0), |a, _, _| f(a)),
-        Own => each(target, (Itself, 0.0, 0.0), |a, _, _| f(a)),
+        Slice(a) => over_one(target, a, |_, a| f(a)),
+        Own => over_none(target, f),
         Scalar(a) => target.fill(f(a)),
     }
 }
@@ -91,28 +67,47 @@ pub(super) fn unary(target: &mut [f32], a: Source<'_>, f: impl Fn(f32) -> f32) {
 /// Of two tensors or a tensor and a scalar, in place or not.
 #[inline(always)]
 pub(super) fn binary(target: &mut [f32], [a, b]: [Source<'_>; 2], f: impl Fn(f32, f32) -> f32) {
-    let f = |a, b, _| f(a, b);
     match (a, b) {
-        (Slice(a), Slice(b)) => each(target, (a, b, 0.0), f),
-        (Slice(a), Scalar(b)) => each(target, (a, b, 0.0), f),
-        (Scalar(a), Slice(b)) => each(target, (a, b, 0.0), f),
-        (Own, Slice(b)) => each(target, (Itself, b, 0.0), f),
-        (Slice(a), Own) => each(target, (a, Itself, 0.0), f),
-        (Own, Scalar(b)) => each(target, (Itself, b, 0.0), f),
-        (Scalar(a), Own) => each(target, (a, Itself, 0.0), f),
-        (Scalar(a), Scalar(b)) => target.fill(f(a, b, 0.0)),
-        (Own, Own) => each(target, (Itself, Itself, 0.0), f),
+        (Slice(a), Slice(b)) => over_two(target, a, b, |_, a, b| f(a, b)),
+        (Slice(a), Scalar(b)) => over_one(target, a, |_, a| f(a, b)),
+        (Scalar(a), Slice(b)) => over_one(target, b, |_, b| f(a, b)),
+        (Own, Slice(b)) => over_one(target, b, &f),
+        (Slice(a), Own) => over_one(target, a, |own, a| f(a, own)),
+        (Own, Scalar(b)) => over_none(target, |own| f(own, b)),
+        (Scalar(a), Own) => over_none(target, |own| f(a, own)),
+        (Scalar(a), Scalar(b)) => target.fill(f(a, b)),
+        (Own, Own) => over_none(target, |own| f(own, own)),
+    }
+}
+
+/// Of two tensors, the second in place or not.
+#[inline(always)]
+pub(super) fn pair(target: &mut [f32], [a, b]: [Source<'_>; 2], f: impl Fn(f32, f32) -> f32) {
+    match (a, b) {
+        (Slice(a), Slice(b)) => over_two(target, a, b, |_, a, b| f(a, b)),
+        (Slice(a), Own) => over_one(target, a, |own, a| f(a, own)),
+        _ => {}
+    }
+}
+
+/// Of three tensors, the second in place or not.
+#[inline(always)]
+pub(super) fn triple(target: &mut [f32], [a, b, c]: [Source<'_>; 3], f: impl Fn(f32, f32, f32) -> f32) {
+    match (a, b, c) {
+        (Slice(a), Slice(b), Slice(c)) => over_three(target, [a, b, c], f),
+        (Slice(a), Own, Slice(c)) => over_two(target, a, c, |own, a, c| f(a, own, c)),
+        _ => {}
     }
 }
 
 /// As [`binary`], for operations that never work in place.
 #[inline(always)]
 pub(super) fn compare(target: &mut [f32], [a, b]: [Source<'_>; 2], f: impl Fn(f32, f32) -> bool) {
-    let f = |a, b, _| if f(a, b) { 1.0 } else { 0.0 };
+    let f = |a, b| if f(a, b) { 1.0 } else { 0.0 };
     match (a, b) {
-        (Slice(a), Slice(b)) => each(target, (a, b, 0.0), f),
-        (Slice(a), Scalar(b)) => each(target, (a, b, 0.0), f),
-        (Scalar(a), Slice(b)) => each(target, (a, b, 0.0), f),
+        (Slice(a), Slice(b)) => over_two(target, a, b, |_, a, b| f(a, b)),
+        (Slice(a), Scalar(b)) => over_one(target, a, |_, a| f(a, b)),
+        (Scalar(a), Slice(b)) => over_one(target, b, |_, b| f(a, b)),
         _ => {}
     }
 }
@@ -121,17 +116,19 @@ pub(super) fn compare(target: &mut [f32], [a, b]: [Source<'_>; 2], f: impl Fn(f3
 #[inline(always)]
 pub(super) fn ternary(target: &mut [f32], [a, b, c]: [Source<'_>; 3], f: impl Fn(f32, f32, f32) -> f32) {
     match (a, b, c) {
-        (Slice(a), Slice(b), Slice(c)) => each(target, (a, b, c), f),
-        (Slice(a), Slice(b), Scalar(c)) => each(target, (a, b, c), f),
-        (Slice(a), Slice(b), Own) => each(target, (a, b, Itself), f),
-        (Scalar(a), Slice(b), Slice(c)) => each(target, (a, b, c), f),
-        (Scalar(a), Slice(b), Scalar(c)) => each(target, (a, b, c), f),
-        (Scalar(a), Slice(b), Own) => each(target, (a, b, Itself), f),
+        (Slice(a), Slice(b), Slice(c)) => over_three(target, [a, b, c], f),
+        (Slice(a), Slice(b), Scalar(c)) => over_two(target, a, b, |_, a, b| f(a, b, c)),
+        (Slice(a), Slice(b), Own) => over_two(target, a, b, |own, a, b| f(a, b, own)),
+        (Scalar(a), Slice(b), Slice(c)) => over_two(target, b, c, |_, b, c| f(a, b, c)),
+        (Scalar(a), Slice(b), Scalar(c)) => over_one(target, b, |_, b| f(a, b, c)),
+        (Scalar(a), Slice(b), Own) => over_one(target, b, |own, b| f(a, b, own)),
         // The factors of a product may change places: its rounding is the same.
-        (Own, Slice(b), Slice(c)) | (Slice(b), Own, Slice(c)) => each(target, (b, Itself, c), f),
-        (Own, Slice(b), Scalar(c)) | (Slice(b), Own, Scalar(c)) => each(target, (b, Itself, c), f),
-        (Scalar(a), Own, Slice(c)) => each(target, (a, Itself, c), f),
-        (Scalar(a), Own, Scalar(c)) => each(target, (a, Itself, c), f),
+        (Own, Slice(b), Slice(c)) | (Slice(b), Own, Slice(c)) => {
+            over_two(target, b, c, |own, b, c| f(b, own, c));
+        }
+        (Own, Slice(b), Scalar(c)) | (Slice(b), Own, Scalar(c)) => over_one(target, b, |own, b| f(b, own, c)),
+        (Scalar(a), Own, Slice(c)) => over_one(target, c, |own, c| f(a, own, c)),
+        (Scalar(a), Own, Scalar(c)) => over_none(target, |own| f(a, own, c)),
         _ => {}
     }
 }
@@ -142,10 +139,10 @@ pub(super) fn choose(target: &mut [f32], [condition, then, otherwise]: [Source<'
     let f = |condition, then, otherwise| if condition != 0.0 { then } else { otherwise };
     match (condition, then, otherwise) {
         (Scalar(condition), then, otherwise) => copy(target, if condition != 0.0 { then } else { otherwise }),
-        (Slice(a), Slice(b), Slice(c)) => each(target, (a, b, c), f),
-        (Slice(a), Slice(b), Scalar(c)) => each(target, (a, b, c), f),
-        (Slice(a), Scalar(b), Slice(c)) => each(target, (a, b, c), f),
-        (Slice(a), Scalar(b), Scalar(c)) => each(target, (a, b, c), f),
+        (Slice(a), Slice(b), Slice(c)) => over_three(target, [a, b, c], f),
+        (Slice(a), Slice(b), Scalar(c)) => over_two(target, a, b, |_, a, b| f(a, b, c)),
+        (Slice(a), Scalar(b), Slice(c)) => over_two(target, a, c, |_, a, c| f(a, b, c)),
+        (Slice(a), Scalar(b), Scalar(c)) => over_one(target, a, |_, a| f(a, b, c)),
         _ => {}
     }
 }

@@ -5,67 +5,12 @@
 //!    one that stores; without, the last one alone. A pass computes again what it needs of tensors.
 //! 2. An instruction writes over a value only if nobody reads that value later in the pass; if it is one of its own
 //!    operands, then of an operation whose loop can work in place, and only once.
-//! 3. Temporaries are reused as soon as their value has been read last.
+//! 3. The new weights are written where the gradient sum stands only after the sum has been read last.
+//! 4. Temporaries are reused as soon as their value has been read last.
 
-use crate::optimizer::language::{Binary, Graph, Node, NodeId, Reduction, Unary};
-
-/// Where the elements of a tensor's value are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Seat {
-    /// The old weights, which are only read.
-    Weights,
-    /// The slice that holds the gradient sum at first and the new weights at last.
-    Out,
-    State(usize),
-    Temporary(usize),
-}
-
-/// What an instruction reads.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Operand {
-    Tensor(Seat),
-    /// A scalar's value rounded to f32, or its opposite.
-    Scalar(NodeId, bool),
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Operation {
-    /// The gradient sum by the divisor.
-    Gradient,
-    Copy(Operand),
-    Unary(Unary, Operand),
-    Binary(Binary, [Operand; 2]),
-    /// A factor that is a scalar stands first, and signs are scalars' where there is one.
-    MulAdd {
-        operands: [Operand; 3],
-        minus_product: bool,
-        minus_addend: bool,
-    },
-    /// Condition, then, otherwise.
-    Where([Operand; 3]),
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Instruction {
-    pub(super) to: Seat,
-    pub(super) operation: Operation,
-}
-
-/// A reduction that a pass feeds.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Feed {
-    pub(super) reduction: Reduction,
-    pub(super) from: Seat,
-    /// The node whose value comes of it.
-    pub(super) node: NodeId,
-}
-
-/// One walk over the tensor.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Pass {
-    pub(super) instructions: Vec<Instruction>,
-    pub(super) feeds: Vec<Feed>,
-}
+use super::fuse::{Form, Signed, forms};
+use super::instruction::{Feed, Instruction, Operand, Operation, Pass, Seat};
+use crate::optimizer::language::{Graph, Node, NodeId, Reduction};
 
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Plan {
@@ -99,6 +44,9 @@ struct Builder<'a> {
     feeds: Vec<(NodeId, Reduction, NodeId)>,
     /// By node: the last node of this pass that reads it, or [`END`]; `None` for those that the pass does not need.
     last_use: Vec<Option<usize>>,
+    forms: Vec<Form>,
+    /// The last node that reads the gradient sum itself, where the new weights will stand.
+    sum_read: usize,
     seats: Vec<Seat>,
     free: Vec<usize>,
     temporaries: usize,
@@ -121,6 +69,8 @@ impl<'a> Builder<'a> {
             graph,
             feeds,
             last_use: vec![None; nodes],
+            forms: vec![Form::Plain; nodes],
+            sum_read: 0,
             seats: vec![Seat::Weights; nodes],
             free: Vec::new(),
             temporaries: 0,
@@ -143,6 +93,10 @@ impl<'a> Builder<'a> {
                 self.last_use[node.index()].get_or_insert(node.index());
             }
         }
+        let roots = self.last_use.clone();
+        self.mark_uses();
+        self.fuse(&roots);
+        self.last_use = roots;
         self.mark_uses();
         self.leaves(&mut targets);
         for index in 0..self.graph.nodes().len() {
@@ -163,13 +117,25 @@ impl<'a> Builder<'a> {
         (Pass { instructions: self.instructions, feeds }, self.temporaries)
     }
 
+    /// Finds what can be computed together.
+    fn fuse(&mut self, roots: &[Option<usize>]) {
+        let needed: Vec<bool> = self.last_use.iter().map(Option::is_some).collect();
+        let mut readers = vec![0; needed.len()];
+        for index in (0..needed.len()).filter(|index| needed[*index]) {
+            self.tensors(index).for_each(|operand| readers[operand.index()] += 1);
+        }
+        let inner: Vec<bool> =
+            readers.iter().zip(roots).map(|(readers, root)| *readers == 1 && root.is_none()).collect();
+        self.forms = forms(self.graph, &needed, &inner);
+        self.sum_read = self.forms.iter().rposition(Form::reads_sum).unwrap_or(0);
+    }
+
     fn mark_uses(&mut self) {
         for index in (0..self.graph.nodes().len()).rev() {
-            let (node, kind) = self.graph.nodes()[index];
-            if self.last_use[index].is_none() || !kind.is_tensor() {
+            if self.last_use[index].is_none() || !self.graph.nodes()[index].1.is_tensor() {
                 continue;
             }
-            for operand in node.operands().filter(|operand| self.graph.kind(*operand).is_tensor()) {
+            for operand in self.tensors(index) {
                 let last = self.last_use[operand.index()].get_or_insert(index);
                 *last = (*last).max(index);
             }
@@ -228,7 +194,7 @@ impl<'a> Builder<'a> {
         }
         let dying: Vec<Seat> = self.dying(index);
         let in_place = dying.iter().copied().find(|seat| self.may_write(index, *seat));
-        let operation = self.lowered(node);
+        let operation = self.fused(self.forms[index]).unwrap_or_else(|| self.lowered(node));
         let to = direct.or(in_place).unwrap_or_else(|| self.fresh());
         self.emit(to, operation);
         self.seats[index] = to;
@@ -252,16 +218,22 @@ impl<'a> Builder<'a> {
         dying
     }
 
+    /// The tensors that a node's loop reads, as often as it has them for operands.
     fn tensors(&self, index: usize) -> impl Iterator<Item = NodeId> + use<'a> {
-        let graph = self.graph;
-        graph.nodes()[index].0.operands().filter(|operand| graph.kind(*operand).is_tensor())
+        let (graph, fused) = (self.graph, self.forms[index].tensors());
+        let plain = fused.is_none().then(|| graph.nodes()[index].0.operands()).into_iter().flatten();
+        let all = plain.chain(fused.into_iter().flatten().flatten());
+        all.filter(|operand| graph.kind(*operand).is_tensor())
     }
 
     /// Whether a node's value may be written to a seat while the node is computed (invariant 2).
     fn may_write(&self, index: usize, seat: Seat) -> bool {
-        let in_place = match self.graph.nodes()[index].0 {
-            Node::Unary(..) | Node::MulAdd { .. } => true,
-            Node::Binary(op, ..) => !op.is_comparison(),
+        let is_own = |node: NodeId| self.seats[node.index()] == seat;
+        let in_place = match (self.forms[index], self.graph.nodes()[index].0) {
+            (Form::Plain, Node::Unary(..) | Node::MulAdd { .. }) | (Form::Root { .. }, _) => true,
+            (Form::Plain, Node::Binary(op, ..)) => !op.is_comparison(),
+            (Form::Chained { x, y, z, .. }, _) => is_own(x) && !is_own(y) && !z.is_some_and(is_own),
+            (Form::Follow { x, z, .. } | Form::Squares { x, z, .. }, _) => is_own(z) && !is_own(x),
             _ => false,
         };
         let own = self.tensors(index).filter(|operand| self.seats[operand.index()] == seat).count();
@@ -269,6 +241,9 @@ impl<'a> Builder<'a> {
             Seat::State(state) => (self.graph.nodes().iter().zip(&self.last_use)).any(|((node, _), last)| {
                 *node == Node::State(state) && last.is_some_and(|last| last > index)
             }),
+            // One loop reads the sum and may write in its place.
+            Seat::Out if matches!(self.forms[index], Form::Nested { y: None, .. }) => self.sum_read > index,
+            Seat::Out => self.sum_read >= index,
             _ => false,
         };
         !read_later && (own == 0 || own == 1 && in_place)
@@ -280,6 +255,29 @@ impl<'a> Builder<'a> {
         } else {
             Operand::Scalar(node, minus)
         }
+    }
+
+    fn fused(&self, form: Form) -> Option<Operation> {
+        let signed = |(node, minus): Signed| self.operand(node, minus);
+        let operand = |node| self.operand(node, false);
+        Some(match form {
+            Form::Plain | Form::Absorbed => return None,
+            Form::Decayed { s, x } => Operation::Decayed(signed(s), operand(x)),
+            Form::Nested { s, t, x, y, z } => {
+                Operation::Nested([s, t].map(signed), [Some(x), y, Some(z)].map(|node| node.map(operand)))
+            }
+            Form::Chained { s, x, t, y, z } => {
+                Operation::Chained([s, t].map(signed), [Some(x), Some(y), z].map(|node| node.map(operand)))
+            }
+            Form::Follow { s, x, z } => Operation::Follow(signed(s), [x, z].map(operand)),
+            Form::Squares { s, x, t, z } => Operation::Squares([s, t].map(signed), [x, z].map(operand)),
+            Form::Root { x, by, plus } => {
+                Operation::Root(operand(x), [by, plus].map(|node| node.map(operand)))
+            }
+            Form::Quotient { s, x, y, t, z } => {
+                Operation::Quotient(signed(s), t.map(signed), [x, y, z].map(operand))
+            }
+        })
     }
 
     fn lowered(&self, node: Node) -> Operation {

@@ -54,7 +54,7 @@ impl Maker<'_> {
             return self.tensors[index].into();
         }
         let depth = depth - 1;
-        match self.choose(16) {
+        match self.choose(28) {
             0..=2 => format!("({} {} {})", self.tensor(depth), self.sign(), self.tensor(depth)),
             3 => format!("({} {} {})", self.scalar(1), self.sign(), self.tensor(depth)),
             4 => format!("({} {} {})", self.tensor(depth), self.sign(), self.scalar(1)),
@@ -84,6 +84,56 @@ impl Maker<'_> {
             11 => format!("(-{})", self.tensor(depth)),
             12 => format!("where({}, {}, {})", self.condition(depth), self.tensor(depth), self.tensor(depth)),
             13 => format!("where({}, {}, {})", self.condition(depth), self.scalar(0), self.tensor(depth)),
+            16 => {
+                let followed = self.tensor(depth);
+                format!(
+                    "({followed} {} {} * ({} - {followed}))",
+                    self.plus(),
+                    self.scalar(0),
+                    self.tensor(depth)
+                )
+            }
+            17 | 18 => {
+                let (squared, sign) = (self.tensor(depth), self.plus());
+                let (s, t) = (self.scalar(0), self.scalar(0));
+                format!("({s} * {} {sign} {t} * {squared} * {squared})", self.tensor(depth))
+            }
+            19 => format!("(sqrt({}) / {} + {})", self.tensor(depth), self.scalar(0), self.scalar(0)),
+            20 => format!("({} + sqrt({}))", self.scalar(0), self.tensor(depth)),
+            21 => {
+                let (x, y) = (self.tensor(depth), self.tensor(depth));
+                format!("({} {} {} * ({x} / {y}))", self.tensor(depth), self.plus(), self.scalar(0))
+            }
+            22 => {
+                let (x, y, sign) = (self.tensor(depth), self.tensor(depth), self.plus());
+                format!(
+                    "({} * {} {sign} {} * ({x} / {y}))",
+                    self.tensor(depth),
+                    self.scalar(0),
+                    self.scalar(0)
+                )
+            }
+            24 | 25 => {
+                let (s, t, sign) = (self.scalar(0), self.scalar(0), self.plus());
+                let y = if self.choose(2) == 0 { "g".into() } else { self.tensor(depth) };
+                format!(
+                    "({} {sign} {s} * ({y} {} {t} * {}))",
+                    self.tensor(depth),
+                    self.plus(),
+                    self.tensor(depth)
+                )
+            }
+            26 | 27 => {
+                let (s, t, sign) = (self.scalar(0), self.scalar(0), self.plus());
+                let z = if self.choose(2) == 0 { "g".into() } else { self.tensor(depth) };
+                format!(
+                    "({s} * {} {sign} ({z} {} {t} * {}))",
+                    self.tensor(depth),
+                    self.plus(),
+                    self.tensor(depth)
+                )
+            }
+            23 => format!("(g {} {} * {})", self.plus(), self.scalar(0), self.tensor(depth)),
             14 => format!("min({}, {})", self.tensor(depth), self.tensor(depth)),
             _ => format!("clamp({}, {}, {})", self.tensor(depth), self.scalar(0), self.tensor(depth)),
         }
