@@ -1,8 +1,11 @@
 //! Signed models between two programs: PyPI's `model_signing` accepts what `testudo sign` and a run leave, `testudo verify`
-//! accepts what `model_signing` signs. Ours refuses every case of attack class H; the public tool lets four of them pass.
+//! accepts what `model_signing` signs, and both sign the same statement. Ours refuses every case of attack class H; the public
+//! tool lets four of them pass.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use testudo::signing::{SigningKey, bundle};
 use testudo_tests::{files, process, python};
@@ -107,6 +110,57 @@ fn each_accepts_what_the_other_signs() {
     bench.theirs("sign", &theirs, ["--private_key", "key.pem"]).unwrap();
     bench.they_verify(&theirs, "key.pub.pem").unwrap();
     assert!(bench.we_verify(&theirs, "key.pub.pem").unwrap().starts_with("4 files"));
+}
+
+/// The names of an object's members, in the order in which they stand.
+struct Names(Vec<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Names, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        from.deserialize_map(Members)
+    }
+}
+
+/// What the tool signs of a model and what we sign of it is one statement: the same members at every level with the same values,
+/// those of the top level in the same order. Below it, the tool's own order changes from one signature to the next, and that
+/// of the ignored paths too.
+#[test]
+fn the_statement_is_the_public_tools_own() {
+    let Some(bench) = Bench::new() else { return };
+    let dir = bench.signed("both");
+    let key = SigningKey::load(&bench.at("key.pem")).unwrap().public();
+    let signed = || {
+        let bundle = bundle::read(&dir.join("model.sig")).unwrap();
+        let payload = bundle::open(&bundle, &key).unwrap();
+        let order: Names = serde_json::from_slice(&payload).unwrap();
+        let mut statement: Value = serde_json::from_slice(&payload).unwrap();
+        let ignored = statement["predicate"]["serialization"]["ignore_paths"].as_array_mut().unwrap();
+        ignored.sort_by_key(Value::to_string);
+        let bundle: Value = serde_json::from_slice(&bundle).unwrap();
+        let members: Vec<String> = bundle.as_object().unwrap().keys().cloned().collect();
+        (order.0, statement, members)
+    };
+    let ours = signed();
+    std::fs::remove_file(dir.join("model.sig")).unwrap();
+    bench.theirs("sign", &dir, ["--private_key", "key.pem"]).unwrap();
+    assert_eq!(ours, signed());
+    assert_eq!(ours.0, ["_type", "subject", "predicateType", "predicate"]);
 }
 
 /// What a case does to a signed model.
