@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::optimizer::shipped;
+use crate::optimizer::{Optimizer, Slice, StepInputs, shipped};
 
 fn problem(text: &str) -> (u32, u32, String) {
     match Program::parse(text) {
@@ -185,8 +185,24 @@ fn holds(text: &str) {
                 "{place:?} in {text:?}"
             );
         }
-        Ok(program) => sound(program.graph()),
+        Ok(program) => {
+            sound(program.graph());
+            runs(&program);
+        }
     }
+}
+
+/// Invariant 2, with numbers at the edge of what is allowed.
+fn runs(program: &Program) {
+    let mut optimizer = Optimizer::new(program, &[]).unwrap();
+    let (mut out, mut state) =
+        ([f32::NAN, 1e-45, -3.0], vec![vec![f32::MAX; 3]; program.state_tensors().len()]);
+    let mut scalars: Vec<f64> = program.scalar_states().iter().map(|scalar| scalar.initial).collect();
+    let inputs = StepInputs { step: u64::MAX, learning_rate: 1e300, divisor: 1e-30 };
+    let weights = [0.0, f32::NEG_INFINITY, 2.0];
+    let slice = Slice { weights: &weights, gradient_to_weights: &mut out, state: &mut state };
+    optimizer.update_tensor(inputs, &mut [slice], &mut scalars).unwrap();
+    optimizer.update_tensor(inputs, &mut [], &mut scalars).unwrap();
 }
 
 /// The graph's own invariants.

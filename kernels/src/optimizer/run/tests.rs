@@ -126,7 +126,7 @@ fn neither_slicing_nor_width_changes_bits() {
             let mut reference = Reference::new(&program, &start);
             sums.iter().for_each(|sum| reference.step(sum, 0.01, 30.0));
             let expected = reference.bits();
-            for cut in [elements, 1, 511, 512, 513, 1000, 4096] {
+            for cut in [elements, 1, 127, 128, 129, 1000, 4096] {
                 assert!(run(&mut optimizer, &start, &sums, 0.01, cut) == expected, "{name} cut every {cut}");
             }
             forced::each(|| {
@@ -167,6 +167,27 @@ proptest! {
             }
         }
     }
+}
+
+/// What is between operations that nobody else reads never goes through memory: the loops over a block, by program.
+#[test]
+fn what_can_be_computed_at_once_is() {
+    for (name, loops, temporaries) in [
+        ("sgd", 1, 0),
+        ("momentum", 2, 0),
+        ("nesterov", 3, 1),
+        ("adam", 5, 1),
+        ("adamw", 5, 1),
+        ("rmsprop", 4, 2),
+        ("adagrad", 4, 2),
+    ] {
+        let plan = Plan::new(program(name).graph());
+        let [pass] = &plan.passes[..] else { panic!("{name} has one pass") };
+        assert_eq!((pass.instructions.len(), plan.temporaries), (loops, temporaries), "{name}: {pass:?}");
+    }
+    // One pass for norms that do not need one another, and the last.
+    let passes = |name: &str| Plan::new(program(name).graph()).passes.len();
+    assert_eq!((passes("lars"), passes("lamb")), (2, 2));
 }
 
 /// Values given to a program of one line, on one element each.
