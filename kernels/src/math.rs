@@ -10,8 +10,10 @@
 //! polynomials whose coefficients minimize the greatest relative error (Remez), rounded to `f32`.
 
 mod circle;
+mod power;
 
 pub use circle::{circle, cos_pi};
+pub(crate) use power::power;
 
 use crate::simd::vectorized;
 

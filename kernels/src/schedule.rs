@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::math::cos_pi;
+use crate::math::{cos_pi, power};
 
 /// How the learning rate changes over a run.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -140,19 +140,6 @@ pub enum ScheduleError {
     /// The rate would fall more often than there are steps.
     #[error("the schedule's every_steps is 0, but must be at least 1")]
     EverySteps,
-}
-
-/// `base` to the power of `exponent`, by squaring: the same bits everywhere, which a C library does not promise.
-fn power(mut base: f64, mut exponent: u64) -> f64 {
-    let mut product = 1.0;
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            product *= base;
-        }
-        base *= base;
-        exponent >>= 1;
-    }
-    product
 }
 
 #[cfg(test)]

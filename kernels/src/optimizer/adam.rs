@@ -1,6 +1,7 @@
 //! Adam and AdamW, as PyTorch's `torch.optim.Adam` and `AdamW` compute them: means of the gradient and of its square,
 //! both corrected for their start at zero.
 
+use crate::math::power;
 use crate::simd::vectorized;
 
 /// What all elements of a step share.
@@ -55,33 +56,5 @@ vectorized! {
             let denominator = variance.sqrt() / s.correction + s.epsilon;
             *out = (*mean / denominator).mul_add(s.minus_rate, weight * keep);
         }
-    }
-}
-
-/// `base` to the power of `exponent`, by squaring: the same bits everywhere, which a C library does not promise.
-fn power(mut base: f64, mut exponent: u64) -> f64 {
-    let mut product = 1.0;
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            product *= base;
-        }
-        base *= base;
-        exponent >>= 1;
-    }
-    product
-}
-
-#[cfg(test)]
-mod tests {
-    use super::power;
-
-    #[test]
-    fn powers() {
-        assert_eq!((power(0.9, 0), power(0.9, 1), power(0.0, 3)), (1.0, 0.9, 0.0));
-        for exponent in [2u64, 7, 100, 12_345] {
-            let expected = 0.999f64.powf(exponent as f64);
-            assert!((power(0.999, exponent) / expected - 1.0).abs() < 1e-12, "{exponent}");
-        }
-        assert_eq!(power(0.999, u64::MAX), 0.0);
     }
 }

@@ -24,9 +24,11 @@ const CONNECTIONS_EACH: u64 = 2;
 const FRAME_OVERHEAD: u64 = 4 << 10;
 /// Slices that a worker has under way to servers at most.
 const SLICES_UNDER_WAY: u64 = 32;
-/// Bytes that a server, and a scheduler, keep of each slice beside its values: what was accepted and who waits, its hash while that is
-/// put together, places in lists. Measured with slices of 64 bytes: 2.3 KiB and 0.9 KiB.
-const OF_SLICE: [u64; 2] = [4 << 10, 2 << 10];
+/// Bytes that a server keeps of each slice beside its values: what was accepted and who waits, its hash while that is put
+/// together, places in lists. Measured with slices of 64 bytes: 2.3 KiB.
+const SLICE_AT_SERVER: u64 = 4 << 10;
+/// What a scheduler keeps of each: measured likewise, 0.9 KiB.
+const SLICE_AT_SCHEDULER: u64 = 2 << 10;
 /// Examples of a part of the test set.
 const EVALUATED: u64 = 1024;
 /// How much larger than its content a buffer that grew with a file may be.
@@ -50,21 +52,21 @@ pub(super) struct Shares {
 }
 
 impl Config {
-    fn parameter_bytes(&self) -> u64 {
+    /// The sum of something over all parameters, by their bytes.
+    fn over_parameters(&self, of: impl Fn(u64) -> u64) -> u64 {
         // A model that is none is refused elsewhere.
         let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
-        parameters
-            .iter()
-            .fold(0_u64, |sum, p| sum.saturating_add(p.shape.elements() as u64))
-            .saturating_mul(4)
+        let bytes = parameters.iter().map(|p| (p.shape.elements() as u64).saturating_mul(4));
+        bytes.fold(0, |sum: u64, bytes| sum.saturating_add(of(bytes)))
     }
 
-    /// Slices of all parameters.
+    fn parameter_bytes(&self) -> u64 {
+        self.over_parameters(|bytes| bytes)
+    }
+
     fn slices(&self) -> u64 {
-        let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
         let slice_bytes = u64::from(self.transport.slice_bytes).max(1);
-        let of = |elements: usize| (elements as u64).saturating_mul(4).div_ceil(slice_bytes);
-        parameters.iter().fold(0, |sum: u64, p| sum.saturating_add(of(p.shape.elements())))
+        self.over_parameters(|bytes| bytes.div_ceil(slice_bytes))
     }
 
     /// Bytes of parameters that a server holds at most: an eighth above its part, and a slice.
@@ -97,7 +99,7 @@ impl Config {
                 let snapshot = if kept.at_end || kept.every_steps > 0 { 1 + state } else { 0 };
                 // Of sums that wait for their sibling there is one for every second shard at most.
                 let sums = if votes > 0 { 0 } else { shards.div_ceil(2) };
-                let tables = self.slices().saturating_mul(OF_SLICE[0]);
+                let tables = self.slices().saturating_mul(SLICE_AT_SERVER);
                 // Two versions, the next, and what goes with them.
                 let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot);
                 values.saturating_add(votes).saturating_add(tables)
@@ -114,7 +116,7 @@ impl Config {
                     .saturating_add(sent.min(all.saturating_mul(2)))
                     .saturating_add(data.saturating_mul(GROWN))
             }
-            _ => self.slices().saturating_mul(OF_SLICE[1]),
+            _ => self.slices().saturating_mul(SLICE_AT_SCHEDULER),
         };
         needs.saturating_add(PROGRAM)
     }

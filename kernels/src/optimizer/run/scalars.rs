@@ -3,6 +3,7 @@
 //! `+ - * /` and `sqrt` are IEEE's, `exp`, `ln` and powers to fractions are those of the `libm` crate, which is Rust
 //! without a C library; powers to whole numbers are products, by squaring.
 
+use crate::math;
 use crate::optimizer::language::{Binary, Unary};
 
 pub(super) fn unary(op: Unary, x: f64) -> f64 {
@@ -55,14 +56,7 @@ fn power(base: f64, exponent: f64) -> f64 {
     if magnitude.fract() != 0.0 || magnitude.is_nan() || magnitude >= 9_007_199_254_740_992.0 {
         return libm::pow(base, exponent);
     }
-    let (mut square, mut left, mut product) = (base, magnitude as u64, 1.0);
-    while left > 0 {
-        if left & 1 == 1 {
-            product *= square;
-        }
-        square *= square;
-        left >>= 1;
-    }
+    let product = math::power(base, magnitude as u64);
     if exponent < 0.0 { 1.0 / product } else { product }
 }
 

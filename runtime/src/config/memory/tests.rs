@@ -83,7 +83,7 @@ fn small_slices_have_their_tables_counted() {
         |slice_bytes: u32, role| parse(&[&format!("transport.slice_bytes={slice_bytes}")]).own_bytes(role, 0);
     let least = parse(&["transport.slice_bytes=64"]).slices();
     assert!(least > 1000, "{least}");
-    for (role, each) in [(Role::Server, OF_SLICE[0]), (Role::Scheduler, OF_SLICE[1])] {
+    for (role, each) in [(Role::Server, SLICE_AT_SERVER), (Role::Scheduler, SLICE_AT_SCHEDULER)] {
         let (small, large) = (own(64, role), own(1 << 20, role));
         assert!(
             small + (1 << 20) > large + each * (least - 8) && small < large + each * least,
