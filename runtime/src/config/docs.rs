@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{Absent, Base, KEYS, Key, Rule};
+use super::keys::{self, Absent, Base, Key, Rule};
 use super::{nearest, value};
 
 const INTRODUCTION: &str = "\
@@ -29,7 +29,7 @@ pub fn page() -> String {
     for section in nearest::sections() {
         let _ =
             write!(page, "\n## `[{section}]`\n\n| key | default | allowed | meaning |\n|---|---|---|---|\n");
-        for key in KEYS.iter().filter(|key| key.section() == section) {
+        for key in keys::all().filter(|key| key.section() == section) {
             let allowed = escaped(&value::allowed(&key.rule));
             let _ = writeln!(page, "| `{}` | {} | {allowed} | {} |", key.name(), default(key), meaning(key));
         }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn every_key_is_on_the_page() {
         let page = page();
-        for key in KEYS {
+        for key in keys::all() {
             assert!(page.contains(&format!("| `{}` |", key.name())), "{}", key.path);
             assert!(page.contains(key.doc), "{}", key.path);
         }

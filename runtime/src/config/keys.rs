@@ -8,10 +8,40 @@
 //! 2. Keys are unique, and no key is also a section.
 //! 3. Every key here is a field of [`Config`](super::Config), and the other way round.
 
+mod audit;
+mod checkpoint;
+mod cluster;
+mod data;
 mod limits;
-mod table;
+mod model;
+mod network;
+mod optimizer;
+mod rules;
+mod schedule;
+mod security;
+mod training;
+mod transport;
 
-pub use table::KEYS;
+/// The table: rows stand in the order of the reference page, and a selector stands before the keys that depend on it.
+static SECTIONS: &[&[Key]] = &[
+    cluster::KEYS,
+    network::KEYS,
+    training::KEYS,
+    model::KEYS,
+    optimizer::KEYS,
+    schedule::KEYS,
+    data::KEYS,
+    transport::KEYS,
+    limits::KEYS,
+    security::KEYS,
+    checkpoint::KEYS,
+    audit::KEYS,
+];
+
+/// Every key.
+pub fn all() -> impl Iterator<Item = &'static Key> + Clone {
+    SECTIONS.iter().copied().flatten()
+}
 
 /// One key of the cluster file.
 #[derive(Debug)]
@@ -139,12 +169,12 @@ impl Key {
 
 /// The key at `path`, if there is one.
 pub fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    all().find(|key| key.path == path)
 }
 
 /// Whether `path` is a section: a table that holds keys or other sections.
 pub fn is_section(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    all().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
 #[cfg(test)]
@@ -154,8 +184,8 @@ mod tests {
     /// Invariant 2.
     #[test]
     fn keys_are_unique_and_apart_from_sections() {
-        for (index, key) in KEYS.iter().enumerate() {
-            assert!(KEYS[..index].iter().all(|other| other.path != key.path), "{} stands twice", key.path);
+        for (index, key) in all().enumerate() {
+            assert!(all().take(index).all(|other| other.path != key.path), "{} stands twice", key.path);
             assert!(!is_section(key.path), "{} is a key and a section", key.path);
             assert!(is_section(key.section()), "{}", key.path);
             assert!(key.doc.ends_with('.'), "{}: {}", key.path, key.doc);
@@ -168,7 +198,7 @@ mod tests {
             Rule::Choice(kinds) => *kinds,
             other => panic!("{selector}: {other:?}"),
         };
-        for key in KEYS {
+        for key in all() {
             if let Some(applies) = &key.applies {
                 let all = kinds_of(applies.selector);
                 assert!(applies.kinds.iter().all(|kind| all.contains(kind)), "{}", key.path);

@@ -1,6 +1,6 @@
 //! For a key that does not exist, the one that was probably meant.
 
-use super::keys::KEYS;
+use super::keys;
 
 /// A phrase that helps with the unknown key or section `path`.
 ///
@@ -12,7 +12,7 @@ pub(super) fn advice(path: &str) -> String {
         None => {
             let section = path.rsplit_once('.').map_or("", |(section, _)| section);
             let names: Vec<_> =
-                KEYS.iter().filter(|key| key.section() == section).map(|key| key.name()).collect();
+                keys::all().filter(|key| key.section() == section).map(|key| key.name()).collect();
             if names.is_empty() {
                 format!("the sections are {}", sections().join(", "))
             } else {
@@ -25,14 +25,14 @@ pub(super) fn advice(path: &str) -> String {
 /// The key or section nearest to `path`, if any is near.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {
     let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
-    let keys = KEYS.iter().map(|key| {
+    let named = keys::all().map(|key| {
         let elsewhere = usize::from(key.section() != section);
         let by_name = strsim::damerau_levenshtein(name, key.name()) + elsewhere;
         let by_path = strsim::damerau_levenshtein(path, key.path);
         (by_name.min(by_path), key.path)
     });
     let sections = sections().into_iter().map(|known| (strsim::damerau_levenshtein(path, known), known));
-    let (distance, near) = keys.chain(sections).min_by_key(|(distance, _)| *distance)?;
+    let (distance, near) = named.chain(sections).min_by_key(|(distance, _)| *distance)?;
     // Half of the letters wrong is no longer a typing error.
     (distance <= (name.chars().count() / 2).clamp(1, 4)).then_some(near)
 }
@@ -40,7 +40,7 @@ pub(super) fn nearest(path: &str) -> Option<&'static str> {
 /// Every section, in the order of the table.
 pub(super) fn sections() -> Vec<&'static str> {
     let mut sections = Vec::new();
-    for key in KEYS {
+    for key in keys::all() {
         if !sections.contains(&key.section()) {
             sections.push(key.section());
         }

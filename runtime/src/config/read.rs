@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Absent, KEYS, Key, Rule};
+use super::keys::{self, Absent, Key, Rule};
 use super::nearest;
 use super::problem::{Place, Problem};
 use super::value::{self, Value};
@@ -105,7 +105,7 @@ impl Values {
     /// Adds the defaults; reports required keys that are missing, and keys that mean nothing here.
     pub(super) fn complete(&mut self, problems: &mut Vec<Problem>) {
         // Selectors stand before what they select, in the table and so here.
-        for key in KEYS {
+        for key in keys::all() {
             if let Some(applies) = &key.applies
                 && let Some(kind) = self.text(applies.selector)
                 && !applies.kinds.contains(&kind)
@@ -177,7 +177,7 @@ impl Values {
 
 fn holds(section: &str) -> String {
     let inside = |key: &&Key| key.path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'));
-    let keys: Vec<_> = KEYS.iter().filter(inside).map(|key| format!("`{}`", key.path)).collect();
+    let keys: Vec<_> = keys::all().filter(inside).map(|key| format!("`{}`", key.path)).collect();
     format!("its keys are {}", keys.join(", "))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::keys::KEYS;
+use super::keys;
 use super::*;
 use testudo_transport::Role;
 
@@ -155,7 +155,7 @@ fn the_effective_file_says_the_same() {
         assert_eq!(again.unwrap_or_else(|errors| panic!("{errors}\n{effective}")), config);
         collect("", &effective.parse().unwrap(), &mut written);
     }
-    let known: BTreeSet<_> = KEYS.iter().map(|key| key.path.to_string()).collect();
+    let known: BTreeSet<_> = keys::all().map(|key| key.path.to_string()).collect();
     assert_eq!(written, known);
 }
 
@@ -315,7 +315,7 @@ fn votes_are_part_of_the_memory_that_is_limited() {
 /// Heartbeats as often as a cluster file may ask for are heard at once: whoever is late over and over is cut off as a flood.
 #[test]
 fn the_quickest_heartbeats_are_no_flood() {
-    let quickest = KEYS.iter().find(|key| key.path == "cluster.heartbeat_ms").unwrap();
+    let quickest = keys::all().find(|key| key.path == "cluster.heartbeat_ms").unwrap();
     let super::keys::Rule::Integer { min, .. } = quickest.rule else { panic!("milliseconds are numbers") };
     let policy = testudo_actors::policy::policy(1 << 20).unwrap();
     let rate = policy

@@ -1,0 +1,66 @@
+//! The rows about the batch, its parts and how contributions become one gradient.
+
+use super::{Absent, Applies, Key, Rule};
+
+const ROBUST: Option<Applies> =
+    Some(Applies { selector: "training.aggregation", kinds: &["median", "trimmed_mean"] });
+
+/// In the order of the reference page.
+pub(super) static KEYS: &[Key] = &[
+    Key {
+        path: "training.seed",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("42"),
+        applies: None,
+        doc: "Seeds the initial parameters and every epoch's shuffle. It is no secret and secures nothing.",
+    },
+    Key {
+        path: "training.epochs",
+        rule: Rule::Integer { min: 1, max: 1_000_000 },
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "Passes over the training set.",
+    },
+    Key {
+        path: "training.batch_size",
+        rule: Rule::Integer { min: 1, max: 1 << 24 },
+        absent: Absent::Is("128"),
+        applies: None,
+        doc: "Examples a step, over all workers together; a multiple of `training.logical_shards`.",
+    },
+    Key {
+        path: "training.logical_shards",
+        rule: Rule::Integer { min: 1, max: 1 << 16 },
+        absent: Absent::Is("4"),
+        applies: None,
+        doc: "Parts a batch is cut into. Gradients belong to these parts and not to workers, which is why the result does not depend on how many workers there are.",
+    },
+    Key {
+        path: "training.aggregation",
+        rule: Rule::Choice(&["mean", "median", "trimmed_mean"]),
+        absent: Absent::Is("\"mean\""),
+        applies: None,
+        doc: "How the workers' contributions become one gradient. Under `median` and `trimmed_mean`, every worker has one vote, and a minority that lies cannot bend the result: see [aggregation](aggregation.md). They need `training.logical_shards` to equal `cluster.workers`.",
+    },
+    Key {
+        path: "training.hostile_workers",
+        rule: Rule::Integer { min: 1, max: 2047 },
+        absent: Absent::Is("1"),
+        applies: ROBUST,
+        doc: "Votes that may be lies: workers that may be hostile, and workers whose death is to be borne, together; fewer than half of `cluster.workers`. `trimmed_mean` drops as many of each coordinate's votes at either end.",
+    },
+    Key {
+        path: "training.max_steps",
+        rule: Rule::Integer { min: 1, max: i64::MAX },
+        absent: Absent::Unset("run every epoch"),
+        applies: None,
+        doc: "Stops the run after this many steps. No schedule reads it: the steps that are taken are those of the full run.",
+    },
+    Key {
+        path: "training.determinism",
+        rule: Rule::Choice(&["strict", "relaxed"]),
+        absent: Absent::Is("\"strict\""),
+        applies: None,
+        doc: "With `strict`, a node whose arithmetic could give other bits is refused; with `relaxed`, mixed processors train together and runs may differ in the last bits.",
+    },
+];
