@@ -5,7 +5,7 @@ use std::sync::Arc;
 /// The training set and the test set of a job.
 pub type TrainAndTest = (Arc<dyn Dataset>, Arc<dyn Dataset>);
 
-/// Labelled examples of one shape. Implementations are shared between threads and never change.
+/// Examples of one shape, each with its labels. Implementations are shared between threads and never change.
 pub trait Dataset: Send + Sync {
     /// How many examples there are.
     fn len(&self) -> usize;
@@ -18,7 +18,13 @@ pub trait Dataset: Send + Sync {
     /// Numbers in one example's input.
     fn input_elements(&self) -> usize;
 
+    /// Labels of one example: 1 for a classifier's, one for each position of a sequence.
+    fn targets(&self) -> usize {
+        1
+    }
+
     /// Writes example `index` (below [`len`](Dataset::len)) into `input` (exactly
-    /// [`input_elements`](Dataset::input_elements) long) and returns its label.
-    fn fill(&self, index: usize, input: &mut [f32]) -> u32;
+    /// [`input_elements`](Dataset::input_elements) long) and its labels into `labels` (exactly
+    /// [`targets`](Dataset::targets) long).
+    fn fill(&self, index: usize, input: &mut [f32], labels: &mut [u32]);
 }

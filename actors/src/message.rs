@@ -149,9 +149,9 @@ bodies! {
         first: u64,
         /// Number of test examples.
         examples: u64,
-        /// Sum of their losses.
+        /// Sum of their losses, over all their targets.
         loss_sum: f64,
-        /// How many were classified right.
+        /// How many targets were classified right.
         correct: u64,
     }
     /// The scheduler asks a worker for the final model.
@@ -415,9 +415,9 @@ pub enum PartOutcome {
 pub struct NodeLoss {
     /// The node.
     pub node: Node,
-    /// Sum of its examples' losses.
+    /// Sum of its examples' losses, over all their targets.
     pub loss_sum: f64,
-    /// How many were classified right.
+    /// How many targets were classified right.
     pub correct: u64,
     /// Examples counted; 0 when a step was found complete after its worker died before it could report.
     pub examples: u64,

@@ -53,7 +53,7 @@ pub enum ReplayError {
 pub struct ReplayedStep {
     /// The step, from 0.
     pub step: u64,
-    /// Mean training loss over its batch, before its update.
+    /// Mean training loss over its batch's targets, before its update.
     pub loss: f64,
     /// Examples in its batch.
     pub examples: u64,
@@ -77,6 +77,7 @@ pub struct Replay {
     map: Arc<SliceMap>,
     parameters: Vec<ParameterSpec>,
     tree: ReductionTree,
+    targets: usize,
     /// What is computed, each by itself: the whole batch, or every vote.
     nodes: Vec<Node>,
     compute: ShardCompute,
@@ -135,6 +136,7 @@ impl Replay {
         let mut replay = Replay {
             plan: Plan::new(&job),
             tree,
+            targets: job.model.targets(),
             nodes,
             step: job.first_step(),
             map,
@@ -179,7 +181,7 @@ impl Replay {
         self.step += 1;
         self.adopt();
         let examples = self.plan.step(step).examples;
-        Ok(ReplayedStep { step, loss: loss / examples as f64, examples })
+        Ok(ReplayedStep { step, loss: loss / (examples as f64 * self.targets as f64), examples })
     }
 
     /// The model computes with the newest version from now on.

@@ -46,13 +46,9 @@ fn step(spec: &ModelSpec, examples: usize) -> Result<f64, ModelError> {
     let (mut best, start) = (f64::INFINITY, Instant::now());
     while start.elapsed() < Duration::from_secs(1) || best.is_infinite() {
         let step = Instant::now();
-        let loss = model.gradients(
-            &parameters,
-            Batch { inputs: &inputs, labels: &labels },
-            &mut |_, gradient| {
-                std::hint::black_box(gradient);
-            },
-        )?;
+        let loss = model.gradients(&parameters, Batch::new(&inputs, &labels), &mut |_, gradient| {
+            std::hint::black_box(gradient);
+        })?;
         std::hint::black_box(loss);
         best = best.min(step.elapsed().as_secs_f64());
     }

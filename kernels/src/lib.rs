@@ -30,7 +30,7 @@ mod softmax;
 pub use aggregate::{add, add_checked, first_non_finite};
 pub use codec::{Codec, CodecError};
 pub use fingerprint::{fingerprint, instruction_set};
-pub use model::{Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec};
+pub use model::{Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place};
 pub use optimizer::{Optimizer, OptimizerError, OptimizerSpec, Program, ProgramError};
 pub use random::{Philox, Purpose, permutation};
 pub use robust::{Aggregation, AggregationError};

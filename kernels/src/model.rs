@@ -29,16 +29,38 @@ use crate::shape::ShapeError;
 pub struct Batch<'a> {
     /// Row-major [examples, input elements].
     pub inputs: &'a [f32],
-    /// The class of each example.
+    /// Row-major [examples, targets]: the class of each target.
     pub labels: &'a [u32],
+    /// Where in training these examples stand.
+    pub place: Place,
+}
+
+impl<'a> Batch<'a> {
+    /// Examples at no place in particular: to evaluate, or for a model that draws nothing at random.
+    #[must_use]
+    pub fn new(inputs: &'a [f32], labels: &'a [u32]) -> Batch<'a> {
+        Batch { inputs, labels, place: Place::default() }
+    }
+}
+
+/// Where a batch stands in training: what a layer draws at random, such as a dropout mask, is a function of this and of
+/// (example, element), so it is the same whoever computes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// The job's seed.
+    pub seed: u64,
+    /// The step, from 0.
+    pub step: u64,
+    /// Position of the batch's first example in the step's global batch; the others follow it.
+    pub first: u64,
 }
 
 /// What a model made of a batch: sums, never means.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Loss {
-    /// The sum of the examples' losses (nats of cross-entropy, for classifiers).
+    /// The sum of the losses of all targets of all examples (nats of cross-entropy, for classifiers).
     pub loss_sum: f64,
-    /// How many examples the model put into their own class.
+    /// How many targets the model put into their own class.
     pub correct: u32,
     /// How many examples there were.
     pub examples: u32,
@@ -55,6 +77,11 @@ pub trait Model: Send {
     /// Classes that labels may name, from 0.
     fn classes(&self) -> usize;
 
+    /// Labels of one example: 1 for a classifier, one for each position of a sequence.
+    fn targets(&self) -> usize {
+        1
+    }
+
     /// The gradient sums of one logical shard. Calls `ready(index, gradient)` once for each parameter as soon as its
     /// gradient is final, last layer first, while the rest of the backward pass is still to run. The slice is the
     /// model's: copy what must outlive the call.
@@ -70,7 +97,7 @@ pub trait Model: Send {
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError>;
 
-    /// The loss alone.
+    /// The loss alone, of the network as it is used: nothing is drawn at random.
     ///
     /// # Errors
     /// [`ModelError`] if a length or a label is wrong.
@@ -156,6 +183,13 @@ impl ModelSpec {
     pub fn classes(&self) -> usize {
         match self {
             ModelSpec::Mlp { classes, .. } | ModelSpec::Custom { classes, .. } => *classes,
+        }
+    }
+
+    /// Labels of one example: 1 for a classifier, one for each position of a sequence. Means are over examples x targets.
+    pub fn targets(&self) -> usize {
+        match self {
+            ModelSpec::Mlp { .. } | ModelSpec::Custom { .. } => 1,
         }
     }
 }

@@ -24,7 +24,7 @@ fn the_steady_state_allocates_nothing() {
         values.iter().map(|values| vec![vec![0.0; values.len()]; 2]).collect();
     let optimizer = OptimizerSpec::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
     let mut step = |number: u64, examples: usize| {
-        let batch = Batch { inputs: &inputs[..examples * 70], labels: &labels[..examples] };
+        let batch = Batch::new(&inputs[..examples * 70], &labels[..examples]);
         model
             .gradients(&parameters, batch, &mut |index, gradient| {
                 assert_eq!(first_non_finite(gradient), None);

@@ -42,7 +42,7 @@ impl Problem {
     }
 
     fn batch(&self) -> Batch<'_> {
-        Batch { inputs: &self.inputs, labels: &self.labels }
+        Batch::new(&self.inputs, &self.labels)
     }
 
     fn slices(&self) -> Vec<&[f32]> {
@@ -162,7 +162,7 @@ fn bits_depend_on_the_batch_alone() {
             let parameters: Vec<Vec<f32>> = problem.parameters.iter().map(|values| shifted(values)).collect();
             let parameters: Vec<&[f32]> = parameters.iter().map(|values| &values[shift..]).collect();
             let inputs = shifted(&problem.inputs);
-            let batch = Batch { inputs: &inputs[shift..], labels: &problem.labels };
+            let batch = Batch::new(&inputs[shift..], &problem.labels);
             let mut found = vec![Vec::new(); parameters.len()];
             let found_loss = model.gradients(&parameters, batch, &mut |i, g| found[i] = g.to_vec()).unwrap();
             assert_eq!((found_loss, bits(&found)), (loss, bits(&gradients)), "shifted by {shift}");
@@ -270,7 +270,7 @@ fn refusals_are_typed_and_come_before_any_gradient() {
     let problem = Problem::new(&[4, 6, 3], 5, 1);
     let mut model = problem.spec.build(5).unwrap();
     let mut refused = |parameters: &[&[f32]], inputs: &[f32], labels: &[u32]| {
-        let batch = Batch { inputs, labels };
+        let batch = Batch::new(inputs, labels);
         let error = model
             .gradients(parameters, batch, &mut |_, _| panic!("a gradient of a refused batch"))
             .unwrap_err();

@@ -35,7 +35,7 @@ fn perceptrons_agree() {
         let labels: Vec<u32> =
             case["labels"].as_array().unwrap().iter().map(|label| label.as_u64().unwrap() as u32).collect();
         let inputs = numbers(&case["inputs"]);
-        let batch = Batch { inputs: &inputs, labels: &labels };
+        let batch = Batch::new(&inputs, &labels);
         let mut model = spec.build(64).unwrap();
         let mut gradients = vec![Vec::new(); parameters.len()];
         let loss = model

@@ -143,8 +143,8 @@ impl Dataset for Set {
         self.0.input_elements()
     }
 
-    fn fill(&self, index: usize, input: &mut [f32]) -> u32 {
-        self.0.fill(index, input)
+    fn fill(&self, index: usize, input: &mut [f32], labels: &mut [u32]) {
+        labels.fill(self.0.fill(index, input));
     }
 }
 

@@ -39,7 +39,9 @@ fn draw(seed: u64, count: usize) -> (Vec<u8>, Vec<u8>) {
     let mut labels = [[0, 0, 8, 1], number(count)].concat();
     let mut values = vec![0.0; set.input_elements()];
     for index in 0..count {
-        labels.push(u8::try_from(set.fill(index, &mut values)).unwrap());
+        let mut label = [0];
+        set.fill(index, &mut values, &mut label);
+        labels.push(u8::try_from(label[0]).unwrap());
         // From -0.5..1.5 to a byte; what the toy set has less than an image's pixels stays black.
         let pixels = values.iter().map(|v| ((v + 0.5) * 127.0) as u8);
         images.extend(pixels.chain(std::iter::repeat(0)).take(SIDE * SIDE));

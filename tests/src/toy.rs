@@ -36,7 +36,7 @@ impl Dataset for Toy {
         INPUTS
     }
 
-    fn fill(&self, index: usize, input: &mut [f32]) -> u32 {
+    fn fill(&self, index: usize, input: &mut [f32], labels: &mut [u32]) {
         let label = index % CLASSES;
         let random = Philox::new(self.seed, Purpose::Noise, 0, index as u64);
         for (at, value) in input.iter_mut().enumerate() {
@@ -44,7 +44,7 @@ impl Dataset for Toy {
             let centre = if at % CLASSES == label { 1.0 } else { 0.0 };
             *value = centre + noise;
         }
-        label as u32
+        labels.fill(label as u32);
     }
 }
 

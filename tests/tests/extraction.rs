@@ -48,7 +48,7 @@ fn train() -> (ModelSpec, Vec<Vec<f32>>) {
     for step in 1..=300 {
         let slices: Vec<&[f32]> = parameters.iter().map(Vec::as_slice).collect();
         let mut gradients = vec![Vec::new(); 2];
-        let batch = Batch { inputs: &inputs, labels: &labels };
+        let batch = Batch::new(&inputs, &labels);
         right = model.gradients(&slices, batch, &mut |i, g| gradients[i] = g.to_vec()).unwrap().correct;
         for ((values, mut slice), state) in parameters.iter_mut().zip(gradients).zip(&mut states) {
             optimizer.update(step, 0.3, EXAMPLES as f32, values, &mut slice, state).unwrap();

@@ -116,11 +116,11 @@ pub struct Finished {
     pub steps: u64,
     /// Whether an operator stopped it before its last step.
     pub stopped_early: bool,
-    /// Mean training loss of the last step.
+    /// Mean training loss of the last step, over its targets.
     pub final_loss: f64,
-    /// Mean loss over the test set.
+    /// Mean loss over the test set's targets.
     pub test_loss: f64,
-    /// Share of the test set classified right.
+    /// Share of the test set's targets classified right.
     pub test_accuracy: f64,
     /// BLAKE3 of the final parameters.
     pub params_blake3: [u8; 32],

@@ -104,7 +104,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let plan = Plan::new(&job);
         let tree = job.tree();
         SchedulerCore {
-            progress: Progress::new(tree, job.resume.as_ref()),
+            progress: Progress::new(tree, &job),
             checkpoints: Checkpoints::new(&job),
             parameters: Parameters::new(&job),
             plan,

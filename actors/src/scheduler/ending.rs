@@ -6,10 +6,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::job::JobSpec;
 use crate::message::{Evaluate, EvaluationResult, Export, Exported};
 
-/// Test examples in one part: fixed, so that the sum of losses has the same bits for any number of workers, and a
-/// whole number of a worker's evaluation blocks.
+/// Test examples in one part: fixed, so that the sum of losses has the same bits for any number of workers (whose
+/// evaluation blocks are counted from a part's start), and for a classifier a whole number of such blocks.
 const PART: u64 = 1024;
 
 /// Tasks that a worker holds at a time: one to work at and one to go on with.
@@ -33,12 +34,15 @@ struct Task {
 #[derive(Debug)]
 pub(super) struct Ending {
     version: u64,
+    /// Targets of one test example.
+    targets: u64,
     tasks: Vec<Task>,
     exported: Option<Exported>,
 }
 
 impl Ending {
-    pub(super) fn new(version: u64, test_examples: u64, write: bool) -> Ending {
+    pub(super) fn new(version: u64, job: &JobSpec) -> Ending {
+        let (test_examples, write) = (job.data.test_examples, job.export);
         let mut tasks =
             vec![Task { order: Order::Export(Export { version, write }), holder: None, result: None }];
         let mut first = 0;
@@ -48,7 +52,7 @@ impl Ending {
             tasks.push(Task { order, holder: None, result: None });
             first += examples;
         }
-        Ending { version, tasks, exported: None }
+        Ending { version, targets: job.model.targets() as u64, tasks, exported: None }
     }
 
     /// The next task that nobody holds, given to the worker among `live` that has the fewest to do; `None` when each has
@@ -90,7 +94,8 @@ impl Ending {
             examples: result.examples,
         });
         let owed = |t: &&mut Task| t.holder == Some(worker) && t.result.is_none() && t.order == wanted;
-        let task = self.tasks.iter_mut().find(owed).filter(|_| result.correct <= result.examples);
+        let most = result.examples.saturating_mul(self.targets);
+        let task = self.tasks.iter_mut().find(owed).filter(|_| result.correct <= most);
         task.map(|task| task.result = Some((result.loss_sum, result.correct))).is_some()
     }
 
@@ -104,7 +109,7 @@ impl Ending {
         owed
     }
 
-    /// Sum of test losses, number classified right, and the export, once all is done.
+    /// Sum of test losses, number of targets classified right, and the export, once all is done.
     pub(super) fn result(&self) -> Option<(f64, u64, &Exported)> {
         let exported = self.exported.as_ref()?;
         let mut sums = (0.0, 0);

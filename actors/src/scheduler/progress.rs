@@ -21,7 +21,7 @@ pub struct StepSummary {
     pub step: u64,
     /// The epoch, from 0.
     pub epoch: u64,
-    /// Mean loss over the step's examples.
+    /// Mean loss over the targets of the step's examples.
     pub loss: f64,
     /// Share of the step's examples classified right.
     pub accuracy: f64,
@@ -92,6 +92,8 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Progress {
     tree: ReductionTree,
+    /// Targets of one example.
+    targets: f64,
     /// By logical shard: the first step that has not been reported.
     owed: Vec<u64>,
     first: u64,
@@ -112,10 +114,12 @@ pub(super) struct Progress {
 const RATE_SHARE: f64 = 0.1;
 
 impl Progress {
-    pub(super) fn new(tree: ReductionTree, resume: Option<&Resume>) -> Progress {
+    pub(super) fn new(tree: ReductionTree, job: &JobSpec) -> Progress {
+        let resume = job.resume.as_ref();
         let first = resume.map_or(0, |r| r.step);
         Progress {
             tree,
+            targets: job.model.targets() as f64,
             owed: vec![first; tree.leaves() as usize],
             first,
             completed: first,
@@ -233,14 +237,14 @@ impl Progress {
         });
         let seconds = now.since(self.last).as_secs_f64();
         self.last = now;
-        let examples = whole.examples.max(1) as f64;
+        let targets = whole.examples.max(1) as f64 * self.targets;
         let (epoch, learning_rate) = describe(step);
         let instant = if seconds > 0.0 { whole.examples as f64 / seconds } else { self.rate };
         self.rate = if step == self.first { instant } else { self.rate + RATE_SHARE * (instant - self.rate) };
         self.bytes_sent = self.bytes_sent.saturating_add(open.bytes_sent);
         self.bytes_received = self.bytes_received.saturating_add(open.bytes_received);
         self.samples += whole.examples;
-        let loss = whole.loss_sum / examples;
+        let loss = whole.loss_sum / targets;
         if whole.examples > 0 {
             self.last_loss = Some(loss);
         }
@@ -249,7 +253,7 @@ impl Progress {
             step,
             epoch,
             loss: self.last_loss.unwrap_or(loss),
-            accuracy: whole.correct as f64 / examples,
+            accuracy: whole.correct as f64 / targets,
             learning_rate,
             examples: whole.examples,
             seconds,

@@ -2,7 +2,7 @@
 //!
 //! 1. Contributions are folded in the order of the reduction tree, whatever the order of their arrival; under a robust rule, the
 //!    rule makes one gradient of them, whatever the order of their arrival.
-//! 2. The sum is divided once, at the root, by the number of examples of the step. A rule's result is not: votes are means.
+//! 2. The sum is divided once, at the root, by the number of targets of the step (its examples, for a classifier). A rule's result is not: votes are means.
 //! 3. A contribution with a value that is not finite changes nothing.
 
 use std::collections::HashMap;
@@ -293,7 +293,7 @@ impl SliceMath {
                     return Err(MathError::Unknown(id));
                 }
                 let examples = self.plan.shard(&self.plan.step(step), node.first).len();
-                state.votes.cast(rule, tree.leaves(), examples, values)?
+                state.votes.cast(rule, tree.leaves(), examples * self.job.model.targets(), values)?
             }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
                 state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
@@ -336,7 +336,7 @@ impl SliceMath {
         let name =
             || self.parameters.get(id.parameter as usize).map_or_else(|| id.to_string(), |p| p.name.clone());
         let divisor = match self.job.aggregation.hostile() {
-            None => self.plan.step(step).examples as f32,
+            None => self.plan.step(step).examples as f32 * self.job.model.targets() as f32,
             Some(_) => 1.0,
         };
         let rate = self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());

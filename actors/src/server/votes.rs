@@ -1,6 +1,6 @@
 //! One slice's votes under a robust rule: kept apart until every worker's is there.
 //!
-//! 1. A vote is the mean over its shard's examples, so that votes compare whatever a batch's remainder is.
+//! 1. A vote is the mean over its shard's targets (examples, for a classifier), so that votes compare whatever a batch's remainder is.
 //! 2. The result is a function of the votes, not of their order ([`testudo_kernels::robust`]).
 //! 3. Memory: at most one vote for each logical shard, which the core sees to; none is set aside before it comes.
 
@@ -13,16 +13,16 @@ pub(super) struct Votes {
 }
 
 impl Votes {
-    /// Adds the vote of a shard of `examples` examples, whose gradients sum to `sum`. Returns the rule's result when it is the
+    /// Adds the vote of a shard of `targets` targets, whose gradients sum to `sum`. Returns the rule's result when it is the
     /// last of `of`.
     pub(super) fn cast(
         &mut self,
         rule: Aggregation,
         of: u32,
-        examples: usize,
+        targets: usize,
         mut sum: Vec<f32>,
     ) -> Result<Option<Vec<f32>>, AggregationError> {
-        divide(&mut sum, examples.max(1) as f32);
+        divide(&mut sum, targets.max(1) as f32);
         self.cast.push(sum);
         if self.cast.len() < of as usize {
             return Ok(None);

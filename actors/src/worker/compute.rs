@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use testudo_kernels::{Batch, Model, ModelError, add, permutation};
+use testudo_kernels::{Batch, Model, ModelError, Place, add, permutation};
 
 use crate::checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, params_blake3};
 use crate::dataset::Dataset;
@@ -21,8 +21,13 @@ use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
 use crate::witness::{Choice, Key};
 
-/// Test examples that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
-const EVALUATION_BATCH: usize = 256;
+/// Targets that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
+const EVALUATION_TARGETS: usize = 256;
+
+/// Test examples that are evaluated at a time, of so many targets each.
+fn evaluation_batch(targets: usize) -> usize {
+    (EVALUATION_TARGETS / targets.max(1)).max(1)
+}
 
 /// What the arithmetic hands over as it goes.
 #[derive(Debug)]
@@ -116,7 +121,7 @@ impl ShardCompute {
     /// The most examples that a worker of `job` hands its model at a time.
     #[must_use]
     pub fn largest_batch(job: &JobSpec) -> usize {
-        Plan::new(job).largest_shard().max(EVALUATION_BATCH)
+        Plan::new(job).largest_shard().max(evaluation_batch(job.model.targets()))
     }
 
     /// The arithmetic of `job` with `model`, which takes [`largest_batch`](ShardCompute::largest_batch) examples, on
@@ -136,13 +141,17 @@ impl ShardCompute {
         for (name, set, count) in
             [("training", &train, job.data.train_examples), ("test", &test, job.data.test_examples)]
         {
-            if set.len() as u64 != count || set.input_elements() != model.input_elements() {
+            let (here, wanted) =
+                ((set.input_elements(), set.targets()), (model.input_elements(), job.model.targets()));
+            if set.len() as u64 != count || here != wanted {
                 return Err(ComputeError::Data(format!(
-                    "the {name} set holds {} examples of {} numbers here, the job says {count} of {}: \
+                    "the {name} set holds {} examples of {} numbers and {} labels here, the job says {count} of {} and {}: \
                      point data.path at the data that the job was signed for",
                     set.len(),
-                    set.input_elements(),
-                    model.input_elements()
+                    here.0,
+                    here.1,
+                    wanted.0,
+                    wanted.1
                 )));
             }
         }
@@ -239,8 +248,10 @@ impl ShardCompute {
             let mut total = None;
             for shard in node.first..node.first + node.leaves {
                 let range = self.plan.shard(&place, shard);
+                let first = (range.start as u64).saturating_sub(place.first);
                 self.load_training(range);
-                let loss = self.shard(step, *node, shard, &mut sums, &mut emit)?;
+                let at = Place { seed: self.job.seed, step, first };
+                let loss = self.shard(at, *node, shard, &mut sums, &mut emit)?;
                 total =
                     losses.insert(self.tree, *node, Node::leaf(shard), loss, |l: NodeLoss, r: NodeLoss| {
                         NodeLoss {
@@ -270,16 +281,16 @@ impl ShardCompute {
 
     fn shard(
         &mut self,
-        step: u64,
+        place: Place,
         node: Node,
         shard: u32,
         sums: &mut [Partials<Vec<f32>>],
         emit: &mut impl FnMut(Event),
     ) -> Result<NodeLoss, ComputeError> {
-        let (tree, map, pool) = (self.tree, &self.map, &self.pool);
+        let (tree, map, pool, step) = (self.tree, &self.map, &self.pool, place.step);
         let (spare, pace, witnessed) = (&mut self.spare, &mut self.pace, &mut self.witnessed);
         let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
-        let batch = Batch { inputs: &self.inputs, labels: &self.labels };
+        let batch = Batch { inputs: &self.inputs, labels: &self.labels, place };
         let completes = node.end() == u64::from(shard) + 1;
         let mut left = parameters.len();
         let mut ready = |parameter: usize, gradient: &[f32]| {
@@ -337,11 +348,10 @@ impl ShardCompute {
         };
         let mut first = order.first as usize;
         while first < end {
-            let stop = end.min(first + EVALUATION_BATCH);
+            let stop = end.min(first + evaluation_batch(self.job.model.targets()));
             load(self.test.as_ref(), first..stop, &mut self.inputs, &mut self.labels);
             let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
-            let batch = Batch { inputs: &self.inputs, labels: &self.labels };
-            let loss = self.model.evaluate(&parameters, batch)?;
+            let loss = self.model.evaluate(&parameters, Batch::new(&self.inputs, &self.labels))?;
             result.loss_sum += loss.loss_sum;
             result.correct += u64::from(loss.correct);
             first = stop;
@@ -373,17 +383,22 @@ fn load(
     inputs: &mut Vec<f32>,
     labels: &mut Vec<u32>,
 ) {
-    let width = set.input_elements();
-    labels.clear();
-    let mut filled = 0;
+    let (width, targets) = (set.input_elements(), set.targets());
+    let (mut filled, mut labelled) = (0, 0);
     for example in examples {
         if inputs.len() < filled + width {
             inputs.resize(filled + width, 0.0);
         }
-        if let Some(input) = inputs.get_mut(filled..filled + width) {
-            labels.push(set.fill(example, input));
+        if labels.len() < labelled + targets {
+            labels.resize(labelled + targets, 0);
         }
-        filled += width;
+        if let (Some(input), Some(labels)) =
+            (inputs.get_mut(filled..filled + width), labels.get_mut(labelled..labelled + targets))
+        {
+            set.fill(example, input, labels);
+        }
+        (filled, labelled) = (filled + width, labelled + targets);
     }
     inputs.truncate(filled);
+    labels.truncate(labelled);
 }

@@ -328,7 +328,7 @@ mod tests {
             forced::assert_same(|| {
                 let mut model = Mlp::new(21, &[34, 19], 10, examples).unwrap();
                 let mut bits = Vec::new();
-                let batch = Batch { inputs: &inputs, labels: &labels };
+                let batch = Batch::new(&inputs, &labels);
                 let loss = model.gradients(&values, batch, &mut |index, gradient| {
                     bits.push((index, gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()));
                 });

@@ -126,8 +126,8 @@ impl Dataset for Blank {
         1
     }
 
-    fn fill(&self, _: usize, _: &mut [f32]) -> u32 {
-        0
+    fn fill(&self, _: usize, _: &mut [f32], labels: &mut [u32]) {
+        labels.fill(0);
     }
 }
 

@@ -15,7 +15,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.stalled = None;
         self.paused = false;
         let version = self.progress.completed();
-        self.ending = Some(Ending::new(version, self.job.data.test_examples, self.job.export));
+        self.ending = Some(Ending::new(version, &self.job));
         self.order_last();
         self.order_hash();
         self.hand_out();
@@ -44,13 +44,13 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if let Some(text) = kept.and_then(|kept| differ(kept, exported.params_blake3)) {
             return self.fail(text);
         }
-        let examples = self.job.data.test_examples as f64;
+        let targets = self.job.data.test_examples as f64 * self.job.model.targets() as f64;
         let outcome = Outcome::Finished(Finished {
             steps: self.progress.completed(),
             stopped_early: self.stop_at.is_some_and(|at| at < self.plan.steps()),
             final_loss: self.progress.last_loss.unwrap_or(f64::NAN),
-            test_loss: loss / examples,
-            test_accuracy: correct as f64 / examples,
+            test_loss: loss / targets,
+            test_accuracy: correct as f64 / targets,
             params_blake3: exported.params_blake3,
             samples: self.progress.samples,
             training_seconds: self.progress.training_seconds(),

@@ -30,7 +30,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
         }
         let examples = self.plan.step(done.step).examples;
-        if nodes.iter().any(|l| l.examples > examples || l.correct > l.examples) {
+        if nodes.iter().any(|l| {
+            l.examples > examples || l.correct > l.examples.saturating_mul(self.job.model.targets() as u64)
+        }) {
             let what = format!("reports more examples than step {} has", done.step);
             return self.misbehaves(now, member, &what);
         }
