@@ -16,6 +16,7 @@
 pub mod aggregate;
 pub mod codec;
 pub mod fingerprint;
+mod layers;
 mod linear;
 pub mod math;
 pub mod model;
@@ -25,7 +26,6 @@ pub mod robust;
 pub mod schedule;
 pub mod shape;
 mod simd;
-mod softmax;
 
 pub use aggregate::{add, add_checked, first_non_finite};
 pub use codec::{Codec, CodecError};

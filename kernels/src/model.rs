@@ -15,6 +15,7 @@
 //! A new model is a file beside `mlp.rs` and a variant of [`ModelSpec`]; outside this crate, an implementation of
 //! [`Model`].
 
+mod check;
 mod mlp;
 mod parameter;
 

@@ -2,15 +2,14 @@
 //!
 //! The backward pass goes layer by layer from the last: the weights' gradient, then the bias's, are handed over before
 //! the input's gradient is computed. The first layer's input gradient is not computed at all.
-//!
-//! A bias's gradient is summed over examples in ascending order within sixteen interleaved sums (example e in sum
-//! e mod 16), which are then added pairwise.
 
+use super::check::{check_batch, check_inputs};
 use super::{Batch, Initial, Loss, MAX_LAYERS, Model, ModelError, ParameterSpec};
-use crate::linear::{Linear, Panels, Rows};
+use crate::layers::{
+    Linear, Panels, Rows, buffer, cross_entropy, probabilities, relu, relu_gradient, scratch_elements,
+    sum_examples, take, take_mut,
+};
 use crate::shape::Shape;
-use crate::simd::vectorized;
-use crate::softmax;
 
 pub(super) struct Mlp {
     specs: Vec<ParameterSpec>,
@@ -70,14 +69,8 @@ impl Mlp {
     ) -> Result<Self, ModelError> {
         let specs = parameters(inputs, hidden, classes)?;
         let layers = layers(inputs, hidden, classes)?;
-        let too_large = ModelError::TooLarge { max_examples };
         let panels = Panels::new(max_examples);
-        let buffer = |elements: usize| -> Result<Vec<f32>, ModelError> {
-            let mut buffer = Vec::new();
-            buffer.try_reserve_exact(elements).map_err(|_| too_large.clone())?;
-            buffer.resize(elements, 0.0);
-            Ok(buffer)
-        };
+        let buffer = |elements: usize| buffer(elements, max_examples);
         let widths = || std::iter::once(inputs).chain(layers.iter().map(|layer| layer.outputs));
         let activations = widths().map(|width| buffer(panels.elements(width))).collect::<Result<_, _>>()?;
         let widest = layers.iter().map(|layer| layer.outputs).max().unwrap_or(0);
@@ -88,41 +81,11 @@ impl Mlp {
             deltas: [buffer(panels.elements(widest))?, buffer(panels.elements(widest))?],
             gradient: buffer(weights)?,
             packed: buffer(packed)?,
-            scratch: buffer(softmax::scratch_elements(panels))?,
+            scratch: buffer(scratch_elements(panels))?,
             specs,
             layers,
             max_examples,
         })
-    }
-
-    fn check_parameters(&self, parameters: &[&[f32]]) -> Result<(), ModelError> {
-        if parameters.len() != self.specs.len() {
-            return Err(ModelError::ParameterCount { expected: self.specs.len(), found: parameters.len() });
-        }
-        for (spec, values) in self.specs.iter().zip(parameters) {
-            let (expected, found) = (spec.shape.elements(), values.len());
-            if expected != found {
-                return Err(ModelError::ParameterLength { parameter: spec.name.clone(), expected, found });
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<(), ModelError> {
-        self.check_parameters(parameters)?;
-        let examples = batch.labels.len();
-        if examples > self.max_examples {
-            return Err(ModelError::TooManyExamples { examples, max_examples: self.max_examples });
-        }
-        let (expected, found) = (examples * self.input_elements(), batch.inputs.len());
-        if expected != found {
-            return Err(ModelError::InputLength { labels: examples, expected, found });
-        }
-        let classes = self.classes();
-        match batch.labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
-            Some((example, &label)) => Err(ModelError::Label { example, label, classes }),
-            None => Ok(()),
-        }
     }
 
     /// Fills the activations; the last are the logits.
@@ -149,7 +112,7 @@ impl Mlp {
         self.logits(parameters, batch.inputs, panels);
         let classes = self.classes();
         match self.activations.last_mut() {
-            Some(logits) => softmax::cross_entropy(
+            Some(logits) => cross_entropy(
                 panels,
                 classes,
                 take_mut(logits, panels, classes),
@@ -180,7 +143,7 @@ impl Model for Mlp {
         batch: Batch<'_>,
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError> {
-        self.check(parameters, batch)?;
+        check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch);
         let panels = Panels::new(batch.labels.len());
         let [delta, next] = &mut self.deltas;
@@ -210,7 +173,7 @@ impl Model for Mlp {
     }
 
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
-        self.check(parameters, batch)?;
+        check_batch(self, self.max_examples, parameters, batch)?;
         Ok(self.forward(parameters, batch))
     }
 
@@ -220,87 +183,16 @@ impl Model for Mlp {
         inputs: &[f32],
         out: &mut [f32],
     ) -> Result<(), ModelError> {
-        self.check_parameters(parameters)?;
-        let (features, classes) = (self.input_elements(), self.classes());
-        let examples = inputs.len() / features.max(1);
-        if examples > self.max_examples {
-            return Err(ModelError::TooManyExamples { examples, max_examples: self.max_examples });
-        }
-        if inputs.len() != examples * features || out.len() != examples * classes {
-            return Err(ModelError::OutputLength {
-                inputs: inputs.len(),
-                features,
-                outputs: out.len(),
-                classes,
-            });
-        }
+        let examples = check_inputs(self, self.max_examples, parameters, inputs, out)?;
+        let classes = self.classes();
         let panels = Panels::new(examples);
         self.logits(parameters, inputs, panels);
         if let Some(logits) = self.activations.last_mut() {
             let logits = take_mut(logits, panels, classes);
-            softmax::probabilities(panels, classes, logits, &mut self.scratch);
+            probabilities(panels, classes, logits, &mut self.scratch);
             panels.empty(logits, classes, out);
         }
         Ok(())
-    }
-}
-
-/// Interleaved sums of a bias's gradient.
-const SUMS: usize = 16;
-
-/// The part of a buffer that a batch uses.
-fn take(buffer: &[f32], panels: Panels, features: usize) -> &[f32] {
-    buffer.get(..panels.elements(features)).unwrap_or_default()
-}
-
-fn take_mut(buffer: &mut [f32], panels: Panels, features: usize) -> &mut [f32] {
-    buffer.get_mut(..panels.elements(features)).unwrap_or_default()
-}
-
-vectorized! {
-    /// The bias's gradient: each feature's sum over examples.
-    fn sum_examples<'a>(panels: Panels, dy: &'a [f32], out: &'a mut [f32]) {
-        let features = out.len();
-        for (feature, out) in out.iter_mut().enumerate() {
-            let mut sums = [0.0f32; SUMS];
-            for panel in panels.iter() {
-                let start = panel.start * features + feature * panel.width;
-                let row = dy.get(start..start + panel.used).unwrap_or_default();
-                // Few panels start elsewhere than at a multiple: the last ones, on narrow vectors.
-                let aligned = if panel.start % SUMS == 0 { row.len() / SUMS * SUMS } else { 0 };
-                let (aligned, rest) = row.split_at(aligned);
-                for values in aligned.as_chunks::<SUMS>().0 {
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum += value;
-                    }
-                }
-                for (example, value) in rest.iter().enumerate() {
-                    sums[(panel.start + aligned.len() + example) % SUMS] += value;
-                }
-            }
-            let mut width = SUMS / 2;
-            while width > 0 {
-                for lane in 0..width {
-                    sums[lane] += sums[lane + width];
-                }
-                width /= 2;
-            }
-            *out = sums[0];
-        }
-    }
-
-    /// Zero for what is negative; NaN stays, so that it is noticed.
-    fn relu<'a>(values: &'a mut [f32]) {
-        for value in values {
-            *value = if *value < 0.0 { 0.0 } else { *value };
-        }
-    }
-
-    /// The gradient through [`relu`] whose results are `outputs`: zero where they are not positive.
-    fn relu_gradient<'a>(gradient: &'a mut [f32], outputs: &'a [f32]) {
-        for (gradient, output) in gradient.iter_mut().zip(outputs) {
-            *gradient = if *output > 0.0 { *gradient } else { 0.0 };
-        }
     }
 }
 

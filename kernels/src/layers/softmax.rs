@@ -6,7 +6,7 @@
 //! 2. Losses are added in `f64` in the order of the examples.
 //! 3. Padding receives a gradient of zero.
 
-use crate::linear::Panels;
+use super::Panels;
 use crate::math::{exp, ln};
 use crate::model::Loss;
 use crate::simd::vectorized;

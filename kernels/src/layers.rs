@@ -1,0 +1,21 @@
+//! Layers: explicit forward and backward on buffers that their callers own.
+//!
+//! Invariants:
+//! 1. Activations and their gradients lie in [`Panels`]: feature-major, examples in the lanes. A layer reads `used`
+//!    examples of each panel and may write the padding anything; what padding holds never reaches a result.
+//! 2. Every element of a result is a written sequence of IEEE operations, stated where the layer stands: the same at
+//!    every SIMD width. An example's own activations and gradients do not depend on the other examples; what is summed
+//!    over examples (gradients of parameters) is summed in an order that is stated.
+//! 3. Nothing is allocated: buffers come from [`buffer`], once, when a model is built.
+//! 4. Lengths are the caller's promise: a buffer too short leaves results unfinished, and never panics.
+
+mod bias;
+mod buffers;
+mod relu;
+mod softmax;
+
+pub(crate) use crate::linear::{Linear, Panels, Rows};
+pub(crate) use bias::sum_examples;
+pub(crate) use buffers::{buffer, take, take_mut};
+pub(crate) use relu::{relu, relu_gradient};
+pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements};

@@ -1,0 +1,61 @@
+//! What every model checks before any arithmetic (invariant 4 of `model`).
+
+use super::{Batch, Model, ModelError};
+
+/// Whether parameters and a labelled batch have the lengths and labels that the model calls for.
+pub(super) fn check_batch(
+    model: &dyn Model,
+    max_examples: usize,
+    parameters: &[&[f32]],
+    batch: Batch<'_>,
+) -> Result<(), ModelError> {
+    check_parameters(model, parameters)?;
+    let examples = batch.labels.len();
+    if examples > max_examples {
+        return Err(ModelError::TooManyExamples { examples, max_examples });
+    }
+    let (expected, found) = (examples.saturating_mul(model.input_elements()), batch.inputs.len());
+    if expected != found {
+        return Err(ModelError::InputLength { labels: examples, expected, found });
+    }
+    let classes = model.classes();
+    match batch.labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
+        Some((example, &label)) => Err(ModelError::Label { example, label, classes }),
+        None => Ok(()),
+    }
+}
+
+/// Whether parameters, inputs and the room for answers have the lengths that the model calls for; how many examples
+/// there are.
+pub(super) fn check_inputs(
+    model: &dyn Model,
+    max_examples: usize,
+    parameters: &[&[f32]],
+    inputs: &[f32],
+    out: &[f32],
+) -> Result<usize, ModelError> {
+    check_parameters(model, parameters)?;
+    let (features, classes) = (model.input_elements(), model.classes());
+    let examples = inputs.len() / features.max(1);
+    if examples > max_examples {
+        return Err(ModelError::TooManyExamples { examples, max_examples });
+    }
+    if inputs.len() != examples * features || out.len() != examples * classes {
+        return Err(ModelError::OutputLength { inputs: inputs.len(), features, outputs: out.len(), classes });
+    }
+    Ok(examples)
+}
+
+fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Result<(), ModelError> {
+    let specs = model.parameters();
+    if parameters.len() != specs.len() {
+        return Err(ModelError::ParameterCount { expected: specs.len(), found: parameters.len() });
+    }
+    for (spec, values) in specs.iter().zip(parameters) {
+        let (expected, found) = (spec.shape.elements(), values.len());
+        if expected != found {
+            return Err(ModelError::ParameterLength { parameter: spec.name.clone(), expected, found });
+        }
+    }
+    Ok(())
+}
