@@ -25,6 +25,9 @@ pub enum Network {
     Quic(Endpoint),
     /// Within this process.
     Memory(MemoryNetwork),
+    /// Over QUIC, but for the other node of this process, which is reached in memory: a peer's server and worker share every
+    /// secret anyway.
+    Colocated(Endpoint, MemoryNetwork),
 }
 
 impl Network {
@@ -33,10 +36,12 @@ impl Network {
     /// # Errors
     /// The text says what failed and what to do.
     pub async fn connect(&self, address: &str, expect: &SpiffeId) -> Result<Connection, String> {
-        let endpoint = match self {
-            Network::Quic(endpoint) => endpoint,
-            Network::Memory(memory) => return memory.connect(expect).await,
-        };
+        if let Some(memory) = self.memory()
+            && (self.endpoint().is_none() || memory.has(expect))
+        {
+            return memory.connect(expect).await;
+        }
+        let Some(endpoint) = self.endpoint() else { return Err(format!("{expect} cannot be reached")) };
         let addresses = tokio::net::lookup_host(address)
             .await
             .map_err(|e| format!("{address} cannot be resolved: {e}"))?;
@@ -54,15 +59,42 @@ impl Network {
     pub async fn accept(&self) -> Option<Connection> {
         match self {
             Network::Quic(endpoint) => endpoint.accept().await,
-            Network::Memory(memory) => memory.incoming.lock().await.recv().await,
+            Network::Memory(memory) => memory.accept().await,
+            // The endpoint says when it is over; the other node of this process may leave before that.
+            Network::Colocated(endpoint, memory) => tokio::select! {
+                connection = endpoint.accept() => connection,
+                Some(connection) = memory.accept() => Some(connection),
+            },
         }
+    }
+
+    /// What this node has of QUIC.
+    fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Network::Quic(endpoint) | Network::Colocated(endpoint, _) => Some(endpoint),
+            Network::Memory(_) => None,
+        }
+    }
+
+    /// What this node has within this process.
+    fn memory(&self) -> Option<&MemoryNetwork> {
+        match self {
+            Network::Quic(_) => None,
+            Network::Memory(memory) | Network::Colocated(_, memory) => Some(memory),
+        }
+    }
+
+    /// Whether `other` is the other node of this process, so that what is sent to it crosses no network.
+    #[must_use]
+    pub fn is_beside(&self, other: &SpiffeId) -> bool {
+        matches!(self, Network::Colocated(_, memory) if memory.has(other))
     }
 
     /// This node's identity.
     #[must_use]
     pub fn id(&self) -> &SpiffeId {
         match self {
-            Network::Quic(endpoint) => endpoint.id(),
+            Network::Quic(endpoint) | Network::Colocated(endpoint, _) => endpoint.id(),
             Network::Memory(memory) => &memory.id,
         }
     }
@@ -71,7 +103,7 @@ impl Network {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         match self {
-            Network::Quic(endpoint) => endpoint.local_addr(),
+            Network::Quic(endpoint) | Network::Colocated(endpoint, _) => endpoint.local_addr(),
             Network::Memory(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         }
     }
@@ -79,7 +111,7 @@ impl Network {
     /// What this node holds for its peers, and what it turned away; nothing on a memory network.
     #[must_use]
     pub fn load(&self) -> Load {
-        let Network::Quic(endpoint) = self else { return Load::default() };
+        let Some(endpoint) = self.endpoint() else { return Load::default() };
         let stats = endpoint.stats();
         Load {
             held_bytes: stats.held_bytes,
@@ -101,10 +133,7 @@ impl Network {
     /// What this node counts, to be read whenever, also when the network is gone; none on a memory network.
     #[must_use]
     pub fn account(&self) -> Option<Arc<Account>> {
-        match self {
-            Network::Quic(endpoint) => Some(endpoint.account()),
-            Network::Memory(_) => None,
-        }
+        self.endpoint().map(Endpoint::account)
     }
 
     /// Puts the certificate authority's list of revoked certificates in force at this node, and closes the connections of those
@@ -113,9 +142,9 @@ impl Network {
     /// # Errors
     /// Why it is not taken; the one before stays in force.
     pub fn install_crl(&self, crl: &[u8]) -> Result<Installed, String> {
-        match self {
-            Network::Quic(endpoint) => endpoint.install_crl(crl).map_err(|e| e.to_string()),
-            Network::Memory(_) => Err("nodes of one process have no certificates to revoke".into()),
+        match self.endpoint() {
+            Some(endpoint) => endpoint.install_crl(crl).map_err(|e| e.to_string()),
+            None => Err("nodes of one process have no certificates to revoke".into()),
         }
     }
 
@@ -124,29 +153,26 @@ impl Network {
     /// # Errors
     /// Why it is not.
     pub fn check_certificate(&self, certificate: &[u8], id: &SpiffeId) -> Result<(), String> {
-        match self {
-            Network::Quic(endpoint) => {
+        match self.endpoint() {
+            Some(endpoint) => {
                 let checked = endpoint.trust().verify(certificate, &Expected::Node(id.clone()));
                 checked.map(|_| ()).map_err(|e| e.to_string())
             }
-            Network::Memory(_) => Err("nodes of one process have no certificates".into()),
+            None => Err("nodes of one process have no certificates".into()),
         }
     }
 
     /// The lists of revoked certificates in force; none where nodes have no certificates.
     #[must_use]
     pub fn crls(&self) -> Vec<Arc<Crl>> {
-        match self {
-            Network::Quic(endpoint) => endpoint.crls(),
-            Network::Memory(_) => Vec::new(),
-        }
+        self.endpoint().map(Endpoint::crls).unwrap_or_default()
     }
 
     /// Whom this node refused; its actors count theirs here too.
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
         match self {
-            Network::Quic(endpoint) => endpoint.refusals(),
+            Network::Quic(endpoint) | Network::Colocated(endpoint, _) => endpoint.refusals(),
             Network::Memory(memory) => &memory.refusals,
         }
     }
@@ -165,7 +191,7 @@ impl Network {
 
     /// Closes every connection in order and waits until peers have been told.
     pub async fn close(&self, reason: &str) {
-        if let Network::Quic(endpoint) = self {
+        if let Some(endpoint) = self.endpoint() {
             endpoint.close(0, reason);
             endpoint.wait_idle().await;
         }
@@ -182,11 +208,23 @@ impl MemoryHub {
     /// The network of a node that is called `id` on this hub. `secured` runs full sessions, MACs included, over memory.
     #[must_use]
     pub fn join(&self, id: SpiffeId, policy: Arc<Policy>, options: MemoryOptions) -> Network {
+        Network::Memory(self.place(id, policy, options))
+    }
+
+    /// The network of a node of this hub that also has an endpoint, under that endpoint's identity: nodes of this hub are reached
+    /// in memory, all others over QUIC.
+    #[must_use]
+    pub fn join_beside(&self, endpoint: Endpoint, policy: Arc<Policy>, options: MemoryOptions) -> Network {
+        let memory = self.place(endpoint.id().clone(), policy, options);
+        Network::Colocated(endpoint, memory)
+    }
+
+    fn place(&self, id: SpiffeId, policy: Arc<Policy>, options: MemoryOptions) -> MemoryNetwork {
         let (sender, receiver) = mpsc::channel(MEMORY_BACKLOG);
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender);
         let incoming = Arc::new(tokio::sync::Mutex::new(receiver));
         let refusals = Refusals::default();
-        Network::Memory(MemoryNetwork { id, hub: self.clone(), policy, options, incoming, refusals })
+        MemoryNetwork { id, hub: self.clone(), policy, options, incoming, refusals }
     }
 }
 
@@ -202,6 +240,14 @@ pub struct MemoryNetwork {
 }
 
 impl MemoryNetwork {
+    fn has(&self, id: &SpiffeId) -> bool {
+        self.hub.nodes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
+    async fn accept(&self) -> Option<Connection> {
+        self.incoming.lock().await.recv().await
+    }
+
     async fn connect(&self, expect: &SpiffeId) -> Result<Connection, String> {
         let node = self.hub.nodes.lock().unwrap_or_else(PoisonError::into_inner).get(expect).cloned();
         let node = node.ok_or_else(|| format!("{expect} is not in this process"))?;

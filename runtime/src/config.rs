@@ -31,7 +31,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use limits::Limits;
 pub use problem::{ConfigErrors, Place, Problem};
@@ -100,11 +100,14 @@ pub struct Cluster {
 }
 
 /// Who shares a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
     /// Servers and workers are processes of their own.
+    #[default]
     Dedicated,
+    /// The server and the worker of one number are one process, a peer.
+    Colocated,
 }
 
 /// `[network]`: what is bound, and what others are told.

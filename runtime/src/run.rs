@@ -22,7 +22,7 @@ use crate::audit;
 use crate::authority::RunAuthority;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{Layout, keys};
-use crate::config::Config;
+use crate::config::{Config, Placement};
 use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::launch::local::{Inputs, LocalNodes};
@@ -199,11 +199,14 @@ async fn train(
     let start = async {
         let scheduler = nodes.start(Role::Scheduler, 0, None).await?;
         Control::write(run_dir, &scheduler.to_string(), &id)?;
-        for index in 0..job.servers {
-            nodes.start(Role::Server, index, Some(scheduler)).await?;
-        }
-        for index in 0..job.workers {
-            nodes.start(Role::Worker, index, Some(scheduler)).await?;
+        let processes = match config.cluster.placement {
+            Placement::Dedicated => vec![(Role::Server, job.servers), (Role::Worker, job.workers)],
+            Placement::Colocated => vec![(Role::Peer, job.workers)],
+        };
+        for (role, count) in processes {
+            for index in 0..count {
+                nodes.start(role, index, Some(scheduler)).await?;
+            }
         }
         Ok::<_, Failure>(scheduler)
     };
@@ -340,7 +343,8 @@ impl Ending {
     fn of(node: &crate::launch::local::NodeProcess) -> Ending {
         let how = node.exit().unwrap_or_default();
         let member = match node.role {
-            Role::Server => Some(MemberRole::Server),
+            // What a peer's server keeps is what the run cannot do without.
+            Role::Server | Role::Peer => Some(MemberRole::Server),
             Role::Worker => Some(MemberRole::Worker),
             _ => None,
         };

@@ -10,10 +10,11 @@
 
 mod progress;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use testudo_observability::{Attribute, Instrument, Meter};
-use testudo_transport::{Account, Cause, Refusals, Role};
+use testudo_transport::{Account, Cause, EndpointStats, Refusals, Role};
 
 pub(crate) use progress::{Parts, Progress, Timed};
 
@@ -154,58 +155,81 @@ pub(crate) fn process(meter: &Meter) {
     meter.level(&RESIDENT, resident);
 }
 
-/// What every node tells.
-pub(crate) fn node(meter: &Meter, account: &Arc<Account>) {
+/// What the nodes of a process keep count of: one node's account, or a peer's two.
+#[derive(Clone)]
+struct Accounts(Arc<[Arc<Account>]>);
+
+impl Accounts {
+    fn sum(&self, of: impl Fn(&EndpointStats) -> u64) -> u64 {
+        self.0.iter().map(|account| of(&account.stats())).sum()
+    }
+
+    fn refusals(&self) -> BTreeMap<(Cause, Option<Role>), u64> {
+        let mut all = BTreeMap::new();
+        for (by, count) in self.0.iter().flat_map(|account| account.refusals().totals_by_role()) {
+            *all.entry(by).or_default() += count;
+        }
+        all
+    }
+}
+
+/// What every process tells of its node, or of its nodes together.
+pub(crate) fn node(meter: &Meter, accounts: Vec<Arc<Account>>) {
     process(meter);
-    let held = || Arc::clone(account);
+    let accounts = Accounts(accounts.into());
+    let held = || accounts.clone();
     let of = held();
-    meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.refusals().totals_by_role());
+    meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.refusals());
     let of = held();
-    meter.level(&CONNECTIONS, move || Some(of.stats().open));
+    meter.level(&CONNECTIONS, move || Some(of.sum(|stats| stats.open)));
     let of = held();
     meter.counter_by(&HANDSHAKES, HANDSHAKE, move || {
-        let seen = of.stats();
         [
-            (Handshake::Accepted, seen.accepted),
-            (Handshake::Dialled, seen.dialled),
-            (Handshake::DialFailed, seen.dials_failed),
-            (Handshake::Refused, seen.refused),
-            (Handshake::TimedOut, seen.timed_out),
-            (Handshake::Retried, seen.retried),
-            (Handshake::Ignored, seen.ignored),
-            (Handshake::OverRate, seen.over_rate),
-            (Handshake::PeerOverRate, seen.peers_over_rate),
-            (Handshake::TurnedAway, seen.turned_away),
-            (Handshake::OutOfMemory, seen.out_of_memory),
+            (Handshake::Accepted, of.sum(|stats| stats.accepted)),
+            (Handshake::Dialled, of.sum(|stats| stats.dialled)),
+            (Handshake::DialFailed, of.sum(|stats| stats.dials_failed)),
+            (Handshake::Refused, of.sum(|stats| stats.refused)),
+            (Handshake::TimedOut, of.sum(|stats| stats.timed_out)),
+            (Handshake::Retried, of.sum(|stats| stats.retried)),
+            (Handshake::Ignored, of.sum(|stats| stats.ignored)),
+            (Handshake::OverRate, of.sum(|stats| stats.over_rate)),
+            (Handshake::PeerOverRate, of.sum(|stats| stats.peers_over_rate)),
+            (Handshake::TurnedAway, of.sum(|stats| stats.turned_away)),
+            (Handshake::OutOfMemory, of.sum(|stats| stats.out_of_memory)),
         ]
     });
     let of = held();
     meter.counter_by(&DATAGRAMS, DROPPED, move || {
-        let sieve = of.stats().sieve;
         [
-            (Dropped::NotAllowed, sieve.not_allowed),
-            (Dropped::Malformed, sieve.malformed),
-            (Dropped::Stray, sieve.strays),
-            (Dropped::Newcomer, sieve.newcomers),
+            (Dropped::NotAllowed, of.sum(|stats| stats.sieve.not_allowed)),
+            (Dropped::Malformed, of.sum(|stats| stats.sieve.malformed)),
+            (Dropped::Stray, of.sum(|stats| stats.sieve.strays)),
+            (Dropped::Newcomer, of.sum(|stats| stats.sieve.newcomers)),
         ]
     });
     let of = held();
     meter.counter_by(&MESSAGES, DIRECTION, move || {
-        let traffic = of.stats().traffic;
-        [(Direction::Transmit, traffic.messages_sent), (Direction::Receive, traffic.messages_received)]
+        [
+            (Direction::Transmit, of.sum(|stats| stats.traffic.messages_sent)),
+            (Direction::Receive, of.sum(|stats| stats.traffic.messages_received)),
+        ]
     });
     let of = held();
     meter.counter_by(&IO, DIRECTION, move || {
-        let traffic = of.stats().traffic;
-        [(Direction::Transmit, traffic.bytes_sent), (Direction::Receive, traffic.bytes_received)]
+        [
+            (Direction::Transmit, of.sum(|stats| stats.traffic.bytes_sent)),
+            (Direction::Receive, of.sum(|stats| stats.traffic.bytes_received)),
+        ]
     });
     let of = held();
     meter.level_by(&HELD, MEMORY, move || {
-        let stats = of.stats();
-        [(Memory::Held, stats.held_bytes), (Memory::Promised, stats.promised_bytes)]
+        [
+            (Memory::Held, of.sum(|stats| stats.held_bytes)),
+            (Memory::Promised, of.sum(|stats| stats.promised_bytes)),
+        ]
     });
     let of = held();
-    meter.level(&LIMIT, move || Some(of.stats().memory));
+    meter.level(&LIMIT, move || Some(of.sum(|stats| stats.memory)));
 }
 
 /// What `testudo pki serve` tells of nodes that join.

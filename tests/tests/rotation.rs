@@ -131,7 +131,7 @@ fn a_job_that_a_revoked_operator_signed_is_opened_no_longer() {
 
 fn quic(network: Network) -> Option<Endpoint> {
     match network {
-        Network::Quic(endpoint) => Some(endpoint),
+        Network::Quic(endpoint) | Network::Colocated(endpoint, _) => Some(endpoint),
         Network::Memory(_) => None,
     }
 }

@@ -279,8 +279,10 @@ impl WorkerActor {
         }
     }
 
+    /// Bytes sent to and received from servers; what the server of this very process is handed crosses no network.
     fn traffic(&self) -> (u64, u64) {
-        self.servers.values().map(|(c, _)| c.stats()).fold((0, 0), |(sent, received), stats| {
+        let remote = self.servers.values().filter(|(c, _)| !self.network.is_beside(c.peer()));
+        remote.map(|(c, _)| c.stats()).fold((0, 0), |(sent, received), stats| {
             (sent + stats.bytes_sent, received + stats.bytes_received)
         })
     }

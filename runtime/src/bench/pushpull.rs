@@ -7,21 +7,21 @@
 
 use std::sync::Arc;
 
-use testudo_actors::message::StatusReport;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::{Audit, CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
 use testudo_kernels::{
     Batch, Initial, Loss, Model, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Schedule, Shape,
 };
 
+use crate::bench::Silent;
 use crate::bench::transport::{Scratch, median};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
 use crate::report::metrics;
-use crate::run::{self, Watcher};
+use crate::run;
 use crate::rundir::RunDir;
-use crate::say::{note, say};
+use crate::say::say;
 
 /// Rounds that come first and do not count: connections open their windows, memory is touched for the first time.
 const WARM_UP: u64 = 3;
@@ -36,14 +36,22 @@ const NAME: &str = "pushpull";
 ///
 /// # Errors
 /// When the cluster cannot be started or a node fails.
-pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Result<(), Failure> {
+pub fn run(
+    workers: u32,
+    servers: Option<u32>,
+    placement: &str,
+    mib: u32,
+    rounds: u64,
+    json: bool,
+) -> Result<(), Failure> {
+    let servers = servers.unwrap_or(if placement == "colocated" { workers } else { 1 });
     if !(1..=MOST_MIB).contains(&mib) || rounds == 0 || workers == 0 || servers == 0 {
         return Err(Failure::misconfigured(format!(
             "--mib must be 1 to {MOST_MIB}; --rounds, --workers and --servers at least 1"
         )));
     }
     let text = format!(
-        "[job]\nname = \"bench\"\n[cluster]\nworkers = {workers}\nservers = {servers}\nheartbeat_timeout_ms = 60000\n\
+        "[job]\nname = \"bench\"\n[cluster]\nworkers = {workers}\nservers = {servers}\nplacement = \"{placement}\"\nheartbeat_timeout_ms = 60000\n\
          [training]\nbatch_size = {workers}\nlogical_shards = {workers}\nepochs = {rounds}\n\
          [model]\nkind = \"mlp\"\ninputs = 1\nhidden = []\nclasses = 2\n\
          [optimizer]\nkind = \"sgd\"\nlearning_rate = 0.001\n[data]\nkind = \"mnist\"\npath = \".\"\n\
@@ -67,7 +75,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
     });
     let median_ms = median(spans);
     say!(
-        "pushpull, {workers} workers, {servers} servers, {mib} MiB of f32 each way a worker: median {median_ms:.1} ms a \
+        "pushpull, {workers} workers, {servers} servers, {placement}, {mib} MiB of f32 each way a worker: median {median_ms:.1} ms a \
          round over {rounds} rounds ({:.1} s in all)",
         completed.wall_seconds
     );
@@ -77,6 +85,7 @@ pub fn run(workers: u32, servers: u32, mib: u32, rounds: u64, json: bool) -> Res
             "codec": "f32",
             "workers": workers,
             "servers": servers,
+            "placement": placement,
             "mib": mib,
             "rounds": rounds,
         });
@@ -99,16 +108,6 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
         witness_rate: 0.0,
         ..crate::job::spec(config, data)
     })
-}
-
-struct Silent;
-
-impl Watcher for Silent {
-    fn report(&mut self, _: &StatusReport) {}
-
-    fn notice(&mut self, text: &str) {
-        note!("{text}");
-    }
 }
 
 /// A worker of the benchmark: no data, and a gradient that is there at once.

@@ -1,5 +1,6 @@
 //! What the command line takes.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use super::replay::ReplayArguments;
@@ -117,6 +118,9 @@ pub(crate) enum NodeRole {
     Server,
     /// Computes gradients
     Worker,
+    /// A server and a worker in one process: what they have for each other crosses no network (cluster.placement =
+    /// "colocated")
+    Peer,
 }
 
 /// `testudo node`
@@ -131,9 +135,12 @@ pub(crate) struct NodeArguments {
     /// The cluster file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// The folder with this node's ca.pem, cert.pem and key.pem [default: security.ca, .cert and .key]
+    /// The folder with this node's ca.pem, cert.pem and key.pem [default: security.ca, .cert and .key]; a peer's server's
     #[arg(long, value_name = "DIR")]
     pub(crate) identity: Option<PathBuf>,
+    /// The folder with the same files of a peer's worker
+    #[arg(long, value_name = "DIR", requires = "identity")]
+    pub(crate) worker_identity: Option<PathBuf>,
     /// Where the scheduler is, instead of cluster.scheduler
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) scheduler: Option<String>,
@@ -261,6 +268,30 @@ pub(crate) enum BenchCommand {
         #[arg(long, hide = true)]
         receive: Option<PathBuf>,
     },
+    /// Steps of training on MNIST: samples a second, and what accuracy they reach
+    Train {
+        /// The network
+        #[arg(long)]
+        model: crate::bench::train::Network,
+        /// Examples of a step and worker
+        #[arg(long, default_value = "64")]
+        batch: NonZeroU32,
+        /// Workers, each a logical shard of the batch
+        #[arg(long, default_value = "2")]
+        workers: NonZeroU32,
+        /// Steps that are measured
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+        steps: u64,
+        /// Who shares a process, as cluster.placement
+        #[arg(long, default_value = "colocated", value_parser = ["dedicated", "colocated"])]
+        placement: String,
+        /// The folder with MNIST's four files
+        #[arg(long, value_name = "DIR", default_value = "examples/data/mnist")]
+        data: PathBuf,
+        /// Print one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// A node of a benchmark's cluster
     #[command(hide = true)]
     Node(NodeArguments),
@@ -269,9 +300,12 @@ pub(crate) enum BenchCommand {
         /// Workers
         #[arg(long, default_value_t = 2)]
         workers: u32,
-        /// Servers
-        #[arg(long, default_value_t = 1)]
-        servers: u32,
+        /// Servers [default: 1, or as many as workers if they are colocated]
+        #[arg(long)]
+        servers: Option<u32>,
+        /// Who shares a process, as cluster.placement
+        #[arg(long, default_value = "dedicated", value_parser = ["dedicated", "colocated"])]
+        placement: String,
         /// Mebibytes of f32 that each worker pushes and pulls in a round
         #[arg(long, default_value_t = 256)]
         mib: u32,

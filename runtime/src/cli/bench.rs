@@ -1,24 +1,46 @@
 //! `testudo bench`: measurements of this build on this machine.
 
+use crate::bench::{pushpull, train, transport};
 use crate::cli::args::{BenchArguments, BenchCommand};
+use crate::data::mnist::Files;
 use crate::error::Failure;
 use crate::process::{RunAs, user};
 
 pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
-    // What is measured needs no file but its own, in the system's folder for such.
+    match &arguments.command {
+        BenchCommand::Transport { message_bytes, mib, repeat, json, receive } => {
+            be_nobody()?;
+            transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
+        }
+        BenchCommand::Node(node) => {
+            be_nobody()?;
+            crate::cli::node::node(node, Some(Box::new(pushpull::Setup)))
+        }
+        BenchCommand::Pushpull { workers, servers, placement, mib, rounds, json } => {
+            be_nobody()?;
+            pushpull::run(*workers, *servers, placement, *mib, *rounds, *json)
+        }
+        BenchCommand::Train { model, batch, workers, steps, placement, data, json } => {
+            let files = Files::open(data).map_err(Failure::misconfigured)?;
+            be_nobody()?;
+            let options = train::Options {
+                network: *model,
+                batch: *batch,
+                workers: *workers,
+                steps: *steps,
+                placement: placement.clone(),
+                json: *json,
+            };
+            train::run(&options, files)
+        }
+    }
+}
+
+/// From here on, what is measured needs no file but its own, in the system's folder for such.
+fn be_nobody() -> Result<(), Failure> {
     if user::is_root() {
         let nobody = RunAs::find(user::NOBODY).map_err(Failure::misconfigured)?;
         nobody.take_over().map_err(Failure::misconfigured)?;
     }
-    match &arguments.command {
-        BenchCommand::Transport { message_bytes, mib, repeat, json, receive } => {
-            crate::bench::transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
-        }
-        BenchCommand::Node(node) => {
-            crate::cli::node::node(node, Some(Box::new(crate::bench::pushpull::Setup)))
-        }
-        BenchCommand::Pushpull { workers, servers, mib, rounds, json } => {
-            crate::bench::pushpull::run(*workers, *servers, *mib, *rounds, *json)
-        }
-    }
+    Ok(())
 }

@@ -187,6 +187,7 @@ fn leave_results(
         bytes_received: finished.bytes_received,
         workers,
         servers,
+        placement: config.cluster.placement,
         params_blake3: hex(&finished.params_blake3),
         checkpoint_step: finished.checkpoint,
         resumed_from_step: spec.resume.map(|resume| resume.step),

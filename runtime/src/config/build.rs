@@ -19,13 +19,21 @@ use super::{
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
 pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) -> Config {
     let mut from = Builder { values, folder: path.parent().unwrap_or(Path::new("")), problems };
+    let placement = match from.text("cluster.placement").as_str() {
+        "colocated" => Placement::Colocated,
+        _ => Placement::Dedicated,
+    };
     Config {
         job: Job { name: from.text("job.name"), trust_domain: from.text("job.trust_domain") },
         cluster: Cluster {
             workers: from.integer("cluster.workers"),
-            servers: from.integer("cluster.servers"),
+            servers: match (values.get("cluster.servers"), placement) {
+                (Some(_), _) => from.integer("cluster.servers"),
+                (None, Placement::Colocated) => from.integer("cluster.workers"),
+                (None, Placement::Dedicated) => 1,
+            },
             scheduler: from.optional_text("cluster.scheduler"),
-            placement: Placement::Dedicated,
+            placement,
             heartbeat_ms: from.integer("cluster.heartbeat_ms"),
             heartbeat_timeout_ms: from.integer("cluster.heartbeat_timeout_ms"),
         },

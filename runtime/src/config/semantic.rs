@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use testudo_kernels::robust::MOST_VOTES;
 use testudo_transport::Role;
 
-use super::Config;
 use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
+use super::{Config, Placement};
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
@@ -33,6 +33,18 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
                 "`cluster.workers` is {} but `training.logical_shards` is {}: the workers beyond that would idle; \
                  use at most {} workers, or more shards",
                 cluster.workers, training.logical_shards, training.logical_shards
+            )
+        },
+    );
+    let colocated = cluster.placement == Placement::Colocated;
+    report(
+        &["cluster.servers", "cluster.workers", "cluster.placement"],
+        colocated && cluster.servers != cluster.workers,
+        &|| {
+            format!(
+                "`cluster.servers` is {} and `cluster.workers` {}, but with `cluster.placement = \"colocated\"` every process \
+                 is one of each: leave `cluster.servers` out, or set it to {}",
+                cluster.servers, cluster.workers, cluster.workers
             )
         },
     );

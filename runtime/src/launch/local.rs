@@ -106,6 +106,8 @@ impl LocalNodes {
         scheduler: Option<SocketAddr>,
     ) -> Result<SocketAddr, Failure> {
         let name = role.to_string();
+        // A peer is a server and a worker, each with an identity of its own.
+        let own = if role == Role::Peer { Role::Server } else { role };
         let log = self.run_dir.log(&name, index);
         let output = File::options()
             .create(true)
@@ -123,13 +125,17 @@ impl LocalNodes {
             .args(["--role", &name, "--index", &index.to_string(), "--with-parent", "--config"])
             .arg(name_of(self.run_dir.cluster_file()))
             .arg("--identity")
-            .arg(name_of(self.run_dir.identity(&name, index)))
+            .arg(name_of(self.run_dir.identity(own.as_str(), index)))
             .arg("--job")
             .arg(name_of(self.run_dir.signed_job()))
             .arg("--run-dir")
             .arg(self.run_dir.path())
             .arg("--log")
             .arg(&log_name);
+        if role == Role::Peer {
+            let worker = self.run_dir.identity(Role::Worker.as_str(), index);
+            command.arg("--worker-identity").arg(name_of(worker));
+        }
         if let Some(scheduler) = scheduler {
             command.args(["--scheduler", &scheduler.to_string()]);
         }
@@ -171,12 +177,12 @@ impl LocalNodes {
     fn to_hand(&self, role: Role) -> ToHand<'_> {
         ToHand {
             run_dir: self.run_dir.descriptor(),
-            data: self.inputs.data.as_deref().filter(|_| role == Role::Worker),
+            data: self.inputs.data.as_deref().filter(|_| matches!(role, Role::Worker | Role::Peer)),
             key: self
                 .inputs
                 .key
                 .as_deref()
-                .filter(|_| matches!(role, Role::Server | Role::Scheduler))
+                .filter(|_| matches!(role, Role::Server | Role::Scheduler | Role::Peer))
                 .map(|key| key.as_fd()),
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::human;
 use super::metrics::number;
 use crate::checkpoint::storage::{Disk, replace};
+use crate::config::Placement;
 
 /// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct Summary {
     pub workers: u32,
     /// Servers that took part.
     pub servers: u32,
+    /// Who shared a process.
+    #[serde(default)]
+    pub placement: Placement,
     /// BLAKE3 over the final parameters, in hex: equal for equal bits.
     pub params_blake3: String,
     /// The step of the newest training checkpoint, from which the run can be resumed; `null` if there is none.
@@ -97,8 +101,18 @@ impl Summary {
             .map_or(String::new(), |step| format!(", resumed from step {}", human::count(step)));
         let steps =
             format!("{} in {}{early}{resumed}", human::count(self.steps), counted(self.epochs, "epoch"));
-        let nodes =
-            format!("{}, {}", counted(self.workers.into(), "worker"), counted(self.servers.into(), "server"));
+        let nodes = match self.placement {
+            Placement::Dedicated => {
+                format!(
+                    "{}, {}",
+                    counted(self.workers.into(), "worker"),
+                    counted(self.servers.into(), "server")
+                )
+            }
+            Placement::Colocated => {
+                format!("{}, each a worker and a server", counted(self.workers.into(), "peer"))
+            }
+        };
         vec![
             ("test accuracy", self.test_accuracy.map_or("not measured".into(), human::percent)),
             ("final loss", human::loss(self.final_loss)),
@@ -144,6 +158,7 @@ mod tests {
             bytes_received: 12_563_700_000,
             workers: 2,
             servers: 1,
+            placement: Placement::Dedicated,
             params_blake3: "ab".repeat(32),
             checkpoint_step: Some(4690),
             resumed_from_step: None,

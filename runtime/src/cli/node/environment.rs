@@ -19,7 +19,7 @@ pub(super) fn environment(role: NodeRole) -> Environment {
     let overrides = counts.iter().filter_map(|(name, key)| Some(format!("{key}={}", var(name)?))).collect();
     let index = match role {
         NodeRole::Worker => var("DMLC_WORKER_ID"),
-        NodeRole::Server => var("DMLC_SERVER_ID"),
+        NodeRole::Server | NodeRole::Peer => var("DMLC_SERVER_ID"),
         NodeRole::Scheduler => None,
     };
     Environment { scheduler, overrides, index: index.and_then(|i| i.parse().ok()) }

@@ -36,7 +36,7 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "cluster.servers",
         rule: NODES,
-        absent: Absent::Is("1"),
+        absent: Absent::Unset("1, or `cluster.workers` where they are colocated"),
         applies: None,
         doc: "How many servers hold and update parameters. The result does not depend on it.",
     },
@@ -49,10 +49,10 @@ pub(super) static KEYS: &[Key] = &[
     },
     Key {
         path: "cluster.placement",
-        rule: Rule::Choice(&["dedicated"]),
+        rule: Rule::Choice(&["dedicated", "colocated"]),
         absent: Absent::Is("\"dedicated\""),
         applies: None,
-        doc: "Who shares a process: with `dedicated`, every server and every worker is a process of its own.",
+        doc: "Who shares a process: with `dedicated`, every server and every worker is a process of its own; with `colocated`, server and worker of one number are, so that what they have for each other stays in memory and a step sends as much less over the network. The result does not depend on it, but a process that dies takes its server with it, which ends the run.",
     },
     Key {
         path: "cluster.heartbeat_ms",

@@ -1,0 +1,165 @@
+//! What a node reads or opens first: the job, the data, keys and what it writes.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use testudo_actors::SignedJob;
+use testudo_actors::job::MAX_SIGNED_JOB;
+use testudo_actors::node::WorkerSetup;
+use testudo_transport::{Expected, Identity};
+
+use crate::audit::{AuditLog, Begun};
+use crate::checkpoint::keys::KeyFile;
+use crate::cli::args::{NodeArguments, NodeRole};
+use crate::config::{self, Config};
+use crate::data::mnist::Files;
+use crate::error::Failure;
+use crate::node::{Metrics, Setup, data_files};
+use crate::rotation::Source;
+use crate::rundir::RunDir;
+
+/// What a node reads or has open before it becomes the user that it goes on as.
+pub(super) enum Inputs {
+    Scheduler(Box<SchedulerInputs>),
+    Server(ServerInputs),
+    Worker(WorkerInputs),
+    Peer(ServerInputs, WorkerInputs),
+}
+
+pub(super) struct SchedulerInputs {
+    pub(super) job: SignedJob,
+    pub(super) metrics: Metrics,
+    /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
+    pub(super) key: Option<KeyFile>,
+    pub(super) audit: Option<Begun>,
+    /// The key that signs the audit log, and where renewals of its certificate come from.
+    pub(super) audit_key: Option<(Identity, Source)>,
+}
+
+pub(super) struct ServerInputs {
+    /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
+    pub(super) key: Option<KeyFile>,
+}
+
+pub(super) struct WorkerInputs {
+    pub(super) setup: Box<dyn WorkerSetup>,
+    /// Bytes of examples that it will hold.
+    pub(super) data: u64,
+}
+
+impl WorkerInputs {
+    fn open(
+        config: &Config,
+        run_dir: &RunDir,
+        data: Option<[OwnedFd; Files::COUNT]>,
+        setup: Option<Box<dyn WorkerSetup>>,
+    ) -> Result<WorkerInputs, Failure> {
+        if let Some(setup) = setup {
+            return Ok(WorkerInputs { setup, data: 0 });
+        }
+        let config::Data::Mnist { path, .. } = &config.data;
+        let files = match data {
+            Some(handed) => Files::of_descriptors(path, handed),
+            None => data_files(config).map_err(Failure::misconfigured)?,
+        };
+        let data = files.announced_bytes();
+        let setup = Setup::new(config.clone(), run_dir.model()).with_files(files);
+        Ok(WorkerInputs { setup: Box::new(setup), data })
+    }
+}
+
+impl Inputs {
+    pub(super) fn open(
+        arguments: &NodeArguments,
+        config: &Config,
+        run_dir: &RunDir,
+        identity: &Identity,
+        data: Option<[OwnedFd; Files::COUNT]>,
+        key: Option<OwnedFd>,
+        setup: Option<Box<dyn WorkerSetup>>,
+    ) -> Result<Inputs, Failure> {
+        let key = match (key, &arguments.identity_file) {
+            (Some(handed), _) => {
+                Some(KeyFile::read(Path::new("the age identity from the launcher"), handed.into()))
+            }
+            (None, Some(file)) => Some(KeyFile::open(file)),
+            (None, None) => None,
+        };
+        let key = key.transpose().map_err(Failure::misconfigured)?;
+        match arguments.role {
+            NodeRole::Scheduler => {
+                let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
+                let job = read_job(&job, &run_dir.reach(&job))?;
+                let metrics = run_dir.metrics();
+                let metrics =
+                    Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+                let (audit, audit_key) = match audit_folder(arguments, run_dir) {
+                    Some(folder) => {
+                        let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;
+                        (Some(log), Some((key, Source::Folder(folder))))
+                    }
+                    None => (None, None),
+                };
+                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit, audit_key })))
+            }
+            NodeRole::Server => Ok(Inputs::Server(ServerInputs { key })),
+            NodeRole::Worker => Ok(Inputs::Worker(WorkerInputs::open(config, run_dir, data, setup)?)),
+            NodeRole::Peer => {
+                Ok(Inputs::Peer(ServerInputs { key }, WorkerInputs::open(config, run_dir, data, setup)?))
+            }
+        }
+    }
+
+    /// Bytes of examples that the process will hold.
+    pub(super) fn data_bytes(&self) -> u64 {
+        match self {
+            Inputs::Worker(worker) | Inputs::Peer(_, worker) => worker.data,
+            Inputs::Scheduler(_) | Inputs::Server(_) => 0,
+        }
+    }
+}
+
+/// Where the key of the audit log is, if there is one.
+pub(super) fn audit_folder(arguments: &NodeArguments, run_dir: &RunDir) -> Option<PathBuf> {
+    match &arguments.audit_identity {
+        Some(folder) => Some(run_dir.reach(folder)),
+        None => Some(run_dir.audit_identity()).filter(|folder| folder.exists()),
+    }
+}
+
+/// The audit log, and the key that signs it.
+fn begin_audit(
+    folder: &Path,
+    run_dir: &RunDir,
+    node: &Identity,
+    signed: &SignedJob,
+) -> Result<(Begun, Identity), Failure> {
+    let identity = Identity::load(folder).map_err(Failure::misconfigured)?;
+    let (spec, operator) = signed.check(node.trust(), SystemTime::now()).map_err(Failure::misconfigured)?;
+    let expected = spec.audit_key().map_err(Failure::misconfigured)?;
+    // Whoever checks the log later goes by the CAs that are beside the key: this node's, too.
+    let is_ours = node.trust().verify(identity.certificate_der(), &Expected::Node(expected.clone()));
+    if let Err(why) = is_ours {
+        return Err(Failure::misconfigured(format!(
+            "{}: the audit log is signed by {expected}, certified by this node's CA: {why}",
+            folder.display(),
+        )));
+    }
+    let log = AuditLog::begin(&run_dir.audit_log(), &identity, &spec, signed, operator.short());
+    log.map(|log| (log, identity)).map_err(Failure::misconfigured)
+}
+
+fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(at)
+        .and_then(|file| file.take(u64::from(MAX_SIGNED_JOB) + 1).read_to_end(&mut bytes));
+    read.map_err(|e| {
+        Failure::misconfigured(format!(
+            "{}: the signed job cannot be read: {e}; an operator makes it with `testudo job`",
+            name.display()
+        ))
+    })?;
+    SignedJob::from_bytes(&bytes).map_err(|e| Failure::misconfigured(format!("{}: {e}", name.display())))
+}

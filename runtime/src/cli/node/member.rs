@@ -1,0 +1,216 @@
+//! One node of this process: its network, and its run from joining to leaving.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use testudo_actors::link::{MemoryHub, Network};
+use testudo_actors::message::Outcome;
+use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, run_worker};
+use testudo_actors::server::SumOrder;
+use testudo_actors::{NodeError, SignedJob};
+use testudo_observability::Meter;
+use testudo_transport::pki::{RevocationPolicy, read_crl};
+use testudo_transport::{Endpoint, Identity, MemoryOptions, PkiError, Role};
+
+use crate::audit::{AuditLog, AuditLogError};
+use crate::checkpoint::keys::KeyFile;
+use crate::checkpoint::ledger::RunLedger;
+use crate::checkpoint::retention::{Retention, read_deletions};
+use crate::checkpoint::storage::Disk;
+use crate::checkpoint::{Layout, keys, writer};
+use crate::config::{self, Config};
+use crate::error::Failure;
+use crate::node::{Metrics, transport};
+use crate::rundir::{RunDir, in_words};
+use crate::telemetry::{self, Parts, Timed};
+
+/// Binds what a node of that role is dialled on and dials with; with `beside`, the other node there is reached in memory. `data`
+/// is how many bytes of examples it will hold.
+pub(super) fn bind(
+    config: &Config,
+    identity: &Identity,
+    (role, data): (Role, u64),
+    listen: SocketAddr,
+    beside: Option<&MemoryHub>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Network, Failure> {
+    if let Some(why) = config.too_little_memory(role, data) {
+        return Err(Failure::misconfigured(why));
+    }
+    let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
+    let policy = Arc::new(policy);
+    let _inside = runtime.enter();
+    heed_crl(config, identity)?;
+    let settings = transport(config, role, listen, data);
+    let endpoint =
+        Endpoint::bind(&settings, identity.clone(), Arc::clone(&policy)).map_err(Failure::misconfigured)?;
+    if let Some(path) = &config.security.crl {
+        endpoint.follow_crl(path).map_err(|e| crl_refused(path, &e))?;
+    }
+    Ok(match beside {
+        None => Network::Quic(endpoint),
+        Some(hub) => {
+            let options = MemoryOptions {
+                control_credit: settings.control_credit,
+                data_credit: settings.data_credit,
+                stall_timeout: settings.stall_timeout,
+                max_streams: settings.max_streams,
+                ..MemoryOptions::default()
+            };
+            hub.join_beside(endpoint, policy, options)
+        }
+    })
+}
+
+/// Puts the lists of revoked certificates that `config` names in force for `identity`, before it knows anybody.
+pub(in crate::cli) fn heed_crl(config: &Config, identity: &Identity) -> Result<(), Failure> {
+    identity.trust().set_revocation(match config.security.revocation {
+        config::Revocation::Required => RevocationPolicy::Required,
+        config::Revocation::ShortLived => RevocationPolicy::ShortLived,
+    });
+    let Some(path) = &config.security.crl else { return Ok(()) };
+    let installed = read_crl(path).and_then(|bytes| identity.trust().install_crl(&bytes));
+    let installed = installed.map_err(|e| crl_refused(path, &e))?;
+    tracing::info!(number = %installed.number, revoked = installed.revoked, "list of revoked certificates");
+    Ok(())
+}
+
+fn crl_refused(path: &Path, why: &PkiError) -> Failure {
+    Failure::misconfigured(format!("security.crl, {}: {why}", path.display()))
+}
+
+pub(super) struct Node {
+    pub(super) identity: Arc<Identity>,
+    pub(super) network: Network,
+    pub(super) config: Config,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) run_dir: RunDir,
+    pub(super) index: u32,
+    pub(super) scheduler: Option<String>,
+    pub(super) meter: Meter,
+}
+
+impl Node {
+    fn options(&self) -> Result<NodeOptions, Failure> {
+        let told =
+            self.config.cluster.scheduler.as_ref().or(self.config.network.scheduler.advertise.as_ref());
+        let scheduler = self.scheduler.clone().or_else(|| told.cloned());
+        let scheduler = scheduler.ok_or_else(|| {
+            Failure::misconfigured(
+                "where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler",
+            )
+        })?;
+        Ok(NodeOptions {
+            identity: Arc::clone(&self.identity),
+            network: self.network.clone(),
+            scheduler,
+            advertise: self.config.network.server_advertise(self.index).map(str::to_owned),
+            lanes: u32::from(self.config.transport.lanes),
+            runtime: self.runtime.clone(),
+        })
+    }
+
+    pub(super) fn scheduler(
+        self,
+        signed: SignedJob,
+        mut observer: Metrics,
+        key: Option<KeyFile>,
+        audit: Result<Option<AuditLog>, AuditLogError>,
+    ) -> Result<(), Failure> {
+        observer = observer.with_source(Box::new(self.checkpoints(key)));
+        if let Some(ledger) = self.ledger(&signed)? {
+            observer = observer.with_ledger(Box::new(ledger));
+        }
+        let audit = audit.map_err(Failure::misconfigured)?;
+        match &audit {
+            Some(audit) => {
+                let layout = Layout::new(&self.run_dir.checkpoints());
+                audit.tell_deletions(&read_deletions(&layout).map_err(Failure::misconfigured)?);
+                observer = observer.with_audit(audit.handle());
+            }
+            None => tracing::warn!(
+                "no audit log is kept: make its key here with `testudo pki request --role actor/audit`, have that granted with \
+                 `testudo pki issue` and installed with `testudo pki install`, and give the folder with --audit-identity"
+            ),
+        }
+        let told = audit.as_ref().map(AuditLog::handle);
+        telemetry::scheduler(&self.meter, observer.progress(), told.as_ref());
+        let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
+            .map_err(failure);
+        // However the run went, what is known of it is signed.
+        let closed = audit.map(AuditLog::close).transpose();
+        let outcome = outcome?;
+        if let Some(head) = closed.map_err(Failure::failed)? {
+            tracing::info!(%head, "the audit log is complete");
+        }
+        match outcome {
+            Outcome::Finished(_) => Ok(()),
+            Outcome::Failed(reason) => Err(Failure::failed(reason)),
+        }
+    }
+
+    /// This run's checkpoints, opened with `key` or with the run's own.
+    fn checkpoints(&self, key: Option<KeyFile>) -> writer::Setup {
+        let layout = Layout::new(&self.run_dir.checkpoints());
+        let recipients = self.config.checkpoint.recipients.clone();
+        writer::Setup::new(layout, recipients, key.map(|key| key.identities().clone()))
+    }
+
+    fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {
+        let spec = signed.open(&self.identity).map_err(Failure::misconfigured)?;
+        if !spec.checkpoints.wanted() {
+            return Ok(None);
+        }
+        let layout = Layout::new(&self.run_dir.checkpoints());
+        let checkpoint = &self.config.checkpoint;
+        let recipients =
+            keys::recipients(&checkpoint.recipients, &layout, &Disk).map_err(Failure::misconfigured)?;
+        let ledger = RunLedger::open(
+            layout,
+            Arc::new(Disk),
+            Arc::clone(&self.identity),
+            signed,
+            &spec,
+            recipients.iter().map(ToString::to_string).collect(),
+            Retention::new(checkpoint),
+        );
+        ledger.map(Some).map_err(Failure::misconfigured)
+    }
+
+    pub(super) fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
+        let parts = Arc::new(Parts::default());
+        telemetry::server(&self.meter, &parts);
+        let mut setup = Timed::new(self.checkpoints(key), parts);
+        run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
+    }
+
+    pub(super) fn worker(self, mut setup: Box<dyn WorkerSetup>) -> Result<(), Failure> {
+        run_worker(self.options()?, setup.as_mut()).map_err(failure)
+    }
+}
+
+/// Runs a peer: its server on this thread, its worker on another. What the server keeps is lost with it, so its end is the
+/// process's; a worker that fails is lost, as any, and its leases move.
+pub(super) fn run_peer(
+    (server, key): (Node, Option<KeyFile>),
+    (worker, setup): (Node, Box<dyn WorkerSetup>),
+) -> Result<(), Failure> {
+    let run = move || {
+        if let Err(failure) = worker.worker(setup) {
+            tracing::error!("its worker: {}", in_words(&failure.message));
+        }
+    };
+    let worker = std::thread::Builder::new().name("worker".into()).spawn(run);
+    let worker = worker.map_err(|e| Failure::failed(format!("no thread could be started: {e}")))?;
+    server.server(key)?;
+    // The scheduler dismisses servers when no worker is left.
+    worker.join().map_err(|_| Failure::failed("a bug in Testudo: the worker's thread panicked"))
+}
+
+fn failure(error: NodeError) -> Failure {
+    match error {
+        NodeError::Job(_) | NodeError::TurnedAway(_) => Failure::misconfigured(error),
+        other => Failure::failed(other),
+    }
+}
