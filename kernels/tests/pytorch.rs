@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
-use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec};
+use testudo_kernels::{Batch, Codec, ModelSpec, Optimizer, OptimizerSpec};
 
 fn fixture(text: &str) -> Vec<Value> {
     serde_json::from_str(text).unwrap()
@@ -104,6 +104,26 @@ fn shipped_programs_agree_step_by_step() {
             weights = out;
             let what = format!("{name} {constants:?} step {}", index + 1);
             assert_close(&weights, &numbers(&step["weights"]), 5e-7, &what);
+        }
+    }
+}
+
+/// Bit for bit: rounding to half precision has one right answer.
+#[test]
+fn half_precision_agrees() {
+    let cases = fixture(include_str!("fixtures/codecs.json"));
+    for (case, codec) in cases.iter().zip([Codec::Bf16, Codec::F16]) {
+        assert_eq!(case["codec"], codec.name());
+        let whole = |name: &str| -> Vec<u32> {
+            case[name].as_array().unwrap().iter().map(|number| number.as_u64().unwrap() as u32).collect()
+        };
+        let values: Vec<f32> = whole("values").into_iter().map(f32::from_bits).collect();
+        assert!(values.len() > 400, "{}", values.len());
+        let mut bytes = vec![0; codec.encoded_len(values.len())];
+        codec.encode(&values, &mut bytes).unwrap();
+        let (found, _) = bytes.as_chunks::<2>();
+        for ((found, expected), value) in found.iter().zip(whole("encoded")).zip(&values) {
+            assert_eq!(u32::from(u16::from_le_bytes(*found)), expected, "{codec} of {value:e}");
         }
     }
 }

@@ -54,16 +54,32 @@ fn small_cases_by_hand() {
 fn what_cannot_be_aggregated_is_refused() {
     let votes = |n: usize| vec![vec![1.0]; n];
     let two = Aggregation::TrimmedMean { hostile: 2 };
-    assert_eq!(two.aggregate(votes(4)), Err(AggregationError::TooFew { votes: 4, hostile: 2 }));
+    assert_eq!(two.aggregate(votes(4)), Err(AggregationError::TooFew { votes: 4, hostile: 2, least: 5 }));
     assert_eq!(two.aggregate(votes(5)), Ok(vec![1.0]));
-    assert_eq!(MEDIAN.aggregate(vec![]), Err(AggregationError::TooFew { votes: 0, hostile: 0 }));
+    assert_eq!(MEDIAN.aggregate(vec![]), Err(AggregationError::TooFew { votes: 0, hostile: 0, least: 1 }));
     let most = MOST_VOTES as usize;
-    assert_eq!(MEDIAN.aggregate(votes(most + 1)), Err(AggregationError::TooMany(most + 1)));
+    assert_eq!(
+        MEDIAN.aggregate(votes(most + 1)),
+        Err(AggregationError::TooMany { votes: most + 1, most: MOST_VOTES })
+    );
     assert_eq!(Aggregation::Mean.aggregate(votes(3)), Err(AggregationError::NoRule));
     let uneven = vec![vec![1.0], vec![1.0, 2.0], vec![]];
     assert_eq!(MEDIAN.aggregate(uneven), Err(AggregationError::Length { expected: 1, found: 2 }));
     let all = Aggregation::TrimmedMean { hostile: u32::MAX };
     assert!(matches!(all.aggregate(votes(7)), Err(AggregationError::TooFew { .. })));
+    let krum = Aggregation::Krum { hostile: 2 };
+    assert_eq!(krum.check(6), Err(AggregationError::TooFew { votes: 6, hostile: 2, least: 7 }));
+    assert_eq!(krum.check(129), Err(AggregationError::TooMany { votes: 129, most: MOST_WEIGHED }));
+    assert_eq!(krum.aggregate(votes(7)), Err(AggregationError::Whole));
+    for bound in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let (hostile, radius) = (2, bound);
+        let refused =
+            [Aggregation::CentredClipping { hostile, radius }, Aggregation::NormBound { hostile, bound }];
+        assert!(
+            refused.iter().all(|rule| matches!(rule.check(7), Err(AggregationError::Bound(_)))),
+            "{bound}"
+        );
+    }
 }
 
 #[test]
@@ -71,6 +87,8 @@ fn bears_what_it_drops() {
     assert_eq!([5, 6, 7].map(|n| Aggregation::Median { hostile: 1 }.bears(n)), [2, 2, 3]);
     assert_eq!(Aggregation::TrimmedMean { hostile: 1 }.bears(7), 1);
     assert_eq!(Aggregation::Mean.bears(7), 0);
+    assert_eq!(Aggregation::GeometricMedian { hostile: 1 }.bears(7), 3);
+    assert_eq!(Aggregation::MultiKrum { hostile: 1 }.bears(7), 1);
 }
 
 /// Invariant 1, at every width: subnormals have the same bits, flushed nowhere.

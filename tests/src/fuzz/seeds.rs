@@ -200,6 +200,12 @@ fn codecs() -> Vec<Seed> {
     let address = Address::from(id(Role::Worker, "0"));
     vec![
         ("f32", with(0, bytemuck::cast_slice(&[1.0_f32, f32::NAN, -0.0, 1e-45]))),
+        ("f16", with(1, &[0, 0x3c, 0xff, 0x7b, 1, 0x80, 0, 0x7c])),
+        ("bf16", with(2, &[0x80, 0x3f, 0xc0, 0x7f, 1, 0])),
+        ("int8", with(3, &[0, 0, 0, 0x3f, 127, 0x81, 0, 41])),
+        ("2bit", with(4, &[0xe0, 0xc8, 0, 0, 0x8c, 0, 0, 0])),
+        ("1bit", with(5, &[0x90, 0, 0, 0xff])),
+        ("topk", with(6, bytemuck::cast_slice(&[1_u32, 5, 0xc000_0000, 0xc040_0000]))),
         ("signed-job", with(9, &signed_job().to_bytes())),
         ("address", with(9, &encode(&address))),
         ("prelude", with(9, &frames().swap_remove(0).1[1..])),
