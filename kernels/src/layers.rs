@@ -9,13 +9,24 @@
 //! 3. Nothing is allocated: buffers come from [`buffer`], once, when a model is built.
 //! 4. Lengths are the caller's promise: a buffer too short leaves results unfinished, and never panics.
 
+mod attention;
 mod bias;
 mod buffers;
+mod dropout;
+mod embedding;
+mod gelu;
+mod norm;
 mod relu;
 mod softmax;
 
 pub(crate) use crate::linear::{Linear, Panels, Rows};
+pub(crate) use attention::{Attention, Scratch as AttentionScratch};
 pub(crate) use bias::sum_examples;
 pub(crate) use buffers::{buffer, take, take_mut};
+pub(crate) use dropout::Dropout;
+pub(crate) use embedding::{add_to_table, embed, positions_gradient};
+pub(crate) use gelu::{gelu, gelu_gradient};
+pub use norm::Norm;
+pub(crate) use norm::Normalize;
 pub(crate) use relu::{relu, relu_gradient};
 pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements};

@@ -18,5 +18,5 @@ mod panels;
 mod products;
 mod tile;
 
-pub(crate) use panels::Panels;
+pub(crate) use panels::{Panel, Panels};
 pub(crate) use products::{Linear, Rows};

@@ -12,13 +12,17 @@
 //! at +0 and runs over the outputs, the weights' gradient starts at +0 and runs over the examples. A bias's gradient is
 //! sixteen interleaved sums over the examples, added pairwise.
 //!
+//! The arithmetic of other layers is stated where they stand, in `layers`.
+//!
 //! A new model is a file beside `mlp.rs` and a variant of [`ModelSpec`]; outside this crate, an implementation of
 //! [`Model`].
 
 mod check;
+mod gpt;
 mod mlp;
 mod parameter;
 
+pub use gpt::GptSpec;
 pub use parameter::{Initial, ParameterSpec};
 
 use serde::{Deserialize, Serialize};
@@ -115,6 +119,16 @@ pub trait Model: Send {
         inputs: &[f32],
         out: &mut [f32],
     ) -> Result<(), ModelError>;
+
+    /// For a model of sequences: into `out`, the probability of each class to follow `tokens`, of which there are 1 to
+    /// [`Model::input_elements`].
+    ///
+    /// # Errors
+    /// [`ModelError`] if a length or a token is wrong, or if this is no model of sequences.
+    fn follow(&mut self, parameters: &[&[f32]], tokens: &[f32], out: &mut [f32]) -> Result<(), ModelError> {
+        let _ = (parameters, tokens, out);
+        Err(ModelError::NoSequences)
+    }
 }
 
 /// A model by its description, as a job states it.
@@ -131,6 +145,8 @@ pub enum ModelSpec {
         /// Classes.
         classes: usize,
     },
+    /// GPT-2 of any size: see [`GptSpec`]. Parameters are `wte.weight`, `wpe.weight`, `h0.ln1.weight` and so on.
+    Gpt(GptSpec),
     /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
     /// alone.
     Custom {
@@ -156,6 +172,7 @@ impl ModelSpec {
     pub fn parameters(&self) -> Result<Vec<ParameterSpec>, ModelError> {
         match self {
             ModelSpec::Mlp { inputs, hidden, classes } => mlp::parameters(*inputs, hidden, *classes),
+            ModelSpec::Gpt(spec) => spec.parameters(),
             ModelSpec::Custom { parameters, .. } => Ok(parameters.clone()),
         }
     }
@@ -169,6 +186,7 @@ impl ModelSpec {
             ModelSpec::Mlp { inputs, hidden, classes } => {
                 Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, max_examples)?))
             }
+            ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, max_examples)?)),
             ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
         }
     }
@@ -177,6 +195,7 @@ impl ModelSpec {
     pub fn input_elements(&self) -> usize {
         match self {
             ModelSpec::Mlp { inputs, .. } | ModelSpec::Custom { inputs, .. } => *inputs,
+            ModelSpec::Gpt(spec) => spec.context,
         }
     }
 
@@ -184,6 +203,7 @@ impl ModelSpec {
     pub fn classes(&self) -> usize {
         match self {
             ModelSpec::Mlp { classes, .. } | ModelSpec::Custom { classes, .. } => *classes,
+            ModelSpec::Gpt(spec) => spec.vocabulary,
         }
     }
 
@@ -191,6 +211,7 @@ impl ModelSpec {
     pub fn targets(&self) -> usize {
         match self {
             ModelSpec::Mlp { .. } | ModelSpec::Custom { .. } => 1,
+            ModelSpec::Gpt(spec) => spec.context,
         }
     }
 }
@@ -219,6 +240,45 @@ pub enum ModelError {
     TooManyLayers {
         /// How many there were.
         layers: usize,
+    },
+    /// No size of a GPT.
+    #[error("no GPT has this size: {what}")]
+    Gpt {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A classifier was asked what follows a sequence.
+    #[error("this model classifies examples and continues no sequence")]
+    NoSequences,
+    /// A number that is no token.
+    #[error("input number {position} is no token: an integer from 0 to below {vocabulary} is needed")]
+    Token {
+        /// Its index among the inputs.
+        position: usize,
+        /// The model's tokens.
+        vocabulary: usize,
+    },
+    /// A sequence, or the room for what follows it, has the wrong length.
+    #[error(
+        "{tokens} tokens and room for {outputs} probabilities: 1 to {context} tokens and room for {classes} are needed"
+    )]
+    FollowLength {
+        /// Tokens given.
+        tokens: usize,
+        /// The most.
+        context: usize,
+        /// Room given.
+        outputs: usize,
+        /// Probabilities that there are.
+        classes: usize,
+    },
+    /// Labels are not for a whole number of examples.
+    #[error("{labels} labels are not for whole examples of {targets} labels each")]
+    Targets {
+        /// Labels given.
+        labels: usize,
+        /// Labels of an example.
+        targets: usize,
     },
     /// A parameter's shape is no shape.
     #[error("parameter {parameter}: {source}")]

@@ -4,6 +4,8 @@
 //! `start * features`. Widths are one, two or four vectors; the last panel is padded. What padding holds is
 //! finite or not, but never read into a result.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use crate::simd;
@@ -69,6 +71,56 @@ impl Panels {
             };
             transpose(rows, features, panel.used, features, out, panel.width);
         }
+    }
+
+    /// Copies features `part` of examples `range` out of panels of `features`, into rows of as many as `part` has.
+    pub(crate) fn gather(
+        self,
+        panels: &[f32],
+        features: usize,
+        part: Range<usize>,
+        range: Range<usize>,
+        rows: &mut [f32],
+    ) {
+        let count = part.len();
+        for panel in self.overlapping(&range) {
+            let (first, last) = (panel.start.max(range.start), (panel.start + panel.used).min(range.end));
+            let from = panel.start * features + part.start * panel.width + (first - panel.start);
+            let to = (first - range.start) * count;
+            let (Some(from), Some(to)) = (panels.get(from..), rows.get_mut(to..)) else { return };
+            transpose(from, panel.width, count, last - first, to, count);
+        }
+    }
+
+    /// The inverse of [`Panels::gather`]: nothing else in the panels changes.
+    pub(crate) fn scatter(
+        self,
+        rows: &[f32],
+        features: usize,
+        part: Range<usize>,
+        range: Range<usize>,
+        panels: &mut [f32],
+    ) {
+        let count = part.len();
+        for panel in self.overlapping(&range) {
+            let (first, last) = (panel.start.max(range.start), (panel.start + panel.used).min(range.end));
+            let to = panel.start * features + part.start * panel.width + (first - panel.start);
+            let from = (first - range.start) * count;
+            let (Some(from), Some(to)) = (rows.get(from..), panels.get_mut(to..)) else { return };
+            transpose(from, count, last - first, count, to, panel.width);
+        }
+    }
+
+    /// The panels that hold any of these examples.
+    fn overlapping(self, range: &Range<usize>) -> impl Iterator<Item = Panel> {
+        let (start, end) = (range.start, range.end);
+        // All but the last panels are as wide as the widest, so those before the range need not be looked at.
+        let skipped = (start / self.widest.max(1)).min(self.examples / self.widest.max(1));
+        let from = skipped * self.widest;
+        cut(self.examples - from.min(self.examples), self.lanes, self.widest)
+            .map(move |panel| Panel { start: panel.start + from, ..panel })
+            .take_while(move |panel| panel.start < end)
+            .filter(move |panel| panel.start + panel.used > start)
     }
 
     /// The inverse of [`Panels::fill`]: examples out of panels, as rows of `features`.
@@ -172,6 +224,37 @@ mod tests {
                         next += panel.width;
                     }
                     assert_eq!(next, count.div_ceil(lanes) * lanes);
+                }
+            }
+        }
+    }
+
+    /// Any features of any examples, there and back, and nothing beside them.
+    #[test]
+    fn parts_are_copied_out_and_in() {
+        let features = 11;
+        for examples in [1, 15, 16, 17, 40, 64, 90] {
+            let rows: Vec<f32> = (0..examples * features).map(|i| i as f32).collect();
+            let panels = Panels::new(examples);
+            let mut filled = vec![-1.0; panels.elements(features)];
+            panels.fill(&rows, features, &mut filled);
+            for first in [0, 1, 7, 16, 33] {
+                for last in [first + 1, first + 9, first + 40] {
+                    let range = first.min(examples)..last.min(examples);
+                    let mut part = vec![f32::NAN; range.len() * 4];
+                    panels.gather(&filled, features, 3..7, range.clone(), &mut part);
+                    for (row, part) in range.clone().zip(part.chunks(4)) {
+                        assert_eq!(part, &rows[row * features + 3..row * features + 7]);
+                    }
+                    let (mut changed, mut expected) = (filled.clone(), rows.clone());
+                    part.iter_mut().for_each(|value| *value = -*value);
+                    panels.scatter(&part, features, 3..7, range.clone(), &mut changed);
+                    for row in range {
+                        expected[row * features + 3..row * features + 7].iter_mut().for_each(|v| *v = -*v);
+                    }
+                    let mut found = vec![f32::NAN; rows.len()];
+                    panels.empty(&changed, features, &mut found);
+                    assert_eq!(found, expected);
                 }
             }
         }

@@ -10,17 +10,21 @@ pub(super) fn check_batch(
     batch: Batch<'_>,
 ) -> Result<(), ModelError> {
     check_parameters(model, parameters)?;
-    let examples = batch.labels.len();
+    let (labels, targets) = (batch.labels.len(), model.targets().max(1));
+    let examples = labels / targets;
+    if labels % targets != 0 {
+        return Err(ModelError::Targets { labels, targets });
+    }
     if examples > max_examples {
         return Err(ModelError::TooManyExamples { examples, max_examples });
     }
     let (expected, found) = (examples.saturating_mul(model.input_elements()), batch.inputs.len());
     if expected != found {
-        return Err(ModelError::InputLength { labels: examples, expected, found });
+        return Err(ModelError::InputLength { labels, expected, found });
     }
     let classes = model.classes();
     match batch.labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
-        Some((example, &label)) => Err(ModelError::Label { example, label, classes }),
+        Some((at, &label)) => Err(ModelError::Label { example: at / targets, label, classes }),
         None => Ok(()),
     }
 }
@@ -46,7 +50,8 @@ pub(super) fn check_inputs(
     Ok(examples)
 }
 
-fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Result<(), ModelError> {
+/// Whether parameters have the lengths that the model calls for.
+pub(super) fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Result<(), ModelError> {
     let specs = model.parameters();
     if parameters.len() != specs.len() {
         return Err(ModelError::ParameterCount { expected: specs.len(), found: parameters.len() });

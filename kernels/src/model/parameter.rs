@@ -36,13 +36,17 @@ pub enum Initial {
         /// The standard deviation.
         std: f32,
     },
+    /// All one.
+    Ones,
 }
 
 impl ParameterSpec {
     /// Writes elements `first .. first + out.len()` of the tensor's initial values.
     pub fn initialize(&self, seed: u64, first: usize, out: &mut [f32]) {
-        if self.initial == Initial::Zeros {
-            return out.fill(0.0);
+        match self.initial {
+            Initial::Zeros => return out.fill(0.0),
+            Initial::Ones => return out.fill(1.0),
+            Initial::Uniform { .. } | Initial::Normal { .. } => {}
         }
         let name = hash(&self.name);
         let mut first = first as u64;
@@ -82,6 +86,7 @@ vectorized! {
 fn four(initial: Initial, stream: &Philox, counter: u32) -> [f32; 4] {
     match initial {
         Initial::Zeros => [0.0; 4],
+        Initial::Ones => [1.0; 4],
         // Exact up to the last product.
         Initial::Uniform { bound } => stream.uniform(counter).map(|u| (u * 2.0 - 1.0) * bound),
         Initial::Normal { std } => stream.normal(counter).map(|n| n * std),
@@ -160,5 +165,6 @@ mod tests {
         let variance = normal.iter().map(|value| value * value).sum::<f32>() / 4000.0;
         assert!((variance - 9.0).abs() < 0.6, "{variance}");
         assert!(draw("a", 1, Initial::Zeros).iter().all(|value| *value == 0.0));
+        assert!(draw("a", 1, Initial::Ones).iter().all(|value| *value == 1.0));
     }
 }
