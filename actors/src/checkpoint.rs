@@ -59,6 +59,8 @@ pub struct SliceSnapshot {
     pub weights: Arc<Vec<f32>>,
     /// The optimizer's state, a tensor for each name that the optimizer states, each as long as `weights`.
     pub state: Vec<Vec<f32>>,
+    /// The numbers that the optimizer keeps of the parameter, the same for all its slices.
+    pub scalars: Vec<f64>,
 }
 
 /// Every slice of one server at one version.
@@ -99,6 +101,8 @@ pub struct RestoredSlice {
     pub weights: Vec<f32>,
     /// The optimizer's state, in the order of its names.
     pub state: Vec<Vec<f32>>,
+    /// The numbers that it keeps of the parameter, likewise.
+    pub scalars: Vec<f64>,
 }
 
 /// Reads slices out of the checkpoint that a job resumes from. Called on the server's compute thread.

@@ -12,13 +12,13 @@ use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 use crate::tree::ReductionTree;
 
 /// The layout of [`JobSpec`] that this build reads and writes.
-pub const FORMAT: u16 = 4;
+pub const FORMAT: u16 = 5;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
 
 /// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 4\0";
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 5\0";
 
 /// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
 pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
@@ -103,7 +103,7 @@ pub struct JobSpec {
     pub servers: u32,
     /// The network.
     pub model: ModelSpec,
-    /// The update rule.
+    /// The update rule, as the text that servers run.
     pub optimizer: OptimizerSpec,
     /// The learning rate before the schedule's factor.
     pub learning_rate: f64,
@@ -289,6 +289,12 @@ impl JobSpec {
             ));
         }
         Ok(())
+    }
+
+    /// Whether the optimizer needs whole tensors, so that a parameter's slices are on one server and updated together.
+    #[must_use]
+    pub fn updates_whole_tensors(&self) -> bool {
+        self.optimizer.parse().is_ok_and(|program| program.needs_whole_tensor())
     }
 
     /// The version that every slice begins at: 0, or the step that the run resumes from.

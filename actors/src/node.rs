@@ -152,9 +152,7 @@ struct Derived {
 
 fn derive(job: JobSpec) -> Result<Derived, NodeError> {
     let parameters = job.model.parameters()?;
-    let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
-    let servers: Vec<u32> = (0..job.servers).collect();
-    let map = SliceMap::new(&elements, job.slice_bytes, &servers)?;
+    let map = SliceMap::of(&job, &parameters)?;
     let names = parameters.iter().map(|p| p.name.clone()).collect();
     Ok(Derived { job: Arc::new(job), map, names, parameters })
 }
@@ -241,7 +239,8 @@ pub fn run_server(
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
         let parts = ServerParts {
             core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat),
-            math: SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order),
+            math: SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
+                .map_err(|error| NodeError::Bug(error.to_string()))?,
             job,
             source,
             writer,

@@ -7,8 +7,12 @@
 //!
 //! 1. The slices of a parameter tile it, in order; an empty tensor has none.
 //! 2. Placement never changes a value: only sums over whole slices of one position are formed.
+//! 3. The slices of a parameter that is updated as a whole are on one server.
 
 use serde::{Deserialize, Serialize};
+use testudo_kernels::ParameterSpec;
+
+use crate::job::JobSpec;
 
 /// A slice's name: the parameter's place in the model, and the slice's place in the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +48,8 @@ pub struct SliceMap {
     slices: Vec<Slice>,
     /// Where each parameter's slices begin in `slices`; one more entry than parameters.
     starts: Vec<usize>,
+    /// Whether parameters are updated as a whole.
+    whole: bool,
 }
 
 /// A model or job that cannot be cut or placed.
@@ -61,12 +67,35 @@ pub enum PlacementError {
 }
 
 impl SliceMap {
+    /// How `parameters`, the model's, lie on the servers of `job`.
+    ///
+    /// # Errors
+    /// [`PlacementError`] when they cannot.
+    pub fn of(job: &JobSpec, parameters: &[ParameterSpec]) -> Result<SliceMap, PlacementError> {
+        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
+        let servers: Vec<u32> = (0..job.servers).collect();
+        SliceMap::cut(&elements, job.slice_bytes, &servers, job.updates_whole_tensors())
+    }
+
     /// Cuts parameters of the given numbers of elements into slices of at most `slice_bytes` of f32 and places them
-    /// on `servers`.
+    /// on `servers`, each slice by itself.
     ///
     /// # Errors
     /// [`PlacementError`] when that cannot be done.
     pub fn new(elements: &[usize], slice_bytes: u32, servers: &[u32]) -> Result<SliceMap, PlacementError> {
+        SliceMap::cut(elements, slice_bytes, servers, false)
+    }
+
+    /// As [`new`](SliceMap::new); if `whole`, with all of a parameter's slices on one server.
+    ///
+    /// # Errors
+    /// As [`new`](SliceMap::new).
+    pub fn cut(
+        elements: &[usize],
+        slice_bytes: u32,
+        servers: &[u32],
+        whole: bool,
+    ) -> Result<SliceMap, PlacementError> {
         let most = (slice_bytes / 4) as usize;
         if most == 0 {
             return Err(PlacementError::SliceTooSmall(slice_bytes));
@@ -83,8 +112,15 @@ impl SliceMap {
             }
             starts.push(slices.len());
         }
-        place(&mut slices, servers);
-        Ok(SliceMap { slices, starts })
+        let together = |a: &Slice, b: &Slice| whole && a.id.parameter == b.id.parameter;
+        place(slices.chunk_by_mut(together).collect(), servers);
+        Ok(SliceMap { slices, starts, whole })
+    }
+
+    /// Whether each parameter's slices are on one server, and updated together.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Every slice, in the model's order.
@@ -135,24 +171,25 @@ fn score(id: SliceId, server: u32) -> u64 {
     mix(slice ^ u64::from(server).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn place(slices: &mut [Slice], servers: &[u32]) {
-    let total: usize = slices.iter().map(|s| s.elements).sum();
+/// Gives each of `parts` a server; the slices of a part stay together.
+fn place(mut parts: Vec<&mut [Slice]>, servers: &[u32]) {
+    let elements = |part: &[Slice]| part.iter().map(|s| s.elements).sum::<usize>();
+    let total: usize = parts.iter().map(|part| elements(part)).sum();
     let mean = total.div_ceil(servers.len());
     let bound = mean + mean / 8;
     let mut load = vec![0usize; servers.len()];
-    // The largest first: small ones then fill what is left, and a slice's choice depends on few others.
-    let mut order: Vec<usize> = (0..slices.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(slices[*i].elements), slices[*i].id));
-    for i in order {
-        let slice = &mut slices[i];
-        let within = |at: &usize| load[*at] + slice.elements <= bound;
+    // The largest first: small ones then fill what is left, and a part's choice depends on few others.
+    parts.sort_by_key(|part| (std::cmp::Reverse(elements(part)), part.first().map(|s| s.id)));
+    for part in parts {
+        let (Some(id), size) = (part.first().map(|s| s.id), elements(part)) else { continue };
+        let within = |at: &usize| load[*at] + size <= bound;
         let chosen = (0..servers.len())
             .filter(within)
-            .max_by_key(|at| score(slice.id, servers[*at]))
-            .or_else(|| (0..servers.len()).min_by_key(|at| (load[*at], score(slice.id, servers[*at]))));
+            .max_by_key(|at| score(id, servers[*at]))
+            .or_else(|| (0..servers.len()).min_by_key(|at| (load[*at], score(id, servers[*at]))));
         if let Some(at) = chosen {
-            load[at] += slice.elements;
-            slice.server = servers[at];
+            load[at] += size;
+            part.iter_mut().for_each(|slice| slice.server = servers[at]);
         }
     }
 }
@@ -208,6 +245,24 @@ mod tests {
         let after = SliceMap::new(&elements, 4000, &servers(5)).unwrap();
         let moved = before.slices().iter().zip(after.slices()).filter(|(a, b)| a.server != b.server).count();
         assert!(moved < 3000 * 2 / 5, "{moved} of 3000 moved; a fifth is the least");
+    }
+
+    /// Invariant 3: whatever is cut, and as evenly as parameters allow.
+    #[test]
+    fn a_parameter_that_is_updated_as_a_whole_has_one_server() {
+        let elements = [100, 7, 0, 100, 50, 50, 33];
+        for bytes in [4, 64, 4000] {
+            let map = SliceMap::cut(&elements, bytes, &servers(3), true).unwrap();
+            let apart = SliceMap::new(&elements, bytes, &servers(3)).unwrap();
+            let cuts = |map: &SliceMap| map.slices().iter().map(|s| (s.id, s.first)).collect::<Vec<_>>();
+            assert_eq!(cuts(&map), cuts(&apart));
+            for parameter in 0..elements.len() {
+                let slices = map.of_parameter(parameter);
+                assert!(slices.iter().all(|slice| slice.server == slices[0].server));
+            }
+            let load = |server| map.of_server(server).map(|s| s.elements).sum::<usize>();
+            assert!((0..3).all(|server| (100..=150).contains(&load(server))), "{:?}", [0, 1, 2].map(load));
+        }
     }
 
     proptest! {

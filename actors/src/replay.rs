@@ -68,6 +68,8 @@ pub struct ReplayedParameter {
     pub weights: Vec<f32>,
     /// The optimizer's state, in the order of its names.
     pub state: Vec<Vec<f32>>,
+    /// The numbers that it keeps, likewise; none of a parameter without elements.
+    pub scalars: Vec<f64>,
 }
 
 /// A job's training, taken step by step in one place.
@@ -113,8 +115,7 @@ impl Replay {
         alone.validate()?;
         let job = Arc::new(alone);
         let parameters = job.model.parameters()?;
-        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
-        let map = Arc::new(SliceMap::new(&elements, job.slice_bytes, &[0])?);
+        let map = Arc::new(SliceMap::of(&job, &parameters)?);
         let (store, slices) = (Arc::new(Store::default()), map.slices().to_vec());
         let mut math = SliceMath::new(
             0,
@@ -123,7 +124,7 @@ impl Replay {
             slices,
             Arc::clone(&store),
             SumOrder::Canonical,
-        );
+        )?;
         match source {
             Some(source) => math.restore(source.load(&job, map.slices())?)?,
             None => math.initialise(),
@@ -215,12 +216,14 @@ impl Replay {
             name: spec.name.clone(),
             weights: Vec::with_capacity(spec.shape.elements()),
             state: vec![Vec::with_capacity(spec.shape.elements()); kinds],
+            scalars: Vec::new(),
         };
         let mut parameters: Vec<ReplayedParameter> = self.parameters.iter().map(empty).collect();
         // A parameter's slices follow each other.
-        for SliceSnapshot { slice, weights, state } in slices {
+        for SliceSnapshot { slice, weights, state, scalars } in slices {
             let Some(parameter) = parameters.get_mut(slice.id.parameter as usize) else { continue };
             parameter.weights.extend_from_slice(&weights);
+            parameter.scalars = scalars;
             for (whole, part) in parameter.state.iter_mut().zip(&state) {
                 whole.extend_from_slice(part);
             }

@@ -115,10 +115,10 @@ pub enum Heard {
 impl From<MathError> for Heard {
     fn from(error: MathError) -> Heard {
         match error {
-            MathError::NotFinite(_) | MathError::Diverged { .. } | MathError::Optimizer { .. } => {
-                Heard::Diverged(error.to_string())
-            }
-            MathError::Aggregation(_)
+            MathError::NotFinite(_) | MathError::Diverged { .. } => Heard::Diverged(error.to_string()),
+            MathError::Optimizer(_)
+            | MathError::Incomplete(_)
+            | MathError::Aggregation(_)
             | MathError::Restored(_)
             | MathError::Order(_)
             | MathError::Unknown(_) => Heard::Lost(error.to_string()),
@@ -171,7 +171,8 @@ impl Witness {
             blocks.iter().copied(),
             Arc::clone(&store),
             SumOrder::Canonical,
-        );
+        )
+        .map_err(|e| e.to_string())?;
         match source {
             None => math.initialise(),
             Some(source) => {

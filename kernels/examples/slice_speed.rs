@@ -1,13 +1,15 @@
 //! Speed of what a server does to slices, on one core, in GB/s of gradient:
 //! `cargo run --release -p testudo-kernels --example slice_speed`.
 
+mod by_hand;
+
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
+use by_hand::ByHand;
+use testudo_kernels::optimizer::{Slice, StepInputs};
 use testudo_kernels::{
-    Initial, Optimizer, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite,
-    instruction_set,
+    Initial, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite, instruction_set,
 };
 
 /// Elements of a slice: the default of 1 MiB.
@@ -33,28 +35,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     report("add_checked", &mut |slice| {
         std::hint::black_box(add_checked(&mut sums[slice], &others[slice]));
     });
-    for text in
-        [r#"{"sgd":{}}"#, r#"{"momentum":{}}"#, r#"{"nesterov":{}}"#, r#"{"adam":{}}"#, r#"{"adamw":{}}"#]
-    {
-        let spec: OptimizerSpec = serde_json::from_str(text)?;
-        let mut states = vec![vec![vec![0.0f32; SLICE]; spec.state_tensors().len()]; SLICES];
-        let mut result = Ok(());
-        report(text, &mut |slice| {
-            let done = spec.update(1, 1e-9, 64.0, &weights, &mut others[slice], &mut states[slice]);
-            if done.is_err() {
-                result = done;
-            }
+    for (name, by_hand) in ByHand::all() {
+        let mut states = vec![vec![vec![0.0f32; SLICE]; by_hand.states()]; SLICES];
+        report(&format!("{name} by hand"), &mut |slice| {
+            by_hand.update(1, 1e-9, 64.0, &weights, &mut others[slice], &mut states[slice]);
         });
-        result?;
     }
-    for (name, text) in [
-        ("sgd", r#"{"sgd":{}}"#),
-        ("momentum", r#"{"momentum":{}}"#),
-        ("nesterov", r#"{"nesterov":{}}"#),
-        ("adam", r#"{"adam":{}}"#),
-        ("adamw", r#"{"adamw":{}}"#),
-    ] {
-        compare(name, &serde_json::from_str(text)?, &weights, &mut others)?;
+    for (name, by_hand) in ByHand::all() {
+        compare(name, by_hand, &weights, &mut others)?;
     }
     for initial in [Initial::Uniform { bound: 0.1 }, Initial::Normal { std: 0.1 }] {
         let spec = ParameterSpec { name: "w".into(), shape: Shape::new(&[SLICES, SLICE])?, initial };
@@ -64,20 +52,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// A shipped program against the hand-written loop of the same update, turn by turn: the medians of their times.
-fn compare(
-    name: &str,
-    spec: &OptimizerSpec,
-    weights: &[f32],
-    sums: &mut [Vec<f32>],
-) -> Result<(), Box<dyn Error>> {
-    let program = shipped::program(name).ok_or("no such program")??;
-    let mut optimizer = Optimizer::new(&program, &[])?;
-    let mut states = vec![vec![vec![0.0f32; SLICE]; spec.state_tensors().len()]; SLICES];
+fn compare(name: &str, floor: ByHand, weights: &[f32], sums: &mut [Vec<f32>]) -> Result<(), Box<dyn Error>> {
+    let mut optimizer = OptimizerSpec::shipped(name).ok_or("no such program")?.compile()?;
+    let mut states = vec![vec![vec![0.0f32; SLICE]; floor.states()]; SLICES];
     let (mut by_hand, mut by_program) = (Vec::new(), Vec::new());
     for _ in 0..31 {
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
-            spec.update(1, 1e-9, 64.0, weights, sum, state)?;
+            floor.update(1, 1e-9, 64.0, weights, sum, state);
         }
         by_hand.push(start.elapsed().as_secs_f64());
         let start = Instant::now();

@@ -8,7 +8,7 @@
 //!    and at every SIMD width, whatever the alignment of a buffer, its slicing, or the calls made before.
 //! 2. **No input panics.** Wrong lengths and labels come back as typed errors.
 //! 3. **Sums, not means.** Gradients and losses are sums over examples; the one division is the optimizer's:
-//!    [`OptimizerSpec::update`], [`Optimizer::update`].
+//!    [`Optimizer::update`].
 //! 4. **The steady state allocates nothing.** A [`Model`] owns its buffers from [`ModelSpec::build`] on.
 //!
 //! What it leaves to others: where the data comes from, who computes which logical shard, and how slices travel.

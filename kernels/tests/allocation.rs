@@ -22,7 +22,7 @@ fn the_steady_state_allocates_nothing() {
     let mut sums: Vec<Vec<f32>> = values.iter().map(|values| vec![0.0; values.len()]).collect();
     let mut states: Vec<Vec<Vec<f32>>> =
         values.iter().map(|values| vec![vec![0.0; values.len()]; 2]).collect();
-    let optimizer = OptimizerSpec::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let mut optimizer = OptimizerSpec::shipped("adamw").unwrap().compile().unwrap();
     let mut step = |number: u64, examples: usize| {
         let batch = Batch::new(&inputs[..examples * 70], &labels[..examples]);
         model
@@ -33,7 +33,9 @@ fn the_steady_state_allocates_nothing() {
             .unwrap();
         model.evaluate(&parameters, batch).unwrap();
         for ((sum, values), state) in sums.iter_mut().zip(&parameters).zip(&mut states) {
-            optimizer.update(number, 0.01, examples as f32, values, sum, state).unwrap();
+            let inputs = StepInputs { step: number, learning_rate: 0.01, divisor: examples as f32 };
+            let slice = Slice { weights: values, gradient_to_weights: sum, state };
+            optimizer.update(inputs, slice, &mut []).unwrap();
         }
     };
     step(1, 96);

@@ -4,6 +4,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
 
 use proptest::prelude::*;
+use testudo_kernels::optimizer::{Slice, StepInputs};
 use testudo_kernels::{
     Batch, Codec, DType, Initial, Loss, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Philox, Purpose,
     Schedule,
@@ -329,15 +330,17 @@ fn specs_read_as_jobs_write_them() {
 #[test]
 fn arithmetic_is_what_the_fingerprint_says() {
     let mut problem = Problem::new(&[23, 40, 17, 10], 50, 77);
-    let optimizer = OptimizerSpec::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let mut optimizer = OptimizerSpec::shipped("adamw").unwrap().compile().unwrap();
     let schedule = Schedule::Cosine { warmup_steps: 2, final_fraction: 0.1 };
     let mut states: Vec<Vec<Vec<f32>>> =
         problem.parameters.iter().map(|p| vec![vec![0.0; p.len()]; 2]).collect();
     for step in 0..6 {
         let (_, gradients) = problem.gradients(50);
         for ((values, mut slice), state) in problem.parameters.iter_mut().zip(gradients).zip(&mut states) {
-            let rate = 0.01 * schedule.factor(step, 6);
-            optimizer.update(step + 1, rate, 50.0, values, &mut slice, state).unwrap();
+            let learning_rate = 0.01 * schedule.factor(step, 6);
+            let inputs = StepInputs { step: step + 1, learning_rate, divisor: 50.0 };
+            let of = Slice { weights: values, gradient_to_weights: &mut slice, state };
+            optimizer.update(inputs, of, &mut []).unwrap();
             *values = slice;
         }
     }
@@ -356,7 +359,7 @@ fn specs_survive_a_compact_form() {
     let parameter = ModelSpec::Mlp { inputs: 3, hidden: vec![2], classes: 2 }.parameters().unwrap().remove(0);
     let value = (
         ModelSpec::Mlp { inputs: 784, hidden: vec![512], classes: 10 },
-        OptimizerSpec::AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 },
+        OptimizerSpec::shipped("adamw").unwrap().with("beta2", 0.99),
         Schedule::Cosine { warmup_steps: 5, final_fraction: 0.1 },
         (parameter, DType::F32, Codec::F32),
     );
@@ -371,7 +374,7 @@ fn specs_survive_a_compact_form() {
 #[test]
 fn it_learns() {
     let mut problem = Problem::new(&[12, 24, 3], 256, 5);
-    let optimizer = OptimizerSpec::Momentum { momentum: 0.9, weight_decay: 0.0 };
+    let mut optimizer = OptimizerSpec::shipped("momentum").unwrap().compile().unwrap();
     for (input, label) in problem.inputs.chunks(12).zip(&mut problem.labels) {
         *label = (1..3).fold(0, |best, i| if input[i] > input[best] { i } else { best }) as u32;
     }
@@ -381,7 +384,9 @@ fn it_learns() {
     for step in 1..=200 {
         let (_, gradients) = problem.gradients(256);
         for ((values, mut slice), state) in problem.parameters.iter_mut().zip(gradients).zip(&mut states) {
-            optimizer.update(step, 0.1, 256.0, values, &mut slice, state).unwrap();
+            let inputs = StepInputs { step, learning_rate: 0.1, divisor: 256.0 };
+            let of = Slice { weights: values, gradient_to_weights: &mut slice, state };
+            optimizer.update(inputs, of, &mut []).unwrap();
             *values = slice;
         }
     }

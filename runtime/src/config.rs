@@ -20,6 +20,7 @@ pub mod keys;
 mod limits;
 mod memory;
 mod nearest;
+mod optimizer;
 mod problem;
 mod read;
 mod semantic;
@@ -34,6 +35,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use limits::Limits;
+pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};
 
 /// Largest cluster file that is read, in bytes: thousands of times a real one.
@@ -223,54 +225,6 @@ pub enum Model {
         hidden: Vec<usize>,
         /// Classes.
         classes: usize,
-    },
-}
-
-/// `[optimizer]`: the update rule, and the learning rate before the schedule's factor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Optimizer {
-    /// The learning rate, above 0.
-    pub learning_rate: f64,
-    /// Weight decay, 0 or more: decoupled for AdamW, added to the gradient for the others.
-    pub weight_decay: f64,
-    /// The rule.
-    #[serde(flatten)]
-    pub rule: OptimizerRule,
-}
-
-/// The update rules, as PyTorch defines them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum OptimizerRule {
-    /// Plain stochastic gradient descent.
-    Sgd,
-    /// With a velocity.
-    Momentum {
-        /// The velocity's decay, in 0..1.
-        momentum: f64,
-    },
-    /// With Nesterov's look-ahead velocity.
-    Nesterov {
-        /// The velocity's decay, in 0..1.
-        momentum: f64,
-    },
-    /// Adam (Kingma and Ba, 2015).
-    Adam {
-        /// Decay of the mean, in 0..1.
-        beta1: f64,
-        /// Decay of the squared mean, in 0..1.
-        beta2: f64,
-        /// Added to the denominator.
-        epsilon: f64,
-    },
-    /// AdamW (Loshchilov and Hutter, 2019).
-    AdamW {
-        /// Decay of the mean, in 0..1.
-        beta1: f64,
-        /// Decay of the squared mean, in 0..1.
-        beta2: f64,
-        /// Added to the denominator.
-        epsilon: f64,
     },
 }
 

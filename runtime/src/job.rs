@@ -1,7 +1,7 @@
 //! From the cluster file to the signed job.
 
 use testudo_actors::{Audit, Checkpoints, DataSpec, Determinism, JobSpec};
-use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
+use testudo_kernels::{Aggregation, ModelSpec, Schedule};
 
 use crate::config::{self, Config};
 
@@ -15,7 +15,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         workers: config.cluster.workers,
         servers: config.cluster.servers,
         model: model(&config.model),
-        optimizer: optimizer(&config.optimizer),
+        optimizer: config.optimizer.spec(),
         learning_rate: config.optimizer.learning_rate,
         schedule: schedule(&config.schedule),
         seed: config.training.seed,
@@ -56,21 +56,6 @@ pub(crate) fn model(model: &config::Model) -> ModelSpec {
     match model {
         config::Model::Mlp { inputs, hidden, classes } => {
             ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
-        }
-    }
-}
-
-fn optimizer(optimizer: &config::Optimizer) -> OptimizerSpec {
-    let weight_decay = optimizer.weight_decay;
-    match optimizer.rule {
-        config::OptimizerRule::Sgd => OptimizerSpec::Sgd { weight_decay },
-        config::OptimizerRule::Momentum { momentum } => OptimizerSpec::Momentum { momentum, weight_decay },
-        config::OptimizerRule::Nesterov { momentum } => OptimizerSpec::Nesterov { momentum, weight_decay },
-        config::OptimizerRule::Adam { beta1, beta2, epsilon } => {
-            OptimizerSpec::Adam { beta1, beta2, epsilon, weight_decay }
-        }
-        config::OptimizerRule::AdamW { beta1, beta2, epsilon } => {
-            OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay }
         }
     }
 }

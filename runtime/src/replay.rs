@@ -403,10 +403,10 @@ fn verdict(job: &JobSpec, job_blake3: Hex, records: &Records, replay: &Replay, f
         };
         let differences = match values {
             Values::None => Vec::new(),
-            Values::All { parameters: found, kinds, job_blake3: of } => {
+            Values::All { parameters: found, kinds, numbers, job_blake3: of } => {
                 // Who kept a slice is known only for the job that is at hand: an earlier one may have had other servers.
                 let placement = (*of == Some(job_blake3)).then(|| Placement::of(job)).flatten();
-                compare::differences(&parameters, found, kinds, placement.as_ref())
+                compare::differences(&parameters, found, kinds, numbers, placement.as_ref())
             }
         };
         Check {

@@ -35,8 +35,7 @@ pub async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
 /// How `job`'s parameters lie on its servers.
 #[must_use]
 pub fn placement(job: &JobSpec) -> SliceMap {
-    let elements: Vec<usize> = job.model.parameters().unwrap().iter().map(|p| p.shape.elements()).collect();
-    SliceMap::new(&elements, job.slice_bytes, &(0..job.servers).collect::<Vec<_>>()).unwrap()
+    SliceMap::of(job, &job.model.parameters().unwrap()).unwrap()
 }
 
 /// What the node of `network` shows servers: the same whenever a test plays it.

@@ -122,9 +122,8 @@ impl Simulation {
         let job = Arc::new(job);
         let parameters = job.model.parameters().unwrap();
         let names: Vec<String> = parameters.iter().map(|p| p.name.clone()).collect();
-        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
         let server_indices: Vec<u32> = (0..job.servers).collect();
-        let map = SliceMap::new(&elements, job.slice_bytes, &server_indices).unwrap();
+        let map = SliceMap::of(&job, &parameters).unwrap();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let servers = server_indices
             .iter()
@@ -140,7 +139,8 @@ impl Simulation {
                         mine,
                         Arc::clone(&store),
                         order,
-                    ),
+                    )
+                    .unwrap(),
                     store,
                     work: VecDeque::new(),
                     initialise: false,

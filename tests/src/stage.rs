@@ -50,7 +50,7 @@ pub struct Stage {
 #[must_use]
 pub fn job(workers: u32, servers: u32, shards: u32) -> JobSpec {
     JobSpec {
-        optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
+        optimizer: OptimizerSpec::shipped("sgd").unwrap(),
         learning_rate: 1.0,
         batch_size: BATCH,
         heartbeat_timeout_ms: 600_000,

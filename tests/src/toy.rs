@@ -58,7 +58,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         workers,
         servers,
         model: ModelSpec::Mlp { inputs: INPUTS, hidden: vec![24, 16], classes: CLASSES },
-        optimizer: OptimizerSpec::Momentum { momentum: 0.9, weight_decay: 0.0 },
+        optimizer: OptimizerSpec::shipped("momentum").unwrap(),
         learning_rate: 0.05,
         schedule: Schedule::Constant,
         seed: 7,

@@ -62,10 +62,10 @@ fn debians_age_opens_ours_and_we_open_its() {
     let _ = age(&["-d", "-i", text(&key), "-o", text(&opened), text(&part)]);
     let listed = process::run(&python, &["-c", LIST, text(&opened)], folder.path()).succeeded().stdout;
     let rows: Vec<&str> = listed.lines().collect();
-    assert_eq!(rows.len(), 12, "weights and momentum of three layers' weights and biases: {listed}");
+    assert_eq!(rows.len(), 12, "weights and velocity of three layers' weights and biases: {listed}");
     for row in &rows {
         let fields: Vec<&str> = row.split(' ').collect();
-        assert!(fields[0].starts_with("weights/") || fields[0].starts_with("momentum/"), "{row}");
+        assert!(fields[0].starts_with("weights/") || fields[0].starts_with("velocity/"), "{row}");
         assert!(fields[0].ends_with("@0") && fields[2] == "True", "{row}");
     }
     // Our own command writes the same plaintext.

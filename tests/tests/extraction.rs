@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
 
 use testudo::serve::{Budget, Digits, Options, Output};
+use testudo_kernels::optimizer::{Slice, StepInputs};
 use testudo_kernels::{Batch, ModelSpec, OptimizerSpec, Philox, Purpose};
 use testudo_tests::https::{Answer, Client};
 use testudo_tests::served::Site;
@@ -39,7 +40,8 @@ fn train() -> (ModelSpec, Vec<Vec<f32>>) {
             *value += 0.5 * centre;
         }
     }
-    let optimizer = OptimizerSpec::Momentum { momentum: 0.9, weight_decay: 1e-3 };
+    let momentum = OptimizerSpec::shipped("momentum").unwrap().with("weight_decay", 1e-3);
+    let mut optimizer = momentum.compile().unwrap();
     let mut model = spec.build(EXAMPLES).unwrap();
     let mut parameters = vec![vec![0.0; CLASSES * INPUTS], vec![0.0; CLASSES]];
     let mut states: Vec<Vec<Vec<f32>>> =
@@ -51,7 +53,9 @@ fn train() -> (ModelSpec, Vec<Vec<f32>>) {
         let batch = Batch::new(&inputs, &labels);
         right = model.gradients(&slices, batch, &mut |i, g| gradients[i] = g.to_vec()).unwrap().correct;
         for ((values, mut slice), state) in parameters.iter_mut().zip(gradients).zip(&mut states) {
-            optimizer.update(step, 0.3, EXAMPLES as f32, values, &mut slice, state).unwrap();
+            let inputs = StepInputs { step, learning_rate: 0.3, divisor: EXAMPLES as f32 };
+            let of = Slice { weights: values, gradient_to_weights: &mut slice, state };
+            optimizer.update(inputs, of, &mut []).unwrap();
             *values = slice;
         }
     }

@@ -324,7 +324,8 @@ impl PartSource for Kept {
         let all = || self.0.iter().flat_map(|part| &part.slices);
         let restored = wanted.iter().map(|slice| {
             let kept = all().find(|kept| kept.slice.id == slice.id).expect("every slice was kept");
-            RestoredSlice { id: slice.id, weights: kept.weights.to_vec(), state: kept.state.clone() }
+            let (weights, state) = (kept.weights.to_vec(), kept.state.clone());
+            RestoredSlice { id: slice.id, weights, state, scalars: kept.scalars.clone() }
         });
         Ok(restored.collect())
     }
@@ -334,16 +335,9 @@ impl PartSource for Kept {
 /// every step that one of them kept, for every optimizer, from the seed and from any such step.
 #[test]
 fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
-    let weight_decay = 0.01;
-    let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
-    let optimizers = [
-        OptimizerSpec::Sgd { weight_decay },
-        OptimizerSpec::Momentum { momentum: 0.9, weight_decay },
-        OptimizerSpec::Nesterov { momentum: 0.9, weight_decay },
-        OptimizerSpec::Adam { beta1, beta2, epsilon, weight_decay },
-        OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay },
-    ];
-    for (optimizer, seed) in optimizers.into_iter().zip(0..) {
+    for (name, seed) in ["sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "lamb"].into_iter().zip(0..)
+    {
+        let optimizer = OptimizerSpec::shipped(name).unwrap().with("weight_decay", 0.01);
         let job = JobSpec {
             optimizer,
             schedule: Schedule::Cosine { warmup_steps: 3, final_fraction: 0.1 },
@@ -368,11 +362,12 @@ fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
             for kept in parts.values().flat_map(|part| &part.slices) {
                 let ours = &parameters[kept.slice.id.parameter as usize];
                 let place = kept.slice.first..kept.slice.first + kept.slice.elements;
-                assert_eq!(ours.weights[place.clone()], kept.weights[..], "{optimizer:?}");
+                assert_eq!(ours.weights[place.clone()], kept.weights[..], "{name}");
                 for (ours, theirs) in ours.state.iter().zip(&kept.state) {
-                    assert_eq!(ours[place.clone()], theirs[..], "{optimizer:?}");
+                    assert_eq!(ours[place.clone()], theirs[..], "{name}");
                 }
                 assert_eq!(ours.state.len(), kept.state.len());
+                assert_eq!(ours.scalars, kept.scalars, "{name}");
             }
             let resume =
                 Resume { step: whole.steps(), manifest_blake3: [0; 32], samples: 0, last_loss: None };
@@ -382,10 +377,10 @@ fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
             while later.steps() < 12 {
                 let _ = later.advance().unwrap();
             }
-            assert_eq!(later.params_blake3(), finished.params_blake3, "{optimizer:?}");
+            assert_eq!(later.params_blake3(), finished.params_blake3, "{name}");
         }
         assert!(compared > 0);
-        assert_eq!(whole.params_blake3(), finished.params_blake3, "{optimizer:?}");
+        assert_eq!(whole.params_blake3(), finished.params_blake3, "{name}");
     }
 }
 

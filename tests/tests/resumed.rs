@@ -10,11 +10,9 @@ use testudo_tests::toy;
 
 const SHARDS: u32 = 6;
 const STEPS: u64 = 14;
-const OPTIMIZERS: [OptimizerSpec; 3] = [
-    OptimizerSpec::Sgd { weight_decay: 0.01 },
-    OptimizerSpec::Momentum { momentum: 0.9, weight_decay: 0.0 },
-    OptimizerSpec::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
-];
+fn optimizer(name: &str) -> OptimizerSpec {
+    OptimizerSpec::shipped(name).unwrap()
+}
 
 fn job(optimizer: OptimizerSpec, workers: u32, servers: u32, steps: u64) -> JobSpec {
     let schedule = Schedule::Cosine { warmup_steps: 3, final_fraction: 0.1 };
@@ -43,17 +41,18 @@ fn resumed(job: JobSpec, former: &Simulation) -> (JobSpec, Vec<Snapshot>) {
 /// The issue's own line, and the optimizer's state with it: without it, momentum and Adam go astray at once.
 #[test]
 fn a_run_that_reached_its_last_step_goes_on_with_other_workers_and_servers() {
-    for (seed, optimizer) in OPTIMIZERS.into_iter().enumerate() {
-        let (whole, losses) = unbroken(optimizer);
+    let optimizers = [optimizer("sgd").with("weight_decay", 0.01), optimizer("momentum"), optimizer("adam")];
+    for (seed, optimizer) in optimizers.into_iter().enumerate() {
+        let (whole, losses) = unbroken(optimizer.clone());
         for (workers, servers) in [(4, 3), (1, 1), (3, 2)] {
             let seed = seed as u64 * 10 + u64::from(workers);
             let checkpoints = Checkpoints { every_steps: 0, at_end: true };
-            let first = JobSpec { checkpoints, ..job(optimizer, 2, 2, 7) };
+            let first = JobSpec { checkpoints, ..job(optimizer.clone(), 2, 2, 7) };
             let mut former = Simulation::new(first, seed, SumOrder::Canonical);
             let finished = former.finish();
             assert_eq!((finished.checkpoint, former.commits.len()), (Some(7), 1));
 
-            let (job, parts) = resumed(job(optimizer, workers, servers, STEPS), &former);
+            let (job, parts) = resumed(job(optimizer.clone(), workers, servers, STEPS), &former);
             let mut simulation = Simulation::resumed(job, seed + 1, SumOrder::Canonical, parts);
             let finished = simulation.finish();
             assert_eq!(finished.params_blake3, whole.params_blake3, "{optimizer:?}, {workers} and {servers}");
@@ -73,16 +72,16 @@ fn a_run_that_reached_its_last_step_goes_on_with_other_workers_and_servers() {
 /// A stop leaves a checkpoint at the step that it stopped at.
 #[test]
 fn a_stopped_run_goes_on_where_it_stopped() {
-    let (whole, _) = unbroken(OPTIMIZERS[2]);
+    let (whole, _) = unbroken(optimizer("adam"));
     for seed in 0..6 {
         let checkpoints = Checkpoints { every_steps: 0, at_end: true };
-        let first = JobSpec { checkpoints, ..job(OPTIMIZERS[2], 3, 2, STEPS) };
+        let first = JobSpec { checkpoints, ..job(optimizer("adam"), 3, 2, STEPS) };
         let mut former = Simulation::new(first, seed, SumOrder::Canonical);
         assert!(former.run_until(|s| s.steps.len() as u64 == 2 + seed));
         former.stop();
         let finished = former.finish();
         assert_eq!(finished.checkpoint, Some(finished.steps));
-        let (job, parts) = resumed(job(OPTIMIZERS[2], 2, 3, STEPS), &former);
+        let (job, parts) = resumed(job(optimizer("adam"), 2, 3, STEPS), &former);
         let finished = Simulation::resumed(job, seed, SumOrder::Canonical, parts).finish();
         assert_eq!(finished.params_blake3, whole.params_blake3, "seed {seed}");
     }
@@ -92,11 +91,11 @@ fn a_stopped_run_goes_on_where_it_stopped() {
 /// death; none of them changes a bit of the run that takes them.
 #[test]
 fn any_checkpoint_on_the_way_is_a_place_to_go_on_from() {
-    let optimizer = OPTIMIZERS[1];
-    let (whole, _) = unbroken(optimizer);
+    let optimizer = optimizer("momentum");
+    let (whole, _) = unbroken(optimizer.clone());
     for seed in 0..10 {
         let checkpoints = Checkpoints { every_steps: 3, at_end: seed % 2 == 0 };
-        let first = JobSpec { checkpoints, ..job(optimizer, 3, 2, STEPS) };
+        let first = JobSpec { checkpoints, ..job(optimizer.clone(), 3, 2, STEPS) };
         let mut former = Simulation::new(first, seed, SumOrder::Canonical);
         let at = 2 + seed % 5;
         assert!(former.run_until(|s| s.steps.len() as u64 >= at && s.pushes_under_way(1) > 0));
@@ -111,7 +110,7 @@ fn any_checkpoint_on_the_way_is_a_place_to_go_on_from() {
         assert!(steps.iter().all(|step| step % 3 == 0 || *step == STEPS), "{steps:?}");
         assert!(seed % 2 == 1 || steps.last() == Some(&STEPS), "{steps:?}");
         while let Some(step) = former.commits.last().map(|commit| commit.step) {
-            let (job, parts) = resumed(job(optimizer, 2, 1, STEPS), &former);
+            let (job, parts) = resumed(job(optimizer.clone(), 2, 1, STEPS), &former);
             let finished = Simulation::resumed(job, seed, SumOrder::Canonical, parts).finish();
             assert_eq!(finished.params_blake3, whole.params_blake3, "seed {seed}, from step {step}");
             former.commits.pop();
@@ -122,21 +121,21 @@ fn any_checkpoint_on_the_way_is_a_place_to_go_on_from() {
 /// A worker may die at any time of a resumed run, its first step included, and a checkpoint may be its last step.
 #[test]
 fn deaths_and_ends_right_after_a_resumption() {
-    let optimizer = OPTIMIZERS[2];
-    let (whole, _) = unbroken(optimizer);
+    let optimizer = optimizer("adam");
+    let (whole, _) = unbroken(optimizer.clone());
     let checkpoints = Checkpoints { every_steps: 0, at_end: true };
     let mut former =
-        Simulation::new(JobSpec { checkpoints, ..job(optimizer, 2, 2, 9) }, 1, SumOrder::Canonical);
+        Simulation::new(JobSpec { checkpoints, ..job(optimizer.clone(), 2, 2, 9) }, 1, SumOrder::Canonical);
     former.finish();
     for seed in 0..8 {
-        let (job, parts) = resumed(JobSpec { checkpoints, ..job(optimizer, 3, 2, STEPS) }, &former);
+        let (job, parts) = resumed(JobSpec { checkpoints, ..job(optimizer.clone(), 3, 2, STEPS) }, &former);
         let mut simulation = Simulation::resumed(job, seed, SumOrder::Canonical, parts);
         assert!(simulation.run_until(|s| s.pushes_under_way(2) > seed as usize * 3));
         simulation.kill(2);
         assert_eq!(simulation.finish().params_blake3, whole.params_blake3, "seed {seed}");
         assert_eq!(simulation.commits.last().map(|c| c.step), Some(STEPS));
 
-        let (job, parts) = resumed(job_at_its_end(optimizer), &simulation);
+        let (job, parts) = resumed(job_at_its_end(optimizer.clone()), &simulation);
         let mut end = Simulation::resumed(job, seed, SumOrder::Canonical, parts);
         let finished = end.finish();
         assert_eq!(finished.params_blake3, whole.params_blake3, "nothing is left to train");

@@ -206,11 +206,8 @@ impl Checkpoints {
 
 /// The servers that keep a slice: those that keep none have nothing to write.
 fn holders(job: &JobSpec) -> BTreeSet<u32> {
-    let servers: Vec<u32> = (0..job.servers).collect();
-    let placed = job.model.parameters().ok().and_then(|parameters| {
-        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
-        SliceMap::new(&elements, job.slice_bytes, &servers).ok()
-    });
+    let parameters = job.model.parameters().ok();
+    let placed = parameters.and_then(|parameters| SliceMap::of(job, &parameters).ok());
     placed.map(|map| map.slices().iter().map(|s| s.server).collect()).unwrap_or_default()
 }
 
@@ -229,7 +226,7 @@ mod tests {
             workers: 1,
             servers: 2,
             model: ModelSpec::Mlp { inputs: 8, hidden: vec![8], classes: 4 },
-            optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
+            optimizer: OptimizerSpec::shipped("sgd").unwrap(),
             learning_rate: 0.1,
             schedule: Schedule::Constant,
             seed: 1,

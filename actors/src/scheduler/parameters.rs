@@ -32,11 +32,9 @@ impl Parameters {
     pub(super) fn new(job: &JobSpec) -> Parameters {
         // A job's model was checked with it; of one that cannot be placed, nothing is ever told.
         let parameters = job.model.parameters().unwrap_or_default();
-        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
-        let servers: Vec<u32> = (0..job.servers).collect();
         Parameters {
             plan: HashPlan::new(job),
-            map: SliceMap::new(&elements, job.slice_bytes, &servers).ok(),
+            map: SliceMap::of(job, &parameters).ok(),
             stream: Stream::of(&parameters),
             open: BTreeMap::new(),
             newest: None,

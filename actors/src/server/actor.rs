@@ -23,7 +23,7 @@ use crate::server::allowances::Allowances;
 use crate::server::compute::{self, Checkpointing, Work};
 use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
 use crate::server::writer;
-use crate::server::{Effect, Input, ServerCore, SliceMath, Store};
+use crate::server::{Effect, Input, ServerCore, SliceMath, Store, Updated};
 use crate::signer::Signer;
 use crate::time::Clock;
 
@@ -304,9 +304,11 @@ impl Handler<Letter<Mail>> for ServerActor {
         let _inside = serving.enter();
         match letter.mail {
             Mail::Input(input) => {
-                if let Input::Stored { slice, version: Some(version), .. } = &input {
-                    self.store.tell(*slice, *version);
-                    self.allowances.earn();
+                if let Input::Stored { updated: Some(Updated { version, slices }), .. } = &input {
+                    for slice in slices {
+                        self.store.tell(*slice, *version);
+                        self.allowances.earn();
+                    }
                 }
                 self.drive(context, input);
             }

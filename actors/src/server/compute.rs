@@ -129,7 +129,7 @@ fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, values: Pa
         Err(error) => return Mail::Fatal(error.to_string()),
     };
     match math.contribute(Contribution { slice, step, node, values }) {
-        Ok(version) => Mail::Input(Input::Stored { slice, step, node, version }),
+        Ok(updated) => Mail::Input(Input::Stored { slice, step, node, updated }),
         Err(MathError::NotFinite(element)) => Mail::Input(Input::NotFinite { slice, step, node, element }),
         Err(error) => Mail::Fatal(error.to_string()),
     }

@@ -14,6 +14,7 @@ use testudo_kernels::Codec;
 use crate::lease::{Lease, may_contribute};
 use crate::message::{Heartbeat, Load, Membership, Pull, PullRefusal, Push, PushRefusal, Waiting};
 use crate::placement::{Slice, SliceId, SliceMap};
+use crate::server::Updated;
 use crate::time::Time;
 use crate::tree::{Node, ReductionTree};
 
@@ -55,7 +56,7 @@ pub enum Input<T, V> {
         /// The message.
         pull: Pull,
     },
-    /// The arithmetic has stored a contribution, and updated the slice if `version` says so.
+    /// The arithmetic has stored a contribution, and updated the slices that `updated` names.
     Stored {
         /// The slice.
         slice: SliceId,
@@ -63,8 +64,8 @@ pub enum Input<T, V> {
         step: u64,
         /// The contribution's node.
         node: Node,
-        /// The slice's new version, if this contribution completed its step.
-        version: Option<u64>,
+        /// The slices that this contribution completed: its own, or, where a tensor is updated as a whole, all of it.
+        updated: Option<Updated>,
     },
     /// The arithmetic found a contribution not finite and dropped it.
     NotFinite {
@@ -225,7 +226,7 @@ impl<T, V> ServerCore<T, V> {
             }
             Input::Push(push) => self.push(push),
             Input::Pull { worker, reply, pull } => self.pull(worker, reply, &pull),
-            Input::Stored { slice, step, node, version } => self.stored(slice, step, node, version),
+            Input::Stored { slice, step, node, updated } => self.stored(slice, step, node, updated),
             Input::NotFinite { slice, step, node, element } => self.not_finite(slice, step, node, element),
             Input::Tick => {}
         }
@@ -371,28 +372,26 @@ impl<T, V> ServerCore<T, V> {
         self.effects.push_back(Effect::RefusePull { reply, reason: refusal });
     }
 
-    fn stored(&mut self, id: SliceId, step: u64, node: Node, version: Option<u64>) {
+    fn stored(&mut self, id: SliceId, step: u64, node: Node, updated: Option<Updated>) {
         let Some(state) = self.state(id) else { return };
         if step != state.version {
             return;
         }
-        let mut replies = Vec::new();
         if let Some(accepted) = state.accepted.iter_mut().find(|a| a.node == node) {
             accepted.stored = true;
-            replies = std::mem::take(&mut accepted.replies);
+            let replies = std::mem::take(&mut accepted.replies);
+            for (nth, reply) in replies.into_iter().enumerate() {
+                self.effects.push_back(Effect::Accept { reply, duplicate: nth > 0 });
+            }
         }
-        let mut waiting = Vec::new();
-        if let Some(version) = version {
+        let Some(Updated { version, slices }) = updated else { return };
+        for slice in slices {
+            let Some(state) = self.state(slice) else { continue };
             state.version = version;
             state.last = state.accepted.drain(..).map(|a| (a.node, a.digest)).collect();
-            waiting = std::mem::take(&mut state.waiting);
-        }
-        for (nth, reply) in replies.into_iter().enumerate() {
-            self.effects.push_back(Effect::Accept { reply, duplicate: nth > 0 });
-        }
-        for (_, reply) in waiting {
-            let version = version.unwrap_or_default();
-            self.effects.push_back(Effect::Answer { reply, slice: id, version });
+            for (_, reply) in std::mem::take(&mut state.waiting) {
+                self.effects.push_back(Effect::Answer { reply, slice, version });
+            }
         }
     }
 
@@ -409,19 +408,22 @@ impl<T, V> ServerCore<T, V> {
         }
     }
 
-    /// The slice that is furthest behind, and the first shards that it lacks.
+    /// The slice that is furthest behind, and the first shards that it lacks: of two at one version, one that lacks some, since a
+    /// tensor that is updated as a whole waits for its last slice.
     fn status(&self) -> Heartbeat {
-        let Some(behind) = self.slices.iter().flatten().min_by_key(|s| (s.version, s.slice.id)) else {
+        let missing = |state: &SliceState<T>| {
+            let lacks = |node: &Node| !state.accepted.iter().any(|a| a.node.covers(node) && a.stored);
+            self.leases.iter().map(|l| l.node).find(lacks)
+        };
+        let all = || self.slices.iter().flatten();
+        let Some(version) = all().map(|s| s.version).min() else {
             return Heartbeat { step: 0, waiting: None, load: Load::default() };
         };
-        let missing = self
-            .leases
-            .iter()
-            .map(|l| l.node)
-            .find(|node| !behind.accepted.iter().any(|a| a.node.covers(node) && a.stored));
-        let waiting =
-            missing.map(|node| Waiting { slice: behind.slice.id, step: behind.version, missing: Some(node) });
-        Heartbeat { step: behind.version, waiting, load: Load::default() }
+        let mut behind = all().filter(|s| s.version == version);
+        let waiting = behind.find_map(|s| {
+            missing(s).map(|node| Waiting { slice: s.slice.id, step: version, missing: Some(node) })
+        });
+        Heartbeat { step: version, waiting, load: Load::default() }
     }
 }
 

@@ -4,10 +4,13 @@
 //!    rule makes one gradient of them, whatever the order of their arrival.
 //! 2. The sum is divided once, at the root, by the number of targets of the step (its examples, for a classifier). A rule's result is not: votes are means.
 //! 3. A contribution with a value that is not finite changes nothing.
+//! 4. What an update is, its parameter's rule says ([`super::rules`]). Slices of a tensor that is updated as a whole go to their next
+//!    version together, when the last of them is complete.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use testudo_kernels::optimizer::{self, StepInputs};
 use testudo_kernels::{AggregationError, OptimizerError, ParameterSpec, add, first_non_finite};
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
@@ -17,6 +20,7 @@ use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
 use crate::server::pieces::Pieces;
+use crate::server::rules::Rules;
 use crate::server::votes::Votes;
 use crate::server::{SnapshotEvent, Snapshots, Store};
 use crate::tree::{Node, Partials, ReductionTree};
@@ -50,6 +54,15 @@ pub struct Contribution {
     pub values: Vec<f32>,
 }
 
+/// Slices that have gone to their next version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Updated {
+    /// The version.
+    pub version: u64,
+    /// One slice, or all of a tensor that is updated as a whole.
+    pub slices: Vec<SliceId>,
+}
+
 /// Why a contribution or an update could not be carried out.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum MathError {
@@ -69,14 +82,12 @@ pub enum MathError {
         /// The first such element of the parameter.
         element: u64,
     },
-    /// The optimizer refused its inputs.
-    #[error("the optimizer failed on {parameter}: {source}")]
-    Optimizer {
-        /// The parameter's name.
-        parameter: String,
-        /// What it said.
-        source: OptimizerError,
-    },
+    /// The optimizer refused its inputs, or is none.
+    #[error("the optimizer failed: {0}")]
+    Optimizer(#[from] OptimizerError),
+    /// A tensor that is updated as a whole, of which this server has not every slice: a bug in the placement.
+    #[error("the optimizer needs all of parameter {0}, and this server has a part")]
+    Incomplete(u32),
     /// The robust rule refused the votes: a bug, since the job was checked.
     #[error("the votes could not be aggregated: {0}")]
     Aggregation(#[from] AggregationError),
@@ -96,7 +107,11 @@ struct SliceState {
     partials: Partials<Vec<f32>>,
     votes: Votes,
     arrival: Option<(u32, Vec<f32>)>,
+    /// The gradient of the step, once it is whole.
+    complete: Option<Vec<f32>>,
+    /// What the rule keeps: tensors of the slice's length, and numbers, which all slices of a parameter have alike.
     optimizer: Vec<Vec<f32>>,
+    scalars: Vec<f64>,
 }
 
 /// The arithmetic of all slices of one server.
@@ -107,7 +122,10 @@ pub struct SliceMath {
     tree: ReductionTree,
     parameters: Vec<ParameterSpec>,
     order: SumOrder,
+    rules: Rules,
     slices: HashMap<SliceId, (Slice, SliceState)>,
+    /// The slices of parameters that are updated as a whole, in order.
+    whole: BTreeMap<u32, Vec<SliceId>>,
     snapshots: Snapshots,
     pieces: Pieces,
     store: Arc<Store>,
@@ -116,7 +134,10 @@ pub struct SliceMath {
 impl SliceMath {
     /// The arithmetic of server `server` for `slices` of `job`, whose versions go into `store`. `parameters` are the
     /// model's.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`MathError::Optimizer`] when the job's optimizer is none, [`MathError::Incomplete`] when it needs more of a tensor than
+    /// `slices` hold.
     pub fn new(
         server: u32,
         job: Arc<JobSpec>,
@@ -124,22 +145,26 @@ impl SliceMath {
         slices: impl IntoIterator<Item = Slice>,
         store: Arc<Store>,
         order: SumOrder,
-    ) -> SliceMath {
+    ) -> Result<SliceMath, MathError> {
+        let rules = Rules::new(&job, &parameters)?;
         let slices: HashMap<_, _> = slices.into_iter().map(|s| (s.id, (s, SliceState::default()))).collect();
+        let whole = whole(&rules, &parameters, slices.values().map(|(slice, _)| *slice))?;
         let every = job.checkpoints.every_steps;
         let snapshots = Snapshots::new(server, slices.len(), every, job.first_step());
         let pieces = Pieces::new(Stream::of(&parameters), HashPlan::new(&job), slices.len());
-        SliceMath {
+        Ok(SliceMath {
             plan: Plan::new(&job),
             tree: job.tree(),
             job,
             parameters,
             order,
+            rules,
             slices,
+            whole,
             snapshots,
             pieces,
             store,
-        }
+        })
     }
 
     /// The slices, in the model's order.
@@ -152,12 +177,12 @@ impl SliceMath {
 
     /// Sets every slice to version 0: a function of (seed, parameter, element) alone.
     pub fn initialise(&mut self) {
-        let state_tensors = self.job.optimizer.state_tensors().len();
         for (slice, state) in self.slices.values_mut() {
             let Some(parameter) = self.parameters.get(slice.id.parameter as usize) else { continue };
             let mut values = vec![0.0; slice.elements];
             parameter.initialize(self.job.seed, slice.first, &mut values);
-            state.optimizer = vec![vec![0.0; slice.elements]; state_tensors];
+            state.optimizer = vec![vec![0.0; slice.elements]; self.rules.state_tensors(slice.id.parameter)];
+            state.scalars = self.rules.scalars(slice.id.parameter);
             self.store.put(slice.id, values);
         }
         self.hash_all(self.job.first_step());
@@ -169,12 +194,11 @@ impl SliceMath {
     /// [`MathError::Restored`] when it is not exactly this server's slices, with the optimizer's state and finite values.
     pub fn restore(&mut self, restored: Vec<RestoredSlice>) -> Result<(), MathError> {
         let bad = |text: String| Err(MathError::Restored(text));
-        let state_tensors = self.job.optimizer.state_tensors().len();
         if restored.len() != self.slices.len() {
             return bad(format!("{} slices instead of {}", restored.len(), self.slices.len()));
         }
         let version = self.job.first_step();
-        for RestoredSlice { id, weights, state } in restored {
+        for RestoredSlice { id, weights, state, scalars } in restored {
             let Some((slice, own)) = self.slices.get_mut(&id) else {
                 return bad(format!("{id} is not kept here"));
             };
@@ -183,12 +207,14 @@ impl SliceMath {
             if self.store.current(id).is_some() {
                 return bad(format!("{id} twice"));
             }
-            if state.len() != state_tensors || !fits(&weights) || !state.iter().all(fits) {
+            let kept = (self.rules.state_tensors(id.parameter), self.rules.scalars(id.parameter).len());
+            let finite = scalars.iter().all(|scalar| scalar.is_finite());
+            if (state.len(), scalars.len()) != kept || !fits(&weights) || !state.iter().all(fits) || !finite {
                 return bad(format!(
                     "{id} has another length, another optimizer's state or a value that is not finite"
                 ));
             }
-            own.optimizer = state;
+            (own.optimizer, own.scalars) = (state, scalars);
             self.store.begin(id, version, weights);
         }
         self.hash_all(version);
@@ -265,18 +291,19 @@ impl SliceMath {
     pub fn kept(&self) -> Vec<SliceSnapshot> {
         let keep = |(slice, state): &(Slice, SliceState)| {
             let (_, weights) = self.store.current(slice.id)?;
-            Some(SliceSnapshot { slice: *slice, weights, state: state.optimizer.clone() })
+            Some(state.snapshot(slice, weights))
         };
         let mut kept: Vec<SliceSnapshot> = self.slices.values().filter_map(keep).collect();
         kept.sort_by_key(|s| s.slice.id);
         kept
     }
 
-    /// Adds one contribution, or casts one vote. Returns the slice's new version when it was the last of its step.
+    /// Adds one contribution, or casts one vote. Returns what has gone to its next version: the slice, when the contribution was the
+    /// last of its step, or the whole tensor, when it was the last of the last slice.
     ///
     /// # Errors
     /// [`MathError`]; after [`MathError::NotFinite`] the slice is as it was before.
-    pub fn contribute(&mut self, contribution: Contribution) -> Result<Option<u64>, MathError> {
+    pub fn contribute(&mut self, contribution: Contribution) -> Result<Option<Updated>, MathError> {
         let Contribution { slice: id, step, node, values } = contribution;
         let (tree, order, rule) = (self.tree, self.order, self.job.aggregation);
         let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
@@ -317,51 +344,118 @@ impl SliceMath {
                 }
             }
         };
-        match sum {
-            Some(mut sum) if order == (SumOrder::Wrong { step }) => {
-                if let Some(first) = sum.first_mut() {
-                    *first += 1.0;
-                }
-                self.update(id, step, sum).map(Some)
-            }
-            Some(sum) => self.update(id, step, sum).map(Some),
-            None => Ok(None),
+        let Some(mut sum) = sum else { return Ok(None) };
+        if order == (SumOrder::Wrong { step })
+            && let Some(first) = sum.first_mut()
+        {
+            *first += 1.0;
         }
+        state.complete = Some(sum);
+        let alone = [id];
+        let slices = self.whole.get(&id.parameter).map_or(&alone[..], Vec::as_slice).to_vec();
+        let is_complete =
+            |id: &SliceId| self.slices.get(id).is_some_and(|(_, state)| state.complete.is_some());
+        if slices.iter().all(is_complete) { self.update(slices, step).map(Some) } else { Ok(None) }
     }
 
-    /// Turns the complete gradient of a step, a sum or a rule's result, into the slice's next version.
-    fn update(&mut self, id: SliceId, step: u64, mut sum: Vec<f32>) -> Result<u64, MathError> {
-        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
-        let (version, weights) = self.store.current(id).ok_or(MathError::Unknown(id))?;
-        let name =
-            || self.parameters.get(id.parameter as usize).map_or_else(|| id.to_string(), |p| p.name.clone());
+    /// Turns the complete gradient of a step, a sum or a rule's result, into the next version of `slices`, which are of one
+    /// parameter.
+    fn update(&mut self, slices: Vec<SliceId>, step: u64) -> Result<Updated, MathError> {
+        let Some(parameter) = slices.first().map(|id| id.parameter) else {
+            return Ok(Updated { version: step, slices });
+        };
         let divisor = match self.job.aggregation.hostile() {
-            None => self.plan.step(step).examples as f32 * self.job.model.targets() as f32,
+            None => self.plan.step(step).examples as f32,
             Some(_) => 1.0,
         };
-        let rate = self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
-        self.job
-            .optimizer
-            .update(step + 1, rate, divisor, &weights, &mut sum, &mut state.optimizer)
-            .map_err(|source| MathError::Optimizer { parameter: name(), source })?;
-        if let Some(element) = first_non_finite(&sum) {
-            let element = (slice.first + element) as u64;
-            return Err(MathError::Diverged { parameter: name(), step, element });
+        let learning_rate =
+            self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
+        let inputs = StepInputs { step: step + 1, learning_rate, divisor };
+        // Out of their places, so that several can be lent at a time.
+        let mut taken = Vec::with_capacity(slices.len());
+        for id in &slices {
+            let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
+            let (version, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
+            let sum = state.complete.take().ok_or(MathError::Unknown(*id))?;
+            taken.push((version, weights, sum, std::mem::take(&mut state.optimizer)));
         }
-        drop(weights);
-        self.store.put(id, sum);
-        let version = version + 1;
-        if self.pieces.wants(version)
-            && let Some((_, weights)) = self.store.current(id)
-        {
+        let mut scalars =
+            slices.first().and_then(|id| self.slices.get(id)).map_or(Vec::new(), |(_, s)| s.scalars.clone());
+        let mut lent: Vec<optimizer::Slice<'_>> = taken
+            .iter_mut()
+            .map(|(_, weights, sum, state)| optimizer::Slice { weights, gradient_to_weights: sum, state })
+            .collect();
+        self.rules.update(parameter, inputs, &mut lent, &mut scalars)?;
+        for (id, (_, _, values, _)) in slices.iter().zip(&taken) {
+            if let Some(element) = first_non_finite(values) {
+                return Err(self.diverged(*id, step, element));
+            }
+        }
+        let mut version = step;
+        for (id, (before, weights, values, optimizer)) in slices.iter().zip(taken) {
+            drop(weights);
+            version = before + 1;
+            self.put(*id, version, values, optimizer, &scalars)?;
+        }
+        Ok(Updated { version, slices })
+    }
+
+    fn diverged(&self, id: SliceId, step: u64, element: usize) -> MathError {
+        let name = self.parameters.get(id.parameter as usize).map(|p| p.name.clone());
+        let first = self.slices.get(&id).map_or(0, |(slice, _)| slice.first);
+        let parameter = name.unwrap_or_else(|| id.to_string());
+        MathError::Diverged { parameter, step, element: (first + element) as u64 }
+    }
+
+    /// Puts a slice's next version in its place, and gives it to whoever is to have it.
+    fn put(
+        &mut self,
+        id: SliceId,
+        version: u64,
+        values: Vec<f32>,
+        optimizer: Vec<Vec<f32>>,
+        scalars: &[f64],
+    ) -> Result<(), MathError> {
+        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
+        state.optimizer = optimizer;
+        state.scalars.clear();
+        state.scalars.extend_from_slice(scalars);
+        self.store.put(id, values);
+        let Some((_, weights)) = self.store.current(id) else { return Ok(()) };
+        if self.pieces.wants(version) {
             self.pieces.hash(version, slice, &weights);
         }
-        if self.snapshots.wants(version)
-            && let Some((_, weights)) = self.store.current(id)
-        {
-            let snapshot = SliceSnapshot { slice: *slice, weights, state: state.optimizer.clone() };
-            self.snapshots.keep(snapshot);
+        if self.snapshots.wants(version) {
+            self.snapshots.keep(state.snapshot(slice, weights));
         }
-        Ok(version)
+        Ok(())
     }
+}
+
+impl SliceState {
+    fn snapshot(&self, slice: &Slice, weights: Arc<Vec<f32>>) -> SliceSnapshot {
+        SliceSnapshot { slice: *slice, weights, state: self.optimizer.clone(), scalars: self.scalars.clone() }
+    }
+}
+
+/// The slices of each parameter that is updated as a whole, all of which must be among `slices`.
+fn whole(
+    rules: &Rules,
+    parameters: &[ParameterSpec],
+    slices: impl Iterator<Item = Slice>,
+) -> Result<BTreeMap<u32, Vec<SliceId>>, MathError> {
+    let mut held: BTreeMap<u32, (usize, Vec<SliceId>)> = BTreeMap::new();
+    for slice in slices.filter(|slice| rules.is_whole(slice.id.parameter)) {
+        let (elements, ids) = held.entry(slice.id.parameter).or_default();
+        *elements += slice.elements;
+        ids.push(slice.id);
+    }
+    for (parameter, (elements, ids)) in &mut held {
+        let all = parameters.get(*parameter as usize).map(|p| p.shape.elements());
+        if all != Some(*elements) {
+            return Err(MathError::Incomplete(*parameter));
+        }
+        ids.sort();
+    }
+    Ok(held.into_iter().map(|(parameter, (_, ids))| (parameter, ids)).collect())
 }

@@ -9,6 +9,7 @@ mod compute;
 mod core;
 mod math;
 mod pieces;
+mod rules;
 mod serve;
 mod snapshot;
 mod store;
@@ -16,6 +17,6 @@ mod votes;
 mod writer;
 
 pub use core::{Effect, Input, PushInput, ServerCore};
-pub use math::{Contribution, MathError, SliceMath, SumOrder};
+pub use math::{Contribution, MathError, SliceMath, SumOrder, Updated};
 pub use snapshot::{SnapshotEvent, Snapshots};
 pub use store::{Store, StoreMiss};

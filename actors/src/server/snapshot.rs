@@ -130,7 +130,7 @@ mod tests {
     fn slice(index: u32) -> SliceSnapshot {
         let id = SliceId { parameter: 0, index };
         let slice = Slice { id, first: index as usize, elements: 1, server: 0 };
-        SliceSnapshot { slice, weights: Arc::new(vec![0.0]), state: Vec::new() }
+        SliceSnapshot { slice, weights: Arc::new(vec![0.0]), state: Vec::new(), scalars: Vec::new() }
     }
 
     fn ready(snapshots: &mut Snapshots) -> Option<(u64, usize)> {

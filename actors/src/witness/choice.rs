@@ -54,7 +54,7 @@ impl std::fmt::Debug for Key {
 /// The chosen values, in the model's order: the same for everybody who has the key and the job.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// Each within one slice; named by its parameter and its first element there.
+    /// Each within one slice, or a whole tensor where one is updated as a whole; named by its parameter and its first element there.
     blocks: Vec<Slice>,
     elements: usize,
 }
@@ -67,7 +67,8 @@ impl std::fmt::Debug for Choice {
 
 impl Choice {
     /// What `key` chooses among the values of `map`: each block with probability `rate`, and of every server at least one;
-    /// [`MOST`] values at most, and none at a rate of 0.
+    /// [`MOST`] values at most, and none at a rate of 0. Where tensors are updated as a whole, no part of one can be computed by
+    /// itself: whole tensors of at most [`MOST`] values are chosen then, and a server that has none of these is not witnessed.
     #[must_use]
     pub fn new(key: &Key, map: &SliceMap, rate: f64) -> Choice {
         let mut draws = blake3::Hasher::new_keyed(&key.0).update(CONTEXT).finalize_xof();
@@ -79,21 +80,18 @@ impl Choice {
         let mut chosen: Vec<(u64, Slice)> = Vec::new();
         // By server: its lowest draw.
         let mut lowest: BTreeMap<u32, (u64, Slice)> = BTreeMap::new();
-        for slice in map.slices().iter().filter(|_| rate > 0.0) {
-            for offset in (0..slice.elements).step_by(BLOCK) {
-                let (ticket, first) = (draw(), slice.first + offset);
-                let Ok(index) = u32::try_from(first) else { continue };
-                let id = SliceId { parameter: slice.id.parameter, index };
-                let elements = BLOCK.min(slice.elements - offset);
-                let block = Slice { id, first, elements, server: slice.server };
-                if (ticket as f64) < rate * 2f64.powi(64) {
-                    chosen.push((ticket, block));
-                }
-                let least = lowest.entry(slice.server).or_insert((ticket, block));
-                if ticket < least.0 {
-                    *least = (ticket, block);
-                }
+        let mut offer = |block: Slice| {
+            let ticket = draw();
+            if (ticket as f64) < rate * 2f64.powi(64) {
+                chosen.push((ticket, block));
             }
+            let least = lowest.entry(block.server).or_insert((ticket, block));
+            if ticket < least.0 {
+                *least = (ticket, block);
+            }
+        };
+        if rate > 0.0 {
+            candidates(map).for_each(&mut offer);
         }
         // Every server's lowest, then whichever was drawn lowest, as long as there is room.
         chosen.sort_by_key(|(ticket, block)| (*ticket, block.id));
@@ -140,4 +138,23 @@ impl Choice {
             at += block.elements;
         }
     }
+}
+
+/// What can be chosen, in the model's order: blocks of slices, or tensors.
+fn candidates(map: &SliceMap) -> impl Iterator<Item = Slice> {
+    let blocks = |slice: &Slice| {
+        let Slice { id, first, elements, server } = *slice;
+        (0..elements).step_by(BLOCK).filter_map(move |offset| {
+            let first = first + offset;
+            let id = SliceId { parameter: id.parameter, index: u32::try_from(first).ok()? };
+            Some(Slice { id, first, elements: BLOCK.min(elements - offset), server })
+        })
+    };
+    let tensor = |slices: &[Slice]| {
+        let elements = slices.iter().map(|slice| slice.elements).sum();
+        slices.first().filter(|_| elements <= MOST).map(|first| Slice { elements, ..*first })
+    };
+    let same = |a: &Slice, b: &Slice| a.id.parameter == b.id.parameter;
+    let whole = map.slices().chunk_by(same).filter(|_| map.is_whole()).filter_map(tensor);
+    whole.chain(map.slices().iter().filter(|_| !map.is_whole()).flat_map(blocks))
 }

@@ -26,7 +26,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         workers: 2,
         servers: 3,
         model: ModelSpec::Custom { name: "m".into(), inputs: 1, classes: 2, parameters: parameters() },
-        optimizer: OptimizerSpec::Momentum { momentum: 0.9, weight_decay: 0.01 },
+        optimizer: OptimizerSpec::shipped("momentum").unwrap().with("weight_decay", 0.01),
         learning_rate: 0.1,
         schedule: Schedule::Constant,
         seed: 5,
@@ -70,7 +70,7 @@ impl Servers {
         let slices = whole.slices().to_vec();
         let canonical = SumOrder::Canonical;
         let mut math =
-            SliceMath::new(0, Arc::clone(job), parameters(), slices, Arc::clone(&store), canonical);
+            SliceMath::new(0, Arc::clone(job), parameters(), slices, Arc::clone(&store), canonical).unwrap();
         math.initialise();
         Servers { math, store, choice: Choice::new(key, &map(3, 400), job.witness_rate), whole }
     }

@@ -92,6 +92,12 @@ impl Optimizer {
         &self.program
     }
 
+    /// The value of a constant; `None` if the program has none of that name.
+    pub fn constant(&self, name: &str) -> Option<f64> {
+        let index = self.program.constants().iter().position(|constant| constant.name == name)?;
+        self.constants.get(index).copied()
+    }
+
     /// One step on a slice of a tensor, or on a whole one.
     ///
     /// `scalars` are the scalar states. They follow from the steps alone, so that each slice may keep its own.

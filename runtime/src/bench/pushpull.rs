@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::{Audit, CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
-use testudo_kernels::{
-    Batch, Initial, Loss, Model, ModelError, ModelSpec, OptimizerSpec, ParameterSpec, Schedule, Shape,
-};
+use testudo_kernels::{Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Schedule, Shape};
 
 use crate::bench::Silent;
 use crate::bench::transport::{Scratch, median};
@@ -100,7 +98,6 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
     let data = DataSpec { train_examples: u64::from(workers), test_examples: 1, blake3: [0; 32] };
     Ok(JobSpec {
         model: ModelSpec::Custom { name: NAME.into(), inputs: 1, classes: 2, parameters },
-        optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
         schedule: Schedule::Constant,
         epochs: rounds,
         // What is measured is pushes and pulls.

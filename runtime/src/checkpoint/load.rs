@@ -13,7 +13,7 @@ use super::CheckpointError;
 use super::keys::Identities;
 use super::layout::Layout;
 use super::manifest::{Hex, Manifest, read_small};
-use super::part::{self, Frame, Run};
+use super::part::{self, Frame, Run, Scalar};
 
 /// One parameter of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,8 @@ pub struct LoadedParameter {
     pub weights: Vec<f32>,
     /// The optimizer's state, in the order of its names.
     pub state: Vec<Vec<f32>>,
+    /// The numbers that it keeps, likewise; none of a parameter without elements.
+    pub scalars: Vec<f64>,
 }
 
 /// Every parameter of `manifest`'s checkpoint, in the order of `frame`. The manifest must have been checked; its parts are
@@ -51,6 +53,7 @@ pub fn load_all(
             name: name.clone(),
             weights: slice.weights,
             state: slice.state,
+            scalars: slice.scalars,
         })
         .collect())
 }
@@ -71,6 +74,7 @@ pub fn load(
         id: slice.id,
         weights: vec![0.0; slice.elements],
         state: vec![vec![0.0; slice.elements]; kinds.saturating_sub(1)],
+        scalars: Vec::new(),
     };
     let mut restored: Vec<RestoredSlice> = wanted.iter().map(empty).collect();
     // By parameter, in the order of their first elements: where a run's values go is looked up, not searched for.
@@ -82,7 +86,7 @@ pub fn load(
     for places in by_parameter.values_mut() {
         places.sort_by_key(first_of);
     }
-    let mut seen = Vec::new();
+    let (mut seen, mut numbers) = (Vec::new(), Vec::new());
     for entry in &manifest.parts {
         let path = layout.part(manifest.step, entry.server);
         let mut take = |run: Run, done: usize, values: &[f32]| {
@@ -108,9 +112,16 @@ pub fn load(
                 }
             }
         };
-        seen.extend(part::read(&path, entry.receipt(), identities, frame, entry.server, &mut take)?);
+        let (runs, scalars) = part::read(&path, entry.receipt(), identities, frame, entry.server, &mut take)?;
+        seen.extend(runs);
+        numbers.extend(scalars);
     }
-    tiles(frame, seen).map_err(|reason| CheckpointError::damaged(&layout.step(manifest.step), reason))?;
+    let damaged = |reason| CheckpointError::damaged(&layout.step(manifest.step), reason);
+    tiles(frame, seen).map_err(damaged)?;
+    let scalars = scalars(frame, &numbers).map_err(damaged)?;
+    for slice in &mut restored {
+        slice.scalars = scalars.get(slice.id.parameter as usize).cloned().unwrap_or_default();
+    }
     Ok(restored)
 }
 
@@ -133,6 +144,26 @@ fn tiles(frame: &Frame, mut runs: Vec<Run>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The optimizer's numbers of each parameter that has elements: each is there, and the same wherever it stands.
+fn scalars(frame: &Frame, found: &[Scalar]) -> Result<Vec<Vec<f64>>, String> {
+    let mut all = vec![vec![None; frame.scalars.len()]; frame.parameters.len()];
+    for Scalar { parameter, scalar, value } in found {
+        let Some(place) = all.get_mut(*parameter).and_then(|of| of.get_mut(*scalar)) else { continue };
+        if place.replace(*value).is_some_and(|other: f64| other.to_bits() != value.to_bits()) {
+            let (name, of) = (frame.scalars.get(*scalar), frame.parameters.get(*parameter).map(|p| &p.0));
+            return Err(format!("{name:?} of {of:?} is not the same in all parts"));
+        }
+    }
+    let whole = |((name, elements), numbers): (&(String, usize), Vec<Option<f64>>)| match elements {
+        0 => Ok(Vec::new()),
+        _ => numbers
+            .into_iter()
+            .collect::<Option<Vec<f64>>>()
+            .ok_or_else(|| format!("a number of the optimizer's for {name} is missing")),
+    };
+    frame.parameters.iter().zip(all).map(whole).collect()
 }
 
 /// Where a server of a resumed run gets its slices.

@@ -1,8 +1,9 @@
 //! One server's part of a checkpoint: a safetensors file inside an age file.
 //!
-//! The plaintext is a safetensors file of one-dimensional f32 tensors. Slices that follow each other in a parameter make
-//! one tensor, called by what it is, the parameter and its first element there: `weights/fc1.weight@0`,
-//! `momentum/fc1.weight@262144`. Under `__metadata__` stand `format`, `job`, `step`, `server`, and `extra`, the version of
+//! The plaintext is a safetensors file of one-dimensional tensors. Slices that follow each other in a parameter make
+//! one f32 tensor of each kind, called by what it is, the parameter and its first element there: `weights/fc1.weight@0`,
+//! `velocity/fc1.weight@262144`, as the optimizer's program calls its states. Numbers that the program keeps of a parameter are f64
+//! tensors of one element (`mu_product/fc1.weight@0`), before all others, and the same wherever a part of the parameter is. Under `__metadata__` stand `format`, `job`, `step`, `server`, and `extra`, the version of
 //! whatever further state later features put beside parameters and optimizer state (as tensors `extra/...`); this build
 //! writes and reads version 0, which is none.
 //!
@@ -22,10 +23,12 @@ use safetensors::tensor::Metadata;
 use serde::Serialize;
 use testudo_actors::JobSpec;
 use testudo_actors::checkpoint::{PartReceipt, SliceSnapshot, Snapshot};
-use testudo_kernels::{ModelSpec, OptimizerSpec};
+use testudo_actors::placement::Slice;
+use testudo_kernels::{ModelSpec, Program};
 
 use super::keys::Identities;
 use super::manifest::Manifest;
+use super::resume::PROGRAM;
 use super::storage::{Output, Storage};
 use super::{CheckpointError, storage};
 
@@ -57,6 +60,8 @@ pub struct Frame {
     pub parameters: Vec<(String, usize)>,
     /// What is kept of each element: [`WEIGHTS`], then the optimizer's state.
     pub kinds: Vec<String>,
+    /// The numbers that the optimizer keeps of each parameter.
+    pub scalars: Vec<String>,
 }
 
 impl Frame {
@@ -65,33 +70,35 @@ impl Frame {
     /// # Errors
     /// [`CheckpointError::OtherJob`] when the job's model is none.
     pub fn new(job: &JobSpec, step: u64) -> Result<Frame, CheckpointError> {
-        let parameters = job.model.parameters().map_err(|e| CheckpointError::OtherJob(e.to_string()))?;
-        let kinds = std::iter::once(WEIGHTS).chain(job.optimizer.state_tensors().iter().copied());
+        Frame::with(&job.name, step, &job.model, &job.optimizer.program)
+    }
+
+    fn with(job: &str, step: u64, model: &ModelSpec, program: &str) -> Result<Frame, CheckpointError> {
+        let parameters = model.parameters().map_err(|e| CheckpointError::OtherJob(e.to_string()))?;
+        let program = Program::parse(program)
+            .map_err(|e| CheckpointError::OtherJob(format!("its optimizer's program: {e}")))?;
+        let kinds = std::iter::once(WEIGHTS).chain(program.state_tensors().iter().map(String::as_str));
         Ok(Frame {
-            job: job.name.clone(),
+            job: job.to_owned(),
             step,
             parameters: parameters.iter().map(|p| (p.name.clone(), p.shape.elements())).collect(),
             kinds: kinds.map(str::to_owned).collect(),
+            scalars: program.scalar_states().iter().map(|state| state.name.clone()).collect(),
         })
     }
-}
 
-impl Frame {
     /// The frame of the checkpoint that `manifest` describes, from what it says of model and optimizer.
     ///
     /// # Errors
     /// [`CheckpointError::OtherJob`] when that is no model or optimizer of this build.
     pub fn of(manifest: &Manifest) -> Result<Frame, CheckpointError> {
         let model = Frame::model(manifest)?;
-        let parameters = model.parameters().map_err(|e| CheckpointError::OtherJob(e.to_string()))?;
-        let optimizer: OptimizerSpec = setting(manifest, "optimizer")?;
-        let kinds = std::iter::once(WEIGHTS).chain(optimizer.state_tensors().iter().copied());
-        Ok(Frame {
-            job: manifest.job.clone(),
-            step: manifest.step,
-            parameters: parameters.iter().map(|p| (p.name.clone(), p.shape.elements())).collect(),
-            kinds: kinds.map(str::to_owned).collect(),
-        })
+        let program: String = setting(manifest, PROGRAM).map_err(|_| {
+            let reason = "it does not state its optimizer's program, as versions before programs did not: only such a \
+                          version can open it";
+            CheckpointError::OtherJob(reason.into())
+        })?;
+        Frame::with(&manifest.job, manifest.step, &model, &program)
     }
 
     /// The model that `manifest` names.
@@ -113,12 +120,23 @@ fn setting<T: serde::de::DeserializeOwned>(manifest: &Manifest, name: &str) -> R
 pub struct Run {
     /// The parameter, in the model's order.
     pub parameter: usize,
-    /// What it is, by its place in [`Frame::kinds`].
+    /// What it is, by its place in [`Frame::kinds`]; beyond those, in [`Frame::scalars`].
     pub kind: usize,
     /// Its first element in the parameter.
     pub first: usize,
-    /// How many elements.
+    /// How many elements; one, if it is a scalar's.
     pub elements: usize,
+}
+
+/// A number that the optimizer keeps of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scalar {
+    /// The parameter, in the model's order.
+    pub parameter: usize,
+    /// Which number, by its place in [`Frame::scalars`].
+    pub scalar: usize,
+    /// Its value.
+    pub value: f64,
 }
 
 #[derive(Serialize)]
@@ -166,6 +184,11 @@ fn write_stream(
     let mut stream = encryptor.wrap_output(BufWriter::with_capacity(BUFFER, output))?;
     stream.write_all(&(header.len() as u64).to_le_bytes())?;
     stream.write_all(&header)?;
+    for slice in runs.iter().filter_map(|run| run.first()) {
+        for scalar in slice.scalars.iter().take(frame.scalars.len()) {
+            stream.write_all(&scalar.to_le_bytes())?;
+        }
+    }
     for run in &runs {
         for kind in 0..frame.kinds.len() {
             for slice in run.iter() {
@@ -195,16 +218,29 @@ fn runs(snapshot: &Snapshot) -> Vec<Slices<'_>> {
 fn header(frame: &Frame, snapshot: &Snapshot, runs: &[Slices<'_>]) -> io::Result<Vec<u8>> {
     let mut tensors = BTreeMap::new();
     let mut offset = 0;
+    let mut tensor = |slice: &Slice, kind: &str, dtype: &'static str, shape: [usize; 1], bytes: usize| {
+        let parameter = frame.parameters.get(slice.id.parameter as usize);
+        let (name, _) = parameter.ok_or_else(|| io::Error::other("a slice of no parameter"))?;
+        let end = offset + bytes;
+        let entry = Entry { dtype, shape, data_offsets: [offset, end] };
+        tensors.insert(format!("{kind}/{name}@{}", slice.first), entry);
+        offset = end;
+        io::Result::Ok(())
+    };
+    // The wider numbers first, so that all are aligned.
+    for first in runs.iter().filter_map(|run| run.first()) {
+        if first.scalars.len() != frame.scalars.len() {
+            return Err(io::Error::other("a slice with another optimizer's state"));
+        }
+        for kind in &frame.scalars {
+            tensor(&first.slice, kind, "F64", [1], 8)?;
+        }
+    }
     for run in runs {
         let Some(first) = run.first() else { continue };
         let elements = run.iter().map(|s| s.slice.elements).sum();
-        let parameter = frame.parameters.get(first.slice.id.parameter as usize);
-        let (name, _) = parameter.ok_or_else(|| io::Error::other("a slice of no parameter"))?;
         for kind in &frame.kinds {
-            let end = offset + elements * 4;
-            let entry = Entry { dtype: "F32", shape: [elements], data_offsets: [offset, end] };
-            tensors.insert(format!("{kind}/{name}@{}", first.slice.first), entry);
-            offset = end;
+            tensor(&first.slice, kind, "F32", [elements], elements * 4)?;
         }
     }
     let metadata = BTreeMap::from([
@@ -359,7 +395,8 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64), CheckpointError> 
 }
 
 /// Reads server `server`'s part at `path` and hands every run's values to `take`, in pieces: the run, the place of the
-/// piece's first value in it, the values. Nothing of what was handed over may be used if this fails.
+/// piece's first value in it, the values. The answer is those runs, and the optimizer's scalars. Nothing of what was handed over may
+/// be used if this fails.
 ///
 /// # Errors
 /// [`CheckpointError`] saying what the part is not.
@@ -370,7 +407,7 @@ pub fn read(
     frame: &Frame,
     server: u32,
     take: &mut dyn FnMut(Run, usize, &[f32]),
-) -> Result<Vec<Run>, CheckpointError> {
+) -> Result<(Vec<Run>, Vec<Scalar>), CheckpointError> {
     let mut plaintext = Plaintext::open(path, expected, identities)?;
     let damaged = |why: io::Error| CheckpointError::damaged(path, why);
     let mut length = [0; 8];
@@ -383,8 +420,14 @@ pub fn read(
     plaintext.by_ref().take(length).read_to_end(&mut header).map_err(damaged)?;
     let runs =
         parse_header(&header, frame, server).map_err(|reason| CheckpointError::damaged(path, reason))?;
-    let mut values = vec![0.0_f32; VALUES];
+    let (mut values, mut scalars) = (vec![0.0_f32; VALUES], Vec::new());
     for run in &runs {
+        if let Some(scalar) = run.kind.checked_sub(frame.kinds.len()) {
+            let mut bytes = [0; 8];
+            plaintext.read_exact(&mut bytes).map_err(damaged)?;
+            scalars.push(Scalar { parameter: run.parameter, scalar, value: f64::from_le_bytes(bytes) });
+            continue;
+        }
         let mut done = 0;
         while done < run.elements {
             let count = VALUES.min(run.elements - done);
@@ -395,10 +438,12 @@ pub fn read(
         }
     }
     plaintext.finish()?;
-    Ok(runs)
+    let runs = runs.into_iter().filter(|run| run.kind < frame.kinds.len()).collect();
+    Ok((runs, scalars))
 }
 
-/// The runs that server `server`'s part lists in its safetensors `header`, in the order of their bytes. The safetensors crate
+/// The runs, scalars among them, that server `server`'s part lists in its safetensors `header`, in the order of their bytes. The
+/// safetensors crate
 /// has seen to it that they follow each other without gap or overlap and are as long as their shapes say.
 ///
 /// # Errors
@@ -421,7 +466,7 @@ pub fn parse_header(header: &[u8], frame: &Frame, server: u32) -> Result<Vec<Run
         let unknown = || format!("tensor {name:?} is none of this job's");
         let (kind, rest) = name.split_once('/').ok_or_else(unknown)?;
         let (parameter, first) = rest.rsplit_once('@').ok_or_else(unknown)?;
-        let kind = frame.kinds.iter().position(|k| k == kind).ok_or_else(unknown)?;
+        let kind = frame.kinds.iter().chain(&frame.scalars).position(|k| k == kind).ok_or_else(unknown)?;
         let parameter = frame.parameters.iter().position(|(n, _)| n == parameter).ok_or_else(unknown)?;
         let first: usize = first.parse().map_err(|_| unknown())?;
         let info = metadata.info(&name).ok_or_else(unknown)?;
@@ -429,6 +474,13 @@ pub fn parse_header(header: &[u8], frame: &Frame, server: u32) -> Result<Vec<Run
             return Err(format!("tensor {name:?} has another shape than a slice"));
         };
         let total = frame.parameters.get(parameter).map_or(0, |(_, elements)| *elements);
+        if kind >= frame.kinds.len() {
+            if info.dtype != Dtype::F64 || elements != 1 || first >= total {
+                return Err(format!("tensor {name:?} is no f64, or of no element of its parameter"));
+            }
+            runs.push(Run { parameter, kind, first, elements });
+            continue;
+        }
         if info.dtype != Dtype::F32
             || elements == 0
             || first.checked_add(elements).is_none_or(|end| end > total)

@@ -14,6 +14,11 @@ use testudo_kernels::Aggregation;
 use super::store::Whole;
 use super::{CheckpointError, manifest::Hex};
 
+/// The setting that holds the text of the optimizer's program.
+pub(super) const PROGRAM: &str = "optimizer.program";
+/// Bytes of a setting that a message repeats.
+const SHOWN_MOST: usize = 200;
+
 /// What two jobs must agree in, each setting as a text that is equal if and only if the setting is. Numbers are written so
 /// that reading gives the same bits.
 #[must_use]
@@ -27,7 +32,9 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         .then(|| ("training.aggregation".to_owned(), text(&job.aggregation)));
     let all = [
         ("model", text(&job.model)),
-        ("optimizer", text(&job.optimizer)),
+        ("optimizer", text(&job.optimizer.name)),
+        (PROGRAM, text(&job.optimizer.program)),
+        ("optimizer.constants", text(&job.optimizer.constants)),
         ("optimizer.learning_rate", text(&job.learning_rate)),
         ("schedule", text(&job.schedule)),
         ("training.seed", text(&job.seed)),
@@ -43,6 +50,14 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
 fn text(value: &impl Serialize) -> String {
     // Nothing here has keys that are no strings, which is all that JSON could refuse.
     serde_json::to_string(value).unwrap_or_default()
+}
+
+/// A setting for a message: a long text by its hash.
+fn shown(value: &str) -> String {
+    if value.len() <= SHOWN_MOST {
+        return value.to_owned();
+    }
+    format!("a text of {} bytes with BLAKE3 {}", value.len(), Hex(*blake3::hash(value.as_bytes()).as_bytes()))
 }
 
 /// How `job` goes on from `whole`.
@@ -63,7 +78,7 @@ pub fn resume(job: &JobSpec, whole: &Whole) -> Result<Resume, CheckpointError> {
     let (now, then) = (settings(job), &manifest.settings);
     for name in now.keys().chain(then.keys().filter(|name| !now.contains_key(*name))) {
         let value =
-            |all: &BTreeMap<String, String>| all.get(name).map_or("not set", String::as_str).to_owned();
+            |all: &BTreeMap<String, String>| all.get(name).map_or("not set".into(), |value| shown(value));
         if now.get(name) != then.get(name) {
             differ.push(format!("{name} is {}, was {}", value(&now), value(then)));
         }

@@ -41,7 +41,7 @@ fn what_was_written_is_found_checked_and_loaded_for_any_placement() {
         let wanted = slices(&JobSpec { servers, slice_bytes: 64, ..site.job.clone() }, servers - 1);
         let resume = resume::resume(&site.job, &whole).unwrap();
         let mut source = load::Source::new(all.layout().clone(), site.identities(), resume);
-        for (RestoredSlice { id, weights, state }, slice) in
+        for (RestoredSlice { id, weights, state, .. }, slice) in
             source.load(&site.job, &wanted).unwrap().into_iter().zip(&wanted)
         {
             assert_eq!(id, slice.id);
@@ -240,15 +240,17 @@ fn a_job_with_other_settings_may_not_go_on_and_hears_which() {
         assert_eq!((resume.step, resume.samples, resume.last_loss), (4, 256, Some(0.25)));
     }
     let cosine = testudo_kernels::Schedule::Cosine { warmup_steps: 1, final_fraction: 0.5 };
-    let adam =
-        testudo_kernels::OptimizerSpec::Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.0 };
+    let adam = testudo_kernels::OptimizerSpec::shipped("adam").unwrap();
+    let faster = job.optimizer.clone().with("momentum", 0.5);
     let data = testudo_actors::DataSpec { blake3: [9; 32], ..job.data.clone() };
     for (job, name) in [
         (JobSpec { seed: 8, ..job.clone() }, "training.seed is 8, was 7"),
         (JobSpec { learning_rate: 0.1_f64.next_up(), ..job.clone() }, "optimizer.learning_rate"),
         (JobSpec { schedule: cosine, ..job.clone() }, "schedule"),
         (JobSpec { schedule: cosine, ..job.clone() }, "training.epochs"),
-        (JobSpec { optimizer: adam, ..job.clone() }, "optimizer"),
+        (JobSpec { optimizer: adam.clone(), ..job.clone() }, "optimizer is \"adam\", was \"momentum\""),
+        (JobSpec { optimizer: adam, ..job.clone() }, "optimizer.program is a text of"),
+        (JobSpec { optimizer: faster, ..job.clone() }, "optimizer.constants is {\"momentum\":0.5"),
         (JobSpec { batch_size: 32, ..job.clone() }, "training.batch_size"),
         (JobSpec { logical_shards: 2, ..job.clone() }, "training.logical_shards"),
         (

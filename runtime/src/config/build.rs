@@ -12,8 +12,8 @@ use super::read::Values;
 use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model,
-    Network, Optimizer, OptimizerRule, Output, Placement, Revocation, Schedule, SchedulerNetwork, Security,
-    SecurityFiles, ServersNetwork, Training, Transport,
+    Network, Optimizer, Output, Placement, Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles,
+    ServersNetwork, Training, Transport,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -67,11 +67,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             hidden: from.integers("model.hidden"),
             classes: from.integer("model.classes"),
         },
-        optimizer: Optimizer {
-            learning_rate: from.number("optimizer.learning_rate"),
-            weight_decay: from.number("optimizer.weight_decay"),
-            rule: from.optimizer_rule(),
-        },
+        optimizer: from.optimizer(),
         schedule: from.schedule(),
         data: Data::Mnist {
             path: from.path("data.path").unwrap_or_default(),
@@ -196,17 +192,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn optimizer_rule(&self) -> OptimizerRule {
-        let momentum = self.number("optimizer.momentum");
-        let (beta1, beta2) = (self.number("optimizer.beta1"), self.number("optimizer.beta2"));
-        let epsilon = self.number("optimizer.epsilon");
-        match self.values.text("optimizer.kind") {
-            Some("momentum") => OptimizerRule::Momentum { momentum },
-            Some("nesterov") => OptimizerRule::Nesterov { momentum },
-            Some("adam") => OptimizerRule::Adam { beta1, beta2, epsilon },
-            Some("adamw") => OptimizerRule::AdamW { beta1, beta2, epsilon },
-            _ => OptimizerRule::Sgd,
-        }
+    fn optimizer(&mut self) -> Optimizer {
+        let learning_rate = self.number("optimizer.learning_rate");
+        super::optimizer::optimizer(self.values, learning_rate, self.problems)
     }
 
     fn schedule(&self) -> Schedule {

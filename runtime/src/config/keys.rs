@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. Every default satisfies its own rule.
-//! 2. Keys are unique, and no key is also a section.
+//! 2. Keys are unique, and no key is also a section. A path that ends in `*` is a table whose names are anybody's.
 //! 3. Every key here is a field of [`Config`](super::Config), and the other way round.
 
 mod audit;
@@ -21,6 +21,8 @@ mod schedule;
 mod security;
 mod training;
 mod transport;
+
+pub use optimizer::OWN as OWN_PROGRAM;
 
 /// The table: rows stand in the order of the reference page, and a selector stands before the keys that depend on it.
 static SECTIONS: &[&[Key]] = &[
@@ -143,6 +145,16 @@ pub struct Applies {
 }
 
 impl Key {
+    /// Whether it stands for every name of its table.
+    pub fn is_any_name(&self) -> bool {
+        self.name() == "*"
+    }
+
+    /// Whether it sets a constant of the optimizer's program that is called as it is.
+    pub fn is_constant(&self) -> bool {
+        self.section() == "optimizer" && optimizer::is_constant(&self.rule)
+    }
+
     /// The section the key stands in: `training` for `training.seed`.
     pub fn section(&self) -> &'static str {
         self.path.rsplit_once('.').map_or("", |(section, _)| section)
@@ -167,9 +179,12 @@ impl Key {
     }
 }
 
-/// The key at `path`, if there is one.
+/// The key at `path`, if there is one: of a table whose names are anybody's, the row that stands for them all.
 pub fn find(path: &str) -> Option<&'static Key> {
-    all().find(|key| key.path == path)
+    all().find(|key| match key.path.strip_suffix('*') {
+        None => key.path == path,
+        Some(table) => path.strip_prefix(table).is_some_and(|name| !name.is_empty() && !name.contains('.')),
+    })
 }
 
 /// Whether `path` is a section: a table that holds keys or other sections.

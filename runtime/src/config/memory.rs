@@ -8,7 +8,7 @@
 use testudo_actors::scheduler::actor::order_bytes;
 use testudo_transport::{Role, TransportConfig};
 
-use super::{Config, OptimizerRule};
+use super::Config;
 
 /// The program with its threads and buffers, handshakes under way (256 of some 100 KiB), tables and lists.
 const PROGRAM: u64 = 64 << 20;
@@ -69,11 +69,21 @@ impl Config {
         self.over_parameters(|bytes| bytes.div_ceil(slice_bytes))
     }
 
-    /// Bytes of parameters that a server holds at most: an eighth above its part, and a slice.
+    /// Bytes that are placed together at most: a slice's, or a parameter's where those are updated as a whole.
+    fn placed_together(&self) -> u64 {
+        if self.optimizer.spec().parse().is_ok_and(|program| program.needs_whole_tensor()) {
+            let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
+            let bytes = parameters.iter().map(|p| (p.shape.elements() as u64).saturating_mul(4));
+            return bytes.max().unwrap_or(0);
+        }
+        u64::from(self.transport.slice_bytes)
+    }
+
+    /// Bytes of parameters that a server holds at most: an eighth above its part, and what is placed together.
     fn server_bytes(&self) -> u64 {
         let all = self.parameter_bytes();
         let part = all / u64::from(self.cluster.servers).max(1);
-        part.saturating_add(part / 8).saturating_add(u64::from(self.transport.slice_bytes)).min(all)
+        part.saturating_add(part / 8).saturating_add(self.placed_together()).min(all)
     }
 
     /// Bytes of votes that a server keeps at most, under a robust rule: all workers' for what it holds. Under the mean,
@@ -90,11 +100,8 @@ impl Config {
         let shards = u64::from(self.training.logical_shards);
         let needs = match role {
             Role::Server => {
-                let state = match self.optimizer.rule {
-                    OptimizerRule::Sgd => 0,
-                    OptimizerRule::Momentum { .. } | OptimizerRule::Nesterov { .. } => 1,
-                    OptimizerRule::Adam { .. } | OptimizerRule::AdamW { .. } => 2,
-                };
+                let program = self.optimizer.spec().parse();
+                let state = program.map_or(0, |program| program.state_tensors().len()) as u64;
                 let (kept, votes) = (&self.checkpoint, self.votes_bytes());
                 let snapshot = if kept.at_end || kept.every_steps > 0 { 1 + state } else { 0 };
                 // Of sums that wait for their sibling there is one for every second shard at most.

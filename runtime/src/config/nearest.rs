@@ -13,6 +13,12 @@ pub(super) fn advice(path: &str) -> String {
             let section = path.rsplit_once('.').map_or("", |(section, _)| section);
             let names: Vec<_> =
                 keys::all().filter(|key| key.section() == section).map(|key| key.name()).collect();
+            if section == "optimizer" {
+                return format!(
+                    "[{section}] holds {}, and [optimizer.constants] the program's other constants",
+                    names.join(", ")
+                );
+            }
             if names.is_empty() {
                 format!("the sections are {}", sections().join(", "))
             } else {
@@ -25,7 +31,7 @@ pub(super) fn advice(path: &str) -> String {
 /// The key or section nearest to `path`, if any is near.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {
     let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
-    let named = keys::all().map(|key| {
+    let named = keys::all().filter(|key| !key.is_any_name()).map(|key| {
         let elsewhere = usize::from(key.section() != section);
         let by_name = strsim::damerau_levenshtein(name, key.name()) + elsewhere;
         let by_path = strsim::damerau_levenshtein(path, key.path);

@@ -6,6 +6,7 @@
 //! 3. A later override wins over an earlier one, and any override over the file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -19,6 +20,11 @@ use super::value::{self, Value};
 #[derive(Debug, Default)]
 pub(super) struct Values {
     found: BTreeMap<&'static str, (Value, Place)>,
+    /// Values of tables whose names are anybody's, by path.
+    named: BTreeMap<String, (f64, Place)>,
+    /// The cluster file, and where in it the values stand that are from there.
+    file: String,
+    spans: BTreeMap<&'static str, Range<usize>>,
     refused: BTreeSet<&'static str>,
 }
 
@@ -26,6 +32,7 @@ impl Values {
     /// Reads a cluster file's text.
     pub(super) fn read(&mut self, text: &str, problems: &mut Vec<Problem>) {
         let (root, errors) = DeTable::parse_recoverable(text);
+        text.clone_into(&mut self.file);
         for error in errors {
             let place = error.span().map_or(Place::Whole, |span| Place::of(text, span));
             problems.push(Problem { place, message: format!("not TOML: {}", one_line(error.message())) });
@@ -54,7 +61,8 @@ impl Values {
             Ok(value) if !stringy || matches!(value.get_ref(), DeValue::String(_)) => value,
             _ => bare(),
         };
-        self.insert(key, &value, &|_| place.clone(), problems);
+        self.spans.remove(key.path);
+        self.insert(key, path, &value, &|_| place.clone(), problems);
     }
 
     fn table(
@@ -70,7 +78,8 @@ impl Values {
                 if prefix.is_empty() { name_text.to_string() } else { format!("{prefix}.{name_text}") };
             let mut refuse = |message: String| problems.push(Problem { place: place(name.span()), message });
             if let Some(key) = keys::find(&path) {
-                self.insert(key, value, place, problems);
+                self.spans.insert(key.path, value.span());
+                self.insert(key, &path, value, place, problems);
             } else if !keys::is_section(&path) {
                 let what = if matches!(value.get_ref(), DeValue::Table(_)) { "section" } else { "key" };
                 refuse(format!("unknown {what} `{}`; {}", shown(&path), nearest::advice(&path)));
@@ -86,11 +95,15 @@ impl Values {
     fn insert(
         &mut self,
         key: &'static Key,
+        path: &str,
         value: &Spanned<DeValue<'_>>,
         place: &dyn Fn(std::ops::Range<usize>) -> Place,
         problems: &mut Vec<Problem>,
     ) {
-        match value::check(key.path, &key.rule, value) {
+        match value::check(path, &key.rule, value) {
+            Ok(Value::Number(number)) if key.is_any_name() => {
+                self.named.insert(path.to_owned(), (number, place(value.span())));
+            }
             Ok(checked) => {
                 self.refused.remove(key.path);
                 self.found.insert(key.path, (checked, place(value.span())));
@@ -159,6 +172,22 @@ impl Values {
     pub(super) fn place(&self, paths: &[&str]) -> Place {
         let given = paths.iter().filter_map(|path| self.found.get(path)).map(|(_, place)| place);
         given.clone().find(|place| **place != Place::Whole).cloned().unwrap_or(Place::Whole)
+    }
+
+    /// The place of a line and column of the text at `path`, both from 1; `None` where the text does not stand in the cluster file
+    /// as it is.
+    pub(super) fn place_within(&self, path: &str, line: u32, column: u32) -> Option<Place> {
+        let (span, text) = (self.spans.get(path)?, self.text(path)?);
+        let begin = span.start + self.file.get(span.clone())?.find(text)?;
+        let before = text.split_inclusive('\n').take(line as usize - 1).map(str::len).sum::<usize>();
+        let within = text.get(before..)?.char_indices().nth(column as usize - 1).map_or(0, |(at, _)| at);
+        let at = begin + before + within;
+        Some(Place::of(&self.file, at..at + 1))
+    }
+
+    /// The values of tables whose names are anybody's: paths, values, places.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&str, f64, &Place)> {
+        self.named.iter().map(|(path, (value, place))| (path.as_str(), *value, place))
     }
 
     /// The value of `path`, if it has one.
@@ -305,7 +334,7 @@ mod tests {
         values.complete(&mut problems);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!(at(&problems[0]), (3, 9));
-        assert!(problems[0].message.contains("\"adam\" or \"adamw\""), "{}", problems[0].message);
+        assert!(problems[0].message.contains("\"adam\" or \"adamw\" or"), "{}", problems[0].message);
     }
 
     #[test]

@@ -105,6 +105,7 @@ pub(super) fn allowed(rule: &Rule) -> String {
         Rule::Path { .. } => "a path".into(),
         Rule::Integer { min, max: i64::MAX } => format!("an integer of at least {min}"),
         Rule::Integer { min, max } => format!("an integer from {min} to {max}"),
+        Rule::Number { min: f64::MIN, .. } => "a number".into(),
         Rule::Number { min, above: true, max, .. } if *max == f64::MAX => format!("a number above {min}"),
         Rule::Number { min, max, .. } if *max == f64::MAX => format!("a number of at least {min}"),
         Rule::Number { min, above, max, below } => {
@@ -179,9 +180,11 @@ mod tests {
             let message = checked("training.epochs", bad).unwrap_err();
             assert!(message.contains("an integer from 1 to 1000000"), "{message}");
         }
-        assert_eq!(checked("optimizer.momentum", "0"), Ok(Value::Number(0.0)));
+        let below_one = Rule::Number { min: 0.0, above: false, max: 1.0, below: true };
+        let within = |toml: &str| check("x", &below_one, &DeValue::parse(toml).unwrap());
+        assert_eq!(within("0"), Ok(Value::Number(0.0)));
         for bad in ["1.0", "1", "-0.1", "nan", "inf", "-inf", "1e400"] {
-            let message = checked("optimizer.momentum", bad).unwrap_err();
+            let message = within(bad).unwrap_err().message;
             assert!(message.contains("a number from 0 to below 1"), "{message}");
         }
         assert!(checked("optimizer.learning_rate", "0.0").unwrap_err().contains("a number above 0"));
@@ -194,7 +197,8 @@ mod tests {
         assert_eq!(
             checked("optimizer.kind", "\"Adamv\"").unwrap_err(),
             "`optimizer.kind`: found the string \"Adamv\": did you mean \"adam\"?; allowed: \"sgd\", \"momentum\", \
-             \"nesterov\", \"adam\", \"adamw\""
+             \"nesterov\", \"adam\", \"adamw\", \"nadam\", \"rmsprop\", \"adagrad\", \"adadelta\", \"ftrl\", \"lion\", \"lamb\", \
+             \"lars\", \"program\""
         );
         assert_eq!(
             checked("checkpoint.export", "1").unwrap_err(),

@@ -52,19 +52,17 @@ impl Placement {
     /// As the servers of `job` keep it; `None` for a job that cannot be placed.
     #[must_use]
     pub fn of(job: &JobSpec) -> Option<Placement> {
-        let parameters = job.model.parameters().ok()?;
-        let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
-        let servers: Vec<u32> = (0..job.servers).collect();
-        SliceMap::new(&elements, job.slice_bytes, &servers).ok().map(Placement)
+        SliceMap::of(job, &job.model.parameters().ok()?).ok().map(Placement)
     }
 }
 
-/// What differs, parameter by parameter, in the kinds that are recorded. Bits are compared, not numbers.
+/// What differs, parameter by parameter, in the kinds and the optimizer's numbers that are recorded. Bits are compared.
 #[must_use]
 pub fn differences(
     computed: &[ReplayedParameter],
     recorded: &[LoadedParameter],
     kinds: &[String],
+    numbers: &[String],
     placement: Option<&Placement>,
 ) -> Vec<Difference> {
     let mut all = Vec::new();
@@ -87,8 +85,35 @@ pub fn differences(
                 servers: placement.map(|p| servers(&p.0, at, &differs)).unwrap_or_default(),
             });
         }
+        all.extend(scalars(at, ours, theirs, numbers, placement));
     }
     all
+}
+
+/// Which of the optimizer's numbers of the parameter at `at` differ. Whoever kept a part of it kept its numbers.
+fn scalars(
+    at: usize,
+    ours: &ReplayedParameter,
+    theirs: Option<&LoadedParameter>,
+    names: &[String],
+    placement: Option<&Placement>,
+) -> Vec<Difference> {
+    let keepers = || {
+        let elements: Vec<usize> = (0..ours.weights.len()).collect();
+        placement.map(|p| servers(&p.0, at, &elements)).unwrap_or_default()
+    };
+    let bits = |numbers: &[f64], place: usize| numbers.get(place).map(|value| value.to_bits());
+    let differs =
+        |place: &usize| theirs.and_then(|p| bits(&p.scalars, *place)) != bits(&ours.scalars, *place);
+    let difference = |name: &String| Difference {
+        parameter: ours.name.clone(),
+        kind: name.clone(),
+        elements: 1,
+        of: 1,
+        first: 0,
+        servers: keepers(),
+    };
+    (0..names.len()).filter(differs).filter_map(|place| names.get(place)).map(difference).collect()
 }
 
 fn kind_of<'a>(weights: &'a Vec<f32>, state: &'a [Vec<f32>], place: usize) -> Option<&'a Vec<f32>> {
@@ -117,13 +142,28 @@ mod tests {
     #[test]
     fn what_differs_is_named_to_the_slice() {
         let map = SliceMap::new(&[10], 16, &[0, 1, 2]).unwrap();
-        let ours = ReplayedParameter { name: "w".into(), weights: vec![0.5; 10], state: vec![vec![0.0; 10]] };
-        let mut theirs =
-            LoadedParameter { name: "w".into(), weights: vec![0.5; 10], state: vec![vec![0.0; 10]] };
-        let kinds = ["weights".to_owned(), "momentum".to_owned()];
+        let ours = ReplayedParameter {
+            name: "w".into(),
+            weights: vec![0.5; 10],
+            state: vec![vec![0.0; 10]],
+            scalars: vec![0.5],
+        };
+        let mut theirs = LoadedParameter {
+            name: "w".into(),
+            weights: vec![0.5; 10],
+            state: vec![vec![0.0; 10]],
+            scalars: vec![0.5],
+        };
+        let kinds = ["weights".to_owned(), "velocity".to_owned()];
         let placement = Placement(map.clone());
         let find = |theirs: &LoadedParameter| {
-            differences(std::slice::from_ref(&ours), std::slice::from_ref(theirs), &kinds, Some(&placement))
+            differences(
+                std::slice::from_ref(&ours),
+                std::slice::from_ref(theirs),
+                &kinds,
+                &["product".to_owned()],
+                Some(&placement),
+            )
         };
         assert_eq!(find(&theirs), []);
         theirs.weights[9] = 0.25;
@@ -131,13 +171,16 @@ mod tests {
         theirs.state[0][4] = -0.0;
         let found = find(&theirs);
         let server = |index: usize| map.of_parameter(0)[index].server;
-        let expected = [("weights", 9, server(2), 2), ("momentum", 4, server(1), 1)];
+        let expected = [("weights", 9, server(2), 2), ("velocity", 4, server(1), 1)];
         assert_eq!(found.len(), 2);
         for (difference, (kind, first, server, slice)) in found.iter().zip(expected) {
             assert_eq!((difference.kind.as_str(), difference.first, difference.elements), (kind, first, 1));
             assert_eq!(difference.servers, BTreeMap::from([(server, vec![slice])]));
         }
         assert!(found[0].to_string().contains("w: 1 of 10 weights differ, the first at 9"), "{}", found[0]);
+        theirs.scalars[0] = f64::from_bits(0.5f64.to_bits() + 1);
+        let found = find(&theirs);
+        assert_eq!((found.len(), found[2].kind.as_str(), found[2].servers.len()), (3, "product", 3));
         theirs.weights.truncate(3);
         assert_eq!(find(&theirs)[0].elements, 7, "what is not there differs");
     }

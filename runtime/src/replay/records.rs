@@ -30,6 +30,8 @@ pub enum Values {
         parameters: Vec<LoadedParameter>,
         /// What is kept of each element: the weights, then the optimizer's state if that is recorded.
         kinds: Vec<String>,
+        /// The numbers that the optimizer keeps of each parameter, if they are recorded.
+        numbers: Vec<String>,
         /// The signed job under which they were written, if that is known.
         job_blake3: Option<Hex>,
     },
@@ -140,7 +142,7 @@ fn checkpoint(
     let parameters = load::load_all(checkpoints.layout(), &whole.manifest, key.get()?, &frame)?;
     let hash = hash(&parameters);
     let job_blake3 = Some(whole.manifest.job_blake3);
-    Ok((hash, Values::All { parameters, kinds: frame.kinds, job_blake3 }))
+    Ok((hash, Values::All { parameters, kinds: frame.kinds, numbers: frame.scalars, job_blake3 }))
 }
 
 fn hash(parameters: &[LoadedParameter]) -> Hex {
@@ -191,13 +193,19 @@ fn model_content(file: &safetensors::Checkpoint, job: &JobSpec) -> Content {
         let tensor = file.tensors.iter().find(fits);
         let tensor = tensor.ok_or_else(|| format!("{} is not there in the job's shape", spec.name))?;
         let weights = tensor.values.clone();
-        parameters.push(LoadedParameter { name: spec.name.clone(), weights, state: Vec::new() });
+        parameters.push(LoadedParameter {
+            name: spec.name.clone(),
+            weights,
+            state: Vec::new(),
+            scalars: Vec::new(),
+        });
     }
     let hash = hash(&parameters);
     if hash != stated {
         return Err(format!("its header says {stated}, its values are {hash}"));
     }
-    Ok((hash, Values::All { parameters, kinds: vec![WEIGHTS.to_owned()], job_blake3: None }))
+    let kinds = vec![WEIGHTS.to_owned()];
+    Ok((hash, Values::All { parameters, kinds, numbers: Vec::new(), job_blake3: None }))
 }
 
 fn summary(path: &Path) -> Found {

@@ -36,6 +36,7 @@ fn frame() -> Frame {
         step: STEP,
         parameters: vec![("fc.weight".to_owned(), 12), ("fc.bias".to_owned(), 3)],
         kinds: vec!["weights".to_owned(), "velocity".to_owned()],
+        scalars: vec!["product".to_owned()],
     }
 }
 
@@ -99,7 +100,7 @@ pub fn checkpoint(input: &[u8]) {
             let frame = frame();
             for run in part::parse_header(bytes, &frame, SERVER).unwrap_or_default() {
                 let (_, elements) = &frame.parameters[run.parameter];
-                assert!(run.kind < frame.kinds.len() && run.elements > 0);
+                assert!(run.kind < frame.kinds.len() + frame.scalars.len() && run.elements > 0);
                 assert!(run.first.checked_add(run.elements).is_some_and(|end| end <= *elements));
             }
         }

@@ -1,6 +1,6 @@
 //! What a simulated cluster resumes from: snapshots that servers kept, cut and placed in any other way.
 
-use testudo_actors::checkpoint::{PartSource, RestoredSlice, Snapshot};
+use testudo_actors::checkpoint::{PartSource, RestoredSlice, SliceSnapshot, Snapshot};
 use testudo_actors::placement::Slice;
 use testudo_actors::{CheckpointError, JobSpec};
 
@@ -17,11 +17,14 @@ impl PartSource for Kept {
 /// The slices in `wanted` out of snapshots whose slices may be cut and placed in any other way.
 pub(super) fn restored(snapshots: &[Snapshot], wanted: &[Slice]) -> Vec<RestoredSlice> {
     let cut = |slice: &Slice| {
-        let state_tensors = snapshots.iter().flat_map(|s| &s.slices).next().map_or(0, |s| s.state.len());
+        let of_this = |kept: &&SliceSnapshot| kept.slice.id.parameter == slice.id.parameter;
+        let any = snapshots.iter().flat_map(|s| &s.slices).find(of_this);
+        let (state_tensors, scalars) = any.map_or((0, Vec::new()), |s| (s.state.len(), s.scalars.clone()));
         let mut restored = RestoredSlice {
             id: slice.id,
             weights: vec![f32::NAN; slice.elements],
             state: vec![vec![f32::NAN; slice.elements]; state_tensors],
+            scalars,
         };
         for kept in snapshots.iter().flat_map(|s| &s.slices) {
             if kept.slice.id.parameter != slice.id.parameter {

@@ -118,7 +118,7 @@ impl Simulation {
             let (slice, step, node, values) = server.work.remove(at).unwrap();
             let values = bytemuck::pod_collect_to_vec(&values[..]);
             match server.math.contribute(Contribution { slice, step, node, values }) {
-                Ok(version) => ServerInput::Stored { slice, step, node, version },
+                Ok(updated) => ServerInput::Stored { slice, step, node, updated },
                 Err(MathError::NotFinite(element)) => ServerInput::NotFinite { slice, step, node, element },
                 Err(error) => panic!("{error}"),
             }

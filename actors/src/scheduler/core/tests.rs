@@ -24,7 +24,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         workers,
         servers,
         model: ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 2 },
-        optimizer: OptimizerSpec::Sgd { weight_decay: 0.0 },
+        optimizer: OptimizerSpec::shipped("sgd").unwrap(),
         learning_rate: 0.1,
         schedule: Schedule::Constant,
         seed: 1,

@@ -64,7 +64,8 @@ impl Bench {
     }
 
     fn stored(&mut self, node: Node, step: u64, version: Option<u64>) -> Vec<Effect<u32, &'static str>> {
-        self.handle(Input::Stored { slice: FIRST, step, node, version })
+        let updated = version.map(|version| Updated { version, slices: vec![FIRST] });
+        self.handle(Input::Stored { slice: FIRST, step, node, updated })
     }
 
     fn pull(&mut self, worker: u32, reply: u32, version: u64) -> Vec<Effect<u32, &'static str>> {

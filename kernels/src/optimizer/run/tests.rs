@@ -1,11 +1,11 @@
-//! Invariants of running programs: against the graph read plainly, and against hand-written loops.
+//! Invariants of running programs, against the graph read plainly. `tests/by_hand.rs` holds five of them to loops by hand.
 
 mod random;
 mod reference;
 
 use super::*;
 use crate::optimizer::language::{Problem, ProgramError};
-use crate::optimizer::{OptimizerSpec, shipped};
+use crate::optimizer::shipped;
 use crate::simd::forced;
 use proptest::prelude::*;
 use reference::Reference;
@@ -73,45 +73,6 @@ fn hard(elements: usize, seed: f32) -> Vec<f32> {
         values[at] = value;
     }
     values
-}
-
-/// The five that ran as hand-written loops keep their bits: with every weight that is finite, and gradients of any
-/// kind. (The loop of AdamW added a zeroth part of the weight to the gradient.)
-#[test]
-fn bits_are_those_of_hand_written_loops() {
-    let decays = [0.0, 0.01];
-    for (decay, rate) in decays.into_iter().flat_map(|decay| [(decay, 0.01), (decay, 0.3), (decay, 0.0)]) {
-        let (beta1, beta2, epsilon) = (0.8, 0.99, 1e-6);
-        let (adam, weight_decay) = ([("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)], decay);
-        let momentum = 0.7;
-        let all = [
-            ("sgd", Vec::new(), OptimizerSpec::Sgd { weight_decay }),
-            ("momentum", vec![("momentum", momentum)], OptimizerSpec::Momentum { momentum, weight_decay }),
-            ("nesterov", vec![("momentum", momentum)], OptimizerSpec::Nesterov { momentum, weight_decay }),
-            ("adam", adam.to_vec(), OptimizerSpec::Adam { beta1, beta2, epsilon, weight_decay }),
-            ("adamw", adam.to_vec(), OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay }),
-        ];
-        for (name, mut constants, spec) in all {
-            constants.push(("weight_decay", decay));
-            let mut optimizer = Optimizer::new(&program(name), &constants).unwrap();
-            let start: Vec<f32> = hard(1300, 0.0)
-                .into_iter()
-                .map(|value| if value.is_finite() { value } else { 0.25 })
-                .collect();
-            // What a step makes of infinite gradients is no longer finite, so they come last.
-            let sums = [numbers(1300, 1.0), numbers(1300, 2.0), vec![0.0; 1300], hard(1300, 4.0)];
-            let (found, _) = run(&mut optimizer, &start, &sums, rate, 700);
-            let (mut weights, mut state) = (start, vec![vec![0.0; 1300]; spec.state_tensors().len()]);
-            for (index, sum) in sums.iter().enumerate() {
-                let mut out = sum.clone();
-                spec.update(index as u64 + 1, rate, 30.0, &weights, &mut out, &mut state).unwrap();
-                weights = out;
-            }
-            let expected: Vec<u32> =
-                weights.iter().chain(state.iter().flatten()).map(|value| bits(*value)).collect();
-            assert!(found == expected, "{name}, decay {decay}, rate {rate}");
-        }
-    }
 }
 
 /// Invariant 1, for what ships: no cut and no width changes a bit, and all are the graph's.

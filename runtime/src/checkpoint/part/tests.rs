@@ -25,7 +25,8 @@ impl Place {
             job: "toy".into(),
             step: 60,
             parameters: vec![("fc1.weight".into(), 10), ("fc1.bias".into(), 40_000)],
-            kinds: vec![WEIGHTS.into(), "momentum".into()],
+            kinds: vec![WEIGHTS.into(), "velocity".into()],
+            scalars: vec!["product".into()],
         };
         Place { folder, identities, frame }
     }
@@ -47,7 +48,8 @@ impl Place {
             }
             _ => found.push((run, values.to_vec())),
         };
-        read(&self.path(), receipt, &self.identities, &self.frame, 2, &mut take)?;
+        let (_, scalars) = read(&self.path(), receipt, &self.identities, &self.frame, 2, &mut take)?;
+        assert!(scalars.iter().all(|s| s.scalar == 0 && s.value == 0.5 + s.parameter as f64), "{scalars:?}");
         Ok(found)
     }
 
@@ -84,6 +86,7 @@ fn slice(parameter: u32, index: u32, first: usize, elements: usize) -> SliceSnap
         slice: Slice { id: SliceId { parameter, index }, first, elements, server: 2 },
         weights: Arc::new((0..elements).map(at).collect()),
         state: vec![(0..elements).map(|o| -at(o)).collect()],
+        scalars: vec![0.5 + f64::from(parameter)],
     }
 }
 
@@ -227,6 +230,16 @@ fn hostile_headers_are_refused_before_anything_is_allocated() {
     ] {
         place.refused(place.encrypt(&plaintext(METADATA, &tensor(name, shape, end), end)), part);
     }
+    for (shape, end, part) in
+        [("[1]", 4, "no safetensors header"), ("[2]", 16, "no f64"), ("[]", 8, "another shape")]
+    {
+        let wide = tensor("product/fc1.weight@0", shape, end).replace("F32", "F64");
+        place.refused(place.encrypt(&plaintext(METADATA, &wide, end)), part);
+    }
+    place
+        .refused(place.encrypt(&plaintext(METADATA, &tensor("product/fc1.weight@0", "[1]", 4), 4)), "no f64");
+    let beyond = tensor("product/fc1.weight@10", "[1]", 8).replace("F32", "F64");
+    place.refused(place.encrypt(&plaintext(METADATA, &beyond, 8)), "no element");
     let half = good.replace("F32", "F16").replace("16]", "8]");
     place.refused(place.encrypt(&plaintext(METADATA, &half, 8)), "not f32");
     let gap = good.replace("[0,16]", "[8,24]");

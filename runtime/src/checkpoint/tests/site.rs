@@ -124,9 +124,7 @@ impl Site {
 }
 
 pub(super) fn slices(job: &JobSpec, server: u32) -> Vec<Slice> {
-    let elements: Vec<usize> = job.model.parameters().unwrap().iter().map(|p| p.shape.elements()).collect();
-    let servers: Vec<u32> = (0..job.servers).collect();
-    let map = SliceMap::new(&elements, job.slice_bytes, &servers).unwrap();
+    let map = SliceMap::of(job, &job.model.parameters().unwrap()).unwrap();
     map.of_server(server).copied().collect()
 }
 
@@ -140,6 +138,7 @@ fn snapshot(job: &JobSpec, server: u32, step: u64) -> Snapshot {
         slice,
         weights: Arc::new(values(step, 0.0, slice.first, slice.elements)),
         state: vec![values(step, 0.5, slice.first, slice.elements)],
+        scalars: Vec::new(),
     };
     Snapshot { version: step, server, slices: slices(job, server).into_iter().map(keep).collect() }
 }

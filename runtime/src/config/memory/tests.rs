@@ -16,8 +16,9 @@ fn promise(config: &Config, role: Role, data: u64) -> TransportConfig {
     config.limit(TransportConfig::default(), role, data)
 }
 
-const JOBS: [&[&str]; 6] = [
+const JOBS: [&[&str]; 7] = [
     &[],
+    &["cluster.servers=3", "optimizer.kind=lamb"],
     &["cluster.workers=4", "cluster.servers=3", "optimizer.kind=adam"],
     &["cluster.workers=4", "training.aggregation=median"],
     &["training.logical_shards=64", "model.hidden=[4096, 4096]"],
@@ -68,7 +69,8 @@ fn answers_have_room_for_all_that_a_server_keeps() {
         let parameters = crate::job::model(&config.model).parameters().unwrap();
         let elements: Vec<usize> = parameters.iter().map(|p| p.shape.elements()).collect();
         let servers: Vec<u32> = (0..config.cluster.servers).collect();
-        let map = SliceMap::new(&elements, config.transport.slice_bytes, &servers).unwrap();
+        let whole = config.optimizer.spec().parse().unwrap().needs_whole_tensor();
+        let map = SliceMap::cut(&elements, config.transport.slice_bytes, &servers, whole).unwrap();
         for server in servers {
             let kept: usize = map.of_server(server).map(|slice| slice.elements * 4).sum();
             assert!(kept as u64 <= config.answer_bytes(Role::Server), "{job:?}: {kept}");

@@ -3,7 +3,7 @@
 //!
 //! With velocities that start at zero, the first step's velocity is the gradient itself, as PyTorch makes it.
 
-use crate::simd::vectorized;
+use super::vectorized;
 
 vectorized! {
     /// `w - lr (g + decay w)`.

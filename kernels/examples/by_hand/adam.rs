@@ -1,8 +1,7 @@
 //! Adam and AdamW, as PyTorch's `torch.optim.Adam` and `AdamW` compute them: means of the gradient and of its square,
 //! both corrected for their start at zero.
 
-use crate::math::power;
-use crate::simd::vectorized;
+use super::{power, vectorized};
 
 /// What all elements of a step share.
 #[derive(Clone, Copy)]

@@ -1,0 +1,111 @@
+//! Five updates as loops written by hand: what programs are measured against (`slice_speed`), and whose bits they keep
+//! (`tests/by_hand.rs`). Nothing that trains runs them.
+
+#![allow(dead_code)] // each of the two that include this uses a part
+
+mod adam;
+mod sgd;
+
+/// As the crate's own: a function whose body is compiled for each instruction set, the best of which is chosen when it runs.
+macro_rules! vectorized {
+    ($($(#[$attribute:meta])* $visibility:vis fn $name:ident<'a>($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$attribute])*
+        $visibility fn $name<'a>($($argument: $type),*) {
+            struct Kernel<'a> {
+                $($argument: $type,)*
+                lifetime: std::marker::PhantomData<&'a ()>,
+            }
+            impl<'a> pulp::WithSimd for Kernel<'a> {
+                type Output = ();
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) {
+                    let Self { $($argument,)* lifetime: _ } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Kernel { $($argument,)* lifetime: std::marker::PhantomData })
+        }
+    )*};
+}
+use vectorized;
+
+/// One of the updates, with its settings.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum ByHand {
+    Sgd { weight_decay: f64 },
+    Momentum { momentum: f64, weight_decay: f64 },
+    Nesterov { momentum: f64, weight_decay: f64 },
+    Adam { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+    AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+}
+
+impl ByHand {
+    /// All of them, as the programs' defaults have it, by the programs' names.
+    pub(crate) fn all() -> [(&'static str, ByHand); 5] {
+        let (momentum, weight_decay) = (0.9, 0.0);
+        let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
+        [
+            ("sgd", ByHand::Sgd { weight_decay }),
+            ("momentum", ByHand::Momentum { momentum, weight_decay }),
+            ("nesterov", ByHand::Nesterov { momentum, weight_decay }),
+            ("adam", ByHand::Adam { beta1, beta2, epsilon, weight_decay }),
+            ("adamw", ByHand::AdamW { beta1, beta2, epsilon, weight_decay: 0.01 }),
+        ]
+    }
+
+    /// How many state tensors it keeps.
+    pub(crate) fn states(self) -> usize {
+        match self {
+            ByHand::Sgd { .. } => 0,
+            ByHand::Momentum { .. } | ByHand::Nesterov { .. } => 1,
+            ByHand::Adam { .. } | ByHand::AdamW { .. } => 2,
+        }
+    }
+
+    /// One step, from 1, on a slice. On entry `out` holds the gradient sum, on return the new weights.
+    pub(crate) fn update(
+        self,
+        step: u64,
+        rate: f64,
+        divisor: f32,
+        weights: &[f32],
+        out: &mut [f32],
+        state: &mut [Vec<f32>],
+    ) {
+        let descent = |momentum, decay| [-rate as f32, momentum as f32, decay as f32, divisor];
+        match (self, state) {
+            (ByHand::Sgd { weight_decay }, _) => {
+                sgd::plain(-rate as f32, weight_decay as f32, divisor, weights, out);
+            }
+            (ByHand::Momentum { momentum, weight_decay }, [velocity, ..]) => {
+                sgd::momentum(descent(momentum, weight_decay), weights, out, velocity);
+            }
+            (ByHand::Nesterov { momentum, weight_decay }, [velocity, ..]) => {
+                sgd::nesterov(descent(momentum, weight_decay), weights, out, velocity);
+            }
+            (ByHand::Adam { beta1, beta2, epsilon, weight_decay }, [mean, variance, ..]) => {
+                let scalars = adam::Scalars::new(step, rate, [beta1, beta2, epsilon], divisor);
+                adam::update(scalars, 1.0, weight_decay as f32, weights, out, mean, variance);
+            }
+            (ByHand::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, variance, ..]) => {
+                let scalars = adam::Scalars::new(step, rate, [beta1, beta2, epsilon], divisor);
+                let keep = (1.0 - rate * weight_decay) as f32;
+                adam::update(scalars, keep, 0.0, weights, out, mean, variance);
+            }
+            (_, few) => unreachable!("{} state tensors", few.len()),
+        }
+    }
+}
+
+/// `base` to the power of `exponent`: factors of the exponent's bits, from the lowest up.
+fn power(base: f64, mut exponent: u64) -> f64 {
+    let (mut product, mut square) = (1.0, base);
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            product *= square;
+        }
+        square *= square;
+        exponent >>= 1;
+    }
+    product
+}
