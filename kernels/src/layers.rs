@@ -12,21 +12,28 @@
 mod attention;
 mod bias;
 mod buffers;
+mod convolution;
 mod dropout;
 mod embedding;
 mod gelu;
+mod image;
 mod norm;
+#[cfg_attr(not(test), expect(dead_code))] // means wait for residual networks
+mod pool;
 mod relu;
 mod softmax;
 
 pub(crate) use crate::linear::{Linear, Panels, Rows};
 pub(crate) use attention::{Attention, Scratch as AttentionScratch};
-pub(crate) use bias::sum_examples;
+pub(crate) use bias::{sum_examples, sum_positions};
 pub(crate) use buffers::{buffer, take, take_mut};
+pub(crate) use convolution::{Convolution, Ends};
 pub(crate) use dropout::Dropout;
 pub(crate) use embedding::{add_to_table, embed, positions_gradient};
 pub(crate) use gelu::{gelu, gelu_gradient};
+pub(crate) use image::Image;
 pub use norm::Norm;
 pub(crate) use norm::Normalize;
+pub(crate) use pool::Pool;
 pub(crate) use relu::{relu, relu_gradient};
 pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements};

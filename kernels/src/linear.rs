@@ -18,5 +18,11 @@ mod panels;
 mod products;
 mod tile;
 
-pub(crate) use panels::{Panel, Panels};
+pub(crate) use panels::{Panel, Panels, transpose};
 pub(crate) use products::{Linear, Rows};
+
+/// What convolutions take of the products: tiles, and the loops around them.
+pub(crate) mod tiles {
+    pub(crate) use super::panels::{cut, transpose, widest_tile};
+    pub(crate) use super::tile::{Tile, by_rows, load, steps, store, tall_tiles, vectors, vectors_mut};
+}

@@ -18,6 +18,7 @@
 //! [`Model`].
 
 mod check;
+mod cnn;
 mod gpt;
 mod mlp;
 mod parameter;
@@ -27,7 +28,8 @@ pub use parameter::{Initial, ParameterSpec};
 
 use serde::{Deserialize, Serialize};
 
-use crate::shape::ShapeError;
+use crate::layers::Image;
+use crate::shape::{Shape, ShapeError};
 
 /// Labelled examples.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +149,16 @@ pub enum ModelSpec {
     },
     /// GPT-2 of any size: see [`GptSpec`]. Parameters are `wte.weight`, `wpe.weight`, `h0.ln1.weight` and so on.
     Gpt(GptSpec),
+    /// A small convolutional network for images: convolution 3x3 to 32 channels, ReLU, convolution 3x3 to 64, ReLU, max
+    /// pooling 2x2, a fully connected layer of 128, ReLU, a fully connected layer to the classes, softmax and
+    /// cross-entropy. Parameters are `conv1.weight` (out x in x 3 x 3), `conv1.bias` (out), `conv2.weight`,
+    /// `conv2.bias`, `fc1.weight` (128 x in) and so on, as PyTorch lays them out.
+    Cnn {
+        /// Channels, height and width of an image.
+        image: [usize; 3],
+        /// Classes.
+        classes: usize,
+    },
     /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
     /// alone.
     Custom {
@@ -161,6 +173,16 @@ pub enum ModelSpec {
     },
 }
 
+/// Targets that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
+const EVALUATED_TARGETS: usize = 256;
+/// Images that are evaluated at a time, by networks that make far more of each than it has numbers.
+const EVALUATED_IMAGES: usize = 64;
+/// Examples of padding at most.
+const PADDING: usize = 15;
+
+/// Longest side of an image. A spec is untrusted input to a node; this is far beyond what trains.
+pub const MAX_SIDE: usize = 1 << 14;
+
 /// Most layers that a model may have. A spec is untrusted input to a node; this is far beyond what trains.
 pub const MAX_LAYERS: usize = 1024;
 
@@ -173,6 +195,7 @@ impl ModelSpec {
         match self {
             ModelSpec::Mlp { inputs, hidden, classes } => mlp::parameters(*inputs, hidden, *classes),
             ModelSpec::Gpt(spec) => spec.parameters(),
+            ModelSpec::Cnn { image, classes } => cnn::parameters(*image, *classes),
             ModelSpec::Custom { parameters, .. } => Ok(parameters.clone()),
         }
     }
@@ -187,7 +210,35 @@ impl ModelSpec {
                 Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, max_examples)?))
             }
             ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, max_examples)?)),
+            ModelSpec::Cnn { image, classes } => Ok(Box::new(cnn::Cnn::new(*image, *classes, max_examples)?)),
             ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
+        }
+    }
+
+    /// Examples that are best evaluated at a time: what it makes of them fits caches, and bounded memory.
+    pub fn evaluation_batch(&self) -> usize {
+        match self {
+            ModelSpec::Cnn { .. } => EVALUATED_IMAGES,
+            _ => (EVALUATED_TARGETS / self.targets().max(1)).max(1),
+        }
+    }
+
+    /// Numbers that a model built for `max_examples` holds at most, a gradient of its parameters aside.
+    ///
+    /// # Errors
+    /// Those of [`ModelSpec::parameters`].
+    pub fn buffer_elements(&self, max_examples: usize) -> Result<usize, ModelError> {
+        let examples = max_examples.saturating_add(PADDING);
+        match self {
+            ModelSpec::Mlp { inputs, hidden, classes } => {
+                mlp::buffer_elements(*inputs, hidden, *classes, examples)
+            }
+            ModelSpec::Cnn { image, classes } => cnn::buffer_elements(*image, *classes, examples),
+            ModelSpec::Gpt(spec) => {
+                spec.parameters()?;
+                Ok(usize::try_from(spec.buffer_elements(max_examples as u64)).unwrap_or(usize::MAX))
+            }
+            ModelSpec::Custom { .. } => Ok(0),
         }
     }
 
@@ -196,24 +247,38 @@ impl ModelSpec {
         match self {
             ModelSpec::Mlp { inputs, .. } | ModelSpec::Custom { inputs, .. } => *inputs,
             ModelSpec::Gpt(spec) => spec.context,
+            ModelSpec::Cnn { image, .. } => image.iter().copied().fold(1, usize::saturating_mul),
         }
     }
 
     /// Classes that labels may name, from 0.
     pub fn classes(&self) -> usize {
         match self {
-            ModelSpec::Mlp { classes, .. } | ModelSpec::Custom { classes, .. } => *classes,
             ModelSpec::Gpt(spec) => spec.vocabulary,
+            ModelSpec::Mlp { classes, .. }
+            | ModelSpec::Cnn { classes, .. }
+            | ModelSpec::Custom { classes, .. } => *classes,
         }
     }
 
     /// Labels of one example: 1 for a classifier, one for each position of a sequence. Means are over examples x targets.
     pub fn targets(&self) -> usize {
         match self {
-            ModelSpec::Mlp { .. } | ModelSpec::Custom { .. } => 1,
             ModelSpec::Gpt(spec) => spec.context,
+            ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } | ModelSpec::Custom { .. } => 1,
         }
     }
+}
+
+/// An image whose sides are at least `least` and whose numbers can be counted.
+fn image(sizes: [usize; 3], least: usize) -> Result<Image, ModelError> {
+    let [channels, height, width] = sizes;
+    Shape::new(&sizes).map_err(|source| ModelError::Shape { parameter: "image".into(), source })?;
+    let sides = least..=MAX_SIDE;
+    if channels == 0 || !sides.contains(&height) || !sides.contains(&width) {
+        return Err(ModelError::Image { image: sizes, least });
+    }
+    Ok(Image { channels, height, width })
 }
 
 /// Why a model cannot be built, or refuses a batch.
@@ -279,6 +344,17 @@ pub enum ModelError {
         labels: usize,
         /// Labels of an example.
         targets: usize,
+    },
+    /// An image without channels, too small for the network's windows, or larger than [`MAX_SIDE`].
+    #[error(
+        "images of {} x {} x {} (channels, height, width): at least one channel and sides from {least} to {MAX_SIDE} are \
+         needed", image[0], image[1], image[2]
+    )]
+    Image {
+        /// Channels, height and width.
+        image: [usize; 3],
+        /// The least side.
+        least: usize,
     },
     /// A parameter's shape is no shape.
     #[error("parameter {parameter}: {source}")]

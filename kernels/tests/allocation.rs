@@ -1,11 +1,22 @@
 //! Invariant 4 of the crate: once built and warm, a model, an optimizer and an aggregation allocate nothing.
 
+#![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
+
 use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
 use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec, add_checked, first_non_finite};
 
 #[test]
 fn the_steady_state_allocates_nothing() {
-    let spec = ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 };
+    for spec in [
+        ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 },
+        ModelSpec::Cnn { image: [2, 7, 8], classes: 10 },
+    ] {
+        steps(&spec);
+    }
+}
+
+fn steps(spec: &ModelSpec) {
+    let features = spec.input_elements();
     let mut model = spec.build(96).unwrap();
     let values: Vec<Vec<f32>> = spec
         .parameters()
@@ -18,13 +29,13 @@ fn the_steady_state_allocates_nothing() {
         })
         .collect();
     let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-    let (inputs, labels) = (vec![0.5; 96 * 70], vec![3; 96]);
+    let (inputs, labels) = (vec![0.5; 96 * features], vec![3; 96]);
     let mut sums: Vec<Vec<f32>> = values.iter().map(|values| vec![0.0; values.len()]).collect();
     let mut states: Vec<Vec<Vec<f32>>> =
         values.iter().map(|values| vec![vec![0.0; values.len()]; 2]).collect();
     let mut optimizer = OptimizerSpec::shipped("adamw").unwrap().compile().unwrap();
     let mut step = |number: u64, examples: usize| {
-        let batch = Batch::new(&inputs[..examples * 70], &labels[..examples]);
+        let batch = Batch::new(&inputs[..examples * features], &labels[..examples]);
         model
             .gradients(&parameters, batch, &mut |index, gradient| {
                 assert_eq!(first_non_finite(gradient), None);
@@ -44,7 +55,7 @@ fn the_steady_state_allocates_nothing() {
             step(number as u64 + 2, examples);
         }
     });
-    assert_eq!(counted.count_total, 0, "{counted:?}");
+    assert_eq!(counted.count_total, 0, "{spec:?}: {counted:?}");
 }
 
 /// Invariant 3 of `optimizer/run.rs`: neither does any program, on one slice or several.

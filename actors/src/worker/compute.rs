@@ -21,14 +21,6 @@ use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
 use crate::witness::{Choice, Key};
 
-/// Targets that are evaluated at a time; small enough to stay in cache, large enough for the matrix product.
-const EVALUATION_TARGETS: usize = 256;
-
-/// Test examples that are evaluated at a time, of so many targets each.
-fn evaluation_batch(targets: usize) -> usize {
-    (EVALUATION_TARGETS / targets.max(1)).max(1)
-}
-
 /// What the arithmetic hands over as it goes.
 #[derive(Debug)]
 pub enum Event {
@@ -121,7 +113,7 @@ impl ShardCompute {
     /// The most examples that a worker of `job` hands its model at a time.
     #[must_use]
     pub fn largest_batch(job: &JobSpec) -> usize {
-        Plan::new(job).largest_shard().max(evaluation_batch(job.model.targets()))
+        Plan::new(job).largest_shard().max(job.model.evaluation_batch())
     }
 
     /// The arithmetic of `job` with `model`, which takes [`largest_batch`](ShardCompute::largest_batch) examples, on
@@ -348,7 +340,7 @@ impl ShardCompute {
         };
         let mut first = order.first as usize;
         while first < end {
-            let stop = end.min(first + evaluation_batch(self.job.model.targets()));
+            let stop = end.min(first + self.job.model.evaluation_batch());
             load(self.test.as_ref(), first..stop, &mut self.inputs, &mut self.labels);
             let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
             let loss = self.model.evaluate(&parameters, Batch::new(&self.inputs, &self.labels))?;

@@ -143,13 +143,13 @@ impl Panels {
 
 /// Vectors in the widest tile: with 32 registers four vectors by six rows, with 16 two by six.
 #[inline(always)]
-pub(super) fn widest_tile<S: Simd>() -> usize {
+pub(crate) fn widest_tile<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 4 } else { 2 }
 }
 
 /// Cuts `count` columns into panels of one, two, four ... vectors up to `widest`, none with an idle vector.
 #[inline(always)]
-pub(super) fn cut(count: usize, lanes: usize, widest: usize) -> impl Iterator<Item = Panel> {
+pub(crate) fn cut(count: usize, lanes: usize, widest: usize) -> impl Iterator<Item = Panel> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let left = count.checked_sub(start).filter(|&left| left > 0)?;
@@ -166,7 +166,7 @@ pub(super) fn cut(count: usize, lanes: usize, widest: usize) -> impl Iterator<It
 simd::vectorized! {
     /// Writes `rows` x `columns` numbers, rows `source_stride` apart, as columns: `to[c * to_stride + r] = from[r *
     /// source_stride + c]`.
-    pub(super) fn transpose<'a>(
+    pub(crate) fn transpose<'a>(
         from: &'a [f32],
         from_stride: usize,
         rows: usize,

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::panels::{Panel, Panels, cut, transpose, widest_tile};
-use super::tile::{Tile, by_columns, by_rows};
+use super::tile::{Tile, by_columns, by_rows, load, steps, store, vectors, vectors_mut};
 use crate::simd;
 
 /// A fully connected layer: `weights` is [outputs, inputs] row-major.
@@ -231,63 +231,6 @@ fn pack(x: Rows<'_>, panels: Panels, inputs: usize, first: usize, tile: Panel, p
     }
 }
 
-/// Reads back a tile that [`store`] has written.
-#[inline(always)]
-fn load<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    from: &[f32],
-    stride: usize,
-    used: usize,
-) -> Tile<S, R, V> {
-    let mut tile = [[simd.splat_f32s(0.0); V]; R];
-    for (r, sums) in tile.iter_mut().enumerate() {
-        let Some(from) = from.get(r * stride..).and_then(|from| from.get(..used)) else { break };
-        let (whole, part) = S::as_simd_f32s(from);
-        if let Some(from) = whole.first_chunk::<V>() {
-            *sums = *from;
-            continue;
-        }
-        for (sum, from) in sums.iter_mut().zip(whole) {
-            *sum = *from;
-        }
-        if let (false, Some(sum)) = (part.is_empty(), sums.get_mut(whole.len())) {
-            *sum = simd.partial_load_f32s(part);
-        }
-    }
-    tile
-}
-
-/// Writes a tile to rows of `used` numbers, `stride` apart; `used` may end within a vector.
-#[inline(always)]
-fn store<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    tile: Tile<S, R, V>,
-    out: &mut [f32],
-    stride: usize,
-    used: usize,
-) {
-    for (r, sums) in tile.iter().enumerate() {
-        let Some(out) = out.get_mut(r * stride..).and_then(|out| out.get_mut(..used)) else { return };
-        let (whole, part) = S::as_mut_simd_f32s(out);
-        if let Some(out) = whole.first_chunk_mut::<V>() {
-            *out = *sums;
-            continue;
-        }
-        for (out, sum) in whole.iter_mut().zip(sums) {
-            *out = *sum;
-        }
-        if let (false, Some(sum)) = (part.is_empty(), sums.get(whole.len())) {
-            simd.partial_store_f32s(part, *sum);
-        }
-    }
-}
-
-/// `0..end` in ranges of `step`, the last one shorter.
-#[inline(always)]
-fn steps(end: usize, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    (0..end).step_by(step).map(move |start| start..end.min(start + step))
-}
-
 /// Feature rows `range` of a panel.
 #[inline(always)]
 fn rows<'a>(
@@ -309,16 +252,6 @@ fn rows_mut<'a>(
 ) -> Option<&'a mut [f32]> {
     let base = panel.start * features;
     x.get_mut(base + range.start * panel.width..base + range.end * panel.width)
-}
-
-#[inline(always)]
-fn vectors<S: Simd, const V: usize>(x: &[f32]) -> &[[S::f32s; V]] {
-    S::as_simd_f32s(x).0.as_chunks().0
-}
-
-#[inline(always)]
-fn vectors_mut<S: Simd, const V: usize>(x: &mut [f32]) -> &mut [[S::f32s; V]] {
-    S::as_mut_simd_f32s(x).0.as_chunks_mut().0
 }
 
 /// Runs a body for every tile of `rows` rows in panels of `width`: `R` and `V` are constants of the body, `r` the

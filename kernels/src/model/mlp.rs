@@ -4,12 +4,12 @@
 //! the input's gradient is computed. The first layer's input gradient is not computed at all.
 
 use super::check::{check_batch, check_inputs};
-use super::{Batch, Initial, Loss, MAX_LAYERS, Model, ModelError, ParameterSpec};
+use super::parameter::uniform_layer;
+use super::{Batch, Loss, MAX_LAYERS, Model, ModelError, ParameterSpec};
 use crate::layers::{
     Linear, Panels, Rows, buffer, cross_entropy, probabilities, relu, relu_gradient, scratch_elements,
     sum_examples, take, take_mut,
 };
-use crate::shape::Shape;
 
 pub(super) struct Mlp {
     specs: Vec<ParameterSpec>,
@@ -33,15 +33,24 @@ pub(super) fn parameters(
 ) -> Result<Vec<ParameterSpec>, ModelError> {
     let mut specs = Vec::new();
     for (index, Linear { inputs, outputs }) in layers(inputs, hidden, classes)?.into_iter().enumerate() {
-        let initial = Initial::Uniform { bound: (1.0 / (inputs as f64).sqrt()) as f32 };
-        for (kind, dims) in [("weight", &[outputs, inputs][..]), ("bias", &[outputs])] {
-            let name = format!("fc{}.{kind}", index + 1);
-            let shape =
-                Shape::new(dims).map_err(|source| ModelError::Shape { parameter: name.clone(), source })?;
-            specs.push(ParameterSpec { name, shape, initial });
-        }
+        specs.extend(uniform_layer(&format!("fc{}", index + 1), &[outputs, inputs])?);
     }
     Ok(specs)
+}
+
+/// Numbers that a model holds, its parameters' gradients aside.
+pub(super) fn buffer_elements(
+    inputs: usize,
+    hidden: &[usize],
+    classes: usize,
+    examples: usize,
+) -> Result<usize, ModelError> {
+    let layers = layers(inputs, hidden, classes)?;
+    let widest = layers.iter().map(|layer| layer.outputs).max().unwrap_or(0);
+    let widths = layers.iter().map(|layer| layer.outputs).fold(inputs, usize::saturating_add);
+    let packed = layers.iter().map(|layer| layer.packed_elements(examples)).max().unwrap_or(0);
+    let kept = widest.saturating_mul(2).saturating_add(widths);
+    Ok(kept.saturating_mul(examples).saturating_add(packed))
 }
 
 fn layers(inputs: usize, hidden: &[usize], classes: usize) -> Result<Vec<Linear>, ModelError> {

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ModelError;
 use crate::random::{Philox, Purpose};
 use crate::shape::Shape;
 use crate::simd::vectorized;
@@ -91,6 +92,22 @@ fn four(initial: Initial, stream: &Philox, counter: u32) -> [f32; 4] {
         Initial::Uniform { bound } => stream.uniform(counter).map(|u| (u * 2.0 - 1.0) * bound),
         Initial::Normal { std } => stream.normal(counter).map(|n| n * std),
     }
+}
+
+/// A layer's `weight` of these dimensions, outputs first, and its `bias` of as many outputs, uniform within
+/// 1/sqrt(inputs of an output), as PyTorch's `nn.Linear` and `nn.Conv2d` draw them.
+pub(super) fn uniform_layer(name: &str, dims: &[usize]) -> Result<[ParameterSpec; 2], ModelError> {
+    let (outputs, inputs) = dims.split_at(dims.len().min(1));
+    let fan_in: f64 = inputs.iter().map(|&dim| dim as f64).product();
+    let initial = Initial::Uniform { bound: (1.0 / fan_in.sqrt()) as f32 };
+    let spec = |kind: &str, dims: &[usize]| {
+        let name = format!("{name}.{kind}");
+        match Shape::new(dims) {
+            Ok(shape) => Ok(ParameterSpec { name, shape, initial }),
+            Err(source) => Err(ModelError::Shape { parameter: name, source }),
+        }
+    };
+    Ok([spec("weight", dims)?, spec("bias", outputs)?])
 }
 
 /// FNV-1a, 64 bits: tells parameters' streams apart by name. Not a defence against chosen names; a job is signed.
