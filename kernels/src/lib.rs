@@ -15,6 +15,7 @@
 
 pub mod aggregate;
 pub mod codec;
+pub mod cuda;
 pub mod fingerprint;
 mod layers;
 mod linear;

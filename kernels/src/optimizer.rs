@@ -17,6 +17,8 @@ pub mod shipped;
 mod spec;
 
 pub use language::{Program, ProgramError};
+#[cfg(test)]
+pub(crate) use run::tests::random::program as random_program;
 pub use run::{Optimizer, Slice, StepInputs};
 pub use spec::{MAX_NAME, OptimizerSpec};
 

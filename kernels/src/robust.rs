@@ -42,6 +42,7 @@ pub mod weigh;
 use serde::{Deserialize, Serialize};
 
 use crate::simd::vectorized;
+pub(crate) use network::sorting;
 use network::{LANES, Row};
 
 /// The most votes that are aggregated: the network and its block of rows stay in the second-level cache.
@@ -242,7 +243,7 @@ impl Aggregation {
             return Err(AggregationError::Length { expected, found: other.len() });
         }
         let trim = self.bears(votes.len() as u32) as usize;
-        let network = network::sorting(votes.len(), trim..votes.len() - trim);
+        let network = sorting(votes.len(), trim..votes.len() - trim);
         let mut rows = vec![[0; LANES]; votes.len()];
         trimmed_mean(&network, trim, &mut rows, &mut votes);
         Ok(votes.swap_remove(0))

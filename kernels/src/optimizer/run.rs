@@ -13,6 +13,7 @@ mod loops;
 mod plan;
 mod reduce;
 mod scalars;
+mod staged;
 
 use super::OptimizerError;
 use super::language::{Node, Program};
@@ -193,4 +194,4 @@ impl Optimizer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

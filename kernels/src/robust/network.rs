@@ -13,7 +13,7 @@ pub(super) type Row = [i32; LANES];
 
 /// Batcher's merge exchange (Knuth, "The Art of Computer Programming", volume 3, algorithm 5.2.2M) for `n` rows, without the
 /// comparisons that no row in `wanted` depends on. Each pair puts the lesser first.
-pub(super) fn sorting(n: usize, wanted: Range<usize>) -> Vec<(usize, usize)> {
+pub(crate) fn sorting(n: usize, wanted: Range<usize>) -> Vec<(usize, usize)> {
     let mut pairs = Vec::new();
     let top = n.next_power_of_two() / 2;
     let mut p = top;

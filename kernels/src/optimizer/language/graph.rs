@@ -184,6 +184,11 @@ impl Graph {
         &self.nodes
     }
 
+    /// The operations' names, in the same order.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len()).map(|index| NodeId(index as u16))
+    }
+
     /// The new value of each state tensor, a tensor.
     pub fn states(&self) -> &[NodeId] {
         &self.states

@@ -1,6 +1,6 @@
 //! Invariants of running programs, against the graph read plainly. `tests/by_hand.rs` holds five of them to loops by hand.
 
-mod random;
+pub(crate) mod random;
 mod reference;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! Programs of every shape that the language allows, out of a list of choices.
 
 /// A text that is a program, unless it grew beyond the language's limits. Runs out of choices into leaves.
-pub(super) fn program(choices: &[u8]) -> String {
+pub(crate) fn program(choices: &[u8]) -> String {
     let mut maker =
         Maker { choices: choices.iter(), tensors: vec!["w", "g", "a", "b", "c"], scalars: vec!["s", "k"] };
     let mut text = String::from("constant k = 0.5 in [0, 1]\nstate a, b, c\nscalar s = 2\n");

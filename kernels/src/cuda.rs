@@ -1,0 +1,42 @@
+//! Kernels for NVIDIA GPUs: the twins of this crate's arithmetic on the CPU, compiled when a process starts.
+//!
+//! Nothing of CUDA is needed to build or to run without a GPU: the driver and NVRTC, its compiler, are looked for at run time
+//! ([`Gpu::open`]). `docs/gpu.md` says what runs where and how all of it is tested without a GPU.
+//!
+//! Invariants:
+//! 1. **The CPU's bits.** Every kernel here gives what its twin gives, bit for bit, the sign and payload of NaN aside: the same IEEE
+//!    operations in the same order, none contracted but those written as `fmaf`, none flushed. Where that
+//!    cannot be, the kernel says so.
+//! 2. **Lengths are checked before a launch.** Kernels take their counts from [`Buffer`]s, never from a caller; a launch's
+//!    arguments are held against the kernel's own parameters.
+//! 3. **Geometry does not matter.** How many blocks a device runs at once is its own business ([`Device::blocks`]): no result depends
+//!    on it.
+//! 4. **Out of memory is an error that names the tensor**, and leaves everything as it was.
+
+mod buffer;
+mod codec;
+mod device;
+mod driver;
+mod generate;
+mod layers;
+mod linear;
+mod mlp;
+mod nvrtc;
+mod operations;
+mod source;
+mod update;
+
+pub use buffer::Buffer;
+pub use codec::{decode, encode, encode_feedback};
+pub use device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};
+pub use driver::Gpu;
+pub use generate::Generated;
+pub use layers::{cross_entropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
+pub use linear::DeviceLinear;
+pub use mlp::{DeviceMlp, Ready};
+pub use operations::{Votes, add, add_checked, divide, first_non_finite};
+pub use source::Source;
+pub use update::{DeviceOptimizer, DeviceSlice};
+
+#[cfg(test)]
+mod tests;

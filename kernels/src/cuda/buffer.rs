@@ -1,0 +1,95 @@
+//! A tensor on a device: memory that knows its elements.
+
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+
+use super::device::{Argument, Device, DeviceError};
+
+/// `elements` values of type `T` in a device's memory `M`.
+#[derive(Debug)]
+pub struct Buffer<M, T> {
+    name: String,
+    memory: M,
+    elements: usize,
+    values: PhantomData<T>,
+}
+
+impl<M, T: Pod> Buffer<M, T> {
+    /// A tensor of zeros. Its name stands in errors.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn zeros<D: Device<Memory = M>>(
+        device: &mut D,
+        name: &str,
+        elements: usize,
+    ) -> Result<Self, DeviceError> {
+        let memory = device.allocate(name, elements.saturating_mul(size_of::<T>()))?;
+        Ok(Self { name: name.into(), memory, elements, values: PhantomData })
+    }
+
+    /// A tensor of these values.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`].
+    pub fn of<D: Device<Memory = M>>(device: &mut D, name: &str, values: &[T]) -> Result<Self, DeviceError> {
+        let mut buffer = Self::zeros(device, name, values.len())?;
+        buffer.write(device, values)?;
+        Ok(buffer)
+    }
+
+    /// Replaces all values.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], [`DeviceError::Driver`].
+    pub fn write<D: Device<Memory = M>>(&mut self, device: &mut D, values: &[T]) -> Result<(), DeviceError> {
+        self.check(values.len())?;
+        device.write(&mut self.memory, bytemuck::cast_slice(values))
+    }
+
+    /// Copies all values, when what was launched before is over.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], [`DeviceError::Driver`].
+    pub fn read<D: Device<Memory = M>>(&self, device: &mut D, into: &mut [T]) -> Result<(), DeviceError> {
+        self.check(into.len())?;
+        device.read(&self.memory, bytemuck::cast_slice_mut(into))
+    }
+
+    /// A copy of all values.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn to_vec<D: Device<Memory = M>>(&self, device: &mut D) -> Result<Vec<T>, DeviceError> {
+        let mut values = vec![T::zeroed(); self.elements];
+        self.read(device, &mut values)?;
+        Ok(values)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many values it has.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Whether it has as many values as another that it goes with.
+    pub(super) fn check(&self, expected: usize) -> Result<(), DeviceError> {
+        if self.elements == expected {
+            return Ok(());
+        }
+        Err(DeviceError::Length { tensor: self.name.clone(), expected, found: self.elements })
+    }
+
+    pub(super) fn input(&self) -> Argument<'_, M> {
+        Argument::In(&self.memory)
+    }
+
+    pub(super) fn output(&mut self) -> Argument<'_, M> {
+        Argument::InOut(&mut self.memory)
+    }
+}

@@ -1,0 +1,203 @@
+//! What runs kernels: a GPU, or, in tests, the launch emulator. The operations of this module are written once, for both.
+
+use super::source::Source;
+use crate::codec::CodecError;
+use crate::optimizer::OptimizerError;
+use crate::robust::AggregationError;
+
+/// The most scalars that a generated optimizer takes: more than a program of the language has (its nodes are 256 at most).
+pub const SCALARS: usize = 256;
+
+/// A generated optimizer's scalars: `Scalars` of optimizer.cu.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scalars(pub [f32; SCALARS]);
+
+/// Memory and launches. What is launched runs in order; [`read`](Device::read) waits for it.
+pub trait Device {
+    /// Memory on the device.
+    type Memory;
+
+    /// Makes room for `bytes` bytes of zero; `tensor` names it in errors.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`]; nothing has changed then.
+    fn allocate(&mut self, tensor: &str, bytes: usize) -> Result<Self::Memory, DeviceError>;
+
+    /// Copies bytes to the start of a memory that has at least as many.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    fn write(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Copies bytes from the start of a memory that has at least as many.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`], also for what a launch before it met.
+    fn read(&mut self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// How many blocks of threads it runs at once, or somewhat more. Kernels go round as often as they must.
+    fn blocks(&self) -> u32;
+
+    /// Runs a kernel.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the source does not compile, the kernel takes other arguments, or the launch fails.
+    fn launch(
+        &mut self,
+        source: &Source,
+        kernel: &str,
+        geometry: Geometry,
+        arguments: &mut [Argument<'_, Self::Memory>],
+    ) -> Result<(), DeviceError>;
+}
+
+/// How a kernel is launched: blocks and threads have one dimension.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Blocks of threads.
+    pub blocks: u32,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory that each block has.
+    pub shared_bytes: u32,
+}
+
+impl Geometry {
+    /// Threads of a block where a kernel does not need another number.
+    pub(super) const THREADS: u32 = 256;
+
+    /// For `units` pieces of work of which a block does `a_block` at once.
+    pub(super) fn new(units: usize, a_block: u32, threads: u32, most_blocks: u32) -> Self {
+        let blocks = units.div_ceil(a_block.max(1) as usize).min(most_blocks as usize);
+        Self { blocks: blocks.max(1) as u32, threads, shared_bytes: 0 }
+    }
+
+    /// For one thread an element.
+    pub(super) fn each(elements: usize, most_blocks: u32) -> Self {
+        Self::new(elements, Self::THREADS, Self::THREADS, most_blocks)
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Debug)]
+pub enum Argument<'a, M> {
+    /// Memory that is read.
+    In(&'a M),
+    /// Memory that is read and written.
+    InOut(&'a mut M),
+    /// A number.
+    F32(f32),
+    /// A number.
+    U32(u32),
+    /// A number.
+    U64(u64),
+    /// A generated optimizer's scalars.
+    Scalars(&'a Scalars),
+}
+
+/// What a device could not do.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A library is not there.
+    #[error(
+        "{library} was not found: looked for {names} in the loader's folders and in LD_LIBRARY_PATH ({path}). {advice}"
+    )]
+    NoLibrary {
+        /// What it is.
+        library: &'static str,
+        /// The file names that were tried.
+        names: String,
+        /// The value of `LD_LIBRARY_PATH`.
+        path: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// There is no GPU of this number.
+    #[error("cuda:{wanted} was asked for, but the driver has {found} GPUs, counted from cuda:0")]
+    NoDevice {
+        /// The number asked for.
+        wanted: u32,
+        /// How many there are.
+        found: u32,
+    },
+    /// A source does not compile.
+    #[error("{source_name} does not compile for {architecture}: {log}")]
+    Compile {
+        /// The source.
+        source_name: String,
+        /// The GPU's kind.
+        architecture: String,
+        /// What the compiler says.
+        log: String,
+    },
+    /// The device's memory is used up.
+    #[error(
+        "no memory on the GPU for tensor {tensor}: it takes {bytes} bytes, and {free} of {total} are free. Nothing was changed"
+    )]
+    OutOfMemory {
+        /// What the memory was for.
+        tensor: String,
+        /// Its size.
+        bytes: usize,
+        /// What is free.
+        free: usize,
+        /// What the GPU has.
+        total: usize,
+    },
+    /// The driver refused.
+    #[error("the GPU's driver failed to {doing}: {message}")]
+    Driver {
+        /// What was to be done.
+        doing: String,
+        /// What it said.
+        message: String,
+    },
+    /// A tensor has another length than one it goes with.
+    #[error("tensor {tensor} has {found} elements on the GPU, but must have {expected}")]
+    Length {
+        /// Which tensor.
+        tensor: String,
+        /// What it must have.
+        expected: usize,
+        /// What it has.
+        found: usize,
+    },
+    /// A kernel was given what it does not take: a fault of this crate.
+    #[error("kernel {kernel} of {source_name} does not take these arguments")]
+    Arguments {
+        /// The kernel.
+        kernel: String,
+        /// Its source.
+        source_name: String,
+    },
+    /// A label is not below the number of classes.
+    #[error("label {label} is not below the {classes} classes")]
+    Label {
+        /// The label.
+        label: u32,
+        /// How many classes there are.
+        classes: usize,
+    },
+    /// As on the CPU.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// As on the CPU.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// As on the CPU.
+    #[error(transparent)]
+    Aggregation(#[from] AggregationError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_has_a_block_at_least_and_as_many_as_run_at_once_at_most() {
+        let blocks = |elements, most| Geometry::each(elements, most).blocks;
+        assert_eq!((blocks(0, 9), blocks(1, 9), blocks(256, 9), blocks(257, 9)), (1, 1, 1, 2));
+        assert_eq!((blocks(usize::MAX, 9), blocks(1 << 20, u32::MAX)), (9, 4096));
+    }
+}

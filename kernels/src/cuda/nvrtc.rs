@@ -1,0 +1,63 @@
+//! NVRTC: CUDA C++ to PTX, in the process. It takes tens of milliseconds a source, so that what was compiled is kept in memory
+//! only: a cache on disk would be code that another could write.
+
+#![allow(unsafe_code, reason = "a library is loaded here")]
+
+use cudarc::nvrtc::{self, CompileError, CompileOptions, Ptx};
+
+use super::device::DeviceError;
+use super::source::Source;
+
+/// Compiles a source for an architecture: `compute_90` for PTX that later GPUs take too, `sm_90` for one kind.
+///
+/// # Errors
+/// [`DeviceError::NoLibrary`] if NVRTC is not there, [`DeviceError::Compile`] with what it says.
+pub(super) fn compile(source: &Source, architecture: &str) -> Result<Ptx, DeviceError> {
+    require()?;
+    let options = CompileOptions {
+        // The bits are the CPU's: no contraction of its own, subnormal numbers, correct rounding.
+        fmad: Some(false),
+        ftz: Some(false),
+        prec_div: Some(true),
+        prec_sqrt: Some(true),
+        name: Some(source.name().into()),
+        options: vec![
+            format!("--gpu-architecture={architecture}"),
+            // The prelude has more functions than a source uses.
+            "--diag-suppress=177".into(),
+        ],
+        ..CompileOptions::default()
+    };
+    nvrtc::compile_ptx_with_opts(source.text(), options).map_err(|error| DeviceError::Compile {
+        source_name: source.name().into(),
+        architecture: architecture.into(),
+        log: match error {
+            CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+            other => other.to_string(),
+        },
+    })
+}
+
+/// Whether NVRTC can be loaded.
+pub(super) fn require() -> Result<(), DeviceError> {
+    // SAFETY: loading the library runs its initializers; it is NVIDIA's, found by the system's loader as any other is.
+    let is_there = unsafe { nvrtc::sys::is_culib_present() };
+    if is_there {
+        return Ok(());
+    }
+    Err(missing(
+        "NVRTC, the CUDA compiler,",
+        &["nvrtc"],
+        "Install it (the package cuda-nvrtc of CUDA 13.0, or nvidia-cuda-nvrtc from PyPI with its lib folder in LD_LIBRARY_PATH), or use the CPU",
+    ))
+}
+
+/// The error for a library of one of these names.
+pub(super) fn missing(library: &'static str, names: &[&str], advice: &'static str) -> DeviceError {
+    let mut files: Vec<String> =
+        names.iter().flat_map(|name| cudarc::get_lib_name_candidates(name)).collect();
+    let mut seen = std::collections::HashSet::new();
+    files.retain(|file| seen.insert(file.clone()));
+    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_else(|_| "not set".into());
+    DeviceError::NoLibrary { library, names: files.join(", "), path, advice }
+}

@@ -1,0 +1,187 @@
+//! Layers, and a model made of them.
+
+use super::super::programs::Pair;
+use super::{LENGTHS, assert_bits, finite, hard, hash, numbers};
+use crate::cuda::{self, Buffer, Device, DeviceLinear, DeviceMlp, DeviceSlice};
+use crate::layers;
+use crate::linear::{Linear, Panels, Rows};
+use crate::model::{Batch, ModelSpec};
+use crate::optimizer::{Slice, StepInputs};
+
+/// ReLU, GELU, a bias's gradient, softmax and cross-entropy.
+pub(in crate::cuda::tests) fn layers<D: Device>(device: &mut D) {
+    for elements in LENGTHS {
+        let (values, gradient) = (hard(elements, 5), hard(elements, 6));
+        let mut outputs = Buffer::of(device, "outputs", &values).unwrap();
+        cuda::relu(device, &mut outputs).unwrap();
+        let mut expected = values;
+        layers::relu(&mut expected);
+        assert_bits(&outputs.to_vec(device).unwrap(), &expected, "relu");
+        let mut through = Buffer::of(device, "gradient", &gradient).unwrap();
+        cuda::relu_gradient(device, &mut through, &outputs).unwrap();
+        let mut expected_through = gradient;
+        layers::relu_gradient(&mut expected_through, &expected);
+        assert_bits(&through.to_vec(device).unwrap(), &expected_through, "relu_gradient");
+
+        let (values, gradient) = (hard(elements, 7), hard(elements, 8));
+        let inputs = Buffer::of(device, "values", &values).unwrap();
+        let mut outputs = Buffer::zeros(device, "outputs", elements).unwrap();
+        cuda::gelu(device, &inputs, &mut outputs).unwrap();
+        let mut expected = vec![0.0; elements];
+        layers::gelu(&values, &mut expected);
+        assert_bits(&outputs.to_vec(device).unwrap(), &expected, "gelu");
+        let mut through = Buffer::of(device, "gradient", &gradient).unwrap();
+        cuda::gelu_gradient(device, &inputs, &mut through).unwrap();
+        let mut expected = gradient;
+        layers::gelu_gradient(&values, &mut expected);
+        assert_bits(&through.to_vec(device).unwrap(), &expected, "gelu_gradient");
+    }
+    for (examples, features) in [(1, 1), (15, 31), (16, 32), (37, 33), (100, 300)] {
+        let rows = numbers(examples * features, 9);
+        let gradient = Buffer::of(device, "gradient", &rows).unwrap();
+        let mut bias = Buffer::zeros(device, "bias", features).unwrap();
+        cuda::sum_examples(device, &gradient, examples, &mut bias).unwrap();
+        let panels = Panels::new(examples);
+        let mut in_panels = vec![0.0; panels.elements(features)];
+        panels.fill(&rows, features, &mut in_panels);
+        let mut expected = vec![0.0; features];
+        layers::sum_examples(panels, &in_panels, &mut expected);
+        assert_bits(&bias.to_vec(device).unwrap(), &expected, "sum_examples");
+    }
+    for (seed, (examples, classes)) in
+        [(1, 1), (3, 2), (9, 10), (17, 127), (5, 128), (4, 129), (2, 1000)].into_iter().enumerate()
+    {
+        for make in [numbers, finite, hard] {
+            let mut logits = make(examples * classes, 100 + seed as u64);
+            // Ties, of which the first counts.
+            logits[classes / 2] = logits[0];
+            let labels: Vec<u32> = (0..examples as u64).map(|e| hash(e) as u32 % classes as u32).collect();
+            let mut on_device = Buffer::of(device, "logits", &logits).unwrap();
+            let loss = cuda::cross_entropy(device, &mut on_device, &labels, classes).unwrap();
+            let panels = Panels::new(examples);
+            let mut expected = vec![0.0; panels.elements(classes)];
+            panels.fill(&logits, classes, &mut expected);
+            let mut scratch = vec![0.0; layers::scratch_elements(panels)];
+            let by_cpu = layers::cross_entropy(panels, classes, &mut expected, &labels, &mut scratch);
+            let mut rows = vec![0.0; examples * classes];
+            panels.empty(&expected, classes, &mut rows);
+            let what = format!("cross-entropy of {examples} examples, {classes} classes");
+            assert_bits(&on_device.to_vec(device).unwrap(), &rows, &what);
+            assert_eq!((loss.correct, loss.examples), (by_cpu.correct, by_cpu.examples), "{what}");
+            let same = loss.loss_sum.to_bits() == by_cpu.loss_sum.to_bits();
+            assert!(same || loss.loss_sum.is_nan() && by_cpu.loss_sum.is_nan(), "{what}");
+        }
+    }
+}
+
+/// Products of a fully connected layer, of every shape around a tile's.
+pub(in crate::cuda::tests) fn linear<D: Device>(device: &mut D) {
+    for (seed, (examples, inputs, outputs)) in
+        [(1, 1, 1), (3, 17, 5), (16, 16, 16), (64, 15, 64), (65, 33, 66), (130, 70, 10)]
+            .into_iter()
+            .enumerate()
+    {
+        let seed = seed as u64;
+        let (layer, panels) = (Linear { inputs, outputs }, Panels::new(examples));
+        let mut weights = numbers(inputs * outputs, seed);
+        let (mut x, mut dy) = (numbers(examples * inputs, seed + 10), numbers(examples * outputs, seed + 20));
+        let mut bias = numbers(outputs, seed + 30);
+        // Sums that must stay -0, and numbers of which a product overflows.
+        weights[0] = -0.0;
+        x.iter_mut().step_by(3).for_each(|value| *value = if *value > 0.0 { 0.0 } else { -0.0 });
+        dy[0] = f32::MAX;
+        bias[0] = -0.0;
+        let in_panels = |rows: &[f32], features: usize| {
+            let mut values = vec![0.0; panels.elements(features)];
+            panels.fill(rows, features, &mut values);
+            values
+        };
+        let in_rows = |values: &[f32], features: usize| {
+            let mut rows = vec![0.0; examples * features];
+            panels.empty(values, features, &mut rows);
+            rows
+        };
+        let on_device = DeviceLinear { inputs, outputs };
+        let buffers = [&weights, &bias, &x, &dy].map(|values| Buffer::of(device, "tensor", values).unwrap());
+        let [of_weights, of_bias, of_x, of_dy] = &buffers;
+
+        let mut y = Buffer::zeros(device, "y", examples * outputs).unwrap();
+        on_device.forward(device, examples, (of_weights, of_bias), of_x, &mut y).unwrap();
+        let mut expected = vec![0.0; panels.elements(outputs)];
+        layer.forward(&weights, &bias, panels, &in_panels(&x, inputs), &mut expected);
+        assert_bits(&y.to_vec(device).unwrap(), &in_rows(&expected, outputs), "forward");
+
+        let mut dx = Buffer::zeros(device, "dx", examples * inputs).unwrap();
+        on_device.backward(device, examples, of_weights, of_dy, &mut dx).unwrap();
+        let mut expected = vec![0.0; panels.elements(inputs)];
+        layer.backward(&weights, panels, &in_panels(&dy, outputs), &mut expected);
+        assert_bits(&dx.to_vec(device).unwrap(), &in_rows(&expected, inputs), "backward");
+
+        let mut dw = Buffer::zeros(device, "dw", inputs * outputs).unwrap();
+        on_device.weights(device, examples, of_dy, of_x, &mut dw).unwrap();
+        let (mut expected, mut packed) =
+            (vec![0.0; inputs * outputs], vec![0.0; layer.packed_elements(examples)]);
+        layer.weights(panels, &in_panels(&dy, outputs), Rows::Rows(&x), &mut expected, &mut packed);
+        assert_bits(&dw.to_vec(device).unwrap(), &expected, "weights");
+    }
+}
+
+/// A few steps of training: a perceptron's gradients, then Adam, all of it on the device, against the same on the CPU.
+pub(in crate::cuda::tests) fn training<D: Device>(device: &mut D, adam: &mut Pair) {
+    let (features, hidden, classes, examples) = (37, [70, 20], 10, 33);
+    let spec = ModelSpec::Mlp { inputs: features, hidden: hidden.to_vec(), classes };
+    let mut model = spec.build(examples).unwrap();
+    let mut on_device = DeviceMlp::new(device, features, &hidden, classes, examples).unwrap();
+    let mut weights: Vec<Vec<f32>> = Vec::new();
+    for (index, parameter) in model.parameters().iter().enumerate() {
+        weights.push(numbers(parameter.shape.elements(), index as u64).iter().map(|w| w * 0.2).collect());
+    }
+    let mut of_weights: Vec<_> =
+        weights.iter().map(|values| Buffer::of(device, "parameter", values).unwrap()).collect();
+    let mut states: Vec<Vec<Vec<f32>>> =
+        weights.iter().map(|weights| vec![vec![0.0; weights.len()]; 2]).collect();
+    let mut of_states: Vec<Vec<_>> = states
+        .iter()
+        .map(|tensors| tensors.iter().map(|state| Buffer::of(device, "state", state).unwrap()).collect())
+        .collect();
+    for step in 1..=3 {
+        let inputs = numbers(examples * features, 50 + step);
+        let labels: Vec<u32> =
+            (0..examples as u64).map(|e| hash(step << 8 | e) as u32 % classes as u32).collect();
+        let mut gradients = vec![Vec::new(); weights.len()];
+        let views: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        let expected = model
+            .gradients(&views, Batch::new(&inputs, &labels), &mut |at, sum| gradients[at] = sum.to_vec())
+            .unwrap();
+        let mut found = vec![Vec::new(); weights.len()];
+        let batch = (inputs.as_slice(), labels.as_slice());
+        let loss = on_device
+            .gradients(device, &of_weights, batch, &mut |device, at, sum| {
+                found[at] = sum.to_vec(device)?;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!((loss.loss_sum.to_bits(), loss), (expected.loss_sum.to_bits(), expected));
+        let inputs = StepInputs { step, learning_rate: 0.01, divisor: examples as f32 };
+        for at in 0..weights.len() {
+            assert_bits(&found[at], &gradients[at], &format!("gradient {at} in step {step}"));
+            let slice = Slice {
+                weights: &weights[at],
+                gradient_to_weights: &mut gradients[at],
+                state: &mut states[at],
+            };
+            adam.host.update(inputs, slice, &mut []).unwrap();
+            weights[at] = gradients[at].clone();
+            let mut out = Buffer::of(device, "gradient", &found[at]).unwrap();
+            let slice = DeviceSlice {
+                weights: &of_weights[at],
+                gradient_to_weights: &mut out,
+                state: &mut of_states[at],
+            };
+            adam.device.update(device, inputs, slice, &mut []).unwrap();
+            of_weights[at] = out;
+            let after = of_weights[at].to_vec(device).unwrap();
+            assert_bits(&after, &weights[at], &format!("parameter {at} after step {step}"));
+        }
+    }
+}

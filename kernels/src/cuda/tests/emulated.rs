@@ -1,0 +1,223 @@
+//! Kernels on the emulator: the same bits as on the CPU, in whatever order threads run; and what the emulator notices.
+
+use super::emulator::{Emulator, is_there};
+use super::{comparisons, programs};
+use crate::cuda::{Argument, Buffer, Device, DeviceError, Geometry, Source};
+use crate::math;
+
+/// Invariants 1 and 3, with few blocks and many, and threads in any order.
+fn everywhere(mut compare: impl FnMut(&mut Emulator), sources: &[Source]) {
+    if !is_there() {
+        return;
+    }
+    let mut emulator = Emulator::new(sources);
+    for (seed, blocks) in [(0, 7), (1, 3), (2, u32::MAX)] {
+        (emulator.seed, emulator.blocks) = (seed, blocks);
+        compare(&mut emulator);
+    }
+}
+
+#[test]
+fn aggregation_has_the_bits_of_the_cpu() {
+    everywhere(comparisons::aggregation, &[Source::aggregate()]);
+}
+
+#[test]
+fn robust_rules_have_the_bits_of_the_cpu() {
+    everywhere(|device| comparisons::robust(device, 1024), &[Source::robust()]);
+}
+
+#[test]
+fn codecs_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::codecs, &[Source::aggregate(), Source::codec()]);
+}
+
+#[test]
+fn layers_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::layers, &[Source::layers()]);
+}
+
+#[test]
+fn products_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::linear, &[Source::linear()]);
+}
+
+#[test]
+fn training_a_perceptron_has_the_bits_of_the_cpu() {
+    let mut adam = programs::named("adam");
+    let optimizer = adam.device.kernels().source().clone();
+    everywhere(
+        |device| comparisons::training(device, &mut adam),
+        &[Source::linear(), Source::layers(), optimizer],
+    );
+}
+
+#[test]
+fn shipped_optimizers_have_the_bits_of_the_cpu() {
+    let mut pairs = programs::shipped();
+    let sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    everywhere(
+        |device| {
+            for pair in &mut pairs {
+                for (elements, rate) in [(0, 0.01), (1, 0.01), (613, 0.0), (2 * 4096 + 203, 0.01)] {
+                    comparisons::optimizer(device, pair, elements, rate);
+                }
+            }
+        },
+        &sources,
+    );
+}
+
+#[test]
+fn random_optimizers_have_the_bits_of_the_cpu() {
+    let mut pairs = programs::random(60);
+    let sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    everywhere(
+        |device| {
+            for pair in &mut pairs {
+                comparisons::optimizer(device, pair, 300, 0.1);
+            }
+        },
+        &sources,
+    );
+}
+
+/// What is refused launches nothing: there is nothing here that could run.
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut device = Emulator::without_kernels();
+    comparisons::refusals(&mut device);
+    let (mut adam, mut lamb) = (programs::named("adam"), programs::named("lamb"));
+    comparisons::refused_updates(&mut device, &mut adam, &mut lamb);
+}
+
+/// A source of the test's own.
+fn source(text: &str) -> Source {
+    Source::generated("test.cu".into(), text.into())
+}
+
+/// `exp`, `ln` and `tanh` are the CPU's, over a sweep of all bit patterns.
+#[test]
+fn elementary_functions_have_the_bits_of_the_cpu() {
+    if !is_there() {
+        return;
+    }
+    let text = r#"
+extern "C" __global__ void functions(const float *x, float *exps, float *lns, float *tanhs, u64 elements)
+{
+    EACH(i, elements) {
+        exps[i] = t_exp(x[i]);
+        lns[i] = t_ln(x[i]);
+        tanhs[i] = t_tanh(x[i]);
+    }
+}
+"#;
+    let source = source(text);
+    let mut device = Emulator::new(std::slice::from_ref(&source));
+    let inputs: Vec<f32> = math::tests::sweep().into_iter().step_by(37).collect();
+    let elements = inputs.len();
+    assert!(elements > 100_000);
+    let x = Buffer::of(&mut device, "x", &inputs).unwrap();
+    let mut outputs: Vec<Buffer<_, f32>> =
+        (0..3).map(|_| Buffer::zeros(&mut device, "out", elements).unwrap()).collect();
+    let mut arguments = vec![x.input()];
+    arguments.extend(outputs.iter_mut().map(Buffer::output));
+    arguments.push(Argument::U64(elements as u64));
+    let geometry = Geometry { blocks: 7, threads: 256, shared_bytes: 0 };
+    device.launch(&source, "functions", geometry, &mut arguments).unwrap();
+    let bits = |value: f32| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() };
+    for (output, function) in outputs.iter().zip([math::exp, math::ln, math::tanh]) {
+        for (x, found) in inputs.iter().zip(output.to_vec(&mut device).unwrap()) {
+            assert_eq!(bits(found), bits(function(*x)), "at {x:e}");
+        }
+    }
+}
+
+/// What becomes of kernels with these bodies: what `x` then is, or why not. Each has two arrays of 8 numbers, 256 bytes of shared
+/// memory and 64 threads.
+fn outcomes<'a>(bodies: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let kernels = bodies.enumerate().map(|(case, body)| {
+        format!("#line 1 \"case.cu\"\nextern \"C\" __global__ void case_{case}(float *x, const float *y)\n{{\n{body}\n}}\n")
+    });
+    let source = source(&kernels.collect::<String>());
+    let mut device = Emulator::new(std::slice::from_ref(&source));
+    let y = Buffer::of(&mut device, "y", &[0.0f32; 8]).unwrap();
+    let geometry = Geometry { blocks: 1, threads: 64, shared_bytes: 256 };
+    let cases = source.kernels().into_iter().filter(|kernel| kernel.starts_with("case_"));
+    cases
+        .map(|case| {
+            let mut x = Buffer::of(&mut device, "x", &[0.0f32; 8]).unwrap();
+            match device.launch(&source, case, geometry, &mut [x.output(), y.input()]) {
+                Ok(()) => format!("{:?}", x.to_vec(&mut device).unwrap()),
+                Err(DeviceError::Driver { message, .. }) => message,
+                Err(other) => other.to_string(),
+            }
+        })
+        .collect()
+}
+
+/// What runs over a buffer is stopped, and named; threads that wait for what cannot come are an error that names both.
+#[test]
+fn the_emulator_notices_faults() {
+    if !is_there() {
+        return;
+    }
+    let cases = [
+        (
+            "x[threadIdx.x] = 1.0f;",
+            "thread 8 of block 0 reached 0 bytes past the end of argument 0, which has 32 bytes",
+        ),
+        (
+            "if (threadIdx.x == 9) x[0] = y[8 + threadIdx.x];",
+            "thread 9 of block 0 reached 36 bytes past the end of argument 1",
+        ),
+        ("if (threadIdx.x == 0) x[-1] = 1.0f;", "a thread wrote before the start of argument 0"),
+        ("const_cast<float *>(y)[threadIdx.x % 8] = 1.0f;", "to write to byte 0 of the constant argument 1"),
+        (
+            "DYNAMIC_SHARED(float, s); s[threadIdx.x + 1] = 1.0f;",
+            "thread 63 of block 0 reached 0 bytes past the end of dynamic shared memory",
+        ),
+        ("*(volatile float *)16 = y[0] + x[0];", "an address that is in no argument"),
+        (
+            "if (threadIdx.x < 32) __syncthreads();",
+            "thread 0 waits at case.cu:3 for thread 32, which has ended",
+        ),
+        (
+            "if (threadIdx.x == 5)\n__syncthreads();\nelse\n__syncthreads();",
+            "thread 0 waits at case.cu:6 for thread 5, which waits at case.cu:4",
+        ),
+        (
+            "if (threadIdx.x != 3) x[0] = __shfl_down_sync(0xffffffffu, 1.0f, 1);",
+            "thread 0 waits at case.cu:3 for thread 3, which has ended",
+        ),
+        (
+            "if (threadIdx.x < 4) x[0] = __shfl_sync(0x0fu, 1.0f, 9);",
+            "lane 9 is read, but is not in the mask",
+        ),
+        ("x[0] = __ballot_sync(0x0fu, true);", "thread 4 is not in its own mask"),
+    ];
+    let found = outcomes(cases.iter().map(|(body, _)| *body));
+    assert_eq!(found.len(), cases.len());
+    for ((body, said), found) in cases.iter().zip(found) {
+        assert!(found.contains(said), "{body}: {found}");
+    }
+}
+
+/// Barriers, shuffles, ballots and atomics do what they must; and what a missing barrier changes is seen.
+#[test]
+fn the_emulator_runs_blocks_as_a_gpu_does() {
+    if !is_there() {
+        return;
+    }
+    let sum = "const float sum = threadIdx.x;\n__shared__ float all[64];\nall[threadIdx.x] = sum;\n__syncthreads();\n\
+        if (threadIdx.x == 0) { x[0] = all[1] + all[63]; }\n\
+        if (threadIdx.x < 32) { const unsigned even = __ballot_sync(0xffffffffu, threadIdx.x % 2 == 0); \
+        const float up = __shfl_up_sync(0xffffffffu, sum, 1); const float other = __shfl_xor_sync(0xffffffffu, sum, 16); \
+        if (threadIdx.x == 7) { x[1] = even == 0x55555555u ? 1.0f : 0.0f; x[2] = up; x[3] = other; } }\n\
+        atomicAdd(&x[4], 1.0f); atomicMax(&x[5], sum); if (threadIdx.x == 0) { x[6] = y[0] + blockDim.x + gridDim.x; }";
+    let racy = sum.replace("__syncthreads();", "");
+    let found = outcomes([sum, &racy].into_iter());
+    assert_eq!(found[0], "[64.0, 1.0, 6.0, 23.0, 64.0, 63.0, 65.0, 0.0]");
+    // Without the barrier, thread 0 reads what nobody has written: NaN, put there for this.
+    assert!(found[1].starts_with("[NaN"), "{}", found[1]);
+}
