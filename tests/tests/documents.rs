@@ -17,6 +17,7 @@ const PAGES: &[&str] = &[
     "docs/aggregation.md",
     "docs/audit.md",
     "docs/config.md",
+    "docs/gpu.md",
     "docs/hardening.md",
     "docs/identities.md",
     "docs/metrics.md",
