@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let spec = match arguments.first().map(String::as_str) {
         None | Some("cnn") => ModelSpec::Cnn { image, classes },
+        Some("resnet18") => ModelSpec::ResNet18 { image, classes },
         Some(other) => return Err(format!("no model {other}").into()),
     };
     println!("{spec:?}, {} on one core", instruction_set());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use by_hand::ByHand;
 use testudo_kernels::optimizer::{Slice, StepInputs};
 use testudo_kernels::{
-    Initial, OptimizerSpec, ParameterSpec, Shape, add, add_checked, first_non_finite, instruction_set,
+    Initial, OptimizerSpec, ParameterSpec, Shape, Update, add, add_checked, first_non_finite, instruction_set,
 };
 
 /// Elements of a slice: the default of 1 MiB.
@@ -45,7 +45,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         compare(name, by_hand, &weights, &mut others)?;
     }
     for initial in [Initial::Uniform { bound: 0.1 }, Initial::Normal { std: 0.1 }] {
-        let spec = ParameterSpec { name: "w".into(), shape: Shape::new(&[SLICES, SLICE])?, initial };
+        let spec = ParameterSpec {
+            name: "w".into(),
+            shape: Shape::new(&[SLICES, SLICE])?,
+            initial,
+            update: Update::Learn,
+        };
         report(&format!("{initial:?}"), &mut |slice| spec.initialize(1, slice * SLICE, &mut others[slice]));
     }
     Ok(())

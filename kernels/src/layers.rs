@@ -10,6 +10,7 @@
 //! 4. Lengths are the caller's promise: a buffer too short leaves results unfinished, and never panics.
 
 mod attention;
+mod batch_norm;
 mod bias;
 mod buffers;
 mod convolution;
@@ -18,13 +19,13 @@ mod embedding;
 mod gelu;
 mod image;
 mod norm;
-#[cfg_attr(not(test), expect(dead_code))] // means wait for residual networks
 mod pool;
 mod relu;
 mod softmax;
 
 pub(crate) use crate::linear::{Linear, Panels, Rows};
 pub(crate) use attention::{Attention, Scratch as AttentionScratch};
+pub(crate) use batch_norm::{BatchNorm, Statistics};
 pub(crate) use bias::{sum_examples, sum_positions};
 pub(crate) use buffers::{buffer, take, take_mut};
 pub(crate) use convolution::{Convolution, Ends};

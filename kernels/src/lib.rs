@@ -32,7 +32,7 @@ pub use aggregate::{add, add_checked, first_non_finite};
 pub use codec::{Codec, CodecError};
 pub use fingerprint::{fingerprint, instruction_set};
 pub use layers::Norm;
-pub use model::{Batch, GptSpec, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place};
+pub use model::{Batch, GptSpec, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place, Update};
 pub use optimizer::{Optimizer, OptimizerError, OptimizerSpec, Program, ProgramError};
 pub use random::{Philox, Purpose, permutation};
 pub use robust::{Aggregation, AggregationError};

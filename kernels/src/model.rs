@@ -22,9 +22,10 @@ mod cnn;
 mod gpt;
 mod mlp;
 mod parameter;
+mod resnet;
 
 pub use gpt::GptSpec;
-pub use parameter::{Initial, ParameterSpec};
+pub use parameter::{Initial, ParameterSpec, Update, average};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +160,15 @@ pub enum ModelSpec {
         /// Classes.
         classes: usize,
     },
+    /// ResNet-18 for small images (He et al., 2016): a convolution 3x3, four stages of two residual blocks with batch norm,
+    /// the mean over pixels, a fully connected layer to the classes, softmax and cross-entropy. Parameters have
+    /// torchvision's names: `conv1.weight`, `bn1.weight`, `layer1.0.conv1.weight`, `fc.weight` and so on.
+    ResNet18 {
+        /// Channels, height and width of an image.
+        image: [usize; 3],
+        /// Classes.
+        classes: usize,
+    },
     /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
     /// alone.
     Custom {
@@ -196,6 +206,7 @@ impl ModelSpec {
             ModelSpec::Mlp { inputs, hidden, classes } => mlp::parameters(*inputs, hidden, *classes),
             ModelSpec::Gpt(spec) => spec.parameters(),
             ModelSpec::Cnn { image, classes } => cnn::parameters(*image, *classes),
+            ModelSpec::ResNet18 { image, classes } => resnet::parameters(*image, *classes),
             ModelSpec::Custom { parameters, .. } => Ok(parameters.clone()),
         }
     }
@@ -211,6 +222,9 @@ impl ModelSpec {
             }
             ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, max_examples)?)),
             ModelSpec::Cnn { image, classes } => Ok(Box::new(cnn::Cnn::new(*image, *classes, max_examples)?)),
+            ModelSpec::ResNet18 { image, classes } => {
+                Ok(Box::new(resnet::ResNet::new(*image, *classes, max_examples)?))
+            }
             ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
         }
     }
@@ -218,7 +232,7 @@ impl ModelSpec {
     /// Examples that are best evaluated at a time: what it makes of them fits caches, and bounded memory.
     pub fn evaluation_batch(&self) -> usize {
         match self {
-            ModelSpec::Cnn { .. } => EVALUATED_IMAGES,
+            ModelSpec::Cnn { .. } | ModelSpec::ResNet18 { .. } => EVALUATED_IMAGES,
             _ => (EVALUATED_TARGETS / self.targets().max(1)).max(1),
         }
     }
@@ -234,6 +248,7 @@ impl ModelSpec {
                 mlp::buffer_elements(*inputs, hidden, *classes, examples)
             }
             ModelSpec::Cnn { image, classes } => cnn::buffer_elements(*image, *classes, examples),
+            ModelSpec::ResNet18 { image, classes } => resnet::buffer_elements(*image, *classes, examples),
             ModelSpec::Gpt(spec) => {
                 spec.parameters()?;
                 Ok(usize::try_from(spec.buffer_elements(max_examples as u64)).unwrap_or(usize::MAX))
@@ -247,7 +262,9 @@ impl ModelSpec {
         match self {
             ModelSpec::Mlp { inputs, .. } | ModelSpec::Custom { inputs, .. } => *inputs,
             ModelSpec::Gpt(spec) => spec.context,
-            ModelSpec::Cnn { image, .. } => image.iter().copied().fold(1, usize::saturating_mul),
+            ModelSpec::Cnn { image, .. } | ModelSpec::ResNet18 { image, .. } => {
+                image.iter().copied().fold(1, usize::saturating_mul)
+            }
         }
     }
 
@@ -257,6 +274,7 @@ impl ModelSpec {
             ModelSpec::Gpt(spec) => spec.vocabulary,
             ModelSpec::Mlp { classes, .. }
             | ModelSpec::Cnn { classes, .. }
+            | ModelSpec::ResNet18 { classes, .. }
             | ModelSpec::Custom { classes, .. } => *classes,
         }
     }
@@ -265,7 +283,7 @@ impl ModelSpec {
     pub fn targets(&self) -> usize {
         match self {
             ModelSpec::Gpt(spec) => spec.context,
-            ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } | ModelSpec::Custom { .. } => 1,
+            _ => 1,
         }
     }
 }

@@ -10,6 +10,7 @@ fn the_steady_state_allocates_nothing() {
     for spec in [
         ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 },
         ModelSpec::Cnn { image: [2, 7, 8], classes: 10 },
+        ModelSpec::ResNet18 { image: [2, 3, 4], classes: 10 },
     ] {
         steps(&spec);
     }

@@ -4,17 +4,24 @@
 //! 2. A rule reads nothing but its tensor, the gradient, what it keeps of them, and the step: no bit depends on how a tensor is
 //!    cut. One that needs a whole tensor says so ([`Rules::is_whole`]), and is given all its slices at once.
 
+use testudo_kernels::model::average;
 use testudo_kernels::optimizer::{Slice, StepInputs};
-use testudo_kernels::{Optimizer, OptimizerError, ParameterSpec};
+use testudo_kernels::{Optimizer, OptimizerError, ParameterSpec, Update};
 
 use crate::job::JobSpec;
 
 /// A parameter's rule. Another kind of parameter (one that is no weight, say) takes a variant here, an arm in each method of
 /// [`Rules`], and is chosen in [`Rules::new`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Rule {
     /// One of the server's optimizers, by its place.
     Optimizer(usize),
+    /// A running mean, which no optimizer touches. It keeps what the first optimizer would, as it was at first, so that
+    /// all slices of a checkpoint have one form.
+    Average {
+        /// The part that a step replaces.
+        momentum: f32,
+    },
 }
 
 /// The rules of a job's parameters, ready to run.
@@ -32,18 +39,22 @@ impl Rules {
     pub(super) fn new(job: &JobSpec, parameters: &[ParameterSpec]) -> Result<Rules, OptimizerError> {
         Ok(Rules {
             optimizers: vec![job.optimizer.compile()?],
-            of: vec![Rule::Optimizer(0); parameters.len()],
+            of: parameters.iter().map(|parameter| Rule::of(parameter.update)).collect(),
         })
     }
 
+    /// The optimizer whose state a parameter's slices keep.
     fn optimizer(&self, parameter: u32) -> Option<&Optimizer> {
-        let Rule::Optimizer(at) = self.of.get(parameter as usize)?;
-        self.optimizers.get(*at)
+        match self.of.get(parameter as usize)? {
+            Rule::Optimizer(at) => self.optimizers.get(*at),
+            Rule::Average { .. } => self.optimizers.first(),
+        }
     }
 
     /// Whether its slices are updated together.
     pub(super) fn is_whole(&self, parameter: u32) -> bool {
-        self.optimizer(parameter).is_some_and(|o| o.program().needs_whole_tensor())
+        let learnt = matches!(self.of.get(parameter as usize), Some(Rule::Optimizer(_)));
+        learnt && self.optimizer(parameter).is_some_and(|o| o.program().needs_whole_tensor())
     }
 
     /// How many tensors it keeps beside the values, each of their length.
@@ -68,8 +79,55 @@ impl Rules {
         slices: &mut [Slice<'_>],
         scalars: &mut [f64],
     ) -> Result<(), OptimizerError> {
-        let Some(Rule::Optimizer(at)) = self.of.get(parameter as usize) else { return Ok(()) };
-        let Some(optimizer) = self.optimizers.get_mut(*at) else { return Ok(()) };
-        optimizer.update_tensor(inputs, slices, scalars)
+        match self.of.get(parameter as usize) {
+            Some(Rule::Optimizer(at)) => match self.optimizers.get_mut(*at) {
+                Some(optimizer) => optimizer.update_tensor(inputs, slices, scalars),
+                None => Ok(()),
+            },
+            Some(Rule::Average { momentum }) => slices.iter_mut().try_for_each(|slice| {
+                average(*momentum, inputs.divisor, slice.weights, slice.gradient_to_weights)
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Rule {
+    fn of(update: Update) -> Rule {
+        match update {
+            Update::Learn => Rule::Optimizer(0),
+            Update::Average { momentum } => Rule::Average { momentum },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_kernels::OptimizerSpec;
+
+    use super::*;
+
+    /// A running mean is blended with what the step's shards gave, whatever the optimizer, its weight decay and the learning
+    /// rate; what it keeps beside does not change, and its slices need not wait for each other.
+    #[test]
+    fn running_means_are_no_optimizers_business() {
+        for name in ["sgd", "adamw", "nadam", "lamb"] {
+            let optimizer = OptimizerSpec::shipped(name).unwrap().compile().unwrap();
+            let of = [Update::Average { momentum: 0.25 }, Update::Learn].map(Rule::of).to_vec();
+            let mut rules = Rules { optimizers: vec![optimizer], of };
+            assert_eq!(rules.state_tensors(0), rules.state_tensors(1));
+            assert_eq!(rules.scalars(0), rules.scalars(1));
+            assert!(!rules.is_whole(0), "{name}");
+            assert_eq!(rules.is_whole(1), name == "lamb");
+            let (weights, mut values) = ([4.0, -1.0], [80.0, 8.0]);
+            let mut state = vec![vec![0.0; 2]; rules.state_tensors(0)];
+            let mut scalars = rules.scalars(0);
+            let inputs = StepInputs { step: 3, learning_rate: 0.5, divisor: 8.0 };
+            let slice = Slice { weights: &weights, gradient_to_weights: &mut values, state: &mut state };
+            rules.update(0, inputs, &mut [slice], &mut scalars).unwrap();
+            assert_eq!(values, [0.75 * 4.0 + 0.25 * 10.0, -0.75 + 0.25], "{name}");
+            assert!(state.iter().flatten().all(|value| *value == 0.0));
+            assert_eq!(scalars, rules.scalars(0));
+        }
     }
 }

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use testudo_kernels::{Initial, ModelSpec, OptimizerSpec, Schedule, Shape};
+use testudo_kernels::{Initial, ModelSpec, OptimizerSpec, Schedule, Shape, Update};
 
 use super::*;
 use crate::job::{Checkpoints, DataSpec, Determinism};
@@ -9,6 +9,7 @@ fn parameters() -> Vec<ParameterSpec> {
         name: name.into(),
         shape: Shape::new(&[elements]).unwrap(),
         initial: Initial::Uniform { bound: 0.5 },
+        update: Update::Learn,
     };
     vec![of("a", 1000), of("b", 70), of("c", 333)]
 }

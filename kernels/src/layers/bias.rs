@@ -19,33 +19,52 @@ pub(crate) fn sum_examples(panels: Panels, dy: &[f32], out: &mut [f32]) {
 vectorized! {
     /// The same where each example has `positions` positions, each of as many channels as `out` is long.
     pub(crate) fn sum_positions<'a>(panels: Panels, positions: usize, dy: &'a [f32], out: &'a mut [f32]) {
-        let channels = out.len();
-        let features = positions * channels;
-        for (block, out) in out.chunks_mut(CHANNELS).enumerate() {
-            let mut sums = [[0.0f32; SUMS]; CHANNELS];
-            for position in 0..positions {
-                for panel in panels.iter() {
-                    let first = position * channels + block * CHANNELS;
-                    let rows = dy.get(panel.start * features + first * panel.width..).unwrap_or_default();
-                    for (sums, row) in sums.iter_mut().zip(rows.chunks_exact(panel.width).take(out.len())) {
-                        let row = row.get(..panel.used).unwrap_or_default();
-                        // Few panels start elsewhere than at a multiple: the last ones, on narrow vectors.
-                        let aligned = if panel.start % SUMS == 0 { row.len() / SUMS * SUMS } else { 0 };
-                        let (aligned, rest) = row.split_at(aligned);
-                        for values in aligned.as_chunks::<SUMS>().0 {
-                            for (sum, value) in sums.iter_mut().zip(values) {
-                                *sum += value;
-                            }
+        interleaved(panels, positions, dy, dy, out, |_| |sum, dy, _| sum + dy);
+    }
+}
+
+/// Sums of each channel in the order of this module's definition: a sum becomes `add(channel)(sum, a, b)` for each element
+/// of `a` and `b`, buffers of one form.
+#[inline(always)]
+pub(super) fn interleaved<A: Fn(f32, f32, f32) -> f32>(
+    panels: Panels,
+    positions: usize,
+    a: &[f32],
+    b: &[f32],
+    out: &mut [f32],
+    add: impl Fn(usize) -> A,
+) {
+    let channels = out.len();
+    let features = positions * channels;
+    for (block, out) in out.chunks_mut(CHANNELS).enumerate() {
+        let mut sums = [[0.0f32; SUMS]; CHANNELS];
+        for position in 0..positions {
+            for panel in panels.iter() {
+                let first = position * channels + block * CHANNELS;
+                let start = panel.start * features + first * panel.width;
+                let (a, b) = (a.get(start..).unwrap_or_default(), b.get(start..).unwrap_or_default());
+                let rows = a.chunks_exact(panel.width).zip(b.chunks_exact(panel.width));
+                for (channel, (sums, (a, b))) in sums.iter_mut().zip(rows.take(out.len())).enumerate() {
+                    let add = add(block * CHANNELS + channel);
+                    let (a, b) =
+                        (a.get(..panel.used).unwrap_or_default(), b.get(..panel.used).unwrap_or_default());
+                    // Few panels start elsewhere than at a multiple: the last ones, on narrow vectors.
+                    let aligned = if panel.start % SUMS == 0 { a.len() / SUMS * SUMS } else { 0 };
+                    let ((a, a_rest), (b, b_rest)) = (a.split_at(aligned), b.split_at(aligned));
+                    for (a, b) in a.as_chunks::<SUMS>().0.iter().zip(b.as_chunks::<SUMS>().0) {
+                        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+                            *sum = add(*sum, *a, *b);
                         }
-                        for (example, value) in rest.iter().enumerate() {
-                            sums[(panel.start + aligned.len() + example) % SUMS] += value;
-                        }
+                    }
+                    for (example, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+                        let sum = &mut sums[(panel.start + aligned + example) % SUMS];
+                        *sum = add(*sum, *a, *b);
                     }
                 }
             }
-            for (sums, out) in sums.iter_mut().zip(out) {
-                *out = pairwise(sums);
-            }
+        }
+        for (sums, out) in sums.iter_mut().zip(out) {
+            *out = pairwise(sums);
         }
     }
 }

@@ -20,7 +20,7 @@ mod passes;
 use serde::{Deserialize, Serialize};
 
 use super::check::{check_batch, check_inputs, check_parameters};
-use super::{Batch, Initial, Loss, Model, ModelError, ParameterSpec};
+use super::{Batch, Initial, Loss, Model, ModelError, ParameterSpec, Update};
 use crate::layers::Norm;
 use crate::shape::Shape;
 use passes::Passes;
@@ -95,7 +95,7 @@ impl GptSpec {
         let mut push = |name: String, dims: &[usize], initial: Initial| {
             let shape =
                 Shape::new(dims).map_err(|source| ModelError::Shape { parameter: name.clone(), source })?;
-            specs.push(ParameterSpec { name, shape, initial });
+            specs.push(ParameterSpec { name, shape, initial, update: Update::Learn });
             Ok::<(), ModelError>(())
         };
         push("wte.weight".into(), &[self.vocabulary, width], weight)?;

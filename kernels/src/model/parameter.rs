@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
+use crate::optimizer::OptimizerError;
 use crate::random::{Philox, Purpose};
 use crate::shape::Shape;
 use crate::simd::vectorized;
@@ -19,6 +20,53 @@ pub struct ParameterSpec {
     pub shape: Shape,
     /// How its first values are drawn.
     pub initial: Initial,
+    /// How each step changes it.
+    #[serde(default)]
+    pub update: Update,
+}
+
+/// How each step changes a parameter.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Update {
+    /// The job's optimizer, by the gradient.
+    #[default]
+    Learn,
+    /// No optimizer: it is a running mean, such as batch norm's statistics. What is handed over as its gradient is a
+    /// shard's value times the shard's examples; with `mean` the sum of these divided by all examples, its next value is
+    /// `(1 - momentum) value + momentum mean` (see [`average`]).
+    Average {
+        /// The part that a step replaces, above 0 and at most 1.
+        momentum: f32,
+    },
+}
+
+/// One step of a running mean. On entry `sums_to_values` holds sums over examples; on return, the new values:
+/// `fma(momentum, sum / divisor, (1 - momentum) value)`, so the bits of an element depend on its own numbers alone.
+///
+/// # Errors
+/// [`OptimizerError::Length`] if the two differ in length; then nothing has changed.
+pub fn average(
+    momentum: f32,
+    divisor: f32,
+    values: &[f32],
+    sums_to_values: &mut [f32],
+) -> Result<(), OptimizerError> {
+    if values.len() != sums_to_values.len() {
+        let (expected, found) = (values.len(), sums_to_values.len());
+        return Err(OptimizerError::Length { tensor: "statistics".into(), expected, found });
+    }
+    blend(momentum, divisor, values, sums_to_values);
+    Ok(())
+}
+
+vectorized! {
+    fn blend<'a>(momentum: f32, divisor: f32, values: &'a [f32], sums_to_values: &'a mut [f32]) {
+        let keep = 1.0 - momentum;
+        for (sum, value) in sums_to_values.iter_mut().zip(values) {
+            *sum = momentum.mul_add(*sum / divisor, keep * *value);
+        }
+    }
 }
 
 /// How a parameter's first values are drawn.
@@ -103,7 +151,7 @@ pub(super) fn uniform_layer(name: &str, dims: &[usize]) -> Result<[ParameterSpec
     let spec = |kind: &str, dims: &[usize]| {
         let name = format!("{name}.{kind}");
         match Shape::new(dims) {
-            Ok(shape) => Ok(ParameterSpec { name, shape, initial }),
+            Ok(shape) => Ok(ParameterSpec { name, shape, initial, update: Update::Learn }),
             Err(source) => Err(ModelError::Shape { parameter: name, source }),
         }
     };
@@ -122,7 +170,12 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, initial: Initial) -> ParameterSpec {
-        ParameterSpec { name: name.into(), shape: Shape::new(&[101]).unwrap(), initial }
+        ParameterSpec {
+            name: name.into(),
+            shape: Shape::new(&[101]).unwrap(),
+            initial,
+            update: Update::Learn,
+        }
     }
 
     /// Invariant 1, for every start and length.
@@ -151,6 +204,18 @@ mod tests {
                 values.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             });
         }
+    }
+
+    #[test]
+    fn running_means_are_blended() {
+        let values = [1.0, -2.0, 0.5];
+        crate::simd::forced::assert_same(|| {
+            let mut sums = [8.0, 4.0, -1.0];
+            average(0.25, 4.0, &values, &mut sums).unwrap();
+            assert_eq!(sums, [0.75 + 0.5, -1.5 + 0.25, 0.375 - 0.0625]);
+            sums.map(f32::to_bits)
+        });
+        assert!(average(0.1, 1.0, &values, &mut [0.0; 2]).is_err());
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::{Audit, CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec};
-use testudo_kernels::{Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Schedule, Shape};
+use testudo_kernels::{
+    Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Schedule, Shape, Update,
+};
 
 use crate::bench::Silent;
 use crate::bench::transport::{Scratch, median};
@@ -94,7 +96,8 @@ pub fn run(
 
 fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, Failure> {
     let shape = Shape::new(&[mib as usize, 256 << 10]).map_err(Failure::misconfigured)?;
-    let parameters = vec![ParameterSpec { name: "values".into(), shape, initial: Initial::Zeros }];
+    let parameters =
+        vec![ParameterSpec { name: "values".into(), shape, initial: Initial::Zeros, update: Update::Learn }];
     let data = DataSpec { train_examples: u64::from(workers), test_examples: 1, blake3: [0; 32] };
     Ok(JobSpec {
         model: ModelSpec::Custom { name: NAME.into(), inputs: 1, classes: 2, parameters },
