@@ -13,28 +13,34 @@
 //!    on it.
 //! 4. **Out of memory is an error that names the tensor**, and leaves everything as it was.
 
+mod attention;
 mod buffer;
 mod codec;
 mod device;
 mod driver;
 mod generate;
+mod image;
 mod layers;
 mod linear;
 mod mlp;
 mod nvrtc;
 mod operations;
+mod sequence;
 mod source;
 mod update;
 
+pub use attention::DeviceAttention;
 pub use buffer::Buffer;
 pub use codec::{decode, encode, encode_feedback};
 pub use device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};
 pub use driver::Gpu;
 pub use generate::Generated;
+pub use image::{DeviceConvolution, DevicePool, ImageSize};
 pub use layers::{cross_entropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
 pub use linear::DeviceLinear;
 pub use mlp::{DeviceMlp, Ready};
 pub use operations::{Votes, add, add_checked, divide, first_non_finite};
+pub use sequence::{DeviceNorm, Tokens, dropout, positions_gradient};
 pub use source::Source;
 pub use update::{DeviceOptimizer, DeviceSlice};
 

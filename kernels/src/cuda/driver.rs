@@ -8,12 +8,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
     LaunchConfig, PinnedHostSlice, PushKernelArg,
 };
 
+use super::buffer::Buffer;
 use super::device::{Argument, Device, DeviceError, Geometry, Scalars};
 use super::nvrtc;
 use super::source::Source;
@@ -99,6 +101,22 @@ impl Gpu {
     /// [`DeviceError::Compile`], [`DeviceError::Driver`].
     pub fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
         self.module(source).map(|_| ())
+    }
+
+    /// Copies a tensor within the GPU's memory: what other kernels' bandwidth is measured by.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], [`DeviceError::Driver`].
+    pub fn copy<T: Pod>(
+        &mut self,
+        from: &Buffer<CudaSlice<u8>, T>,
+        to: &mut Buffer<CudaSlice<u8>, T>,
+    ) -> Result<(), DeviceError> {
+        to.check(from.elements())?;
+        if let (Argument::In(from), Argument::InOut(to)) = (from.input(), to.output()) {
+            self.stream.memcpy_dtod(from, to).map_err(failed("copy within the GPU"))?;
+        }
+        Ok(())
     }
 
     /// Waits until everything that was launched is over.

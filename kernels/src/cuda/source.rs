@@ -40,14 +40,38 @@ impl Source {
         Self::shipped("layers.cu", include_str!("layers.cu"))
     }
 
+    /// Norms, embedding, dropout.
+    pub fn sequence() -> Self {
+        Self::shipped("sequence.cu", include_str!("sequence.cu"))
+    }
+
     /// Matrix products.
     pub fn linear() -> Self {
         Self::shipped("linear.cu", include_str!("linear.cu"))
     }
 
+    /// Causal self-attention.
+    pub fn attention() -> Self {
+        Self::shipped("attention.cu", include_str!("attention.cu"))
+    }
+
+    /// Convolution and pooling.
+    pub fn image() -> Self {
+        Self::shipped("image.cu", include_str!("image.cu"))
+    }
+
     /// All that ship as files.
     pub fn all() -> Vec<Self> {
-        vec![Self::aggregate(), Self::robust(), Self::codec(), Self::layers(), Self::linear()]
+        vec![
+            Self::aggregate(),
+            Self::robust(),
+            Self::codec(),
+            Self::layers(),
+            Self::linear(),
+            Self::sequence(),
+            Self::attention(),
+            Self::image(),
+        ]
     }
 
     fn shipped(name: &str, text: &str) -> Self {

@@ -1,16 +1,22 @@
 //! What a device computes against what the CPU does: on the emulator as on a GPU.
 
+mod attention;
 mod codecs;
+mod images;
 mod layers;
 mod optimizers;
+mod sequence;
 
 use crate::codec::{Codec, CodecError};
 use crate::cuda::{self, Buffer, Device, DeviceError, Votes};
 use crate::robust::{self, Aggregation};
 
+pub(super) use attention::attention;
 pub(super) use codecs::codecs;
+pub(super) use images::images;
 pub(super) use layers::{layers, linear, training};
 pub(super) use optimizers::{optimizer, refused_updates};
+pub(super) use sequence::sequence;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014): a value for each index.
 pub(super) fn hash(index: u64) -> u64 {

@@ -38,6 +38,21 @@ fn layers_have_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn sequence_layers_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::sequence, &[Source::sequence(), Source::layers()]);
+}
+
+#[test]
+fn attention_has_the_bits_of_the_cpu() {
+    everywhere(comparisons::attention, &[Source::attention()]);
+}
+
+#[test]
+fn convolution_and_pooling_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::images, &[Source::image()]);
+}
+
+#[test]
 fn products_have_the_bits_of_the_cpu() {
     everywhere(comparisons::linear, &[Source::linear()]);
 }

@@ -30,6 +30,21 @@ fn layers_have_the_bits_of_the_cpu_on_a_gpu() {
 }
 
 #[test]
+fn sequence_layers_have_the_bits_of_the_cpu_on_a_gpu() {
+    comparisons::sequence(&mut gpu());
+}
+
+#[test]
+fn attention_has_the_bits_of_the_cpu_on_a_gpu() {
+    comparisons::attention(&mut gpu());
+}
+
+#[test]
+fn convolution_and_pooling_have_the_bits_of_the_cpu_on_a_gpu() {
+    comparisons::images(&mut gpu());
+}
+
+#[test]
 fn products_have_the_bits_of_the_cpu_on_a_gpu() {
     comparisons::linear(&mut gpu());
 }
