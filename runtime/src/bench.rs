@@ -1,5 +1,6 @@
-//! Measurements of this build on this machine, each between processes of its own.
+//! Measurements of this build on this machine: of training and the wire each between processes of its own, of kernels on a GPU.
 
+pub mod kernels;
 pub mod pushpull;
 pub mod train;
 pub mod transport;

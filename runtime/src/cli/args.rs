@@ -268,6 +268,18 @@ pub(crate) enum BenchCommand {
         #[arg(long, hide = true)]
         receive: Option<PathBuf>,
     },
+    /// Kernels on a GPU: each one's bandwidth as a share of a copy's within the GPU's memory
+    Kernels {
+        /// The GPU's number, as the driver counts from 0
+        #[arg(long, default_value_t = 0)]
+        gpu: u32,
+        /// Mebibytes of a tensor
+        #[arg(long, default_value_t = 256)]
+        mib: u32,
+        /// Print one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Steps of training on MNIST: samples a second, and what accuracy they reach
     Train {
         /// The network

@@ -1,6 +1,6 @@
 //! `testudo bench`: measurements of this build on this machine.
 
-use crate::bench::{pushpull, train, transport};
+use crate::bench::{kernels, pushpull, train, transport};
 use crate::cli::args::{BenchArguments, BenchCommand};
 use crate::data::mnist::Files;
 use crate::error::Failure;
@@ -12,6 +12,7 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
             be_nobody()?;
             transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
         }
+        BenchCommand::Kernels { gpu, mib, json } => kernels::run(*gpu, *mib, *json),
         BenchCommand::Node(node) => {
             be_nobody()?;
             crate::cli::node::node(node, Some(Box::new(pushpull::Setup)))
