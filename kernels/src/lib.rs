@@ -19,6 +19,7 @@ pub mod cuda;
 pub mod fingerprint;
 mod layers;
 mod linear;
+pub mod losses;
 pub mod math;
 pub mod model;
 pub mod optimizer;

@@ -59,6 +59,28 @@ fn steps(spec: &ModelSpec) {
     assert_eq!(counted.count_total, 0, "{spec:?}: {counted:?}");
 }
 
+/// What a model holds is no more than it was said to hold, for shards of any size.
+#[test]
+fn buffers_are_as_large_as_said() {
+    for (spec, examples) in [
+        (ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 }, &[1, 96][..]),
+        (ModelSpec::Cnn { image: [1, 28, 28], classes: 10 }, &[1, 16, 64]),
+        (ModelSpec::Cnn { image: [3, 9, 40], classes: 10 }, &[7]),
+        (ModelSpec::ResNet18 { image: [3, 16, 12], classes: 10 }, &[1, 17]),
+    ] {
+        let widest = spec.parameters().unwrap().iter().map(|p| p.shape.elements()).max().unwrap();
+        for &examples in examples {
+            let said = 4 * (spec.buffer_elements(examples).unwrap() + widest);
+            let mut model = None;
+            let counted = allocation_counter::measure(|| model = spec.build(examples).ok());
+            assert!(model.is_some());
+            let (held, beside) = (counted.bytes_current as usize, 64 << 10);
+            assert!(held <= said + beside, "{spec:?} for {examples}: {held} of {said}");
+            assert!(examples == 1 || held > said / 2, "{spec:?} for {examples}: {held} of {said}");
+        }
+    }
+}
+
 /// Invariant 3 of `optimizer/run.rs`: neither does any program, on one slice or several.
 #[test]
 fn programs_allocate_nothing() {

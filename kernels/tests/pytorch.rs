@@ -24,6 +24,23 @@ fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
 }
 
 #[test]
+fn losses_of_numbers_agree() {
+    use testudo_kernels::losses::{binary_cross_entropy, squared_error};
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/losses.json")).unwrap();
+    let (outputs, targets) = (numbers(&fixture["outputs"]), numbers(&fixture["targets"]));
+    let mut gradient = vec![f32::NAN; outputs.len()];
+    for name in ["squared_error", "binary_cross_entropy"] {
+        let case = &fixture[name];
+        let sum = match name {
+            "squared_error" => squared_error(&outputs, &targets, &mut gradient),
+            _ => binary_cross_entropy(&outputs, &targets, &mut gradient),
+        };
+        assert!((sum.unwrap() / case["loss_sum"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{name}");
+        assert_close(&gradient, &numbers(&case["gradient"]), 5e-7, name);
+    }
+}
+
+#[test]
 fn perceptrons_agree() {
     for case in fixture(include_str!("fixtures/mlp.json")) {
         let widths: Vec<usize> =
