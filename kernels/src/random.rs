@@ -23,6 +23,8 @@ pub enum Purpose {
     Dropout = 3,
     /// Noise that regularizes or augments. Not for privacy, which needs the operating system's source.
     Noise = 4,
+    /// What a model of sequences goes on with.
+    Sample = 5,
 }
 
 /// A stream of random numbers, addressed by counter.
@@ -189,8 +191,9 @@ mod tests {
             assert_ne!(stream.block(11), other.block(11), "{other:?}");
         }
         assert_ne!(stream.block(11), stream.block(12));
-        let purposes = [Purpose::Initialize, Purpose::Shuffle, Purpose::Dropout, Purpose::Noise];
-        assert_eq!(purposes.map(|purpose| purpose as u32), [1, 2, 3, 4]);
+        let purposes =
+            [Purpose::Initialize, Purpose::Shuffle, Purpose::Dropout, Purpose::Noise, Purpose::Sample];
+        assert_eq!(purposes.map(|purpose| purpose as u32), [1, 2, 3, 4, 5]);
     }
 
     #[test]

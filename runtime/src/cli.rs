@@ -14,6 +14,7 @@ mod replay;
 mod resume;
 mod revoke;
 mod run;
+mod sample;
 mod serve;
 mod sign;
 mod verify;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Audit(arguments) => audit::audit(&arguments),
+        Command::Sample(sample) => sample::sample(&sample),
         Command::Sign(sign) => sign::sign(&sign),
         Command::Serve(serve) => serve::serve(&serve),
         Command::Verify(verify) => verify::verify(&verify),

@@ -30,6 +30,7 @@ pub mod report;
 pub mod rotation;
 pub mod run;
 pub mod rundir;
+pub mod sample;
 mod say;
 pub mod serve;
 pub mod signing;

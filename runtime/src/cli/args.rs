@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Verify(VerifyArguments),
     /// Answer clients' requests for predictions of a signed model, over HTTPS
     Serve(Box<super::serve::ServeArguments>),
+    /// Continue a text with a signed model of bytes, onto standard output
+    Sample(super::sample::SampleArguments),
     /// Name everything that is wrong with a cluster's directory and with this machine
     Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine

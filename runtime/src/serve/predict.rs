@@ -24,6 +24,11 @@ impl Engine {
     /// The model is not built in, or its buffers do not fit memory.
     pub(super) fn new(model: Loaded, rows: usize) -> Result<Engine, ServeError> {
         let Loaded { spec, parameters, .. } = model;
+        if spec.targets() > 1 {
+            return Err(ServeError::Model(
+                "it continues texts, and requests here are rows of numbers to classify: `testudo sample` is for it".to_owned(),
+            ));
+        }
         let first = spec.build(rows)?;
         Ok(Engine { spec, parameters, rows, idle: Mutex::new(vec![first]) })
     }
@@ -53,5 +58,29 @@ impl Engine {
         let done = model.probabilities(&parameters, &rows.values, &mut probabilities).map_err(failed);
         idle().push(model);
         done.map(|()| probabilities)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_kernels::{GptSpec, Norm};
+
+    use super::*;
+
+    /// A request's row is an example, and its answer one label: a model of sequences has neither.
+    #[test]
+    fn a_model_of_sequences_is_refused() {
+        let spec = ModelSpec::Gpt(GptSpec {
+            vocabulary: 256,
+            context: 4,
+            layers: 1,
+            heads: 1,
+            width: 4,
+            dropout: 0.0,
+            norm: Norm::Layer,
+        });
+        let error =
+            Engine::new(Loaded { spec, parameters: Vec::new(), signer: None }, 1).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("testudo sample"), "{error}");
     }
 }
