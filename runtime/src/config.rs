@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use testudo_kernels::Norm;
 
 pub use limits::Limits;
 pub use optimizer::Optimizer;
@@ -214,7 +215,7 @@ pub enum Determinism {
 }
 
 /// `[model]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Model {
     /// Fully connected layers with ReLU between them.
@@ -226,6 +227,26 @@ pub enum Model {
         /// Classes.
         classes: usize,
     },
+    /// GPT-2 of any size, on bytes.
+    Gpt {
+        /// Bytes that it sees at once.
+        context: usize,
+        /// Blocks.
+        layers: usize,
+        /// Heads of each block's attention.
+        heads: usize,
+        /// Numbers that stand for a byte between blocks.
+        width: usize,
+        /// Share of numbers that training drops.
+        dropout: f64,
+        /// The norm before each branch.
+        norm: Norm,
+    },
+}
+
+impl Model {
+    /// Tokens of a GPT: one for each byte.
+    pub const BYTES: usize = 256;
 }
 
 /// `[schedule]`: the learning rate over the planned steps.
@@ -281,6 +302,31 @@ pub enum Data {
         /// Divides it after that.
         std: f64,
     },
+    /// A file of bytes.
+    Text {
+        /// The file, absolute.
+        path: PathBuf,
+        /// Bytes between two training windows' begins; `None` for as many as the context has.
+        stride: Option<usize>,
+        /// The part that is held out, above 0 and below 1.
+        test_fraction: f64,
+    },
+}
+
+impl Data {
+    /// What a loss in nats for each target comes to in bits for each byte; `None` for data that is no text.
+    #[must_use]
+    pub fn bits_per_byte(&self, nats: f64) -> Option<f64> {
+        matches!(self, Data::Text { .. }).then(|| nats * std::f64::consts::LOG2_E)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Data::Mnist { path, .. } | Data::Text { path, .. } => path,
+        }
+    }
 }
 
 /// `[transport]`: sizes and limits of what travels.

@@ -1,7 +1,7 @@
 //! From the cluster file to the signed job.
 
 use testudo_actors::{Audit, Checkpoints, DataSpec, Determinism, JobSpec};
-use testudo_kernels::{Aggregation, ModelSpec, Schedule};
+use testudo_kernels::{Aggregation, GptSpec, ModelSpec, Schedule};
 
 use crate::config::{self, Config};
 
@@ -57,6 +57,15 @@ pub(crate) fn model(model: &config::Model) -> ModelSpec {
         config::Model::Mlp { inputs, hidden, classes } => {
             ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
         }
+        config::Model::Gpt { context, layers, heads, width, dropout, norm } => ModelSpec::Gpt(GptSpec {
+            vocabulary: config::Model::BYTES,
+            context: *context,
+            layers: *layers,
+            heads: *heads,
+            width: *width,
+            dropout: *dropout as f32,
+            norm: *norm,
+        }),
     }
 }
 

@@ -10,15 +10,13 @@ use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Committed, Ledger, PartSource, ServerSetup};
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
-use testudo_actors::{
-    CheckpointError, CheckpointSink, DataSpec, Dataset, FinalModel, JobSpec, Resume, TrainAndTest,
-};
+use testudo_actors::{CheckpointError, CheckpointSink, FinalModel, JobSpec, Resume, TrainAndTest};
 use testudo_transport::{BindError, CreditConfig, KeyExchange, Role, TransportConfig};
 
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
-use crate::data::mnist::{DataError, Examples, Files, Mnist, Normalisation};
+use crate::data::{Data, DataFiles, LoadError};
 use crate::job;
 use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
 use crate::telemetry::Progress;
@@ -71,46 +69,17 @@ pub fn check_addresses(config: &Config) -> Result<(), BindError> {
 /// The files of the data that `config` names, opened.
 ///
 /// # Errors
-/// [`DataError`] saying which file cannot be.
-pub fn data_files(config: &Config) -> Result<Files, DataError> {
-    let config::Data::Mnist { path, .. } = &config.data;
-    Files::open(path)
+/// [`LoadError`] saying which file cannot be.
+pub fn data_files(config: &Config) -> Result<DataFiles, LoadError> {
+    DataFiles::open(&config.data)
 }
 
 /// The data that `config` names.
 ///
 /// # Errors
-/// [`DataError`] saying which file is wrong, and how.
-pub fn data(config: &Config) -> Result<Mnist, DataError> {
-    read_data(config, &data_files(config)?)
-}
-
-/// The same, from files that are open.
-///
-/// # Errors
-/// As [`data`].
-pub fn read_data(config: &Config, files: &Files) -> Result<Mnist, DataError> {
-    let config::Model::Mlp { inputs, classes, .. } = config.model;
-    let config::Data::Mnist { path, mean, std } = &config.data;
-    if let Some(why) = config.too_little_memory(Role::Worker, files.announced_bytes()) {
-        return Err(DataError::Memory(why));
-    }
-    let data = Mnist::read(files, classes, Normalisation { mean: *mean, std: *std })?;
-    let found = data.train.input_elements();
-    if found != inputs {
-        return Err(DataError::Inputs { folder: path.clone(), found, expected: inputs });
-    }
-    Ok(data)
-}
-
-/// What the signed job says of that data.
-#[must_use]
-pub fn data_spec(data: &Mnist) -> DataSpec {
-    DataSpec {
-        train_examples: data.train.len() as u64,
-        test_examples: data.test.len() as u64,
-        blake3: data.content_hash(),
-    }
+/// [`LoadError`] saying which file is wrong, and how.
+pub fn data(config: &Config) -> Result<Data, LoadError> {
+    Data::read(config, &data_files(config)?)
 }
 
 /// The data that `config` names, if it is what `job` was signed for.
@@ -121,31 +90,14 @@ pub fn dataset(config: &Config, job: &JobSpec) -> Result<TrainAndTest, String> {
     sets(config, data(config).map_err(|e| e.to_string())?, job)
 }
 
-fn sets(config: &Config, data: Mnist, job: &JobSpec) -> Result<TrainAndTest, String> {
-    if data_spec(&data) != job.data {
-        let config::Data::Mnist { path, .. } = &config.data;
+fn sets(config: &Config, data: Data, job: &JobSpec) -> Result<TrainAndTest, String> {
+    if data.spec() != job.data {
         return Err(format!(
             "the data in {} is not what the job was signed for: every worker needs the operator's files",
-            path.display()
+            config.data.path().display()
         ));
     }
-    Ok((Arc::new(Set(data.train)), Arc::new(Set(data.test))))
-}
-
-struct Set(Examples);
-
-impl Dataset for Set {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn input_elements(&self) -> usize {
-        self.0.input_elements()
-    }
-
-    fn fill(&self, index: usize, input: &mut [f32], labels: &mut [u32]) {
-        labels.fill(self.0.fill(index, input));
-    }
+    Ok(data.sets())
 }
 
 /// A worker's data and sink, from the cluster file.
@@ -153,8 +105,8 @@ impl Dataset for Set {
 pub struct Setup {
     config: Config,
     model: PathBuf,
-    files: Option<Files>,
-    data: Option<Mnist>,
+    files: Option<DataFiles>,
+    data: Option<Data>,
 }
 
 impl Setup {
@@ -166,16 +118,16 @@ impl Setup {
 
     /// With data from `files`, which are open, instead of those that the cluster file names.
     #[must_use]
-    pub fn with_files(self, files: Files) -> Setup {
+    pub fn with_files(self, files: DataFiles) -> Setup {
         Setup { files: Some(files), ..self }
     }
 
-    fn read(&mut self) -> Result<Mnist, String> {
+    fn read(&mut self) -> Result<Data, String> {
         let files = match self.files.take() {
             Some(files) => files,
             None => data_files(&self.config).map_err(|e| e.to_string())?,
         };
-        read_data(&self.config, &files).map_err(|e| e.to_string())
+        Data::read(&self.config, &files).map_err(|e| e.to_string())
     }
 }
 

@@ -28,7 +28,7 @@ use crate::process::DEADLINE;
 /// When any node ends other than in order.
 pub fn leave(file: &Path, overrides: &[&str], dir: &Path, order: impl Fn(u32) -> SumOrder) -> Finished {
     let config = Config::load(file, overrides).unwrap();
-    let job = testudo::job::spec(&config, node::data_spec(&node::data(&config).unwrap()));
+    let job = testudo::job::spec(&config, node::data(&config).unwrap().spec());
     let run_dir = RunDir::create(dir).unwrap();
     let site = Site::new(job, Links::Memory);
     let signed = site.signed();

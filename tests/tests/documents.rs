@@ -22,11 +22,13 @@ const PAGES: &[&str] = &[
     "docs/identities.md",
     "docs/metrics.md",
     "docs/models.md",
+    "docs/networks.md",
     "docs/optimizers.md",
     "docs/performance.md",
     "docs/processes.md",
     "docs/replay.md",
     "docs/serving.md",
+    "examples/data/austen/README.md",
     "examples/data/mnist/README.md",
 ];
 

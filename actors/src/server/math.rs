@@ -365,7 +365,7 @@ impl SliceMath {
             return Ok(Updated { version: step, slices });
         };
         let divisor = match self.job.aggregation.hostile() {
-            None => self.plan.step(step).examples as f32,
+            None => self.plan.step(step).examples as f32 * self.job.model.targets() as f32,
             Some(_) => 1.0,
         };
         let learning_rate =

@@ -11,12 +11,13 @@ use crate::bench::Silent;
 use crate::bench::transport::Scratch;
 use crate::config::Config;
 use crate::data::mnist::Files;
+use crate::data::{Data, DataFiles};
 use crate::error::Failure;
 use crate::launch::local::Inputs;
 use crate::report::metrics;
 use crate::rundir::RunDir;
 use crate::say::say;
-use crate::{job, node, run};
+use crate::{job, run};
 
 /// Steps that come first and do not count: connections open their windows, memory is touched for the first time.
 const WARM_UP: u64 = 5;
@@ -83,8 +84,9 @@ pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
     );
     let config =
         Config::parse::<&str>(&text, &dir.join("bench.toml"), &[]).map_err(Failure::misconfigured)?;
-    let data = node::read_data(&config, &files).map_err(Failure::misconfigured)?;
-    let job = job::spec(&config, node::data_spec(&data));
+    let files = DataFiles::from(files);
+    let data = Data::read(&config, &files).map_err(Failure::misconfigured)?;
+    let job = job::spec(&config, data.spec());
     drop(data);
     job.validate().map_err(Failure::misconfigured)?;
     let run_dir = RunDir::create(&dir.join("run")).map_err(Failure::failed)?;

@@ -14,7 +14,7 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
     let config = Config::load(&arguments.file, &arguments.set).map_err(Failure::misconfigured)?;
     let operator = Identity::load(&arguments.identity).map_err(Failure::misconfigured)?;
     let data = node::data(&config).map_err(Failure::misconfigured)?;
-    let spec = job::spec(&config, node::data_spec(&data));
+    let spec = job::spec(&config, data.spec());
     let signed = SignedJob::sign(&spec, &operator).map_err(Failure::misconfigured)?;
     // Checked as every node will check it: a job signed by another role, or for another job, ends here.
     signed.open(&operator).map_err(Failure::misconfigured)?;

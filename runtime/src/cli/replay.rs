@@ -152,6 +152,7 @@ impl Watcher for Display {
             epoch: epoch(taken.step),
             epochs: epoch(last.saturating_sub(1)),
             loss: taken.loss,
+            bytes: false,
             samples_per_second: if elapsed > 0.0 { self.examples as f64 / elapsed } else { 0.0 },
             elapsed_seconds: elapsed,
         });

@@ -12,7 +12,8 @@ use crate::checkpoint::safetensors::Metadata;
 use crate::cli::args::RunArguments;
 use crate::cli::naming::Naming;
 use crate::cli::resume;
-use crate::config::{Checkpoint, Config, Data};
+use crate::config::{Checkpoint, Config};
+use crate::data::Data;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
 use crate::process::paths::Needs;
@@ -30,8 +31,12 @@ use crate::{job, node, run as training};
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let style =
         Style::choose(arguments.quiet, std::io::stderr().is_terminal(), |name| std::env::var(name).ok());
-    let mut display =
-        Display { progress: Progress::new(std::io::stderr(), style), training: None, stalled: None };
+    let mut display = Display {
+        progress: Progress::new(std::io::stderr(), style),
+        training: None,
+        stalled: None,
+        bytes: false,
+    };
     let former = arguments.resume.as_deref().map(resume::open).transpose()?;
     let file = match &former {
         Some(run_dir) => run_dir.cluster_file(),
@@ -54,10 +59,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     }
     // Whom the run goes on as. Until then, inputs are opened and read, and nothing else is.
     let user = super::user(&config, arguments.allow_root)?;
-    let Data::Mnist { path: data_path, .. } = &config.data;
+    display.bytes = config.data.bits_per_byte(0.0).is_some();
+    let data_path = config.data.path();
     let files = naming.open("data.path", data_path, || node::data_files(&config))?;
-    let data = node::read_data(&config, &files).map_err(Failure::misconfigured)?;
-    let mut spec = job::spec(&config, node::data_spec(&data));
+    let data = Data::read(&config, &files).map_err(Failure::misconfigured)?;
+    let mut spec = job::spec(&config, data.spec());
     drop(data);
     spec.validate().map_err(Failure::misconfigured)?;
     let opening = arguments.identity_file.as_deref().map(KeyFile::open).transpose();
@@ -83,7 +89,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let run_dir = run_dir.map_err(Failure::misconfigured)?;
     let named = naming
         .is_mine()
-        .then(|| std::iter::once(data_path).chain(&config.checkpoint.sign_key).cloned().collect());
+        .then(|| std::iter::once(data_path.to_owned()).chain(config.checkpoint.sign_key.clone()).collect());
     super::settle(&run_dir, user.as_ref(), named)?;
     confine(calls::Role::Launcher, needs(&run_dir, &program));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
@@ -163,7 +169,7 @@ fn leave_results(
     completed: &Completed,
 ) -> Result<Summary, Failure> {
     let (workers, servers) = (spec.workers, spec.servers);
-    let Finished { test_accuracy, final_loss, .. } = completed.finished;
+    let Finished { test_accuracy, test_loss, final_loss, .. } = completed.finished;
     let finished = &completed.finished;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
     let heading = Heading { job: &config.job.name, test_accuracy: Some(test_accuracy), workers, servers };
@@ -177,6 +183,8 @@ fn leave_results(
     Ok(Summary {
         job: config.job.name.clone(),
         test_accuracy: Some(test_accuracy),
+        test_loss: Some(test_loss).filter(|loss| loss.is_finite()),
+        bits_per_byte: config.data.bits_per_byte(test_loss).filter(|bits| bits.is_finite()),
         final_loss,
         steps: finished.steps,
         epochs: config.training.epochs,
@@ -223,6 +231,8 @@ struct Display {
     training: Option<Instant>,
     /// What it waits for, as it was last shown.
     stalled: Option<String>,
+    /// Whether what is predicted is a text's bytes.
+    bytes: bool,
 }
 
 impl Watcher for Display {
@@ -244,6 +254,7 @@ impl Watcher for Display {
             epoch: report.epoch + 1,
             epochs: report.epochs,
             loss,
+            bytes: self.bytes,
             samples_per_second: report.samples_per_second,
             elapsed_seconds: begun.elapsed().as_secs_f64(),
         });

@@ -6,6 +6,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use testudo_kernels::Norm;
+
 use super::keys::{self, Base, Rule};
 use super::problem::{Place, Problem};
 use super::read::Values;
@@ -62,18 +64,10 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 _ => Determinism::Strict,
             },
         },
-        model: Model::Mlp {
-            inputs: from.integer("model.inputs"),
-            hidden: from.integers("model.hidden"),
-            classes: from.integer("model.classes"),
-        },
+        model: from.model(),
         optimizer: from.optimizer(),
         schedule: from.schedule(),
-        data: Data::Mnist {
-            path: from.path("data.path").unwrap_or_default(),
-            mean: from.number("data.mean"),
-            std: from.number("data.std"),
-        },
+        data: from.data(),
         transport: Transport {
             slice_bytes: from.integer("transport.slice_bytes"),
             lanes: from.integer("transport.lanes"),
@@ -180,6 +174,36 @@ impl<'a> Builder<'a> {
         match self.values.get(path) {
             Some(Value::Number(number)) => *number,
             _ => 1.0,
+        }
+    }
+
+    fn model(&self) -> Model {
+        match self.text("model.kind").as_str() {
+            "gpt" => Model::Gpt {
+                context: self.integer("model.context"),
+                layers: self.integer("model.layers"),
+                heads: self.integer("model.heads"),
+                width: self.integer("model.width"),
+                dropout: self.number("model.dropout"),
+                norm: if self.text("model.norm") == "rms" { Norm::Rms } else { Norm::Layer },
+            },
+            _ => Model::Mlp {
+                inputs: self.integer("model.inputs"),
+                hidden: self.integers("model.hidden"),
+                classes: self.integer("model.classes"),
+            },
+        }
+    }
+
+    fn data(&mut self) -> Data {
+        let path = self.path("data.path").unwrap_or_default();
+        match self.text("data.kind").as_str() {
+            "text" => Data::Text {
+                path,
+                stride: self.values.get("data.stride").map(|_| self.integer("data.stride")),
+                test_fraction: self.number("data.test_fraction"),
+            },
+            _ => Data::Mnist { path, mean: self.number("data.mean"), std: self.number("data.std") },
         }
     }
 

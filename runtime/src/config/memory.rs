@@ -29,8 +29,6 @@ const SLICES_UNDER_WAY: u64 = 32;
 const SLICE_AT_SERVER: u64 = 4 << 10;
 /// What a scheduler keeps of each: measured likewise, 0.9 KiB.
 const SLICE_AT_SCHEDULER: u64 = 2 << 10;
-/// Examples of a part of the test set.
-const EVALUATED: u64 = 1024;
 /// How much larger than its content a buffer that grew with a file may be.
 const GROWN: u64 = 2;
 
@@ -114,12 +112,12 @@ impl Config {
             Role::Worker => {
                 // Two versions, a shard's gradient, its file, and sums along one path of the tree.
                 let copies = 4 + u64::from(shards.max(1).ilog2()) + 1;
-                let examples = (u64::from(self.training.batch_size) / shards.max(1)).max(EVALUATED) + 1;
-                let widths = self.widths().saturating_mul(2 * 4);
+                let shard = u64::from(self.training.batch_size) / shards.max(1);
+                let activations = self.activation_bytes(shard);
                 let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);
                 let all = self.parameter_bytes();
                 all.saturating_mul(copies)
-                    .saturating_add(examples.saturating_mul(widths))
+                    .saturating_add(activations)
                     .saturating_add(sent.min(all.saturating_mul(2)))
                     .saturating_add(data.saturating_mul(GROWN))
             }
@@ -128,11 +126,15 @@ impl Config {
         needs.saturating_add(PROGRAM)
     }
 
-    /// Numbers that the model computes for one example, its inputs among them.
-    fn widths(&self) -> u64 {
-        let super::Model::Mlp { inputs, hidden, classes } = &self.model;
-        let hidden = hidden.iter().fold(0_u64, |sum, width| sum.saturating_add(*width as u64));
-        hidden.saturating_add(*inputs as u64).saturating_add(*classes as u64)
+    /// Bytes of what a worker's model computes for a shard of so many examples, or for what it evaluates at a time, the
+    /// examples themselves and their labels among them.
+    fn activation_bytes(&self, shard: u64) -> u64 {
+        let model = crate::job::model(&self.model);
+        let examples = shard.saturating_add(1).max(model.evaluation_batch() as u64);
+        // A model that is none is refused elsewhere.
+        let computed = model.buffer_elements(usize::try_from(examples).unwrap_or(usize::MAX)).unwrap_or(0);
+        let given = model.input_elements().saturating_add(model.targets()) as u64;
+        (computed as u64).saturating_add(given.saturating_mul(examples)).saturating_mul(4)
     }
 
     /// Connections that a node of that role has memory for.

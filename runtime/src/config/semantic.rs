@@ -11,7 +11,7 @@ use testudo_transport::Role;
 use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
-use super::{Config, Placement};
+use super::{Config, Data, Model, Placement};
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
@@ -81,6 +81,7 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
         },
     );
     votes(config, &mut report);
+    network(config, &mut report);
     let memory = ["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"];
     let roles = [Role::Scheduler, Role::Server, Role::Worker];
     // How much a worker's data takes is known when it has them.
@@ -153,6 +154,24 @@ fn votes(config: &Config, report: &mut Report<'_>) {
             )
         },
     );
+}
+
+/// A network and its data are of one kind, and a GPT has a size that there can be.
+fn network(config: &Config, report: &mut Report<'_>) {
+    let of_text = matches!(config.model, Model::Gpt { .. });
+    let wanted = if of_text { "text" } else { "mnist" };
+    report(&["data.kind", "model.kind"], of_text != matches!(config.data, Data::Text { .. }), &|| {
+        let kind = if of_text { "continues texts" } else { "classifies examples" };
+        format!("this `model.kind` {kind}: it needs `data.kind = \"{wanted}\"`")
+    });
+    if let Model::Gpt { heads, width, .. } = config.model {
+        report(&["model.heads", "model.width"], width % heads.max(1) != 0, &|| {
+            format!(
+                "`model.heads` is {heads}, which does not divide `model.width` ({width}): use for instance a width of {}",
+                width.next_multiple_of(heads.max(1))
+            )
+        });
+    }
 }
 
 /// Who listens on loopback is reached from loopback alone.

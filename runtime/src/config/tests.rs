@@ -106,6 +106,17 @@ sign_key = "sign.pem"
 dir = "/var/runs"
 "#;
 
+/// The smallest file of a network that continues texts.
+pub(super) const TEXT: &str = "
+[model]
+kind = \"gpt\"
+[optimizer]
+kind = \"adamw\"
+[data]
+kind = \"text\"
+path = \"novel.txt\"
+";
+
 fn parse(text: &str, overrides: &[&str]) -> Result<Config, ConfigErrors> {
     Config::parse(text, Path::new("/cluster/mnist.toml"), overrides)
 }
@@ -130,7 +141,7 @@ fn the_smallest_file_has_the_documented_defaults() {
     assert_eq!(config.transport.key_exchange, KeyExchange::PqOnly);
     assert_eq!(config.security.files, None);
     assert!(config.checkpoint.export);
-    let Data::Mnist { path, mean, std } = config.data;
+    let Data::Mnist { path, mean, std } = config.data else { panic!("MNIST") };
     assert_eq!((path, mean, std), (PathBuf::from("/cluster/data/mnist"), 0.1307, 0.3081));
     assert_eq!(config.output.dir, std::env::current_dir().unwrap().join("runs"));
 }
@@ -152,6 +163,8 @@ fn the_effective_file_says_the_same() {
             MINIMAL,
             vec!["optimizer.kind=program", "optimizer.learning_rate=1", "optimizer.program=w = w - lr * g"],
         ),
+        (TEXT, vec![]),
+        (TEXT, vec!["data.stride=7", "model.norm=rms", "model.dropout=0.25", "model.layers=2"]),
     ];
     let mut written = BTreeSet::new();
     for (text, overrides) in kinds {
@@ -175,6 +188,29 @@ fn collect(prefix: &str, table: &toml::Table, into: &mut BTreeSet<String>) {
             _ => _ = into.insert(path),
         }
     }
+}
+
+#[test]
+fn texts_have_the_documented_defaults_and_what_does_not_fit_is_refused() {
+    let config = parse(TEXT, &[]).unwrap();
+    let (layers, heads, norm) = (4, 4, testudo_kernels::Norm::Layer);
+    let model = Model::Gpt { context: 128, layers, heads, width: 128, dropout: 0.0, norm };
+    assert_eq!(config.model, model);
+    let path = PathBuf::from("/cluster/novel.txt");
+    assert_eq!(config.data, Data::Text { path, stride: None, test_fraction: 0.1 });
+    let bits = config.data.bits_per_byte(std::f64::consts::LN_2);
+    assert!(bits.is_some_and(|bits| (bits - 1.0).abs() < 1e-15));
+    for (text, set, why) in [
+        (TEXT, "model.heads=3", "does not divide `model.width` (128): use for instance a width of 129"),
+        (TEXT, "data.kind=mnist", "continues texts: it needs `data.kind = \"text\"`"),
+        (MINIMAL, "data.kind=text", "classifies examples: it needs `data.kind = \"mnist\"`"),
+        (TEXT, "model.inputs=784", "model.inputs"),
+        (TEXT, "data.test_fraction=1.0", "data.test_fraction"),
+    ] {
+        let found = messages(text, &[set]);
+        assert!(found.iter().any(|message| message.contains(why)), "{set}: {found:?}");
+    }
+    assert_eq!(parse(MINIMAL, &[]).unwrap().data.bits_per_byte(1.0), None);
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(super) fn look(
         }
     }
     let data = match crate::node::data(&config) {
-        Ok(data) => Some(crate::node::data_spec(&data)),
+        Ok(data) => Some(data.spec()),
         Err(why) => {
             let fix =
                 "put the data there, or set data.path (relative paths start at the cluster file's folder)";

@@ -24,7 +24,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::checkpoint::keys::KeyFile;
-use crate::data::mnist::Files;
+use crate::data::DataFiles;
 use crate::error::Failure;
 use crate::process::Program;
 use crate::process::handing::{self, ToHand};
@@ -70,7 +70,7 @@ pub struct NodeProcess {
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// The data set, for workers.
-    pub data: Option<Arc<Files>>,
+    pub data: Option<Arc<DataFiles>>,
     /// What opens the checkpoint that servers and witnesses begin with, if it is not the run's own key.
     pub key: Option<Arc<KeyFile>>,
     /// What to execute for a node.

@@ -15,7 +15,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::data::mnist::Files;
+use crate::data::{DataFiles, FILES_MOST};
 
 /// The message's first byte; the others say what each descriptor is.
 const MARK: u8 = b'T';
@@ -24,7 +24,7 @@ const DATA: u8 = b'd';
 const KEY: u8 = b'k';
 
 /// Descriptors in one message at most.
-const MOST: usize = 2 + Files::COUNT;
+const MOST: usize = 2 + FILES_MOST;
 
 /// What is handed over; each part may be missing.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub struct Handed {
     /// The run directory.
     pub run_dir: Option<OwnedFd>,
     /// The files of the data set, in their order.
-    pub data: Option<[OwnedFd; Files::COUNT]>,
+    pub data: Option<Vec<OwnedFd>>,
     /// The file with the age identity that opens the checkpoint.
     pub key: Option<OwnedFd>,
 }
@@ -43,7 +43,7 @@ pub struct ToHand<'a> {
     /// The run directory.
     pub run_dir: Option<BorrowedFd<'a>>,
     /// The files of the data set.
-    pub data: Option<&'a Files>,
+    pub data: Option<&'a DataFiles>,
     /// The age identity's file.
     pub key: Option<BorrowedFd<'a>>,
 }
@@ -91,7 +91,7 @@ pub fn take(socket: impl AsFd) -> Result<Handed> {
         return Err(Errno::PROTO);
     }
     let mut handed = Handed::default();
-    let mut data = Vec::with_capacity(Files::COUNT);
+    let mut data = Vec::with_capacity(FILES_MOST);
     for (kind, descriptor) in kinds.iter().zip(descriptors) {
         match *kind {
             RUN_DIR => handed.run_dir = Some(descriptor),
@@ -101,7 +101,7 @@ pub fn take(socket: impl AsFd) -> Result<Handed> {
         }
     }
     if !data.is_empty() {
-        handed.data = Some(data.try_into().map_err(|_| Errno::PROTO)?);
+        handed.data = Some(data);
     }
     Ok(handed)
 }
@@ -112,6 +112,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::config;
 
     #[test]
     fn what_is_handed_arrives() {
@@ -119,7 +120,9 @@ mod tests {
         for name in ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"] {
             std::fs::write(folder.path().join(format!("{name}-ubyte")), name).unwrap();
         }
-        let files = Files::open(folder.path()).unwrap();
+        let (path, mean, std) = (folder.path().to_owned(), 0.0, 1.0);
+        let mnist = config::Data::Mnist { path, mean, std };
+        let files = DataFiles::open(&mnist).unwrap();
         let held = super::super::handover::hold(folder.path()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let all = ToHand { run_dir: Some(held.as_fd()), data: Some(&files), key: Some(held.as_fd()) };
@@ -128,7 +131,7 @@ mod tests {
         let same =
             |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino == rustix::fs::fstat(&held).unwrap().st_ino;
         assert!(handed.run_dir.is_some_and(same) && handed.key.is_some_and(same));
-        let data = Files::of_descriptors(folder.path(), handed.data.unwrap());
+        let data = DataFiles::of_descriptors(&mnist, handed.data.unwrap()).unwrap();
         for (ours, theirs) in files.descriptors().iter().zip(data.descriptors()) {
             assert_eq!(rustix::fs::fstat(ours).unwrap().st_ino, rustix::fs::fstat(theirs).unwrap().st_ino);
         }

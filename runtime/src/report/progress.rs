@@ -67,8 +67,10 @@ pub struct Status {
     pub epoch: u64,
     /// Epochs planned.
     pub epochs: u64,
-    /// Mean training loss of the last step.
+    /// Mean training loss of the last step, over its targets, in nats.
     pub loss: f64,
+    /// Whether the targets are a text's bytes, so that the loss is also shown in bits for each.
+    pub bytes: bool,
     /// Training examples a second.
     pub samples_per_second: f64,
     /// Seconds since training began.
@@ -179,7 +181,7 @@ pub fn live_line(status: &Status, color: bool) -> String {
         status.epochs,
         human::count(status.step),
         human::count(status.total_steps),
-        human::loss(status.loss),
+        loss(status),
         human::rate(status.samples_per_second),
         left(status),
     )
@@ -193,11 +195,19 @@ pub fn plain_line(status: &Status) -> String {
         status.epochs,
         status.step,
         status.total_steps,
-        human::loss(status.loss),
+        loss(status),
         human::rate(status.samples_per_second),
         human::countdown(status.elapsed_seconds),
         left(status),
     )
+}
+
+fn loss(status: &Status) -> String {
+    let nats = human::loss(status.loss);
+    match status.bytes {
+        true => format!("{nats} ({:.2} bits/byte)", status.loss * std::f64::consts::LOG2_E),
+        false => nats,
+    }
 }
 
 fn left(status: &Status) -> String {
@@ -219,6 +229,7 @@ mod tests {
             epoch: 3,
             epochs: 10,
             loss: 0.12345,
+            bytes: false,
             samples_per_second: 8640.0,
             elapsed_seconds,
         }
@@ -261,6 +272,8 @@ mod tests {
             plain_line(&status(1172, 10.0)),
             "epoch 3/10  step 1172/4690  loss 0.1235  8,640 samples/s  elapsed 10s  left 30s"
         );
+        let text = plain_line(&Status { loss: 1.6, bytes: true, ..status(1172, 10.0) });
+        assert!(text.contains("  loss 1.600 (2.31 bits/byte)  "), "{text}");
         assert!(plain_line(&status(0, 0.0)).ends_with("left -"));
         assert!(live_line(&status(4690, 10.0), false).starts_with(&"━".repeat(BAR_CELLS)));
         assert!(live_line(&Status { total_steps: 0, ..status(0, 0.0) }, false).contains("0%"));

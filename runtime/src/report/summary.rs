@@ -16,9 +16,16 @@ use crate::config::Placement;
 pub struct Summary {
     /// The job's name.
     pub job: String,
-    /// Share of the test set that the final model classifies right, 0 to 1; `null` where it was not measured.
+    /// Share of the test set's targets that the final model puts into their own class, 0 to 1; `null` where it was not
+    /// measured.
     pub test_accuracy: Option<f64>,
-    /// Mean training loss of the last step.
+    /// Mean loss over the test set's targets, in nats; `null` where it was not measured.
+    #[serde(default)]
+    pub test_loss: Option<f64>,
+    /// The same in bits for each byte of the text that was held out; `null` for data that is no text.
+    #[serde(default)]
+    pub bits_per_byte: Option<f64>,
+    /// Mean training loss of the last step, over its targets, in nats.
     #[serde(with = "number")]
     pub final_loss: f64,
     /// Steps that were taken.
@@ -113,7 +120,10 @@ impl Summary {
                 format!("{}, each a worker and a server", counted(self.workers.into(), "peer"))
             }
         };
-        vec![
+        let bits =
+            self.bits_per_byte.map(|bits| ("bits per byte", format!("{bits:.3} of the text held out")));
+        let mut rows = Vec::from_iter(bits);
+        rows.extend([
             ("test accuracy", self.test_accuracy.map_or("not measured".into(), human::percent)),
             ("final loss", human::loss(self.final_loss)),
             ("steps", steps),
@@ -132,7 +142,8 @@ impl Summary {
                 self.audit_head.as_ref().map_or("does not hold".into(), |head| format!("head {head}")),
             ),
             ("run directory", self.run_dir.display().to_string()),
-        ]
+        ]);
+        rows
     }
 }
 
@@ -148,6 +159,8 @@ mod tests {
         Summary {
             job: "mnist".into(),
             test_accuracy: Some(0.98123),
+            test_loss: Some(0.0721),
+            bits_per_byte: None,
             final_loss: 0.012345,
             steps: 4690,
             epochs: 10,
@@ -190,6 +203,11 @@ mod tests {
         let resumed = Summary { resumed_from_step: Some(1200), ..summary() }.table(false);
         assert!(resumed.contains("4,690 in 10 epochs, resumed from step 1,200\n"), "{resumed}");
         assert!(early.contains("not measured"), "{early}");
+        let text = Summary { bits_per_byte: Some(2.34567), ..summary() }.table(false);
+        assert!(
+            text.starts_with("  bits per byte  2.346 of the text held out\n  test accuracy  98.12 %\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -209,6 +227,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         for field in [
             "test_accuracy",
+            "test_loss",
             "final_loss",
             "steps",
             "samples_per_second",

@@ -13,8 +13,8 @@ use testudo_transport::{Expected, Identity};
 use crate::audit::{AuditLog, Begun};
 use crate::checkpoint::keys::KeyFile;
 use crate::cli::args::{NodeArguments, NodeRole};
-use crate::config::{self, Config};
-use crate::data::mnist::Files;
+use crate::config::Config;
+use crate::data::DataFiles;
 use crate::error::Failure;
 use crate::node::{Metrics, Setup, data_files};
 use crate::rotation::Source;
@@ -53,15 +53,15 @@ impl WorkerInputs {
     fn open(
         config: &Config,
         run_dir: &RunDir,
-        data: Option<[OwnedFd; Files::COUNT]>,
+        data: Option<Vec<OwnedFd>>,
         setup: Option<Box<dyn WorkerSetup>>,
     ) -> Result<WorkerInputs, Failure> {
         if let Some(setup) = setup {
             return Ok(WorkerInputs { setup, data: 0 });
         }
-        let config::Data::Mnist { path, .. } = &config.data;
         let files = match data {
-            Some(handed) => Files::of_descriptors(path, handed),
+            Some(handed) => DataFiles::of_descriptors(&config.data, handed)
+                .ok_or_else(|| Failure::misconfigured("the launcher handed over the files of other data"))?,
             None => data_files(config).map_err(Failure::misconfigured)?,
         };
         let data = files.announced_bytes();
@@ -76,7 +76,7 @@ impl Inputs {
         config: &Config,
         run_dir: &RunDir,
         identity: &Identity,
-        data: Option<[OwnedFd; Files::COUNT]>,
+        data: Option<Vec<OwnedFd>>,
         key: Option<OwnedFd>,
         setup: Option<Box<dyn WorkerSetup>>,
     ) -> Result<Inputs, Failure> {

@@ -1,6 +1,9 @@
 //! The rows about the network that is trained.
 
-use super::{Absent, Key, Rule};
+use super::{Absent, Applies, Key, Rule};
+
+const MLP: Option<Applies> = Some(Applies { selector: "model.kind", kinds: &["mlp"] });
+const GPT: Option<Applies> = Some(Applies { selector: "model.kind", kinds: &["gpt"] });
 
 const WIDTH: Rule = Rule::Integer { min: 1, max: 1 << 24 };
 
@@ -8,30 +11,72 @@ const WIDTH: Rule = Rule::Integer { min: 1, max: 1 << 24 };
 pub(super) static KEYS: &[Key] = &[
     Key {
         path: "model.kind",
-        rule: Rule::Choice(&["mlp"]),
+        rule: Rule::Choice(&["mlp", "gpt"]),
         absent: Absent::Required,
         applies: None,
-        doc: "The network: `mlp` is fully connected layers with ReLU between them.",
+        doc: "The network: `mlp` is fully connected layers with ReLU between them, `gpt` is GPT-2 of any size on bytes, which learns to continue a text ([networks.md](networks.md)).",
     },
     Key {
         path: "model.inputs",
         rule: WIDTH,
         absent: Absent::Required,
-        applies: None,
+        applies: MLP,
         doc: "Numbers in one example (784 for MNIST).",
     },
     Key {
         path: "model.hidden",
         rule: Rule::List { each: &WIDTH, most: 64 },
         absent: Absent::Is("[512, 512]"),
-        applies: None,
+        applies: MLP,
         doc: "Widths of the hidden layers, first to last; `[]` makes a linear classifier.",
     },
     Key {
         path: "model.classes",
         rule: Rule::Integer { min: 2, max: 1 << 24 },
         absent: Absent::Required,
-        applies: None,
+        applies: MLP,
         doc: "Classes to tell apart (10 for MNIST); labels are 0 up to one less.",
+    },
+    Key {
+        path: "model.context",
+        rule: Rule::Integer { min: 1, max: 1 << 20 },
+        absent: Absent::Is("128"),
+        applies: GPT,
+        doc: "Bytes that the model sees at once, and predicts the next of each of.",
+    },
+    Key {
+        path: "model.layers",
+        rule: Rule::Integer { min: 1, max: 384 },
+        absent: Absent::Is("4"),
+        applies: GPT,
+        doc: "Blocks of attention and two linear layers.",
+    },
+    Key {
+        path: "model.heads",
+        rule: Rule::Integer { min: 1, max: 1 << 16 },
+        absent: Absent::Is("4"),
+        applies: GPT,
+        doc: "Heads of each block's attention; they divide `model.width`.",
+    },
+    Key {
+        path: "model.width",
+        rule: Rule::Integer { min: 1, max: 1 << 20 },
+        absent: Absent::Is("128"),
+        applies: GPT,
+        doc: "Numbers that stand for a byte between blocks.",
+    },
+    Key {
+        path: "model.dropout",
+        rule: Rule::Number { min: 0.0, above: false, max: 1.0, below: true },
+        absent: Absent::Is("0.0"),
+        applies: GPT,
+        doc: "Share of the embeddings, and of what each branch adds, that training drops at random: the same numbers whoever computes them.",
+    },
+    Key {
+        path: "model.norm",
+        rule: Rule::Choice(&["layer", "rms"]),
+        absent: Absent::Is("\"layer\""),
+        applies: GPT,
+        doc: "The norm before each branch: `layer` norm, as GPT-2 has it, or `rms`, which has no mean and no bias.",
     },
 ];

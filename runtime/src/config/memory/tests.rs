@@ -3,7 +3,7 @@ use std::path::Path;
 use testudo_actors::placement::SliceMap;
 
 use super::*;
-use crate::config::tests::MINIMAL;
+use crate::config::tests::{MINIMAL, TEXT};
 
 const ROLES: [Role; 3] = [Role::Scheduler, Role::Server, Role::Worker];
 
@@ -76,6 +76,22 @@ fn answers_have_room_for_all_that_a_server_keeps() {
             assert!(kept as u64 <= config.answer_bytes(Role::Server), "{job:?}: {kept}");
         }
     }
+}
+
+/// A text's windows and what is computed of them: more with more of anything, and with more of it in a shard.
+#[test]
+fn what_a_gpt_computes_is_counted() {
+    let needs = |overrides: &[&str]| {
+        let config = Config::parse(TEXT, Path::new("/cluster/gpt.toml"), overrides).unwrap();
+        config.own_bytes(Role::Worker, 0)
+    };
+    let least = needs(&["training.batch_size=32", "training.logical_shards=2"]);
+    for more in ["model.context=256", "model.layers=8", "model.width=256", "training.batch_size=64"] {
+        let found = needs(&["training.batch_size=32", "training.logical_shards=2", more]);
+        assert!(found > least, "{more}: {found}, not above {least}");
+    }
+    let shards = needs(&["training.batch_size=32", "training.logical_shards=8"]);
+    assert!(shards < least, "{shards} for small shards, {least} for large ones");
 }
 
 /// Many small slices take more than their values.

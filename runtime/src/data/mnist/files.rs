@@ -6,12 +6,12 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::{BYTES, DataError};
+use crate::data::whole::Whole;
 
 /// The files' names, without `.gz`, in the order in which they are kept.
 const NAMES: [&str; 4] = [
@@ -125,22 +125,7 @@ impl OpenFile {
     }
 
     fn whole(&self) -> Whole<'_> {
-        Whole { file: &self.file, at: 0 }
-    }
-}
-
-/// Reads a file from its start, wherever its own position is.
-#[derive(Debug)]
-pub(super) struct Whole<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for Whole<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.at)?;
-        self.at += read as u64;
-        Ok(read)
+        Whole::new(&self.file)
     }
 }
 
