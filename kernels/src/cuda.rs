@@ -14,6 +14,7 @@
 //! 4. **Out of memory is an error that names the tensor**, and leaves everything as it was.
 
 mod attention;
+mod batch_norm;
 mod buffer;
 mod codec;
 mod device;
@@ -30,6 +31,7 @@ mod source;
 mod update;
 
 pub use attention::DeviceAttention;
+pub use batch_norm::{DeviceBatchNorm, DeviceStatistics};
 pub use buffer::Buffer;
 pub use codec::{decode, encode, encode_feedback};
 pub use device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};

@@ -28,10 +28,16 @@ pub struct Gpu {
     name: String,
     architecture: String,
     blocks: u32,
-    /// By the whole text, so that one name with two texts is two modules.
-    modules: HashMap<String, Arc<CudaModule>>,
-    functions: HashMap<(String, String), CudaFunction>,
+    /// What was compiled, in this process: there is no cache on disk.
+    modules: HashMap<Source, Module>,
     staging: [Staging; 2],
+}
+
+/// A compiled source, with the kernels that were looked up in it.
+#[derive(Debug)]
+struct Module {
+    module: Arc<CudaModule>,
+    functions: HashMap<String, CudaFunction>,
 }
 
 /// Memory of the host that the GPU copies from and to without the driver's help.
@@ -83,7 +89,6 @@ impl Gpu {
             architecture: format!("compute_{major}{minor}"),
             blocks: u32::try_from(processors).unwrap_or(1).saturating_mul(BLOCKS_EACH),
             modules: HashMap::new(),
-            functions: HashMap::new(),
             context,
             stream,
             staging,
@@ -100,7 +105,13 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::Compile`], [`DeviceError::Driver`].
     pub fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
-        self.module(source).map(|_| ())
+        if !self.modules.contains_key(source) {
+            let ptx = nvrtc::compile(source, &self.architecture)?;
+            let module = self.context.load_module(ptx);
+            let module = module.map_err(failed(&format!("load {}", source.name())))?;
+            self.modules.insert(source.clone(), Module { module, functions: HashMap::new() });
+        }
+        Ok(())
     }
 
     /// Copies a tensor within the GPU's memory: what other kernels' bandwidth is measured by.
@@ -127,25 +138,17 @@ impl Gpu {
         self.stream.synchronize().map_err(failed("finish"))
     }
 
-    fn module(&mut self, source: &Source) -> Result<Arc<CudaModule>, DeviceError> {
-        let text = source.text();
-        if let Some(module) = self.modules.get(&text) {
-            return Ok(module.clone());
-        }
-        let ptx = nvrtc::compile(source, &self.architecture)?;
-        let module = self.context.load_module(ptx).map_err(failed(&format!("load {}", source.name())))?;
-        self.modules.insert(text, module.clone());
-        Ok(module)
-    }
-
     fn function(&mut self, source: &Source, kernel: &str) -> Result<CudaFunction, DeviceError> {
-        let key = (source.text(), kernel.to_owned());
-        if let Some(function) = self.functions.get(&key) {
+        self.prepare(source)?;
+        let finding = || failed(&format!("find kernel {kernel}"));
+        let Some(Module { module, functions }) = self.modules.get_mut(source) else {
+            return Err(finding()(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)));
+        };
+        if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let module = self.module(source)?;
-        let function = module.load_function(kernel).map_err(failed(&format!("find kernel {kernel}")))?;
-        self.functions.insert(key, function.clone());
+        let function = module.load_function(kernel).map_err(finding())?;
+        functions.insert(kernel.into(), function.clone());
         Ok(function)
     }
 }
@@ -254,7 +257,7 @@ impl Device for Gpu {
         // SAFETY: the arguments are the kernel's own parameters in number and kind (`Source::check`), constant memory is
         // written by no kernel that declares it so, and the counts that bound every access come from the buffers themselves
         // (operations.rs, layers.rs, update.rs). The emulator runs the same kernels with every buffer between guard pages.
-        unsafe { launch.launch(config) }.map_err(failed(&format!("launch {kernel}")))?;
+        unsafe { launch.launch(config) }.map_err(|error| failed(&format!("launch {kernel}"))(error))?;
         Ok(())
     }
 }
@@ -262,7 +265,7 @@ impl Device for Gpu {
 // SAFETY: an array of floats has the same layout on either side.
 unsafe impl DeviceRepr for Scalars {}
 
-fn failed(doing: &str) -> impl Fn(DriverError) -> DeviceError {
+fn failed(doing: &str) -> impl Fn(DriverError) -> DeviceError + use<> {
     let doing = doing.to_owned();
     move |error| DeviceError::Driver { doing: doing.clone(), message: error.to_string() }
 }

@@ -49,7 +49,7 @@ impl Generated {
             let (expected, found) = (SCALARS, scalars.len());
             return Err(OptimizerError::ScalarCount { expected, found }.into());
         }
-        let source = Source::generated(format!("{name}.cu"), text);
+        let source = Source::generated(&format!("{name}.cu"), &text);
         Ok(Self { source, name: name.into(), scalars, reductions })
     }
 

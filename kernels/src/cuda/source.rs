@@ -3,109 +3,124 @@
 //! Invariant: a launch that [`Source::check`] lets pass gives a kernel as many arguments as it has parameters, a buffer wherever a
 //! pointer is expected and nowhere else, and never a constant buffer where the kernel may write.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+
 use super::device::{Argument, DeviceError};
 
 /// What stands before every source.
-pub(super) const PRELUDE: (&str, &str) = ("prelude.cu", include_str!("prelude.cu"));
+const PRELUDE: (&str, &str) = ("prelude.cu", include_str!("prelude.cu"));
 /// What stands before every generated optimizer.
-pub(super) const OPTIMIZER: (&str, &str) = ("optimizer.cu", include_str!("optimizer.cu"));
+const OPTIMIZER: (&str, &str) = ("optimizer.cu", include_str!("optimizer.cu"));
 
-/// A text of CUDA C++ that is compiled by itself.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Source {
+/// A text of CUDA C++ that is compiled by itself. It is read once; a copy is cheap, and so is finding it among others.
+#[derive(Clone, Debug)]
+pub struct Source(Arc<Text>);
+
+#[derive(Debug)]
+struct Text {
     name: String,
-    text: String,
-    /// Whether [`OPTIMIZER`] stands before it.
-    is_generated: bool,
+    /// The files that it consists of, in order: name and text.
+    parts: Vec<(String, String)>,
+    kernels: Vec<Kernel>,
+    /// Of all parts.
+    hash: u64,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    name: String,
+    parameters: Vec<Parameter>,
+}
+
+/// What a parameter takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Parameter {
+    Constant,
+    Pointer,
+    F32,
+    U32,
+    U64,
+    Scalars,
+    /// Nothing that an [`Argument`] is.
+    Unknown,
+}
+
+/// Sources that ship as files, each by the function of the same name.
+macro_rules! shipped {
+    ($($(#[$attribute:meta])* $name:ident: $file:literal),* $(,)?) => {
+        impl Source {
+            $($(#[$attribute])*
+            pub fn $name() -> Self {
+                static SOURCE: LazyLock<Source> =
+                    LazyLock::new(|| Source::new($file, &[PRELUDE, ($file, include_str!($file))]));
+                SOURCE.clone()
+            })*
+
+            /// All that ship as files.
+            pub fn all() -> Vec<Self> {
+                vec![$(Self::$name()),*]
+            }
+        }
+    };
+}
+
+shipped! {
+    /// Aggregation: sums, divisions, and the check that numbers are finite.
+    aggregate: "aggregate.cu",
+    /// Median and trimmed mean.
+    robust: "robust.cu",
+    /// Wire codecs.
+    codec: "codec.cu",
+    /// ReLU, GELU, a bias's gradient, softmax and cross-entropy.
+    layers: "layers.cu",
+    /// Matrix products.
+    linear: "linear.cu",
+    /// Norms, embedding, dropout.
+    sequence: "sequence.cu",
+    /// Causal self-attention.
+    attention: "attention.cu",
+    /// Batch normalisation.
+    batch_norm: "batch_norm.cu",
+    /// Convolution and pooling.
+    image: "image.cu",
 }
 
 impl Source {
-    /// Aggregation: sums, divisions, and the check that numbers are finite.
-    pub fn aggregate() -> Self {
-        Self::shipped("aggregate.cu", include_str!("aggregate.cu"))
+    fn new(name: &str, parts: &[(&str, &str)]) -> Self {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(parts);
+        Self(Arc::new(Text {
+            name: name.into(),
+            parts: parts.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect(),
+            kernels: parts.iter().flat_map(|(_, text)| kernels(text)).collect(),
+            hash,
+        }))
     }
 
-    /// Median and trimmed mean.
-    pub fn robust() -> Self {
-        Self::shipped("robust.cu", include_str!("robust.cu"))
-    }
-
-    /// Wire codecs.
-    pub fn codec() -> Self {
-        Self::shipped("codec.cu", include_str!("codec.cu"))
-    }
-
-    /// ReLU, GELU, a bias's gradient, softmax and cross-entropy.
-    pub fn layers() -> Self {
-        Self::shipped("layers.cu", include_str!("layers.cu"))
-    }
-
-    /// Norms, embedding, dropout.
-    pub fn sequence() -> Self {
-        Self::shipped("sequence.cu", include_str!("sequence.cu"))
-    }
-
-    /// Matrix products.
-    pub fn linear() -> Self {
-        Self::shipped("linear.cu", include_str!("linear.cu"))
-    }
-
-    /// Causal self-attention.
-    pub fn attention() -> Self {
-        Self::shipped("attention.cu", include_str!("attention.cu"))
-    }
-
-    /// Convolution and pooling.
-    pub fn image() -> Self {
-        Self::shipped("image.cu", include_str!("image.cu"))
-    }
-
-    /// All that ship as files.
-    pub fn all() -> Vec<Self> {
-        vec![
-            Self::aggregate(),
-            Self::robust(),
-            Self::codec(),
-            Self::layers(),
-            Self::linear(),
-            Self::sequence(),
-            Self::attention(),
-            Self::image(),
-        ]
-    }
-
-    fn shipped(name: &str, text: &str) -> Self {
-        Self { name: name.into(), text: text.into(), is_generated: false }
-    }
-
-    pub(super) fn generated(name: String, text: String) -> Self {
-        Self { name, text, is_generated: true }
+    /// A generated optimizer's.
+    pub(super) fn generated(name: &str, text: &str) -> Self {
+        Self::new(name, &[PRELUDE, OPTIMIZER, (name, text)])
     }
 
     /// What it is called in messages.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// The files that it consists of, in order: name and text.
-    pub(super) fn parts(&self) -> Vec<(&str, &str)> {
-        let mut parts = vec![PRELUDE];
-        if self.is_generated {
-            parts.push(OPTIMIZER);
-        }
-        parts.push((&self.name, &self.text));
-        parts
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.parts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     /// The whole text, as the compiler takes it.
     pub fn text(&self) -> String {
-        let parts = self.parts();
-        parts.iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
+        self.0.parts.iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
     }
 
     /// Names of its kernels.
-    pub fn kernels(&self) -> Vec<&str> {
-        self.parts().into_iter().flat_map(|(_, text)| kernels(text)).map(|(name, _)| name).collect()
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.0.kernels.iter().map(|kernel| kernel.name.as_str())
     }
 
     /// Whether `arguments` fit `kernel`.
@@ -113,30 +128,57 @@ impl Source {
     /// # Errors
     /// [`DeviceError::Arguments`] if the source has no such kernel, or it takes others.
     pub(super) fn check<M>(&self, kernel: &str, arguments: &[Argument<'_, M>]) -> Result<(), DeviceError> {
-        let refused = || DeviceError::Arguments { kernel: kernel.into(), source_name: self.name.clone() };
-        let parts = self.parts();
-        let mut known = parts.iter().flat_map(|(_, text)| kernels(text));
-        let (_, parameters) = known.find(|(name, _)| *name == kernel).ok_or_else(refused)?;
-        let parameters: Vec<&str> = parameters.split(',').map(str::trim).collect();
-        let fits = |(parameter, argument): (&&str, &Argument<'_, M>)| match argument {
-            Argument::In(_) => parameter.contains('*') && parameter.starts_with("const "),
-            Argument::InOut(_) => parameter.contains('*') && !parameter.starts_with("const "),
-            Argument::F32(_) => parameter.starts_with("float ") && !parameter.contains('*'),
-            Argument::U32(_) => parameter.starts_with("u32 ") && !parameter.contains('*'),
-            Argument::U64(_) => parameter.starts_with("u64 ") && !parameter.contains('*'),
-            Argument::Scalars(_) => parameter.starts_with("Scalars "),
-        };
-        let holds = parameters.len() == arguments.len() && parameters.iter().zip(arguments).all(fits);
-        if holds { Ok(()) } else { Err(refused()) }
+        let given = arguments.iter().map(|argument| match argument {
+            Argument::In(_) => Parameter::Constant,
+            Argument::InOut(_) => Parameter::Pointer,
+            Argument::F32(_) => Parameter::F32,
+            Argument::U32(_) => Parameter::U32,
+            Argument::U64(_) => Parameter::U64,
+            Argument::Scalars(_) => Parameter::Scalars,
+        });
+        let known = self.0.kernels.iter().find(|known| known.name == kernel);
+        match known {
+            Some(known) if given.eq(known.parameters.iter().copied()) => Ok(()),
+            _ => Err(DeviceError::Arguments { kernel: kernel.into(), source_name: self.name().into() }),
+        }
     }
 }
 
-/// A text's kernels: each one's name, and what stands between its parentheses.
-fn kernels(text: &str) -> impl Iterator<Item = (&str, &str)> {
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        let same_text = || self.0.hash == other.0.hash && self.0.parts == other.0.parts;
+        Arc::ptr_eq(&self.0, &other.0) || same_text()
+    }
+}
+
+impl Eq for Source {}
+
+impl Hash for Source {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
+/// A text's kernels.
+fn kernels(text: &str) -> impl Iterator<Item = Kernel> {
     text.split("__global__ void ").skip(1).filter_map(|rest| {
         let (name, rest) = rest.split_once('(')?;
-        Some((name, rest.split_once(')')?.0))
+        let (parameters, _) = rest.split_once(')')?;
+        Some(Kernel { name: name.into(), parameters: parameters.split(',').map(parameter).collect() })
     })
+}
+
+fn parameter(text: &str) -> Parameter {
+    let text = text.trim();
+    match (text.contains('*'), text.split_whitespace().next()) {
+        (true, Some("const")) => Parameter::Constant,
+        (true, _) => Parameter::Pointer,
+        (false, Some("float")) => Parameter::F32,
+        (false, Some("u32")) => Parameter::U32,
+        (false, Some("u64")) => Parameter::U64,
+        (false, Some("Scalars")) => Parameter::Scalars,
+        _ => Parameter::Unknown,
+    }
 }
 
 #[cfg(test)]
@@ -144,9 +186,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_are_found() {
-        assert_eq!(Source::aggregate().kernels(), ["add", "add_checked", "first_non_finite", "divide"]);
-        assert!(Source::all().iter().all(|source| !source.kernels().is_empty()));
+    fn kernels_are_found_and_every_parameter_is_known() {
+        let names: Vec<String> = Source::aggregate().kernels().map(str::to_owned).collect();
+        assert_eq!(names, ["add", "add_checked", "first_non_finite", "divide"]);
+        for source in Source::all() {
+            assert!(!source.0.kernels.is_empty());
+            for kernel in &source.0.kernels {
+                assert!(!kernel.parameters.contains(&Parameter::Unknown), "{kernel:?}");
+            }
+        }
     }
 
     /// The invariant.
@@ -161,5 +209,15 @@ mod tests {
         assert!(!check("add", &[Argument::InOut(&mut ()), Argument::In(&())]));
         assert!(!check("subtract", &[Argument::InOut(&mut ()), Argument::In(&()), Argument::U64(1)]));
         assert!(check("divide", &[Argument::InOut(&mut ()), Argument::F32(1.0), Argument::U64(1)]));
+    }
+
+    /// What was compiled is found again by its text, whoever made it; one name with two texts is two sources.
+    #[test]
+    fn a_source_is_its_text() {
+        let of = |text: &str| Source::generated("adam.cu", text);
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        assert_eq!(Source::aggregate(), Source::aggregate());
+        assert_ne!(Source::aggregate(), Source::robust());
     }
 }

@@ -48,8 +48,8 @@ fn attention_has_the_bits_of_the_cpu() {
 }
 
 #[test]
-fn convolution_and_pooling_have_the_bits_of_the_cpu() {
-    everywhere(comparisons::images, &[Source::image()]);
+fn image_layers_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::images, &[Source::image(), Source::batch_norm(), Source::aggregate()]);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn what_does_not_fit_is_refused() {
 
 /// A source of the test's own.
 fn source(text: &str) -> Source {
-    Source::generated("test.cu".into(), text.into())
+    Source::generated("test.cu", text)
 }
 
 /// `exp`, `ln` and `tanh` are the CPU's, over a sweep of all bit patterns.
@@ -158,7 +158,7 @@ fn outcomes<'a>(bodies: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut device = Emulator::new(std::slice::from_ref(&source));
     let y = Buffer::of(&mut device, "y", &[0.0f32; 8]).unwrap();
     let geometry = Geometry { blocks: 1, threads: 64, shared_bytes: 256 };
-    let cases = source.kernels().into_iter().filter(|kernel| kernel.starts_with("case_"));
+    let cases = source.kernels().filter(|kernel| kernel.starts_with("case_"));
     cases
         .map(|case| {
             let mut x = Buffer::of(&mut device, "x", &[0.0f32; 8]).unwrap();

@@ -40,7 +40,7 @@ fn attention_has_the_bits_of_the_cpu_on_a_gpu() {
 }
 
 #[test]
-fn convolution_and_pooling_have_the_bits_of_the_cpu_on_a_gpu() {
+fn image_layers_have_the_bits_of_the_cpu_on_a_gpu() {
     comparisons::images(&mut gpu());
 }
 

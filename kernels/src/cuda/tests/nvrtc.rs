@@ -64,8 +64,7 @@ fn errors_of_the_compiler_are_said() {
     if !is_there() {
         return;
     }
-    let source =
-        Source::generated("bad.cu".into(), "\nextern \"C\" __global__ void bad() { nothing(); }".into());
+    let source = Source::generated("bad.cu", "\nextern \"C\" __global__ void bad() { nothing(); }");
     let error = compile(&source, "sm_90").unwrap_err();
     let DeviceError::Compile { log, .. } = &error else { panic!("{error}") };
     assert!(log.contains("bad.cu(2)") && log.contains("nothing"), "{log}");

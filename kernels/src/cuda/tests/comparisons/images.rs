@@ -1,9 +1,11 @@
-//! Convolution and pooling.
+//! Convolution, pooling and batch norm.
 
 use super::sequence::{in_panels, in_rows};
 use super::{assert_bits, numbers};
-use crate::cuda::{Buffer, Device, DeviceConvolution, DevicePool, ImageSize};
-use crate::layers::{Convolution, Ends, Image, Pool};
+use crate::cuda::{
+    Buffer, Device, DeviceBatchNorm, DeviceConvolution, DevicePool, DeviceStatistics, ImageSize,
+};
+use crate::layers::{BatchNorm, Convolution, Ends, Image, Pool, Statistics};
 use crate::linear::Panels;
 
 pub(in crate::cuda::tests) fn images<D: Device>(device: &mut D) {
@@ -38,6 +40,9 @@ pub(in crate::cuda::tests) fn images<D: Device>(device: &mut D) {
         for (on_cpu, on_device) in pools {
             pool(device, examples, image, on_cpu, on_device);
         }
+    }
+    for (examples, channels, height, width) in [(1, 1, 1, 1), (1, 3, 2, 2), (17, 5, 3, 2), (33, 40, 1, 2)] {
+        batch_norm(device, examples, Image { channels, height, width });
     }
     let image = ImageSize { channels: 1, height: 4, width: 4 };
     assert_eq!((DevicePool::new(image, 5, 1), DevicePool::new(image, 2, 0)), (None, None));
@@ -109,4 +114,49 @@ fn pool<D: Device>(device: &mut D, examples: usize, image: Image, on_cpu: Pool, 
     on_cpu.mean_gradient(panels, &dy_panels, &mut dx);
     on_device.mean_gradient(device, examples, &d_dy, &mut d_dx).unwrap();
     assert_bits(&d_dx.to_vec(device).unwrap(), &in_rows(panels, &dx, features), "mean_gradient");
+}
+
+fn batch_norm<D: Device>(device: &mut D, examples: usize, image: Image) {
+    let (norm, features) = (BatchNorm { image }, image.features());
+    let panels = Panels::new(examples);
+    let (x, dy) = (numbers(examples * features, 1), numbers(examples * features, 2));
+    let (weight, bias) = (numbers(image.channels, 3), numbers(image.channels, 4));
+    let x_panels = in_panels(panels, &x, features);
+    let room = || vec![0.0; image.channels];
+    let (mut mean, mut variance, mut inverse) = (room(), room(), room());
+    let mut by = Statistics { mean: &mut mean, variance: &mut variance, inverse: &mut inverse };
+    norm.measure(panels, &x_panels, &mut by);
+    let (mut y, mut gradient) = (vec![0.0; x_panels.len()], in_panels(panels, &dy, features));
+    norm.forward([&weight, &bias], panels, &by, &x_panels, &mut y);
+    let (mut of_weight, mut of_bias, mut of_mean, mut of_variance) = (room(), room(), room(), room());
+    norm.backward(&weight, panels, &by, &x_panels, &mut gradient, [&mut of_weight, &mut of_bias]);
+    norm.mean_part(panels, by.mean, &mut of_mean);
+    norm.variance_part(panels, by.variance, &mut of_variance);
+
+    let Image { channels, height, width } = image;
+    let on_device = DeviceBatchNorm { image: ImageSize { channels, height, width } };
+    let [d_x, mut d_dy, d_weight, d_bias] =
+        [&x, &dy, &weight, &bias].map(|values| Buffer::of(device, "tensor", values).unwrap());
+    let [mut d_of_weight, mut d_of_bias, mut d_of_mean, mut d_of_variance] =
+        ["weight", "bias", "mean", "variance"].map(|name| Buffer::zeros(device, name, channels).unwrap());
+    let mut d_by = DeviceStatistics::new(device, channels).unwrap();
+    on_device.measure(device, examples, &d_x, &mut d_by).unwrap();
+    let mut d_y = Buffer::zeros(device, "y", x.len()).unwrap();
+    on_device.forward(device, examples, (&d_weight, &d_bias), &d_by, &d_x, &mut d_y).unwrap();
+    let made = (&mut d_of_weight, &mut d_of_bias);
+    on_device.backward(device, examples, &d_weight, &d_by, (&d_x, &mut d_dy), made).unwrap();
+    on_device.parts(device, examples, &d_by, (&mut d_of_mean, &mut d_of_variance)).unwrap();
+    for (found, expected, what) in [
+        (&d_y, &in_rows(panels, &y, features), "y"),
+        (&d_dy, &in_rows(panels, &gradient, features), "dx"),
+        (&d_by.mean, &mean, "mean"),
+        (&d_by.variance, &variance, "variance"),
+        (&d_by.inverse, &inverse, "inverse"),
+        (&d_of_weight, &of_weight, "weight"),
+        (&d_of_bias, &of_bias, "bias"),
+        (&d_of_mean, &of_mean, "running mean"),
+        (&d_of_variance, &of_variance, "running variance"),
+    ] {
+        assert_bits(&found.to_vec(device).unwrap(), expected, &format!("batch norm, {what}"));
+    }
 }
