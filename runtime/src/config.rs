@@ -227,6 +227,20 @@ pub enum Model {
         /// Classes.
         classes: usize,
     },
+    /// A small convolutional network.
+    Cnn {
+        /// Channels, height and width of an image.
+        image: [usize; 3],
+        /// Classes.
+        classes: usize,
+    },
+    /// ResNet-18 for small images.
+    ResNet18 {
+        /// Channels, height and width of an image.
+        image: [usize; 3],
+        /// Classes.
+        classes: usize,
+    },
     /// GPT-2 of any size, on bytes.
     Gpt {
         /// Bytes that it sees at once.

@@ -57,6 +57,10 @@ pub(crate) fn model(model: &config::Model) -> ModelSpec {
         config::Model::Mlp { inputs, hidden, classes } => {
             ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
         }
+        config::Model::Cnn { image, classes } => ModelSpec::Cnn { image: *image, classes: *classes },
+        config::Model::ResNet18 { image, classes } => {
+            ModelSpec::ResNet18 { image: *image, classes: *classes }
+        }
         config::Model::Gpt { context, layers, heads, width, dropout, norm } => ModelSpec::Gpt(GptSpec {
             vocabulary: config::Model::BYTES,
             context: *context,

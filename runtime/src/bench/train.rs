@@ -27,7 +27,9 @@ const WARM_UP: u64 = 5;
 pub enum Network {
     /// 784-512-512-10, fully connected, with ReLU
     Mlp,
-    /// The same with 4096 instead of 512: 20 million parameters
+    /// Two convolutions 3x3, to 32 and 64 channels, pooling, and two fully connected layers
+    Cnn,
+    /// That of `mlp` with 4096 instead of 512: 20 million parameters
     Wide,
 }
 
@@ -35,6 +37,7 @@ impl Network {
     fn toml(self) -> String {
         let hidden = match self {
             Network::Mlp => 512,
+            Network::Cnn => return "kind = \"cnn\"\nimage = [1, 28, 28]\nclasses = 10\n".into(),
             Network::Wide => 4096,
         };
         format!("kind = \"mlp\"\ninputs = 784\nhidden = [{hidden}, {hidden}]\nclasses = 10\n")
@@ -43,6 +46,7 @@ impl Network {
     fn name(self) -> &'static str {
         match self {
             Network::Mlp => "mlp",
+            Network::Cnn => "cnn",
             Network::Wide => "wide",
         }
     }

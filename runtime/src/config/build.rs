@@ -116,6 +116,9 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
     }
 }
 
+/// In place of an image that was refused: one that every network takes.
+const STAND_IN_IMAGE: [usize; 3] = [1, 28, 28];
+
 /// In place of an address that was refused.
 const STAND_IN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -177,8 +180,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn model(&self) -> Model {
+    fn model(&mut self) -> Model {
         match self.text("model.kind").as_str() {
+            "cnn" => Model::Cnn { image: self.image(), classes: self.integer("model.classes") },
+            "resnet18" => Model::ResNet18 { image: self.image(), classes: self.integer("model.classes") },
             "gpt" => Model::Gpt {
                 context: self.integer("model.context"),
                 layers: self.integer("model.layers"),
@@ -193,6 +198,22 @@ impl<'a> Builder<'a> {
                 classes: self.integer("model.classes"),
             },
         }
+    }
+
+    /// An image's channels, height and width. Reports lists of another length.
+    fn image(&mut self) -> [usize; 3] {
+        const KEY: &str = "model.image";
+        let found = self.integers(KEY);
+        let count = found.len();
+        found.try_into().unwrap_or_else(|_| {
+            if matches!(self.values.get(KEY), Some(Value::List(_))) {
+                let message = format!(
+                    "`{KEY}` has {count} numbers; it takes three: channels, height and width, like [1, 28, 28]"
+                );
+                self.problems.push(Problem { place: self.values.place(&[KEY]), message });
+            }
+            STAND_IN_IMAGE
+        })
     }
 
     fn data(&mut self) -> Data {

@@ -164,6 +164,11 @@ fn network(config: &Config, report: &mut Report<'_>) {
         let kind = if of_text { "continues texts" } else { "classifies examples" };
         format!("this `model.kind` {kind}: it needs `data.kind = \"{wanted}\"`")
     });
+    if let Model::Cnn { .. } | Model::ResNet18 { .. } = config.model
+        && let Err(why) = crate::job::model(&config.model).parameters()
+    {
+        report(&["model.image"], true, &|| format!("`model.image`: {why}"));
+    }
     if let Model::Gpt { heads, width, .. } = config.model {
         report(&["model.heads", "model.width"], width % heads.max(1) != 0, &|| {
             format!(

@@ -117,6 +117,19 @@ kind = \"text\"
 path = \"novel.txt\"
 ";
 
+/// The smallest file of a network for images.
+pub(super) const IMAGES: &str = "
+[model]
+kind = \"cnn\"
+image = [1, 28, 28]
+classes = 10
+[optimizer]
+kind = \"sgd\"
+[data]
+kind = \"mnist\"
+path = \"data\"
+";
+
 fn parse(text: &str, overrides: &[&str]) -> Result<Config, ConfigErrors> {
     Config::parse(text, Path::new("/cluster/mnist.toml"), overrides)
 }
@@ -163,6 +176,8 @@ fn the_effective_file_says_the_same() {
             MINIMAL,
             vec!["optimizer.kind=program", "optimizer.learning_rate=1", "optimizer.program=w = w - lr * g"],
         ),
+        (IMAGES, vec![]),
+        (IMAGES, vec!["model.kind=resnet18", "model.image=[3, 32, 32]"]),
         (TEXT, vec![]),
         (TEXT, vec!["data.stride=7", "model.norm=rms", "model.dropout=0.25", "model.layers=2"]),
     ];
@@ -304,6 +319,28 @@ fn rules_between_keys() {
         &["cluster.heartbeat_timeout_ms=1000", "transport.idle_timeout_ms=1000"],
     ] {
         assert_eq!(messages(MINIMAL, overrides), [""; 0], "{overrides:?}");
+    }
+}
+
+/// Networks for images: their sizes are read, and said to be wrong where they are.
+#[test]
+fn networks_for_images_say_their_sizes() {
+    let (image, classes) = ([1, 28, 28], 10);
+    assert_eq!(parse(IMAGES, &[]).unwrap().model, Model::Cnn { image, classes });
+    let config = parse(IMAGES, &["model.kind=resnet18", "model.image=[3, 5, 7]"]).unwrap();
+    assert_eq!(config.model, Model::ResNet18 { image: [3, 5, 7], classes });
+    assert_eq!(parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    for (overrides, expected) in [
+        (&["model.image=[28, 28]"][..], "`model.image` has 2 numbers"),
+        (&["model.image=[1, 28, 5]"], "sides from 6 to"),
+        (&["model.image=[1, 28, 0]"], "`model.image[2]`"),
+        (&["model.image=[1, 2, 3, 4]"], "`model.image`"),
+        (&["model.inputs=784"], "`model.inputs`"),
+        (&["limits.memory_mib=150"], "use at least"),
+    ] {
+        let found = messages(IMAGES, overrides);
+        assert_eq!(found.len(), 1, "{overrides:?}: {found:?}");
+        assert!(found[0].contains(expected), "{overrides:?}: {found:?}");
     }
 }
 

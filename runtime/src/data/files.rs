@@ -107,6 +107,14 @@ impl Data {
         match (files, &config.data) {
             (DataFiles::Mnist(files), config::Data::Mnist { path, mean, std }) => {
                 let data = Mnist::read(files, model.classes(), Normalisation { mean: *mean, std: *std })?;
+                if let config::Model::Cnn { image, .. } | config::Model::ResNet18 { image, .. } = config.model
+                {
+                    let [height, width] = data.train.size();
+                    if image != [1, height, width] {
+                        let folder = path.clone();
+                        return Err(DataError::Image { folder, height, width, expected: image }.into());
+                    }
+                }
                 let (found, expected) = (data.train.input_elements(), model.input_elements());
                 if found != expected {
                     return Err(DataError::Inputs { folder: path.clone(), found, expected }.into());

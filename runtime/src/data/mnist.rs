@@ -169,6 +169,18 @@ pub enum DataError {
         /// What the model takes.
         expected: usize,
     },
+    /// The model takes images of another size.
+    #[error("{}: its images are {height} x {width} with one channel, but model.image is {expected:?}: set model.image = [1, {height}, {width}], or point data.path at other images", folder.display())]
+    Image {
+        /// The folder of the four files.
+        folder: PathBuf,
+        /// Rows of an image.
+        height: usize,
+        /// Columns of an image.
+        width: usize,
+        /// What the model takes: channels, height and width.
+        expected: [usize; 3],
+    },
     /// A worker that holds them cannot keep to `limits.memory_mib`.
     #[error("{0}")]
     Memory(String),
@@ -258,6 +270,12 @@ impl Examples {
     /// Never: an empty set is refused when it is loaded.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// Rows and columns of an image.
+    #[must_use]
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows, self.columns]
     }
 
     /// Numbers in one example: rows times columns.

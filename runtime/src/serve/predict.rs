@@ -13,12 +13,13 @@ use super::request::Rows;
 pub(super) struct Engine {
     spec: ModelSpec,
     parameters: Vec<Vec<f32>>,
+    /// Rows that are computed at a time.
     rows: usize,
     idle: Mutex<Vec<Box<dyn Model>>>,
 }
 
 impl Engine {
-    /// An engine for requests of up to `rows`.
+    /// An engine for requests that have mostly up to `rows` rows; larger ones are computed in parts.
     ///
     /// # Errors
     /// The model is not built in, or its buffers do not fit memory.
@@ -29,6 +30,7 @@ impl Engine {
                 "it continues texts, and requests here are rows of numbers to classify: `testudo sample` is for it".to_owned(),
             ));
         }
+        let rows = rows.min(spec.evaluation_batch()).max(1);
         let first = spec.build(rows)?;
         Ok(Engine { spec, parameters, rows, idle: Mutex::new(vec![first]) })
     }
@@ -55,7 +57,11 @@ impl Engine {
         };
         let parameters: Vec<&[f32]> = self.parameters.iter().map(Vec::as_slice).collect();
         let mut probabilities = vec![0.0; rows.count * self.classes()];
-        let done = model.probabilities(&parameters, &rows.values, &mut probabilities).map_err(failed);
+        // So many at a time: what networks for images make of a row is far larger than it, and rows do not depend on each other.
+        let inputs = rows.values.chunks(self.rows * self.features().max(1));
+        let mut parts = inputs.zip(probabilities.chunks_mut(self.rows * self.classes().max(1)));
+        let done =
+            parts.try_for_each(|(inputs, out)| model.probabilities(&parameters, inputs, out)).map_err(failed);
         idle().push(model);
         done.map(|()| probabilities)
     }

@@ -3,6 +3,9 @@
 use super::{Absent, Applies, Key, Rule};
 
 const MLP: Option<Applies> = Some(Applies { selector: "model.kind", kinds: &["mlp"] });
+const IMAGES: Option<Applies> = Some(Applies { selector: "model.kind", kinds: &["cnn", "resnet18"] });
+const CLASSIFIERS: Option<Applies> =
+    Some(Applies { selector: "model.kind", kinds: &["mlp", "cnn", "resnet18"] });
 const GPT: Option<Applies> = Some(Applies { selector: "model.kind", kinds: &["gpt"] });
 
 const WIDTH: Rule = Rule::Integer { min: 1, max: 1 << 24 };
@@ -11,10 +14,10 @@ const WIDTH: Rule = Rule::Integer { min: 1, max: 1 << 24 };
 pub(super) static KEYS: &[Key] = &[
     Key {
         path: "model.kind",
-        rule: Rule::Choice(&["mlp", "gpt"]),
+        rule: Rule::Choice(&["mlp", "cnn", "resnet18", "gpt"]),
         absent: Absent::Required,
         applies: None,
-        doc: "The network: `mlp` is fully connected layers with ReLU between them, `gpt` is GPT-2 of any size on bytes, which learns to continue a text ([networks.md](networks.md)).",
+        doc: "The network: `mlp` is fully connected layers with ReLU between them, `cnn` two convolutions and two fully connected layers, `resnet18` ResNet-18 for small images, `gpt` is GPT-2 of any size on bytes, which learns to continue a text ([networks.md](networks.md)).",
     },
     Key {
         path: "model.inputs",
@@ -31,10 +34,17 @@ pub(super) static KEYS: &[Key] = &[
         doc: "Widths of the hidden layers, first to last; `[]` makes a linear classifier.",
     },
     Key {
+        path: "model.image",
+        rule: Rule::List { each: &Rule::Integer { min: 1, max: 1 << 14 }, most: 3 },
+        absent: Absent::Is("[1, 28, 28]"),
+        applies: IMAGES,
+        doc: "Channels, height and width of an image; the default is MNIST's.",
+    },
+    Key {
         path: "model.classes",
         rule: Rule::Integer { min: 2, max: 1 << 24 },
         absent: Absent::Required,
-        applies: MLP,
+        applies: CLASSIFIERS,
         doc: "Classes to tell apart (10 for MNIST); labels are 0 up to one less.",
     },
     Key {

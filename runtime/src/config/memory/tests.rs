@@ -3,7 +3,7 @@ use std::path::Path;
 use testudo_actors::placement::SliceMap;
 
 use super::*;
-use crate::config::tests::{MINIMAL, TEXT};
+use crate::config::tests::{IMAGES, MINIMAL, TEXT};
 
 const ROLES: [Role; 3] = [Role::Scheduler, Role::Server, Role::Worker];
 
@@ -92,6 +92,22 @@ fn what_a_gpt_computes_is_counted() {
     }
     let shards = needs(&["training.batch_size=32", "training.logical_shards=8"]);
     assert!(shards < least, "{shards} for small shards, {least} for large ones");
+}
+
+/// What a network for images makes of a shard is far more than the shard, and counts.
+#[test]
+fn activations_of_images_are_counted() {
+    let own = |batch: u32| {
+        let overrides = [format!("training.batch_size={batch}"), "training.logical_shards=1".into()];
+        let config = Config::parse(IMAGES, Path::new("/cluster/mnist.toml"), &overrides).unwrap();
+        config.own_bytes(Role::Worker, 0)
+    };
+    let each = (own(768) - own(512)) / 256;
+    // What both convolutions make, and the gradients of the larger, twice.
+    let least = (26 * 26 * 32 + 3 * 24 * 24 * 64) * 4;
+    assert!((least..2 * least).contains(&each), "{each}");
+    // A smaller shard than is evaluated at a time changes nothing.
+    assert_eq!(own(16), own(32));
 }
 
 /// Many small slices take more than their values.
