@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn compare(name: &str, floor: ByHand, weights: &[f32], sums: &mut [Vec<f32>]) -> Result<(), Box<dyn Error>> {
     let mut optimizer = OptimizerSpec::shipped(name).ok_or("no such program")?.compile()?;
     let mut states = vec![vec![vec![0.0f32; SLICE]; floor.states()]; SLICES];
-    let (mut by_hand, mut by_program) = (Vec::new(), Vec::new());
+    let [mut by_hand, mut by_program, mut checked, mut apart] = [const { Vec::new() }; 4];
     for _ in 0..31 {
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
@@ -73,17 +73,34 @@ fn compare(name: &str, floor: ByHand, weights: &[f32], sums: &mut [Vec<f32>]) ->
             optimizer.update(inputs, Slice { weights, gradient_to_weights: sum, state }, &mut [])?;
         }
         by_program.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        for (sum, state) in sums.iter_mut().zip(&mut states) {
+            let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
+            let slice = Slice { weights, gradient_to_weights: sum, state };
+            optimizer.update_checked(inputs, &mut [slice], &mut [])?;
+        }
+        checked.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        for (sum, state) in sums.iter_mut().zip(&mut states) {
+            let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
+            optimizer.update(inputs, Slice { weights, gradient_to_weights: sum, state }, &mut [])?;
+            std::hint::black_box(first_non_finite(sum));
+        }
+        apart.push(start.elapsed().as_secs_f64());
     }
-    let [by_hand, by_program] = [by_hand, by_program].map(|mut times| {
+    let [by_hand, by_program, checked, apart] = [by_hand, by_program, checked, apart].map(|mut times| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     });
     let bytes = (SLICE * SLICES * 4) as f64 / 1e9;
     println!(
-        "{:>7.2}  {name}.opt; by hand {:.2}; {:.2} times as long",
+        "{:>7.2}  {name}.opt; by hand {:.2}; {:.2} times as long; with every value looked at {:.2}; weights looked at in a pass of \
+         their own {:.2}",
         bytes / by_program,
         bytes / by_hand,
-        by_program / by_hand
+        by_program / by_hand,
+        bytes / checked,
+        bytes / apart
     );
     Ok(())
 }

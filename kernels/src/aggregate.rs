@@ -46,8 +46,9 @@ vectorized! {
 /// Elements that are checked together: 4 KiB, which stays in the first-level cache.
 const BLOCK: usize = 1024;
 
+/// Whether any value is NaN or infinite.
 #[inline(always)]
-fn has_non_finite(values: &[f32]) -> bool {
+pub(crate) fn has_non_finite(values: &[f32]) -> bool {
     // An exponent of all ones, found without a branch per element. Shifting the sign out leaves such values highest.
     values.iter().fold(0u32, |highest, value| highest.max(value.to_bits() << 1))
         >= f32::INFINITY.to_bits() << 1

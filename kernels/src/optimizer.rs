@@ -103,6 +103,16 @@ pub enum OptimizerError {
     /// A program with `norm`, `sum` or `mean` was to run on a slice.
     #[error("the optimizer needs whole tensors, not slices: it has norm, sum or mean")]
     WholeTensor,
+    /// A new weight, state or scalar is NaN or infinite.
+    #[error("line {line} of the optimizer's program gives {name} a value that is not finite")]
+    NotFinite {
+        /// The first such element of the slices; `None` if a scalar is.
+        element: Option<usize>,
+        /// The line of the first assignment on the way to it that is not finite.
+        line: u32,
+        /// What that line gives a value.
+        name: String,
+    },
     /// The program has no constant of this name.
     #[error("the optimizer has no constant {name:?}")]
     UnknownConstant {

@@ -99,7 +99,7 @@ fn programs_allocate_nothing() {
                 let mut slices = [(first, one, &weights[0]), (second, two, &weights[1])].map(
                     |(gradient_to_weights, state, weights)| Slice { weights, gradient_to_weights, state },
                 );
-                optimizer.update_tensor(inputs, &mut slices, &mut scalars).unwrap();
+                optimizer.update_checked(inputs, &mut slices, &mut scalars).unwrap();
             }
         });
         assert_eq!(counted.count_total, 0, "{name}: {counted:?}");

@@ -6,11 +6,13 @@
 mod audit;
 mod files;
 mod papers;
+mod program;
 pub mod seeds;
 
 pub use audit::audit;
 pub use files::{bundle, checkpoint};
 pub use papers::{chain, crl, request, token};
+pub use program::program;
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -43,6 +45,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("request", request),
     ("token", token),
     ("chain", chain),
+    ("program", program),
 ];
 
 /// The secret of the connection that the fuzzers speak on: seeds are sealed under it.

@@ -7,11 +7,15 @@
 //! 4. What an update is, its parameter's rule says ([`super::rules`]). Slices of a tensor that is updated as a whole go to their next
 //!    version together, when the last of them is complete.
 
+mod error;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use testudo_kernels::optimizer::{self, StepInputs};
-use testudo_kernels::{AggregationError, OptimizerError, ParameterSpec, add, first_non_finite};
+use testudo_kernels::{OptimizerError, ParameterSpec, add, first_non_finite};
+
+pub use error::MathError;
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
 use crate::job::JobSpec;
@@ -61,45 +65,6 @@ pub struct Updated {
     pub version: u64,
     /// One slice, or all of a tensor that is updated as a whole.
     pub slices: Vec<SliceId>,
-}
-
-/// Why a contribution or an update could not be carried out.
-#[derive(Debug, PartialEq, thiserror::Error)]
-pub enum MathError {
-    /// NaN or infinity in a contribution.
-    #[error("element {0} of the contribution is not finite")]
-    NotFinite(u64),
-    /// The update produced NaN or infinity.
-    #[error(
-        "the update of {parameter} in step {step} gives a value that is not finite (element {element}): \
-         training has diverged; a lower optimizer.learning_rate may help"
-    )]
-    Diverged {
-        /// The parameter's name.
-        parameter: String,
-        /// The step.
-        step: u64,
-        /// The first such element of the parameter.
-        element: u64,
-    },
-    /// The optimizer refused its inputs, or is none.
-    #[error("the optimizer failed: {0}")]
-    Optimizer(#[from] OptimizerError),
-    /// A tensor that is updated as a whole, of which this server has not every slice: a bug in the placement.
-    #[error("the optimizer needs all of parameter {0}, and this server has a part")]
-    Incomplete(u32),
-    /// The robust rule refused the votes: a bug, since the job was checked.
-    #[error("the votes could not be aggregated: {0}")]
-    Aggregation(#[from] AggregationError),
-    /// What was restored is not what this server keeps.
-    #[error("the checkpoint does not hold what this server keeps: {0}")]
-    Restored(String),
-    /// A checkpoint or a hash of a version that the slices are not at.
-    #[error("the scheduler ordered a checkpoint or hash of step {0}, at which this server is not")]
-    Order(u64),
-    /// A slice or length that the core should have refused: a bug.
-    #[error("no such slice or length: {0}")]
-    Unknown(SliceId),
 }
 
 #[derive(Debug, Default)]
@@ -361,9 +326,7 @@ impl SliceMath {
     /// Turns the complete gradient of a step, a sum or a rule's result, into the next version of `slices`, which are of one
     /// parameter.
     fn update(&mut self, slices: Vec<SliceId>, step: u64) -> Result<Updated, MathError> {
-        let Some(parameter) = slices.first().map(|id| id.parameter) else {
-            return Ok(Updated { version: step, slices });
-        };
+        let Some(first) = slices.first().copied() else { return Ok(Updated { version: step, slices }) };
         let divisor = match self.job.aggregation.hostile() {
             None => self.plan.step(step).examples as f32 * self.job.model.targets() as f32,
             Some(_) => 1.0,
@@ -379,18 +342,13 @@ impl SliceMath {
             let sum = state.complete.take().ok_or(MathError::Unknown(*id))?;
             taken.push((version, weights, sum, std::mem::take(&mut state.optimizer)));
         }
-        let mut scalars =
-            slices.first().and_then(|id| self.slices.get(id)).map_or(Vec::new(), |(_, s)| s.scalars.clone());
+        let mut scalars = self.slices.get(&first).map_or(Vec::new(), |(_, s)| s.scalars.clone());
         let mut lent: Vec<optimizer::Slice<'_>> = taken
             .iter_mut()
             .map(|(_, weights, sum, state)| optimizer::Slice { weights, gradient_to_weights: sum, state })
             .collect();
-        self.rules.update(parameter, inputs, &mut lent, &mut scalars)?;
-        for (id, (_, _, values, _)) in slices.iter().zip(&taken) {
-            if let Some(element) = first_non_finite(values) {
-                return Err(self.diverged(*id, step, element));
-            }
-        }
+        let updated = self.rules.update(first.parameter, inputs, &mut lent, &mut scalars);
+        updated.map_err(|error| self.diverged(first, step, error))?;
         let mut version = step;
         for (id, (before, weights, values, optimizer)) in slices.iter().zip(taken) {
             drop(weights);
@@ -400,11 +358,19 @@ impl SliceMath {
         Ok(Updated { version, slices })
     }
 
-    fn diverged(&self, id: SliceId, step: u64, element: usize) -> MathError {
-        let name = self.parameters.get(id.parameter as usize).map(|p| p.name.clone());
-        let first = self.slices.get(&id).map_or(0, |(slice, _)| slice.first);
-        let parameter = name.unwrap_or_else(|| id.to_string());
-        MathError::Diverged { parameter, step, element: (first + element) as u64 }
+    /// What an error of the update of `first` and the slices after it is to people.
+    fn diverged(&self, first: SliceId, step: u64, error: OptimizerError) -> MathError {
+        let OptimizerError::NotFinite { element, line, name } = error else { return error.into() };
+        let parameter = self.parameters.get(first.parameter as usize).map(|p| p.name.clone());
+        let begin = self.slices.get(&first).map_or(0, |(slice, _)| slice.first);
+        let what =
+            element.map_or("one of the optimizer's numbers".into(), |at| format!("element {}", begin + at));
+        let text = (line as usize).checked_sub(1).and_then(|at| self.job.optimizer.program.lines().nth(at));
+        let place = match text {
+            Some(text) => format!("{what}; line {line} of the optimizer: `{}`", text.trim()),
+            None => format!("{what} of {name}"),
+        };
+        MathError::Diverged { parameter: parameter.unwrap_or_else(|| first.to_string()), step, place }
     }
 
     /// Puts a slice's next version in its place, and gives it to whoever is to have it.
@@ -459,3 +425,6 @@ fn whole(
     }
     Ok(held.into_iter().map(|(parameter, (_, ids))| (parameter, ids)).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,12 @@
 
 use testudo_kernels::model::average;
 use testudo_kernels::optimizer::{Slice, StepInputs};
-use testudo_kernels::{Optimizer, OptimizerError, ParameterSpec, Update};
+use testudo_kernels::{Optimizer, OptimizerError, ParameterSpec, Update, first_non_finite};
 
 use crate::job::JobSpec;
+
+/// In place of a line, where no program gave a value.
+pub(super) const NO_LINE: u32 = 0;
 
 /// A parameter's rule. Another kind of parameter (one that is no weight, say) takes a variant here, an arm in each method of
 /// [`Rules`], and is chosen in [`Rules::new`].
@@ -71,7 +74,7 @@ impl Rules {
     /// One step on slices of a parameter: all of them, in order, or one alone if it is not [`whole`](Rules::is_whole).
     ///
     /// # Errors
-    /// [`OptimizerError`]: lengths or numbers that do not fit are a bug.
+    /// [`OptimizerError::NotFinite`] for a new value that is NaN or infinite; lengths or numbers that do not fit are a bug.
     pub(super) fn update(
         &mut self,
         parameter: u32,
@@ -81,12 +84,21 @@ impl Rules {
     ) -> Result<(), OptimizerError> {
         match self.of.get(parameter as usize) {
             Some(Rule::Optimizer(at)) => match self.optimizers.get_mut(*at) {
-                Some(optimizer) => optimizer.update_tensor(inputs, slices, scalars),
+                Some(optimizer) => optimizer.update_checked(inputs, slices, scalars),
                 None => Ok(()),
             },
-            Some(Rule::Average { momentum }) => slices.iter_mut().try_for_each(|slice| {
-                average(*momentum, inputs.divisor, slice.weights, slice.gradient_to_weights)
-            }),
+            Some(Rule::Average { momentum }) => {
+                let mut first = 0;
+                for slice in slices {
+                    average(*momentum, inputs.divisor, slice.weights, slice.gradient_to_weights)?;
+                    if let Some(at) = first_non_finite(slice.gradient_to_weights) {
+                        let (element, name) = (Some(first + at), "a running mean".to_owned());
+                        return Err(OptimizerError::NotFinite { element, line: NO_LINE, name });
+                    }
+                    first += slice.weights.len();
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -128,6 +140,12 @@ mod tests {
             assert_eq!(values, [0.75 * 4.0 + 0.25 * 10.0, -0.75 + 0.25], "{name}");
             assert!(state.iter().flatten().all(|value| *value == 0.0));
             assert_eq!(scalars, rules.scalars(0));
+            values[1] = f32::MAX;
+            let slice =
+                Slice { weights: &[f32::MAX; 2], gradient_to_weights: &mut values, state: &mut state };
+            let inputs = StepInputs { divisor: 0.125, ..inputs };
+            let refused = rules.update(0, inputs, &mut [slice], &mut scalars).unwrap_err();
+            assert!(matches!(refused, OptimizerError::NotFinite { element: Some(1), line: NO_LINE, .. }));
         }
     }
 }

@@ -39,7 +39,19 @@ pub struct Program {
     constants: Vec<Constant>,
     states: Vec<String>,
     scalars: Vec<ScalarState>,
+    assignments: Vec<Assignment>,
     graph: Graph,
+}
+
+/// A line that gives something a value: a state, a scalar, the weights, or a `let` that one of these needs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Assignment {
+    /// The line, from 1.
+    pub line: u32,
+    /// What is given a value.
+    pub name: String,
+    /// The value.
+    pub node: NodeId,
 }
 
 /// A named number that a job may set.
@@ -89,6 +101,11 @@ impl Program {
     /// Whether elements depend on one another through `norm`, `sum` or `mean`, so that it runs on whole tensors only.
     pub fn needs_whole_tensor(&self) -> bool {
         self.graph.nodes().iter().any(|(node, _)| matches!(node, Node::Reduce(..) | Node::Elements))
+    }
+
+    /// Its assignments, in the text's order.
+    pub fn assignments(&self) -> &[Assignment] {
+        &self.assignments
     }
 
     /// What it computes.

@@ -3,10 +3,12 @@
 //! Invariants:
 //! 1. What comes out is what the program's [`Graph`](super::language::Graph) says, bit for bit, the sign and payload
 //!    of NaN aside: for any cut into slices, alignment, SIMD width and block size.
-//! 2. A refused call has changed nothing; a call that is not refused cannot fail.
+//! 2. A refused call has changed nothing; a call that is not refused cannot fail, but for values that are not finite where these are
+//!    asked about.
 //! 3. Once built, an [`Optimizer`] allocates nothing.
 
 mod blocks;
+mod explain;
 mod fuse;
 mod instruction;
 mod loops;
@@ -16,7 +18,9 @@ mod scalars;
 mod staged;
 
 use super::OptimizerError;
-use super::language::{Node, Program};
+use super::language::{Node, NodeId, Program};
+use crate::aggregate::first_non_finite;
+use explain::Element;
 use plan::Plan;
 use reduce::Accumulator;
 
@@ -128,6 +132,62 @@ impl Optimizer {
         slices: &mut [Slice<'_>],
         scalars: &mut [f64],
     ) -> Result<(), OptimizerError> {
+        let last = self.prepare(inputs, slices, scalars)?;
+        for slice in slices.iter_mut() {
+            self.pass(last, inputs.divisor, slice, false);
+        }
+        self.finish(scalars);
+        Ok(())
+    }
+
+    /// As [`Optimizer::update_tensor`], or on a slice alone if the program lets it be, and looks at every new value.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update_tensor`], and [`OptimizerError::NotFinite`] for the first new weight, state or scalar that is NaN or
+    /// infinite. Some values are new then, others old: nothing is to be done with them any more.
+    pub fn update_checked(
+        &mut self,
+        inputs: StepInputs,
+        slices: &mut [Slice<'_>],
+        scalars: &mut [f64],
+    ) -> Result<(), OptimizerError> {
+        let last = self.prepare(inputs, slices, scalars)?;
+        let is_finite = |id: &NodeId| self.values[id.index()].is_finite();
+        if !self.program.graph().scalars().iter().all(is_finite) {
+            return Err(self.not_finite(None, None));
+        }
+        let mut first = 0;
+        for slice in slices.iter_mut() {
+            if let Some(block) = self.pass(last, inputs.divisor, slice, true) {
+                // Those of the block stand before all others that may not be finite.
+                let out = &slice.gradient_to_weights[..];
+                let new = std::iter::once(out).chain(slice.state.iter().map(Vec::as_slice));
+                let at =
+                    block + new.filter_map(|tensor| first_non_finite(&tensor[block..])).min().unwrap_or(0);
+                let new_state: Vec<f32> = slice.state.iter().map(|tensor| tensor[at]).collect();
+                let (weight, new_weight) = (slice.weights[at], out[at]);
+                let element = Element { weight, new_weight, new_state: &new_state };
+                return Err(self.not_finite(Some(first + at), Some(&element)));
+            }
+            first += slice.weights.len();
+        }
+        self.finish(scalars);
+        Ok(())
+    }
+
+    fn not_finite(&self, at: Option<usize>, element: Option<&Element<'_>>) -> OptimizerError {
+        let culprit = explain::culprit(&self.program, &self.rounded, element);
+        let (line, name) = culprit.map_or((0, "w"), |assignment| (assignment.line, assignment.name.as_str()));
+        OptimizerError::NotFinite { element: at, line, name: name.into() }
+    }
+
+    /// Checks what is given, and runs the passes that change nothing; which pass is the last.
+    fn prepare(
+        &mut self,
+        inputs: StepInputs,
+        slices: &mut [Slice<'_>],
+        scalars: &[f64],
+    ) -> Result<usize, OptimizerError> {
         let StepInputs { step, learning_rate, divisor } = inputs;
         super::check_step(step, learning_rate, divisor)?;
         let (states, known) = (self.program.state_tensors(), self.program.scalar_states().len());
@@ -139,26 +199,36 @@ impl Optimizer {
             super::check_lengths(names, slice.weights, slice.gradient_to_weights, slice.state)?;
         }
         let elements: usize = slices.iter().map(|slice| slice.weights.len()).sum();
-        for level in 0..self.plan.passes.len() {
+        let last = self.plan.passes.len() - 1;
+        for level in 0..last {
             self.evaluate(level, inputs, elements, scalars);
-            let pass = &self.plan.passes[level];
             self.sums.fill(Accumulator::new());
             for slice in slices.iter_mut() {
-                let slice = Slice {
-                    weights: slice.weights,
-                    gradient_to_weights: slice.gradient_to_weights,
-                    state: slice.state,
-                };
-                blocks::run(pass, &self.rounded, divisor, slice, &mut self.temporaries, &mut self.sums);
+                self.pass(level, divisor, slice, false);
             }
-            for (feed, sum) in pass.feeds.iter().zip(&self.sums) {
+            for (feed, sum) in self.plan.passes[level].feeds.iter().zip(&self.sums) {
                 self.values[feed.node.index()] = sum.finish();
             }
         }
+        self.evaluate(last, inputs, elements, scalars);
+        Ok(last)
+    }
+
+    /// Runs one pass over a slice, and looks at what it writes if it is to.
+    fn pass(&mut self, pass: usize, divisor: f32, slice: &mut Slice<'_>, looks: bool) -> Option<usize> {
+        let slice = Slice {
+            weights: slice.weights,
+            gradient_to_weights: slice.gradient_to_weights,
+            state: slice.state,
+        };
+        let pass = &self.plan.passes[pass];
+        blocks::run(pass, &self.rounded, divisor, slice, &mut self.temporaries, &mut self.sums, looks)
+    }
+
+    fn finish(&self, scalars: &mut [f64]) {
         for (scalar, node) in scalars.iter_mut().zip(self.program.graph().scalars()) {
             *scalar = self.values[node.index()];
         }
-        Ok(())
     }
 
     /// The scalars that can be known once `level` passes are over.
@@ -168,7 +238,7 @@ impl Optimizer {
             if kind.is_tensor() || *known_at > level {
                 continue;
             }
-            let value = |id: super::language::NodeId| self.values[id.index()];
+            let value = |id: NodeId| self.values[id.index()];
             self.values[index] = match *node {
                 Node::Literal(value) => value,
                 Node::Constant(constant) => self.constants[constant],

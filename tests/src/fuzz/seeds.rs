@@ -17,7 +17,7 @@ use testudo_actors::tree::Node;
 use testudo_actors::witness::Key;
 use testudo_transport::{Address, Identity, JobCa, Role, encode};
 
-use super::{audit, envelope, files, id, papers, sealed, sealer};
+use super::{audit, envelope, files, id, papers, program, sealed, sealer};
 use crate::toy;
 
 /// A seed's name and bytes.
@@ -41,6 +41,7 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "request" => papers::requests(),
         "token" => papers::tokens(),
         "chain" => papers::chains(),
+        "program" => program::programs(),
         _ => Vec::new(),
     }
 }

@@ -7,7 +7,7 @@
 use super::error::{Place, Problem, ProgramError};
 use super::graph::{Binary, Graph, Kind, Node, NodeId, Reduction, Unary};
 use super::syntax::{Form, Function, Says, Statement, Syntax, is_reserved};
-use super::{Constant, MAX_CONSTANTS, MAX_SCALARS, MAX_STATES, Program, ScalarState};
+use super::{Assignment, Constant, MAX_CONSTANTS, MAX_SCALARS, MAX_STATES, Program, ScalarState};
 
 /// Checks a program as written.
 pub(super) fn check(syntax: &Syntax<'_>) -> Result<Program, ProgramError> {
@@ -27,13 +27,18 @@ pub(super) fn check(syntax: &Syntax<'_>) -> Result<Program, ProgramError> {
         scalars: checker.scalars.iter().map(|scalar| scalar.value).collect(),
         weights,
     };
+    let (graph, moved) = graph.pruned();
+    let kept = |(place, name, node): (Place, &str, NodeId)| {
+        Some(Assignment { line: place.line, name: name.into(), node: moved[node.index()]? })
+    };
     Ok(Program {
         constants: checker.constants,
         states: checker.states.into_iter().map(|state| state.name.into()).collect(),
         scalars: (checker.scalars.into_iter().zip(checker.initial))
             .map(|(scalar, initial)| ScalarState { name: scalar.name.into(), initial })
             .collect(),
-        graph: graph.pruned(),
+        assignments: checker.assigned.into_iter().filter_map(kept).collect(),
+        graph,
     })
 }
 
@@ -51,6 +56,7 @@ struct Checker<'a> {
     scalars: Vec<Named<'a>>,
     initial: Vec<f64>,
     lets: Vec<(&'a str, NodeId)>,
+    assigned: Vec<(Place, &'a str, NodeId)>,
     nodes: Vec<(Node, Kind)>,
     /// The node of each expression so far.
     lowered: Vec<NodeId>,
@@ -65,6 +71,7 @@ impl<'a> Checker<'a> {
             scalars: Vec::new(),
             initial: Vec::new(),
             lets: Vec::new(),
+            assigned: Vec::new(),
             nodes: Vec::new(),
             lowered: Vec::new(),
         }
@@ -107,9 +114,11 @@ impl<'a> Checker<'a> {
                 let value = self.lower_to(*value)?;
                 self.declare(place, name)?;
                 self.lets.push((name, value));
+                self.assigned.push((place, name, value));
             }
             Says::Assign { name, value: root } => {
                 let value = self.lower_to(*root)?;
+                self.assigned.push((place, name, value));
                 if *name == "w" {
                     self.kind_is(*root, Kind::Tensor, "the new w")?;
                     return Ok(Some(value));

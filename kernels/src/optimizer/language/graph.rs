@@ -209,8 +209,8 @@ impl Graph {
         self.nodes[node.index()].1
     }
 
-    /// Leaves out the nodes that no result needs.
-    pub(super) fn pruned(self) -> Self {
+    /// Leaves out the nodes that no result needs; where each is then.
+    pub(super) fn pruned(self) -> (Self, Vec<Option<NodeId>>) {
         let mut needed = vec![false; self.nodes.len()];
         for root in self.states.iter().chain(&self.scalars).chain([&self.weights]) {
             needed[root.index()] = true;
@@ -226,11 +226,13 @@ impl Graph {
             nodes.push((node.map(|operand| moved[operand.index()]), kind));
         }
         let map = |ids: Vec<NodeId>| ids.into_iter().map(|id| moved[id.index()]).collect();
-        Self {
+        let graph = Self {
             nodes,
             states: map(self.states),
             scalars: map(self.scalars),
             weights: moved[self.weights.index()],
-        }
+        };
+        let places = needed.into_iter().zip(moved).map(|(needed, place)| needed.then_some(place));
+        (graph, places.collect())
     }
 }

@@ -10,6 +10,7 @@ use super::Slice;
 use super::instruction::{Feed, Instruction, Operand, Operation, Pass, Seat};
 use super::loops::{Source, binary, choose, compare, copy, over_three, pair, ternary, triple, unary};
 use super::reduce::Accumulator;
+use crate::aggregate::has_non_finite;
 use crate::math;
 use crate::optimizer::language::{Binary, Unary};
 use crate::simd::vectorized;
@@ -17,10 +18,13 @@ use crate::simd::vectorized;
 /// Elements of a block: 512 bytes of each tensor. So few that the processor's window spans a block, and the next one's
 /// elements come from memory while this one's quotients are still being computed; `docs/performance.md` has others.
 pub(super) const BLOCK: usize = 128;
+/// Elements that are looked at together, some blocks: few enough to be in the nearest cache still.
+pub(super) const LOOKED_AT: usize = 1024;
 
 vectorized! {
     /// Runs `pass` over a slice of a tensor. `temporaries` hold [`BLOCK`] elements each; `sums` are those of the
-    /// pass's feeds.
+    /// pass's feeds. If it `looks` at new values, the answer is where the [`LOOKED_AT`] elements begin in which one is not finite,
+    /// at the end of which it has stopped.
     pub(super) fn run<'a>(
         pass: &'a Pass,
         rounded: &'a [f32],
@@ -28,12 +32,16 @@ vectorized! {
         slice: Slice<'a>,
         temporaries: &'a mut [Vec<f32>],
         sums: &'a mut [Accumulator],
-    ) {
+        looks: bool,
+    ) -> Option<usize> {
         let Slice { weights, gradient_to_weights: mut out, state } = slice;
         // One loop that writes weights has no temporaries, and nothing to come back for.
-        let alone = pass.instructions.len() == 1 && pass.feeds.is_empty();
-        let block = if alone { weights.len() } else { BLOCK };
-        let mut start = 0;
+        let block = match (pass.instructions.len() == 1 && pass.feeds.is_empty(), looks) {
+            (true, true) => LOOKED_AT,
+            (true, false) => weights.len(),
+            (false, _) => BLOCK,
+        };
+        let (mut start, mut looked_at) = (0, 0);
         while start < weights.len() {
             let end = weights.len().min(start + block);
             for instruction in &pass.instructions {
@@ -68,8 +76,17 @@ vectorized! {
                 let view = View { weights, out, state, temporaries, rounded, start, end };
                 sum.add(*reduction, view.seat(*from));
             }
+            if looks && (end - looked_at == LOOKED_AT || end == weights.len()) {
+                if has_non_finite(&out[looked_at..end])
+                    || state.iter().any(|tensor| has_non_finite(&tensor[looked_at..end]))
+                {
+                    return Some(looked_at);
+                }
+                looked_at = end;
+            }
             start = end;
         }
+        None
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod random;
 mod reference;
 
+use super::blocks::LOOKED_AT;
 use super::*;
 use crate::optimizer::language::{Problem, ProgramError};
 use crate::optimizer::shipped;
@@ -260,4 +261,74 @@ fn refusals_change_nothing() {
     assert_eq!(attempt(1, 0.1, 2.0, 4, 2, 5, 1), length("mean", 5));
     assert_eq!(attempt(1, 0.1, 2.0, 4, 1, 4, 1), Err(OptimizerError::StateCount { expected: 2, found: 1 }));
     assert_eq!(attempt(1, 0.1, 2.0, 4, 2, 4, 0), Err(OptimizerError::ScalarCount { expected: 1, found: 0 }));
+}
+
+/// What is asked for twice is the same, and looking at values changes none.
+#[test]
+fn looking_at_values_changes_none() {
+    for name in shipped::names() {
+        let program = program(name);
+        let [mut plain, mut checked] = [(); 2].map(|()| Optimizer::new(&program, &[]).unwrap());
+        let elements = LOOKED_AT * 2 + 77;
+        let (weights, sum) = (numbers(elements, 0.0), numbers(elements, 1.0));
+        let update = |optimizer: &mut Optimizer, looking: bool| {
+            let (mut out, mut state) =
+                (sum.clone(), vec![vec![0.25; elements]; program.state_tensors().len()]);
+            let mut scalars: Vec<f64> = program.scalar_states().iter().map(|s| s.initial).collect();
+            let slice = Slice { weights: &weights, gradient_to_weights: &mut out, state: &mut state };
+            let inputs = StepInputs { step: 2, learning_rate: 0.1, divisor: 8.0 };
+            match looking {
+                true => optimizer.update_checked(inputs, &mut [slice], &mut scalars).unwrap(),
+                false => optimizer.update_tensor(inputs, &mut [slice], &mut scalars).unwrap(),
+            }
+            (out, state, scalars)
+        };
+        assert!(update(&mut plain, false) == update(&mut checked, true), "{name}");
+    }
+}
+
+/// The line is that of the first assignment on the way to what is not finite, wherever the element is. Invariants 1 and 2 of
+/// `explain.rs`.
+#[test]
+fn what_is_not_finite_is_named_with_its_line() {
+    let update = |text: &str, at: usize, weight: f32, gradient: f32, scalar: f64| {
+        let mut optimizer = Optimizer::new(&Program::parse(text).unwrap(), &[]).unwrap();
+        let states = optimizer.program().state_tensors().len();
+        let mut scalars = vec![scalar; optimizer.program().scalar_states().len()];
+        let cut = LOOKED_AT + 9;
+        let mut weights = [vec![1.0; cut], vec![1.0; 2 * LOOKED_AT]];
+        let mut sums = weights.clone();
+        let mut state = weights.clone().map(|slice| vec![vec![0.0; slice.len()]; states]);
+        let (slice, place) = if at < cut { (0, at) } else { (1, at - cut) };
+        (weights[slice][place], sums[slice][place]) = (weight, gradient);
+        let ([first, second], [one, two]) = (&mut sums, &mut state);
+        let mut slices = [(first, one, &weights[0]), (second, two, &weights[1])]
+            .map(|(gradient_to_weights, state, weights)| Slice { weights, gradient_to_weights, state });
+        let inputs = StepInputs { step: 1, learning_rate: 0.5, divisor: 1.0 };
+        optimizer.update_checked(inputs, &mut slices, &mut scalars)
+    };
+    let wrong =
+        |element, line, name: &str| Err(OptimizerError::NotFinite { element, line, name: name.into() });
+    let adam = shipped::text("adam").unwrap();
+    assert_eq!(update(adam, 5, 1.0, 1.0, 0.0), Ok(()));
+    for at in [0, LOOKED_AT - 1, LOOKED_AT, LOOKED_AT + 9, 3 * LOOKED_AT + 8] {
+        assert_eq!(update(adam, at, 1.0, 1e30, 0.0), wrong(Some(at), 9, "variance"), "the square");
+    }
+    assert_eq!(
+        update(adam, 3, 1.0, f32::INFINITY, 0.0),
+        wrong(Some(3), 8, "mean"),
+        "what stored something of it"
+    );
+    let guarded = "scalar s = 1\nlet ratio = g / (w - 1)\nlet safe = where(w == 1, 0, ratio)\ns = s * s\nlet u = exp(w)\nw = safe + u";
+    assert_eq!(update(guarded, 3, 1.0, 1.0, 1.0), Ok(()), "a quotient by zero that nobody chose");
+    assert_eq!(update(guarded, 3, 200.0, 1.0, 1.0), wrong(Some(3), 5, "u"), "and so it is not blamed");
+    assert_eq!(update(guarded, 3, 1.0, 1.0, 1e200), wrong(None, 4, "s"));
+    let norm = "let n = norm(w)\nw = w / (n - n)";
+    assert_eq!(update(norm, 7, 1.0, 1.0, 0.0), wrong(Some(0), 2, "w"));
+    let unread = "state s\ns = g * g\nw = w - lr * g";
+    assert_eq!(
+        update(unread, 7, 1.0, 1e30, 0.0),
+        wrong(Some(7), 2, "s"),
+        "a state that the weights do not show"
+    );
 }
