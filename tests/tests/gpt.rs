@@ -9,7 +9,7 @@ use testudo_actors::replay::Replay;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{DataSpec, Dataset, JobSpec};
 use testudo_kernels::{Batch, GptSpec, ModelSpec, Norm, OptimizerSpec};
-use testudo_tests::files::text;
+use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended};
 use testudo_tests::toy;
 
@@ -98,6 +98,27 @@ fn refusals(one: &Path, three: &Path) {
     bytes[last] ^= 1;
     std::fs::write(&weights, bytes).unwrap();
     refused(&sample(one, &[]), "the model is not used");
+}
+
+/// The cluster file and the text that ship: two steps of it, and every byte that is held out.
+#[test]
+fn the_example_begins_to_learn() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/gpt.toml"));
+    let dir = folder.path().join("run");
+    let summary = run(example, &dir, &["--set", "training.max_steps=2", "--set", "schedule.warmup_steps=0"]);
+    let bits = summary["bits_per_byte"].as_f64().unwrap();
+    assert!(bits < 7.5, "{bits}: a uniform guess costs 8");
+}
+
+#[test]
+fn a_classifier_continues_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = files::write_job(folder.path());
+    let dir = folder.path().join("run");
+    let summary = run(&file, &dir, &["--set", "training.max_steps=1"]);
+    assert!(summary["bits_per_byte"].is_null() && summary["test_loss"].is_f64(), "{summary}");
+    refused(&sample(&dir, &["--prompt", "a"]), "this model continues no text");
 }
 
 /// What does not fit together is refused before anything starts, by the keys that say so.

@@ -172,7 +172,9 @@ fn leave_results(
     let Finished { test_accuracy, test_loss, final_loss, .. } = completed.finished;
     let finished = &completed.finished;
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
-    let heading = Heading { job: &config.job.name, test_accuracy: Some(test_accuracy), workers, servers };
+    let bits_per_byte = config.data.bits_per_byte(test_loss).filter(|bits| bits.is_finite());
+    let (job, test_accuracy) = (&config.job.name, Some(test_accuracy));
+    let heading = Heading { job, test_accuracy, bits_per_byte, workers, servers };
     let plot = run_dir.loss_plot();
     std::fs::write(&plot, loss_svg(&records, &heading))
         .map_err(|e| Failure::file(&plot, "cannot be written", e))?;
@@ -182,9 +184,9 @@ fn leave_results(
     };
     Ok(Summary {
         job: config.job.name.clone(),
-        test_accuracy: Some(test_accuracy),
+        test_accuracy,
         test_loss: Some(test_loss).filter(|loss| loss.is_finite()),
-        bits_per_byte: config.data.bits_per_byte(test_loss).filter(|bits| bits.is_finite()),
+        bits_per_byte,
         final_loss,
         steps: finished.steps,
         epochs: config.training.epochs,

@@ -42,6 +42,8 @@ pub struct Heading<'a> {
     pub job: &'a str,
     /// Final accuracy on the test set, 0 to 1.
     pub test_accuracy: Option<f64>,
+    /// Of a text, bits for each byte that was held out.
+    pub bits_per_byte: Option<f64>,
     /// Workers that took part.
     pub workers: u32,
     /// Servers that took part.
@@ -69,9 +71,10 @@ impl Panel {
 
 /// The whole drawing.
 pub fn loss_svg(records: &[StepRecord], heading: &Heading<'_>) -> String {
-    let title = match heading.test_accuracy {
-        Some(accuracy) => format!("{} — {} test accuracy", heading.job, human::percent(accuracy)),
-        None => heading.job.to_string(),
+    let title = match (heading.bits_per_byte, heading.test_accuracy) {
+        (Some(bits), _) => format!("{} — {bits:.3} bits per byte held out", heading.job),
+        (None, Some(accuracy)) => format!("{} — {} test accuracy", heading.job, human::percent(accuracy)),
+        (None, None) => heading.job.to_string(),
     };
     let subtitle = subtitle(records, heading);
     let mut svg = Svg::new(WIDTH, HEIGHT, &title, &subtitle);

@@ -2,7 +2,8 @@
 
 use super::*;
 
-const HEADING: Heading<'_> = Heading { job: "mnist", test_accuracy: Some(0.98123), workers: 2, servers: 2 };
+const HEADING: Heading<'_> =
+    Heading { job: "mnist", test_accuracy: Some(0.98123), bits_per_byte: None, workers: 2, servers: 2 };
 
 /// A run whose loss falls from 2.3 with noise, as training on MNIST does.
 fn run(steps: u64, epochs: u64) -> Vec<StepRecord> {
@@ -90,6 +91,9 @@ fn short_runs_are_drawn_step_by_step() {
     let one_worker = Heading { workers: 1, servers: 1, test_accuracy: None, ..HEADING };
     let text = drawn("three", &run(3, 1), &one_worker);
     assert!(text.contains("1 worker, 1 server") && !text.contains("accuracy"));
+    let of_text = Heading { bits_per_byte: Some(1.91234), ..HEADING };
+    let text = drawn("text", &run(3, 1), &of_text);
+    assert!(text.contains("1.912 bits per byte held out") && !text.contains("accuracy"));
 }
 
 /// Invariant 2.
