@@ -45,8 +45,6 @@ static __device__ inline void channel_sum(
         if (lane == 0 && channel < channels) {
             out[channel] = sums[0][column];
         }
-        // Before the next channels' sums are put where these are read.
-        __syncthreads();
     }
 }
 

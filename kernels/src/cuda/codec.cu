@@ -318,7 +318,6 @@ extern "C" __global__ void top_k_before(u64 *counts, u64 chunks)
         if (mine < chunks) {
             row[mine] = fetched[threadIdx.x];
         }
-        __syncthreads();
     }
 }
 

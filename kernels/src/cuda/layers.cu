@@ -76,8 +76,6 @@ extern "C" __global__ void sum_examples(const float *gradient, float *out, u32 f
         if (lane == 0 && feature < features) {
             out[feature] = sums[0][column];
         }
-        // Before the next features' sums are put where these are read.
-        __syncthreads();
     }
 }
 
@@ -145,7 +143,5 @@ extern "C" __global__ void cross_entropy(
         for (u32 c = thread; c < classes; c += SOFTMAX_THREADS) {
             row[c] = row[c] / sum - (c == label ? 1.0f : 0.0f);
         }
-        // Before the next example's numbers are put where this one's are read.
-        __syncthreads();
     }
 }

@@ -64,8 +64,6 @@ extern "C" __global__ void norm_forward(const float *x, const float *weight, con
             const float normal = (x[row * features + at] - means[r]) * scales[r];
             y[row * features + at] = centred != 0 ? fmaf(normal, weight[f], bias[f]) : normal * weight[f];
         }
-        // Before the next rows' means are put where these are read.
-        __syncthreads();
     }
 }
 
@@ -109,8 +107,6 @@ extern "C" __global__ void norm_backward(const float *x, const float *kept, cons
             dx[i] = fmaf(deviation, along, dx[i]);
             normal[i] = dy[i] * n;
         }
-        // Before the next rows' sums are put where these are read.
-        __syncthreads();
     }
 }
 

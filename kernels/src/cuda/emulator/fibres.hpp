@@ -4,7 +4,8 @@
 // 1. A barrier lets nobody pass before all have come to it. Threads that wait for what can no longer happen, because another has
 //    ended or waits elsewhere, are an error that names both places. (A GPU may hang then, or go on with garbage.)
 // 2. What a warp exchanges is exchanged by the scheduler, when all lanes of the mask wait at the same place.
-// 3. Threads and blocks run in an order that the launch's seed chooses: a kernel whose result depends on it lacks a barrier.
+// 3. Threads, warps and blocks run in an order that the launch's seed chooses, a warp as far ahead of the others as it may: a
+//    kernel whose result depends on the order lacks a barrier.
 // 4. Shared memory is filled with ones before each block (NaN, as numbers): nothing is left over from the block before.
 #pragma once
 
@@ -136,22 +137,21 @@ inline bool release_meeting(unsigned first, unsigned thread)
     return true;
 }
 
-// Lets go whoever can; false if nobody can.
-inline bool release()
+// Lets those lanes of a warp go whose meeting is complete; false if there are none.
+inline bool release_warp(unsigned first)
 {
-    const unsigned threads = machine.block.count();
     bool released = false;
-    for (unsigned thread = 0; thread < threads; thread++) {
-        if (machine.fibres[thread]->state == State::at_warp) {
-            released |= release_meeting(thread / warp_size * warp_size, thread);
-        }
+    for (unsigned thread = first; thread < std::min(first + warp_size, machine.block.count()); thread++) {
+        released |= machine.fibres[thread]->state == State::at_warp && release_meeting(first, thread);
     }
-    if (released) {
-        return true;
-    }
-    for (unsigned thread = 0; thread < threads; thread++) {
-        const Fibre &fibre = *machine.fibres[thread];
-        if (fibre.state != State::at_block || !(fibre.place == machine.fibres[0]->place)) {
+    return released;
+}
+
+// Lets all threads go if all of them wait at the same barrier.
+inline bool release_block()
+{
+    for (const auto &fibre : machine.fibres) {
+        if (fibre->state != State::at_block || !(fibre->place == machine.fibres[0]->place)) {
             return false;
         }
     }
@@ -199,6 +199,22 @@ __attribute__((noinline)) inline void start(Fibre &fibre)
     makecontext(&fibre.context, enter, 0);
 }
 
+// Runs a warp for as long as any of its threads can: it may be far ahead of the others, as on a GPU.
+inline void run_warp(unsigned first, std::vector<unsigned> &lanes)
+{
+    do {
+        if (machine.shuffled) {
+            std::shuffle(lanes.begin(), lanes.end(), machine.random);
+        }
+        for (unsigned lane : lanes) {
+            if (first + lane < machine.block.count() && machine.fibres[first + lane]->state == State::ready) {
+                machine.current = first + lane;
+                swapcontext(&machine.scheduler, &machine.fibres[first + lane]->context);
+            }
+        }
+    } while (release_warp(first));
+}
+
 inline void run_block()
 {
     const unsigned threads = machine.block.count();
@@ -208,34 +224,28 @@ inline void run_block()
     if (machine.dynamic_shared.bytes() > 0) {
         memset(machine.dynamic_shared.data(), 0xff, machine.dynamic_shared.bytes());
     }
-    std::vector<unsigned> order(threads);
-    std::iota(order.begin(), order.end(), 0);
     for (unsigned thread = 0; thread < threads; thread++) {
         Fibre &fibre = *machine.fibres[thread];
         const unsigned row = thread / machine.block.x;
         fibre.index = {thread % machine.block.x, row % machine.block.y, row / machine.block.y};
         start(fibre);
     }
-    for (;;) {
+    std::vector<unsigned> warps((threads + warp_size - 1) / warp_size), lanes(warp_size);
+    std::iota(warps.begin(), warps.end(), 0);
+    std::iota(lanes.begin(), lanes.end(), 0);
+    do {
         if (machine.shuffled) {
-            std::shuffle(order.begin(), order.end(), machine.random);
+            std::shuffle(warps.begin(), warps.end(), machine.random);
         }
-        bool all_done = true;
-        for (unsigned thread : order) {
-            Fibre &fibre = *machine.fibres[thread];
-            if (fibre.state == State::ready) {
-                machine.current = thread;
-                swapcontext(&machine.scheduler, &fibre.context);
-            }
-            all_done &= fibre.state == State::done;
+        for (unsigned warp : warps) {
+            run_warp(warp * warp_size, lanes);
         }
-        if (all_done) {
+        const auto is_done = [](const auto &fibre) { return fibre->state == State::done; };
+        if (std::all_of(machine.fibres.begin(), machine.fibres.end(), is_done)) {
             return;
         }
-        if (!release()) {
-            deadlock();
-        }
-    }
+    } while (release_block());
+    deadlock();
 }
 
 // Runs a kernel on every block of the grid. With a seed of 0 threads and blocks run in ascending order.

@@ -15,7 +15,7 @@ pub(super) use attention::attention;
 pub(super) use codecs::codecs;
 pub(super) use images::images;
 pub(super) use layers::{layers, linear, training};
-pub(super) use optimizers::{optimizer, refused_updates};
+pub(super) use optimizers::{optimizer, refused_updates, totals};
 pub(super) use sequence::sequence;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014): a value for each index.

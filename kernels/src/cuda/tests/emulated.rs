@@ -70,9 +70,11 @@ fn training_a_perceptron_has_the_bits_of_the_cpu() {
 #[test]
 fn shipped_optimizers_have_the_bits_of_the_cpu() {
     let mut pairs = programs::shipped();
+    pairs.push(programs::sums());
     let sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
     everywhere(
         |device| {
+            comparisons::totals(device, &pairs[0]);
             for pair in &mut pairs {
                 for (elements, rate) in [(0, 0.01), (1, 0.01), (613, 0.0), (2 * 4096 + 203, 0.01)] {
                     comparisons::optimizer(device, pair, elements, rate);

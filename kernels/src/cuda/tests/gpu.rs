@@ -57,7 +57,9 @@ fn training_a_perceptron_has_the_bits_of_the_cpu_on_a_gpu() {
 #[test]
 fn optimizers_have_the_bits_of_the_cpu_on_a_gpu() {
     let mut gpu = gpu();
-    for pair in programs::shipped().iter_mut().chain(&mut programs::random(60)) {
+    let mut own = [programs::sums()];
+    comparisons::totals(&mut gpu, &own[0]);
+    for pair in programs::shipped().iter_mut().chain(&mut own).chain(&mut programs::random(60)) {
         for (elements, rate) in [(0, 0.01), (1, 0.01), (613, 0.0), (1 << 20, 0.01)] {
             comparisons::optimizer(&mut gpu, pair, elements, rate);
         }

@@ -1,8 +1,8 @@
 //! Programs of the optimizer language.
 
 use super::super::programs::Pair;
-use super::{assert_bits, hard, numbers};
-use crate::cuda::{Buffer, Device, DeviceError, DeviceSlice};
+use super::{assert_bits, hard, hash, numbers};
+use crate::cuda::{Argument, Buffer, Device, DeviceError, DeviceSlice, Geometry};
 use crate::optimizer::{OptimizerError, Slice, StepInputs};
 
 /// A few steps of an optimizer, whole tensors at once.
@@ -70,4 +70,20 @@ pub(in crate::cuda::tests) fn refused_updates<D: Device>(device: &mut D, adam: &
         Some(DeviceError::Optimizer(OptimizerError::Setting { .. }))
     ));
     assert_eq!(attempt(lamb, 1, [4; 4], 2), Some(OptimizerError::WholeTensor.into()));
+}
+
+/// Blocks' sums are added one after another, however many times the threads fetch them.
+pub(in crate::cuda::tests) fn totals<D: Device>(device: &mut D, pair: &Pair) {
+    for blocks in [0, 1, 255, 256, 257, 700] {
+        let values: Vec<f64> = (0..2 * blocks as u64).map(|at| hash(at) as f64 * 1e-19 - 0.7).collect();
+        let sums = Buffer::of(device, "sums", &values).unwrap();
+        let mut totals = Buffer::<_, f64>::zeros(device, "totals", 2).unwrap();
+        let geometry = Geometry { blocks: 2, threads: 256, shared_bytes: 0 };
+        let arguments = &mut [sums.input(), totals.output(), Argument::U64(blocks as u64)];
+        device.launch(pair.device.kernels().source(), "total_of_blocks", geometry, arguments).unwrap();
+        let (first, second) = values.split_at(blocks);
+        let expected = [first, second].map(|row| row.iter().fold(0.0, |sum, value| sum + value).to_bits());
+        let found: Vec<u64> = totals.to_vec(device).unwrap().into_iter().map(f64::to_bits).collect();
+        assert_eq!(found, expected, "{blocks} blocks");
+    }
 }
