@@ -15,8 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => return Err("give channels, height, width and classes".into()),
     };
     let spec = match arguments.first().map(String::as_str) {
-        None | Some("cnn") => ModelSpec::Cnn { image, classes },
-        Some("resnet18") => ModelSpec::ResNet18 { image, classes },
+        None | Some("cnn") => ModelSpec::Cnn { image, classes, label_smoothing: 0.0 },
+        Some("resnet18") => ModelSpec::ResNet18 { image, classes, label_smoothing: 0.0 },
         Some(other) => return Err(format!("no model {other}").into()),
     };
     println!("{spec:?}, {} on one core", instruction_set());

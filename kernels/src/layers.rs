@@ -37,4 +37,4 @@ pub use norm::Norm;
 pub(crate) use norm::Normalize;
 pub(crate) use pool::Pool;
 pub(crate) use relu::{relu, relu_gradient};
-pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements};
+pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements, smoothed_cross_entropy};

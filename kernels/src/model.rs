@@ -159,6 +159,9 @@ pub enum ModelSpec {
         image: [usize; 3],
         /// Classes.
         classes: usize,
+        /// The part of what training asks for that is all classes alike (label smoothing), from 0 to below 1.
+        #[serde(default)]
+        label_smoothing: f32,
     },
     /// ResNet-18 for small images (He et al., 2016): a convolution 3x3, four stages of two residual blocks with batch norm,
     /// the mean over pixels, a fully connected layer to the classes, softmax and cross-entropy. Parameters have
@@ -168,6 +171,9 @@ pub enum ModelSpec {
         image: [usize; 3],
         /// Classes.
         classes: usize,
+        /// The part of what training asks for that is all classes alike (label smoothing), from 0 to below 1.
+        #[serde(default)]
+        label_smoothing: f32,
     },
     /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
     /// alone.
@@ -205,8 +211,14 @@ impl ModelSpec {
         match self {
             ModelSpec::Mlp { inputs, hidden, classes } => mlp::parameters(*inputs, hidden, *classes),
             ModelSpec::Gpt(spec) => spec.parameters(),
-            ModelSpec::Cnn { image, classes } => cnn::parameters(*image, *classes),
-            ModelSpec::ResNet18 { image, classes } => resnet::parameters(*image, *classes),
+            ModelSpec::Cnn { image, classes, label_smoothing } => {
+                smoothing(*label_smoothing)?;
+                cnn::parameters(*image, *classes)
+            }
+            ModelSpec::ResNet18 { image, classes, label_smoothing } => {
+                smoothing(*label_smoothing)?;
+                resnet::parameters(*image, *classes)
+            }
             ModelSpec::Custom { parameters, .. } => Ok(parameters.clone()),
         }
     }
@@ -221,9 +233,13 @@ impl ModelSpec {
                 Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, max_examples)?))
             }
             ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, max_examples)?)),
-            ModelSpec::Cnn { image, classes } => Ok(Box::new(cnn::Cnn::new(*image, *classes, max_examples)?)),
-            ModelSpec::ResNet18 { image, classes } => {
-                Ok(Box::new(resnet::ResNet::new(*image, *classes, max_examples)?))
+            ModelSpec::Cnn { image, classes, label_smoothing } => {
+                let smoothing = smoothing(*label_smoothing)?;
+                Ok(Box::new(cnn::Cnn::new(*image, *classes, smoothing, max_examples)?))
+            }
+            ModelSpec::ResNet18 { image, classes, label_smoothing } => {
+                let smoothing = smoothing(*label_smoothing)?;
+                Ok(Box::new(resnet::ResNet::new(*image, *classes, smoothing, max_examples)?))
             }
             ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
         }
@@ -247,8 +263,8 @@ impl ModelSpec {
             ModelSpec::Mlp { inputs, hidden, classes } => {
                 mlp::buffer_elements(*inputs, hidden, *classes, examples)
             }
-            ModelSpec::Cnn { image, classes } => cnn::buffer_elements(*image, *classes, examples),
-            ModelSpec::ResNet18 { image, classes } => resnet::buffer_elements(*image, *classes, examples),
+            ModelSpec::Cnn { image, classes, .. } => cnn::buffer_elements(*image, *classes, examples),
+            ModelSpec::ResNet18 { image, classes, .. } => resnet::buffer_elements(*image, *classes, examples),
             ModelSpec::Gpt(spec) => {
                 spec.parameters()?;
                 Ok(usize::try_from(spec.buffer_elements(max_examples as u64)).unwrap_or(usize::MAX))
@@ -286,6 +302,11 @@ impl ModelSpec {
             _ => 1,
         }
     }
+}
+
+/// A part that label smoothing may have.
+fn smoothing(part: f32) -> Result<f32, ModelError> {
+    if (0.0..1.0).contains(&part) { Ok(part) } else { Err(ModelError::Smoothing { part: part.to_string() }) }
 }
 
 /// An image whose sides are at least `least` and whose numbers can be counted.
@@ -362,6 +383,12 @@ pub enum ModelError {
         labels: usize,
         /// Labels of an example.
         targets: usize,
+    },
+    /// Label smoothing by a part that is none.
+    #[error("label smoothing of {part}: from 0 to below 1 is needed")]
+    Smoothing {
+        /// The part, in decimal.
+        part: String,
     },
     /// An image without channels, too small for the network's windows, or larger than [`MAX_SIDE`].
     #[error(

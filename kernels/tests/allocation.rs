@@ -9,8 +9,8 @@ use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec, add_checked, f
 fn the_steady_state_allocates_nothing() {
     for spec in [
         ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 },
-        ModelSpec::Cnn { image: [2, 7, 8], classes: 10 },
-        ModelSpec::ResNet18 { image: [2, 3, 4], classes: 10 },
+        ModelSpec::Cnn { image: [2, 7, 8], classes: 10, label_smoothing: 0.0 },
+        ModelSpec::ResNet18 { image: [2, 3, 4], classes: 10, label_smoothing: 0.0 },
     ] {
         steps(&spec);
     }
@@ -64,9 +64,9 @@ fn steps(spec: &ModelSpec) {
 fn buffers_are_as_large_as_said() {
     for (spec, examples) in [
         (ModelSpec::Mlp { inputs: 70, hidden: vec![130, 40], classes: 10 }, &[1, 96][..]),
-        (ModelSpec::Cnn { image: [1, 28, 28], classes: 10 }, &[1, 16, 64]),
-        (ModelSpec::Cnn { image: [3, 9, 40], classes: 10 }, &[7]),
-        (ModelSpec::ResNet18 { image: [3, 16, 12], classes: 10 }, &[1, 17]),
+        (ModelSpec::Cnn { image: [1, 28, 28], classes: 10, label_smoothing: 0.0 }, &[1, 16, 64]),
+        (ModelSpec::Cnn { image: [3, 9, 40], classes: 10, label_smoothing: 0.0 }, &[7]),
+        (ModelSpec::ResNet18 { image: [3, 16, 12], classes: 10, label_smoothing: 0.0 }, &[1, 17]),
     ] {
         let widest = spec.parameters().unwrap().iter().map(|p| p.shape.elements()).max().unwrap();
         for &examples in examples {

@@ -54,8 +54,8 @@ impl Problem {
 
 fn spec(kind: &str, image: [usize; 3], classes: usize) -> ModelSpec {
     match kind {
-        "cnn" => ModelSpec::Cnn { image, classes },
-        "resnet18" => ModelSpec::ResNet18 { image, classes },
+        "cnn" => ModelSpec::Cnn { image, classes, label_smoothing: 0.0 },
+        "resnet18" => ModelSpec::ResNet18 { image, classes, label_smoothing: 0.0 },
         other => panic!("no {other}"),
     }
 }
@@ -70,7 +70,12 @@ fn networks_agree_with_pytorch() {
     for case in cases {
         let image: Vec<usize> = numbers(&case["image"]).into_iter().map(|side| side as usize).collect();
         let size = |key: &str| case[key].as_u64().unwrap() as usize;
-        let spec = spec(case["kind"].as_str().unwrap(), image.try_into().unwrap(), size("classes"));
+        let mut spec = spec(case["kind"].as_str().unwrap(), image.try_into().unwrap(), size("classes"));
+        if let ModelSpec::Cnn { label_smoothing, .. } | ModelSpec::ResNet18 { label_smoothing, .. } =
+            &mut spec
+        {
+            *label_smoothing = case["label_smoothing"].as_f64().unwrap() as f32;
+        }
         let problem = Problem::new(spec.clone(), size("examples"));
         let specs = spec.parameters().unwrap();
         let [names, shapes, expected] =
@@ -297,6 +302,11 @@ fn images_that_fit_no_network_are_refused() {
         assert!(matches!(error, ModelError::Image { .. } | ModelError::Shape { .. }), "{error}");
         assert_eq!(spec.build(1).err(), Some(error.clone()));
         assert_eq!(spec.buffer_elements(1), Err(error));
+    }
+    for label_smoothing in [-0.1, 1.0, f32::NAN] {
+        let spec = ModelSpec::ResNet18 { image: [1, 8, 8], classes: 2, label_smoothing };
+        assert!(matches!(spec.parameters(), Err(ModelError::Smoothing { .. })));
+        assert!(matches!(spec.build(1), Err(ModelError::Smoothing { .. })));
     }
     assert!(matches!(spec("cnn", [1, 28, 28], 0).parameters(), Err(ModelError::EmptyLayer { .. })));
     let model = spec("cnn", [1, 1 << 14, 1 << 14], 10);

@@ -15,6 +15,7 @@
 
 mod build;
 mod check;
+mod data;
 pub mod docs;
 pub mod keys;
 mod limits;
@@ -233,6 +234,8 @@ pub enum Model {
         image: [usize; 3],
         /// Classes.
         classes: usize,
+        /// The part of what training asks for that is all classes alike.
+        label_smoothing: f64,
     },
     /// ResNet-18 for small images.
     ResNet18 {
@@ -240,6 +243,8 @@ pub enum Model {
         image: [usize; 3],
         /// Classes.
         classes: usize,
+        /// The part of what training asks for that is all classes alike.
+        label_smoothing: f64,
     },
     /// GPT-2 of any size, on bytes.
     Gpt {
@@ -325,22 +330,6 @@ pub enum Data {
         /// The part that is held out, above 0 and below 1.
         test_fraction: f64,
     },
-}
-
-impl Data {
-    /// What a loss in nats for each target comes to in bits for each byte; `None` for data that is no text.
-    #[must_use]
-    pub fn bits_per_byte(&self, nats: f64) -> Option<f64> {
-        matches!(self, Data::Text { .. }).then(|| nats * std::f64::consts::LOG2_E)
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Data::Mnist { path, .. } | Data::Text { path, .. } => path,
-        }
-    }
 }
 
 /// `[transport]`: sizes and limits of what travels.

@@ -57,9 +57,11 @@ pub(crate) fn model(model: &config::Model) -> ModelSpec {
         config::Model::Mlp { inputs, hidden, classes } => {
             ModelSpec::Mlp { inputs: *inputs, hidden: hidden.clone(), classes: *classes }
         }
-        config::Model::Cnn { image, classes } => ModelSpec::Cnn { image: *image, classes: *classes },
-        config::Model::ResNet18 { image, classes } => {
-            ModelSpec::ResNet18 { image: *image, classes: *classes }
+        config::Model::Cnn { image, classes, label_smoothing } => {
+            ModelSpec::Cnn { image: *image, classes: *classes, label_smoothing: *label_smoothing as f32 }
+        }
+        config::Model::ResNet18 { image, classes, label_smoothing } => {
+            ModelSpec::ResNet18 { image: *image, classes: *classes, label_smoothing: *label_smoothing as f32 }
         }
         config::Model::Gpt { context, layers, heads, width, dropout, norm } => ModelSpec::Gpt(GptSpec {
             vocabulary: config::Model::BYTES,

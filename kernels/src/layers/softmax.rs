@@ -5,6 +5,9 @@
 //!    the sum over classes, ascending, of `exp(logit - greatest)`; `gradient = exp(...) / sum - [class is the label]`.
 //! 2. Losses are added in `f64` in the order of the examples.
 //! 3. Padding receives a gradient of zero.
+//! 4. With label smoothing s > 0 (Szegedy et al., "Rethinking the Inception architecture", 2016), where the label's logit
+//!    stands above, `fma(1 - s, logit of the label, s mean)` takes its place, with the mean of the C logits summed in
+//!    ascending order; and the gradient is `exp(...) / sum - s / C`, less `1 - s` if the class is the label.
 
 use super::Panels;
 use crate::math::{exp, ln};
@@ -20,6 +23,19 @@ pub(crate) fn cross_entropy(
     labels: &[u32],
     scratch: &mut [f32],
 ) -> Loss {
+    smoothed_cross_entropy(0.0, panels, classes, logits, labels, scratch)
+}
+
+/// The same with label smoothing: the part `smoothing`, from 0 to below 1, of what is asked for is all classes alike.
+pub(crate) fn smoothed_cross_entropy(
+    smoothing: f32,
+    panels: Panels,
+    classes: usize,
+    logits: &mut [f32],
+    labels: &[u32],
+    scratch: &mut [f32],
+) -> Loss {
+    let smooth = smoothing > 0.0;
     let mut loss = Loss { loss_sum: 0.0, correct: 0, examples: 0 };
     for panel in panels.iter() {
         let range = panel.start * classes..(panel.start + panel.width) * classes;
@@ -42,10 +58,14 @@ pub(crate) fn cross_entropy(
             // The first of equal logits wins; a NaN among them is never right.
             loss.correct += u32::from(best.0 == label as usize && !value.is_nan());
             if let Some(of_label) = of_label.get_mut(example) {
-                *of_label = value;
+                let mean = || (0..classes).fold(0.0, |sum, class| sum + at(class)) / classes as f32;
+                *of_label = if smooth { (1.0 - smoothing).mul_add(value, smoothing * mean()) } else { value };
             }
         }
         exponentials(panel.width, logits, greatest, sum);
+        if smooth {
+            lower(smoothing / classes as f32, logits);
+        }
         for (example, &label) in labels.iter().enumerate() {
             if let (Some(gradient), Some(&sum), Some(&greatest), Some(&of_label)) = (
                 logits.get_mut(label as usize * panel.width + example),
@@ -53,7 +73,7 @@ pub(crate) fn cross_entropy(
                 greatest.get(example),
                 of_label.get(example),
             ) {
-                *gradient -= 1.0;
+                *gradient -= 1.0 - smoothing;
                 loss.loss_sum += f64::from(ln(sum) - (of_label - greatest));
                 loss.examples += 1;
             }
@@ -86,6 +106,12 @@ pub(crate) fn scratch_elements(panels: Panels) -> usize {
 }
 
 vectorized! {
+    fn lower<'a>(by: f32, values: &'a mut [f32]) {
+        for value in values {
+            *value -= by;
+        }
+    }
+
     /// Softmax down the columns of rows of `width`; leaves each column's greatest logit and sum of exponentials.
     fn exponentials<'a>(width: usize, logits: &'a mut [f32], greatest: &'a mut [f32], sum: &'a mut [f32]) {
         greatest.fill(f32::NEG_INFINITY);
@@ -116,10 +142,15 @@ mod tests {
 
     /// Logits of `examples` examples by `classes`, row-major; what comes back is in the same order.
     fn run(classes: usize, rows: &[f32], labels: &[u32]) -> (Loss, Vec<f32>, f32) {
+        smoothed(0.0, classes, rows, labels)
+    }
+
+    fn smoothed(smoothing: f32, classes: usize, rows: &[f32], labels: &[u32]) -> (Loss, Vec<f32>, f32) {
         let panels = Panels::new(labels.len());
         let mut logits = vec![f32::NAN; panels.elements(classes)];
         panels.fill(rows, classes, &mut logits);
-        let loss = cross_entropy(
+        let loss = smoothed_cross_entropy(
+            smoothing,
             panels,
             classes,
             &mut logits,
@@ -150,6 +181,34 @@ mod tests {
         }
     }
 
+    /// Invariant 4: against finite differences of the definition in `f64`.
+    #[test]
+    fn smoothed_gradients_are_the_slope() {
+        let (rows, labels, s) = ([0.5f32, -1.0, 2.0, 0.0, 3.0, 1.0], [2, 0], 0.3f32);
+        let loss = |rows: &[f64]| -> f64 {
+            let one = |(row, &label): (&[f64], &u32)| {
+                let sum = row.iter().map(|z| z.exp()).sum::<f64>().ln();
+                let s = f64::from(s);
+                let asked = |c: usize| s / 3.0 + if c == label as usize { 1.0 - s } else { 0.0 };
+                row.iter().enumerate().map(|(c, z)| asked(c) * (sum - z)).sum::<f64>()
+            };
+            rows.chunks(3).zip(&labels).map(one).sum()
+        };
+        let (found, gradients, _) = smoothed(s, 3, &rows, &labels);
+        let mut exact: Vec<f64> = rows.iter().copied().map(f64::from).collect();
+        assert!((found.loss_sum / loss(&exact) - 1.0).abs() < 1e-6, "{found:?}");
+        for (index, found) in gradients.iter().enumerate() {
+            let mut at = |by: f64| {
+                exact[index] += by;
+                let loss = loss(&exact);
+                exact[index] -= by;
+                loss
+            };
+            let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((f64::from(*found) - slope).abs() < 1e-6, "{index}: {found} against {slope}");
+        }
+    }
+
     /// The first of equal logits is the one chosen; a NaN is never right.
     #[test]
     fn ties_and_nan() {
@@ -163,7 +222,8 @@ mod tests {
         let rows: Vec<f32> = (0..37 * 11).map(|i| ((i * 53) % 97) as f32 * 0.2 - 9.0).collect();
         let labels: Vec<u32> = (0..37).map(|e| e % 11).collect();
         forced::assert_same(|| {
-            let (loss, gradients, _) = run(11, &rows, &labels);
+            let (loss, gradients, padding) = smoothed(0.1, 11, &rows, &labels);
+            assert_eq!(padding, 0.0);
             (loss, gradients.iter().map(|value| value.to_bits()).collect::<Vec<_>>())
         });
     }

@@ -9,8 +9,8 @@ use super::check::{check_batch, check_inputs};
 use super::parameter::uniform_layer;
 use super::{Batch, Loss, Model, ModelError, ParameterSpec};
 use crate::layers::{
-    Convolution, Ends, Image, Linear, Panels, Pool, Rows, buffer, cross_entropy, probabilities, relu,
-    relu_gradient, scratch_elements, sum_examples, sum_positions, take, take_mut,
+    Convolution, Ends, Image, Linear, Panels, Pool, Rows, buffer, probabilities, relu, relu_gradient,
+    scratch_elements, smoothed_cross_entropy, sum_examples, sum_positions, take, take_mut,
 };
 
 /// Side of the convolutions' kernels.
@@ -111,6 +111,7 @@ pub(super) fn buffer_elements(
 pub(super) struct Cnn {
     specs: Vec<ParameterSpec>,
     layers: Layers,
+    smoothing: f32,
     max_examples: usize,
     /// As [`Layers::widths`], in panels.
     activations: [Vec<f32>; 6],
@@ -124,7 +125,12 @@ pub(super) struct Cnn {
 }
 
 impl Cnn {
-    pub(super) fn new(image: [usize; 3], classes: usize, max_examples: usize) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        image: [usize; 3],
+        classes: usize,
+        smoothing: f32,
+        max_examples: usize,
+    ) -> Result<Self, ModelError> {
         let layers = Layers::new(image, classes)?;
         let specs = layers.parameters()?;
         let panels = Panels::new(max_examples);
@@ -142,6 +148,7 @@ impl Cnn {
             scratch: buffer(scratch_elements(panels))?,
             specs,
             layers,
+            smoothing,
             max_examples,
         })
     }
@@ -176,12 +183,12 @@ impl Cnn {
     }
 
     /// As [`Cnn::logits`]; the logits become their own gradients.
-    fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Loss {
+    fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>, smoothing: f32) -> Loss {
         let panels = Panels::new(batch.labels.len());
         self.logits(parameters, batch.inputs, panels);
         let classes = self.classes();
         let logits = take_mut(&mut self.activations[5], panels, classes);
-        cross_entropy(panels, classes, logits, batch.labels, &mut self.scratch)
+        smoothed_cross_entropy(smoothing, panels, classes, logits, batch.labels, &mut self.scratch)
     }
 }
 
@@ -205,7 +212,7 @@ impl Model for Cnn {
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError> {
         check_batch(self, self.max_examples, parameters, batch)?;
-        let loss = self.forward(parameters, batch);
+        let loss = self.forward(parameters, batch, self.smoothing);
         let panels = Panels::new(batch.labels.len());
         let Layers { convolutions: [first, second], pool, linear, .. } = &self.layers;
         let widths = self.layers.widths();
@@ -254,7 +261,7 @@ impl Model for Cnn {
 
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
         check_batch(self, self.max_examples, parameters, batch)?;
-        Ok(self.forward(parameters, batch))
+        Ok(self.forward(parameters, batch, 0.0))
     }
 
     fn probabilities(
@@ -295,7 +302,7 @@ mod tests {
             let inputs: Vec<f32> = (0..examples * 144).map(|i| ((i * 29) % 83) as f32 / 40.0 - 1.0).collect();
             let labels: Vec<u32> = (0..examples as u32).map(|e| e % 10).collect();
             forced::assert_same(|| {
-                let mut model = Cnn::new([2, 9, 8], 10, examples + 3).unwrap();
+                let mut model = Cnn::new([2, 9, 8], 10, 0.1, examples + 3).unwrap();
                 let mut bits = Vec::new();
                 let batch = Batch::new(&inputs, &labels);
                 let loss = model.gradients(&values, batch, &mut |index, gradient| {

@@ -16,8 +16,8 @@ use super::check::{check_batch, check_inputs};
 use super::parameter::uniform_layer;
 use super::{Batch, Loss, Model, ModelError, ParameterSpec};
 use crate::layers::{
-    Image, Linear, Panels, Pool, Rows, buffer, cross_entropy, probabilities, relu, relu_gradient,
-    scratch_elements, sum_examples, take, take_mut,
+    Image, Linear, Panels, Pool, Rows, buffer, probabilities, relu, relu_gradient, scratch_elements,
+    smoothed_cross_entropy, sum_examples, take, take_mut,
 };
 use crate::simd::vectorized;
 use unit::{Room, Unit, Units};
@@ -146,6 +146,7 @@ struct KeptBlock {
 pub(super) struct ResNet {
     specs: Vec<ParameterSpec>,
     layers: Layers,
+    smoothing: f32,
     max_examples: usize,
     input: Vec<f32>,
     stem: Kept,
@@ -160,7 +161,12 @@ pub(super) struct ResNet {
 }
 
 impl ResNet {
-    pub(super) fn new(image: [usize; 3], classes: usize, max_examples: usize) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        image: [usize; 3],
+        classes: usize,
+        smoothing: f32,
+        max_examples: usize,
+    ) -> Result<Self, ModelError> {
         let (layers, specs) = Layers::new(image, classes)?;
         let panels = Panels::new(max_examples);
         let buffer = |elements: usize| buffer(elements, max_examples);
@@ -193,6 +199,7 @@ impl ResNet {
             scratch: buffer(scratch_elements(panels))?,
             specs,
             layers,
+            smoothing,
             max_examples,
         })
     }
@@ -248,7 +255,8 @@ impl ResNet {
         self.logits(parameters, batch.inputs, panels, training);
         let classes = self.classes();
         let logits = take_mut(&mut self.logits, panels, classes);
-        cross_entropy(panels, classes, logits, batch.labels, &mut self.scratch)
+        let smoothing = if training { self.smoothing } else { 0.0 };
+        smoothed_cross_entropy(smoothing, panels, classes, logits, batch.labels, &mut self.scratch)
     }
 }
 
@@ -382,7 +390,7 @@ mod tests {
         let inputs: Vec<f32> = (0..examples * 60).map(|i| ((i * 29) % 83) as f32 / 40.0 - 1.0).collect();
         let labels: Vec<u32> = (0..examples as u32).map(|e| e % 7).collect();
         forced::assert_same(|| {
-            let mut model = ResNet::new([3, 5, 4], 7, examples + 3).unwrap();
+            let mut model = ResNet::new([3, 5, 4], 7, 0.1, examples + 3).unwrap();
             let mut hashes = Vec::new();
             let batch = Batch::new(&inputs, &labels);
             let loss = model.gradients(&values, batch, &mut |index, gradient| {

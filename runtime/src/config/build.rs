@@ -182,8 +182,16 @@ impl<'a> Builder<'a> {
 
     fn model(&mut self) -> Model {
         match self.text("model.kind").as_str() {
-            "cnn" => Model::Cnn { image: self.image(), classes: self.integer("model.classes") },
-            "resnet18" => Model::ResNet18 { image: self.image(), classes: self.integer("model.classes") },
+            "cnn" => Model::Cnn {
+                image: self.image(),
+                classes: self.integer("model.classes"),
+                label_smoothing: self.number("model.label_smoothing"),
+            },
+            "resnet18" => Model::ResNet18 {
+                image: self.image(),
+                classes: self.integer("model.classes"),
+                label_smoothing: self.number("model.label_smoothing"),
+            },
             "gpt" => Model::Gpt {
                 context: self.integer("model.context"),
                 layers: self.integer("model.layers"),

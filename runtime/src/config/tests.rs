@@ -326,9 +326,11 @@ fn rules_between_keys() {
 #[test]
 fn networks_for_images_say_their_sizes() {
     let (image, classes) = ([1, 28, 28], 10);
-    assert_eq!(parse(IMAGES, &[]).unwrap().model, Model::Cnn { image, classes });
-    let config = parse(IMAGES, &["model.kind=resnet18", "model.image=[3, 5, 7]"]).unwrap();
-    assert_eq!(config.model, Model::ResNet18 { image: [3, 5, 7], classes });
+    assert_eq!(parse(IMAGES, &[]).unwrap().model, Model::Cnn { image, classes, label_smoothing: 0.0 });
+    let config =
+        parse(IMAGES, &["model.kind=resnet18", "model.image=[3, 5, 7]", "model.label_smoothing=0.1"])
+            .unwrap();
+    assert_eq!(config.model, Model::ResNet18 { image: [3, 5, 7], classes, label_smoothing: 0.1 });
     assert_eq!(parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
     for (overrides, expected) in [
         (&["model.image=[28, 28]"][..], "`model.image` has 2 numbers"),

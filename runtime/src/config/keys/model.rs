@@ -48,6 +48,13 @@ pub(super) static KEYS: &[Key] = &[
         doc: "Classes to tell apart (10 for MNIST); labels are 0 up to one less.",
     },
     Key {
+        path: "model.label_smoothing",
+        rule: Rule::Number { min: 0.0, above: false, max: 1.0, below: true },
+        absent: Absent::Is("0.0"),
+        applies: IMAGES,
+        doc: "Label smoothing: this part of the probability that training asks for is spread over all classes. The test loss is without.",
+    },
+    Key {
         path: "model.context",
         rule: Rule::Integer { min: 1, max: 1 << 20 },
         absent: Absent::Is("128"),
