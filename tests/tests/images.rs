@@ -1,11 +1,16 @@
 //! Networks for images as processes: the same bits for any number of workers and servers, batch norm's running statistics
 //! included; resumed as if never stopped; replayed; signed and served.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use testudo::serve::{Digits, Options, Output};
+use testudo_kernels::ModelSpec;
 use testudo_tests::files::text;
 use testudo_tests::process;
+use testudo_tests::served::{Site, roomy, start};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 /// Side of an image.
@@ -70,14 +75,62 @@ fn check(kind: &str, steps: u64, accuracy: f64) {
     }
     assert!(summary["test_accuracy"].as_f64().unwrap() >= accuracy, "{summary}");
 
+    // Stopped halfway and resumed by others: momentum and running statistics come back.
+    let broken = folder.path().join("broken");
     let half = (steps / 2).to_string();
+    run(&file, &broken, &["--set", &format!("training.max_steps={half}")]);
+    let set = format!("training.max_steps={steps}");
+    let resume = ["run", "--resume", text(&broken), "--json", "--quiet", "--workers", "3", "--servers", "1"];
+    let resumed =
+        process::run(PROGRAM, &[&resume[..], &["--set", &set]].concat(), folder.path()).succeeded().json();
+    assert_eq!(resumed["resumed_from_step"], steps / 2);
+    assert_eq!(resumed["params_blake3"], summary["params_blake3"], "{kind}");
+
     let replayed = process::run(PROGRAM, &["replay", text(&three), "--step", &half, "--json"], &three);
     assert!(replayed.status.success(), "{}{}", replayed.stdout, replayed.stderr);
 }
 
 #[test]
-fn a_convolutional_network_is_trained_and_replayed() {
+fn a_convolutional_network_is_trained_resumed_and_replayed() {
     check("cnn", 24, 0.95);
+}
+
+/// The one network with running statistics. It has 11 million parameters, so the fewest steps must do.
+#[test]
+fn a_residual_network_is_trained_resumed_and_replayed() {
+    check("resnet18", 2, 0.0);
+}
+
+/// A request of more rows than are computed at a time has the answers of each alone.
+#[test]
+fn images_are_served_in_parts() {
+    let spec = ModelSpec::Cnn { image: [1, SIDE, SIDE], classes: 3, label_smoothing: 0.0 };
+    let parameters: Vec<Vec<f32>> = (spec.parameters().unwrap().iter())
+        .map(|parameter| {
+            let mut values = vec![0.0; parameter.shape.elements()];
+            parameter.initialize(3, 0, &mut values);
+            values
+        })
+        .collect();
+    let count = spec.evaluation_batch() + 9;
+    let inputs: Vec<f32> = (0..count * SIDE * SIDE).map(|i| (i * 37 % 64) as f32 / 32.0 - 1.0).collect();
+    let mut expected = vec![0.0; count * 3];
+    let slices: Vec<&[f32]> = parameters.iter().map(Vec::as_slice).collect();
+    spec.build(count).unwrap().probabilities(&slices, &inputs, &mut expected).unwrap();
+    let rows: Vec<Vec<f64>> =
+        inputs.chunks(SIDE * SIDE).map(|row| row.iter().copied().map(f64::from).collect()).collect();
+    let site = Site::new(&spec, &parameters);
+    let output = Output::Probabilities(Digits::Full);
+    let mut options = Options { output, ..roomy(&site) };
+    options.limits.rows = count;
+    let (_running, client) = start(&site, &options);
+    let found = client.predict(&rows).probabilities();
+    assert_eq!(found.len(), count);
+    for (found, expected) in found.iter().zip(expected.chunks(3)) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - f64::from(*expected)).abs() < 1e-6, "{found} for {expected}");
+        }
+    }
 }
 
 /// What does not fit together is refused before anything starts, by the key that says so.
