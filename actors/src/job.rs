@@ -6,6 +6,7 @@
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use testudo_kernels::robust::weigh::Weighing;
 use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
 use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 
@@ -119,6 +120,9 @@ pub struct JobSpec {
     pub logical_shards: u32,
     /// How contributions become one gradient. Under a robust rule, each worker holds one logical shard, and votes for it.
     pub aggregation: Aggregation,
+    /// The norm that a step's whole gradient is clipped to, if any: Pascanu, Mikolov, Bengio, "On the difficulty of training
+    /// recurrent neural networks", ICML 2013, section 3.2.
+    pub clip_norm: Option<f64>,
     /// Stop after this many steps; no schedule reads it.
     pub max_steps: Option<u64>,
     /// The data.
@@ -208,6 +212,11 @@ impl JobSpec {
                 self.batch_size, self.logical_shards
             ));
         }
+        if let Some(most) = self.clip_norm
+            && !(most.is_finite() && most > 0.0)
+        {
+            return bad(format!("training.clip_norm is {most}: a number above 0 is needed"));
+        }
         self.validate_votes()?;
         if self.data.train_examples == 0 || self.data.test_examples == 0 {
             return bad("the data set is empty".into());
@@ -289,6 +298,21 @@ impl JobSpec {
             ));
         }
         Ok(())
+    }
+
+    /// What must be known of whole gradients before a slice is updated, if anything: then a step has a phase of its own for it.
+    #[must_use]
+    pub fn weighing(&self) -> Option<Weighing> {
+        Weighing::new(self.aggregation, self.clip_norm, self.logical_shards as usize)
+    }
+
+    /// What a step's aggregate is divided by: a sum by the targets of its examples; a rule's result, which is made of means, by 1.
+    #[must_use]
+    pub fn divisor(&self, step: u64) -> f32 {
+        match self.aggregation.hostile() {
+            None => crate::plan::Plan::new(self).step(step).examples as f32 * self.model.targets() as f32,
+            Some(_) => 1.0,
+        }
     }
 
     /// Whether the optimizer needs whole tensors, so that a parameter's slices are on one server and updated together.

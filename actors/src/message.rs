@@ -364,6 +364,21 @@ bodies! {
         /// The certificate, in DER.
         certificate: Vec<u8>,
     }
+    /// A server's slices have all that a step contributes to them; the inner products over them are the payload, as
+    /// [`Products::to_bytes`](testudo_kernels::robust::products::Products::to_bytes) gives them.
+    47 GradientProducts {
+        /// The step, from 0.
+        step: u64,
+    }
+    /// How servers combine what a step contributes: the same for all, from the products of all.
+    48 GradientWeights {
+        /// The step, from 0.
+        step: u64,
+        /// The weight of each vector: of the one gradient, or of votes by shard, and then of the aggregate before.
+        weights: Vec<f64>,
+        /// What the combination is multiplied by, so that its norm is clipped.
+        clip: f64,
+    }
     /// The scheduler tells workers what decides which values it witnesses. No server is ever told.
     50 Witnessed {
         /// The key.

@@ -29,6 +29,11 @@ const REFUSALS: u32 = 32 << 10;
 
 /// Header bytes of a certificate with those between it and its CA.
 const CERTIFICATE: u32 = MAX_CHAIN_BYTES as u32 + SMALL;
+/// Payload bytes of a step's products: 80 for each pair of the most vectors that are weighed.
+const PRODUCTS: u64 = {
+    let vectors = testudo_kernels::robust::MOST_WEIGHED as u64 + 1;
+    vectors * (vectors + 1) / 2 * 80
+};
 /// How often a member or an operator needs to say what time brings, not training: heartbeats come a few times a second.
 const NOW_AND_THEN: Rate = Rate { per_second: 64, burst: 512 };
 
@@ -90,6 +95,8 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
         control(ParameterPieces::KIND, "parameter pieces", SERVER, SCHEDULER, PIECES),
         control(HashOrder::KIND, "hash order", SCHEDULER, SERVER, SMALL),
+        row(GradientProducts::KIND, "gradient products", SERVER, SCHEDULER, Class::Control, SMALL, PRODUCTS),
+        control(GradientWeights::KIND, "gradient weights", SCHEDULER, SERVER, TEXT),
         control(Contributions::KIND, "contributions", WORKER, SCHEDULER, SMALL),
         control(AuditHead::KIND, "audit head", SCHEDULER, MEMBERS, SMALL),
         control(Countersigned::KIND, "counter-signed", MEMBERS, SCHEDULER, SMALL),
@@ -135,6 +142,20 @@ mod tests {
     fn the_table_is_well_formed() {
         let rows = rules(1 << 20).len();
         assert_eq!(policy(1 << 20).unwrap().rules().len(), rows);
+    }
+
+    /// What the most votes take is what the table lets pass.
+    #[test]
+    fn products_and_weights_of_the_most_votes_fit() {
+        use testudo_kernels::Aggregation;
+        use testudo_kernels::robust::{MOST_WEIGHED, weigh::Weighing};
+
+        let rule = Aggregation::CentredClipping { hostile: 1, radius: 1.0 };
+        let weighing = Weighing::new(rule, None, MOST_WEIGHED as usize).unwrap();
+        assert_eq!(weighing.products().size() as u64, PRODUCTS);
+        let weights = vec![0.5; weighing.vectors()];
+        let body = GradientWeights { step: u64::MAX, weights, clip: 1.0 }.encode();
+        assert!(body.len() + 1024 <= TEXT as usize, "{}", body.len());
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub struct ReplayedParameter {
 /// A job's training, taken step by step in one place.
 #[derive(Debug)]
 pub struct Replay {
+    job: Arc<JobSpec>,
     plan: Plan,
     map: Arc<SliceMap>,
     parameters: Vec<ParameterSpec>,
@@ -140,6 +141,7 @@ impl Replay {
             targets: job.model.targets(),
             nodes,
             step: job.first_step(),
+            job,
             map,
             parameters,
             compute,
@@ -179,6 +181,11 @@ impl Replay {
             }
         })?;
         updated?;
+        if let (Some(weighing), Some((step, products))) = (self.job.weighing(), self.math.poll_products()) {
+            let divisor = f64::from(self.job.divisor(step));
+            let weights = weighing.weigh(&products, divisor).map_err(MathError::from)?;
+            self.math.combine(step, &weights)?;
+        }
         self.step += 1;
         self.adopt();
         let examples = self.plan.step(step).examples;

@@ -13,6 +13,7 @@
 //! 3. **No bit of training depends on it**, whatever is chosen, and nothing waits for it.
 //! 4. **It never guesses.** Where a contribution was not told (a worker died with it), witnessing ends, and is said to have.
 //!    A worker that lives and does not tell what it reports is lost by its name.
+//!    What it believes servers in is what whole gradients are weighed by, where a rule does that ([`Witness::weighed`]).
 //! 5. Memory is bounded: at most [`MOST`] values are chosen, and contributions are kept for the steps that are leased alone.
 //!
 //! It believes workers, as servers do: one that tells the scheduler other gradients than it tells a server makes an honest
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use testudo_kernels::ParameterSpec;
+use testudo_kernels::robust::weigh::Weights;
 
 pub use choice::{BLOCK, Choice, Key, MOST};
 
@@ -121,6 +123,7 @@ impl From<MathError> for Heard {
             | MathError::Aggregation(_)
             | MathError::Restored(_)
             | MathError::Order(_)
+            | MathError::Weights(_)
             | MathError::Unknown(_) => Heard::Lost(error.to_string()),
         }
     }
@@ -136,10 +139,14 @@ pub struct Witness {
     store: Arc<Store>,
     first: u64,
     version: u64,
+    /// Whether all of the step under way is there, and waits for its weights.
+    held: bool,
     /// Nodes of the step under way that are summed.
     summed: Vec<Node>,
     /// Contributions to steps that are not under way yet.
     early: BTreeMap<u64, Vec<(Node, Vec<f32>)>>,
+    /// Weights of steps that are not computed yet, where whole gradients are weighed.
+    weights: BTreeMap<u64, Weights>,
     /// What workers were given of versions that are not computed yet.
     given: BTreeMap<u64, Vec<(u32, Vec<f32>)>>,
 }
@@ -188,8 +195,10 @@ impl Witness {
             store,
             first: job.first_step(),
             version: job.first_step(),
+            held: false,
             summed: Vec::new(),
             early: BTreeMap::new(),
+            weights: BTreeMap::new(),
             given: BTreeMap::new(),
         })
     }
@@ -238,6 +247,30 @@ impl Witness {
         self.compare(worker, version, &values)
     }
 
+    /// A step's whole gradients are weighed: by what servers post of all slices, since nobody else has them. So where that is done,
+    /// a server that lies there misleads the witness with everybody.
+    pub fn weighed(&mut self, step: u64, weights: Weights) -> Heard {
+        if step < self.version {
+            return Heard::Fine;
+        }
+        self.weights.insert(step, weights);
+        match self.combine() {
+            Ok(false) => Heard::Fine,
+            Ok(true) => self.go_on(),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Combines the step under way if all of it is there, its weights too; whether that completes it.
+    fn combine(&mut self) -> Result<bool, MathError> {
+        self.held |= self.math.poll_products().is_some();
+        let Some(weights) = self.weights.get(&self.version).filter(|_| self.held) else { return Ok(false) };
+        self.math.combine(self.version, weights)?;
+        self.held = false;
+        self.weights.remove(&self.version);
+        Ok(true)
+    }
+
     /// Adds a contribution to the step under way; whether that completes it.
     fn sum(&mut self, step: u64, node: Node, values: &[f32]) -> Result<bool, MathError> {
         self.summed.push(node);
@@ -248,7 +281,7 @@ impl Witness {
             let contribution = Contribution { slice: block.id, step, node, values: part };
             complete |= self.math.contribute(contribution)?.is_some();
         }
-        Ok(complete)
+        Ok(complete || self.combine()?)
     }
 
     /// A step is complete: what waited for that is looked at, and so for every step that completes on the way.

@@ -182,6 +182,16 @@ impl Aggregation {
         !matches!(self, Aggregation::Mean | Aggregation::Median { .. } | Aggregation::TrimmedMean { .. })
     }
 
+    /// The rule for a parameter: this one, if it has a gradient. Running means of statistics have none, and are no part of what a rule
+    /// weighs as a whole, so there they are voted on by the median.
+    #[must_use]
+    pub fn of_parameter(&self, has_gradient: bool) -> Aggregation {
+        match (self.weighs() && !has_gradient, self.hostile()) {
+            (true, Some(hostile)) => Aggregation::Median { hostile },
+            _ => *self,
+        }
+    }
+
     /// Whether a step's aggregate takes part in the next one's: it is then part of the training's state.
     #[must_use]
     pub fn keeps_aggregate(&self) -> bool {

@@ -167,7 +167,7 @@ impl Network {
 }
 
 /// `[training]`: how long and how large.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Training {
     /// Seed of the training random source.
     pub seed: u64,
@@ -180,6 +180,9 @@ pub struct Training {
     /// How contributions become one gradient.
     #[serde(flatten)]
     pub aggregation: Aggregation,
+    /// The norm that a step's whole gradient is clipped to; `None` for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     /// Steps after which to stop; `None` for all epochs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
@@ -188,7 +191,7 @@ pub struct Training {
 }
 
 /// How contributions become one gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(tag = "aggregation", rename_all = "snake_case")]
 pub enum Aggregation {
     /// The mean over all examples.
@@ -202,6 +205,35 @@ pub enum Aggregation {
     TrimmedMean {
         /// Workers that may be hostile, and deaths to bear.
         hostile_workers: u32,
+    },
+    /// The vote that has the nearest neighbours.
+    Krum {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+    },
+    /// The mean of the votes that have the nearest neighbours.
+    MultiKrum {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+    },
+    /// The point whose distances to all votes sum to the least.
+    GeometricMedian {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+    },
+    /// The aggregate before, moved by votes' shortened differences from it.
+    CentredClipping {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+        /// To which differences are shortened.
+        clip_radius: f64,
+    },
+    /// The mean of shortened votes.
+    NormBound {
+        /// Workers that may be hostile, and deaths to bear.
+        hostile_workers: u32,
+        /// To which votes are shortened.
+        norm_bound: f64,
     },
 }
 

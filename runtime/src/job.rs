@@ -23,6 +23,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         batch_size: config.training.batch_size,
         logical_shards: config.training.logical_shards,
         aggregation: aggregation(&config.training),
+        clip_norm: config.training.clip_norm,
         max_steps: config.training.max_steps,
         data,
         slice_bytes: config.transport.slice_bytes,
@@ -80,6 +81,17 @@ pub(crate) fn aggregation(training: &config::Training) -> Aggregation {
         config::Aggregation::Mean => Aggregation::Mean,
         config::Aggregation::Median { hostile_workers: hostile } => Aggregation::Median { hostile },
         config::Aggregation::TrimmedMean { hostile_workers: hostile } => Aggregation::TrimmedMean { hostile },
+        config::Aggregation::Krum { hostile_workers: hostile } => Aggregation::Krum { hostile },
+        config::Aggregation::MultiKrum { hostile_workers: hostile } => Aggregation::MultiKrum { hostile },
+        config::Aggregation::GeometricMedian { hostile_workers: hostile } => {
+            Aggregation::GeometricMedian { hostile }
+        }
+        config::Aggregation::CentredClipping { hostile_workers: hostile, clip_radius: radius } => {
+            Aggregation::CentredClipping { hostile, radius }
+        }
+        config::Aggregation::NormBound { hostile_workers: hostile, norm_bound: bound } => {
+            Aggregation::NormBound { hostile, bound }
+        }
     }
 }
 

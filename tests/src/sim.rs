@@ -146,6 +146,7 @@ impl Simulation {
                     initialise: false,
                     orders: VecDeque::new(),
                     hash_orders: VecDeque::new(),
+                    weights: VecDeque::new(),
                     writing: None,
                 }
             })
@@ -272,6 +273,15 @@ impl Simulation {
             .count()
     }
 
+    /// Whether a server has posted products that the scheduler has not seen.
+    #[must_use]
+    pub fn products_under_way(&self, server: u32) -> bool {
+        let link = self.links.get(&format!("server/{server}>scheduler"));
+        link.is_some_and(|queue| {
+            queue.iter().any(|wire| matches!(wire, Wire::ToScheduler(SchedulerInput::Products { .. })))
+        })
+    }
+
     /// Kills a worker: what it has sent may still arrive up to a point of the seed's choosing on each link.
     pub fn kill(&mut self, worker: u32) {
         let node = &mut self.workers[worker as usize];
@@ -316,7 +326,8 @@ impl Simulation {
             .map(|(name, _)| Move::Deliver(name.clone()))
             .collect();
         for (i, server) in self.servers.iter().enumerate() {
-            let has_orders = !server.orders.is_empty() || !server.hash_orders.is_empty();
+            let has_orders =
+                !(server.orders.is_empty() && server.hash_orders.is_empty() && server.weights.is_empty());
             if server.initialise || !server.work.is_empty() || has_orders {
                 options.push(Move::ServerWork(i));
             }
@@ -399,6 +410,7 @@ impl Simulation {
                 }
                 ToMember::Checkpoint(order) => self.servers[i as usize].orders.push_back(order.version),
                 ToMember::Hash(order) => self.servers[i as usize].hash_orders.push_back(order.version),
+                ToMember::Weights(weights) => self.servers[i as usize].weights.push_back(weights),
                 _ => {}
             },
             Wire::ToWorker(i, input) => self.worker_input(i as usize, input),
@@ -414,6 +426,7 @@ impl Simulation {
                     }
                     ToMember::Checkpoint(order) => panic!("a worker is ordered to write {order:?}"),
                     ToMember::Hash(order) => panic!("a worker is ordered to hash {order:?}"),
+                    ToMember::Weights(weights) => panic!("a worker is ordered to combine {weights:?}"),
                     ToMember::Shutdown(_) => {
                         let member = Member { role: MemberRole::Worker, index: i };
                         self.workers[i as usize].alive = false;

@@ -66,6 +66,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         batch_size: 37,
         logical_shards: shards,
         aggregation: testudo_kernels::Aggregation::Mean,
+        clip_norm: None,
         max_steps: Some(steps),
         data: DataSpec { train_examples: 200, test_examples: 100, blake3: [0; 32] },
         slice_bytes: 16,

@@ -335,6 +335,7 @@ impl SchedulerActor {
             ToMember::Witnessed(body) => self.tell(connection, &body),
             ToMember::Checkpoint(body) => self.tell(connection, &body),
             ToMember::Hash(body) => self.tell(connection, &body),
+            ToMember::Weights(body) => self.tell(connection, &body),
             ToMember::Shutdown(body) => self.tell(connection, &body),
         }
     }

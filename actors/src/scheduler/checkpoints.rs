@@ -205,7 +205,7 @@ impl Checkpoints {
 }
 
 /// The servers that keep a slice: those that keep none have nothing to write.
-fn holders(job: &JobSpec) -> BTreeSet<u32> {
+pub(super) fn holders(job: &JobSpec) -> BTreeSet<u32> {
     let parameters = job.model.parameters().ok();
     let placed = parameters.and_then(|parameters| SliceMap::of(job, &parameters).ok());
     placed.map(|map| map.slices().iter().map(|s| s.server).collect()).unwrap_or_default()
@@ -234,6 +234,7 @@ mod tests {
             batch_size: 8,
             logical_shards: 1,
             aggregation: testudo_kernels::Aggregation::Mean,
+            clip_norm: None,
             max_steps: None,
             data: DataSpec { train_examples: 64, test_examples: 8, blake3: [0; 32] },
             slice_bytes: 16,

@@ -6,7 +6,9 @@
 //! 3. A worker's death moves its leases at once, and so does what it says that cannot be; a server's ends the run with its name.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
-//! 6. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
+//! 6. Where whole gradients are weighed, a step is complete only once its weights are on their way to the servers: whatever they are
+//!    told of its version comes after.
+//! 7. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
 
 mod admission;
 mod checkpointing;
@@ -17,6 +19,7 @@ mod operate;
 mod reports;
 mod stall;
 mod votes;
+mod weighing;
 mod witnessing;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +38,7 @@ use crate::scheduler::checkpoints::Checkpoints;
 use crate::scheduler::ending::Ending;
 use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
+use crate::scheduler::weighing::WholeGradients;
 use crate::time::Time;
 use crate::tree::ReductionTree;
 use crate::witness::{Key, Witness};
@@ -83,6 +87,7 @@ pub struct SchedulerCore<C> {
     progress: Progress,
     checkpoints: Checkpoints,
     parameters: Parameters,
+    gradients: WholeGradients,
     ending: Option<Ending>,
     witness: Option<(Key, Witness)>,
     testified: Testified,
@@ -107,6 +112,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             progress: Progress::new(tree, &job),
             checkpoints: Checkpoints::new(&job),
             parameters: Parameters::new(&job),
+            gradients: WholeGradients::new(&job),
             plan,
             tree,
             job,
@@ -182,6 +188,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::Given { worker, given, values } => self.was_given(now, worker, &given, values),
             Input::CheckpointPart { server, part } => self.part(now, server, part),
             Input::Pieces { server, told } => self.pieces(now, server, told),
+            Input::Products { server, step, bytes } => self.products(now, server, step, &bytes),
             Input::Committed { step, result } => self.committed(now, step, result),
             Input::Flooded { worker, server } => {
                 let member = Member { role: MemberRole::Worker, index: worker };
@@ -376,7 +383,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         for member in silent {
             self.lose(now, member, &format!("no heartbeat for {} ms", timeout.as_millis()));
         }
-        // Invariant 6. Servers need no such care: with the last worker, the run is over.
+        // Invariant 7. Servers need no such care: with the last worker, the run is over.
         if self.decided.is_some_and(|decided| now.since(decided) > timeout) {
             for index in self.live(MemberRole::Worker) {
                 let member = Member { role: MemberRole::Worker, index };

@@ -11,6 +11,7 @@ mod parameters;
 mod progress;
 mod refusals;
 mod revoke;
+mod weighing;
 
 pub use core::{Command, Effect, Input, SchedulerCore, ToMember};
 pub use progress::{Observer, StepSummary};

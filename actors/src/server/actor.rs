@@ -3,6 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use actix::{Actor, AsyncContext, Context, Handler};
+use testudo_kernels::robust::weigh::Weights;
 use testudo_transport::{Cause, Identity, Message, Outgoing, Payload, Receiver, Role, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -14,8 +15,9 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    AuditHead, Body, CheckpointOrder, CheckpointPart, Failure, HashOrder, Heartbeat, Membership,
-    ParameterPieces, PartOutcome, PullRefused, PushAccepted, PushRefused, Ready, Revocations, Shutdown,
+    AuditHead, Body, CheckpointOrder, CheckpointPart, Failure, GradientProducts, GradientWeights, HashOrder,
+    Heartbeat, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted, PushRefused, Ready,
+    Revocations, Shutdown,
 };
 use crate::node::NodeError;
 use crate::outbox::Outbox;
@@ -43,6 +45,8 @@ pub enum Mail {
     SchedulerGone(String),
     /// What has become of this server's part of a checkpoint.
     Part(CheckpointPart),
+    /// The inner products over its slices of what a step contributes, for the weights of that step.
+    Products(u64, Vec<u8>),
     /// What it keeps of a version, for the hash of all parameters.
     Pieces(ParameterPieces),
     /// The arithmetic cannot go on.
@@ -236,6 +240,11 @@ impl ServerActor {
                     CheckpointOrder::decode(&message.body).map_err(|e| e.to_string())?;
                 self.work(context, Work::Checkpoint { version });
             }
+            GradientWeights::KIND => {
+                let GradientWeights { step, weights, clip } =
+                    GradientWeights::decode(&message.body).map_err(|e| e.to_string())?;
+                self.work(context, Work::Combine { step, weights: Weights { of: weights, clip } });
+            }
             HashOrder::KIND => {
                 let HashOrder { version } = HashOrder::decode(&message.body).map_err(|e| e.to_string())?;
                 self.work(context, Work::Hash { version });
@@ -304,7 +313,12 @@ impl Handler<Letter<Mail>> for ServerActor {
         let _inside = serving.enter();
         match letter.mail {
             Mail::Input(input) => {
-                if let Input::Stored { updated: Some(Updated { version, slices }), .. } = &input {
+                let updated = match &input {
+                    Input::Stored { updated, .. } => updated.as_slice(),
+                    Input::Combined { updated } => updated,
+                    _ => &[],
+                };
+                for Updated { version, slices } in updated {
                     for slice in slices {
                         self.store.tell(*slice, *version);
                         self.allowances.earn();
@@ -323,6 +337,11 @@ impl Handler<Letter<Mail>> for ServerActor {
                     self.work(context, Work::Written);
                 }
                 self.tell(&part);
+            }
+            Mail::Products(step, products) => {
+                let body = GradientProducts { step }.encode();
+                let message = Outgoing::new(GradientProducts::KIND, 0, body);
+                self.scheduler.post(message.with_payload(products));
             }
             Mail::Pieces(pieces) => self.tell(&pieces),
             Mail::Fatal(reason) => {

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, mpsc};
 
+use testudo_kernels::robust::weigh::Weights;
 use testudo_transport::Payload;
 use tokio::runtime::Handle;
 
@@ -36,6 +37,11 @@ pub(super) enum Work {
     /// Every slice is at this version, and its hash is wanted.
     Hash {
         version: u64,
+    },
+    /// Every slice has what a step contributes, and is to be combined so.
+    Combine {
+        step: u64,
+        weights: Weights,
     },
     /// The writer is free again.
     Written,
@@ -73,6 +79,10 @@ pub(super) fn start(
                 Work::Hash { version } => {
                     math.order_hash(version).err().map(|error| Mail::Fatal(error.to_string()))
                 }
+                Work::Combine { step, weights } => Some(match math.combine(step, &weights) {
+                    Ok(updated) => Mail::Input(Input::Combined { updated }),
+                    Err(error) => Mail::Fatal(error.to_string()),
+                }),
                 Work::Written => {
                     math.snapshot_written();
                     None
@@ -80,6 +90,12 @@ pub(super) fn start(
             };
             // The answer first: a snapshot holds nobody up.
             let told = mail.map_or(Ok(()), |mail| mailbox.deliver_blocking(&runtime, mail));
+            let told = told.and_then(|()| match math.poll_products() {
+                Some((step, products)) => {
+                    mailbox.deliver_blocking(&runtime, Mail::Products(step, products.to_bytes()))
+                }
+                None => Ok(()),
+            });
             let told = told.and_then(|()| match hand_over(&mut math, &checkpointing) {
                 Some(mail) => mailbox.deliver_blocking(&runtime, mail),
                 None => Ok(()),

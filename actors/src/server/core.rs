@@ -67,6 +67,11 @@ pub enum Input<T, V> {
         /// The slices that this contribution completed: its own, or, where a tensor is updated as a whole, all of it.
         updated: Option<Updated>,
     },
+    /// The arithmetic has combined what was stored before, by the scheduler's weights.
+    Combined {
+        /// The slices that have gone to their next version.
+        updated: Vec<Updated>,
+    },
     /// The arithmetic found a contribution not finite and dropped it.
     NotFinite {
         /// The slice.
@@ -227,6 +232,7 @@ impl<T, V> ServerCore<T, V> {
             Input::Push(push) => self.push(push),
             Input::Pull { worker, reply, pull } => self.pull(worker, reply, &pull),
             Input::Stored { slice, step, node, updated } => self.stored(slice, step, node, updated),
+            Input::Combined { updated } => updated.into_iter().for_each(|updated| self.updated(updated)),
             Input::NotFinite { slice, step, node, element } => self.not_finite(slice, step, node, element),
             Input::Tick => {}
         }
@@ -384,7 +390,13 @@ impl<T, V> ServerCore<T, V> {
                 self.effects.push_back(Effect::Accept { reply, duplicate: nth > 0 });
             }
         }
-        let Some(Updated { version, slices }) = updated else { return };
+        if let Some(updated) = updated {
+            self.updated(updated);
+        }
+    }
+
+    /// Slices have gone to their next version: what made it is remembered, and who waited for it is answered.
+    fn updated(&mut self, Updated { version, slices }: Updated) {
         for slice in slices {
             let Some(state) = self.state(slice) else { continue };
             state.version = version;

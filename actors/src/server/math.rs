@@ -4,7 +4,9 @@
 //!    rule makes one gradient of them, whatever the order of their arrival.
 //! 2. The sum is divided once, at the root, by the number of targets of the step (its examples, for a classifier). A rule's result is not: votes are means.
 //! 3. A contribution with a value that is not finite changes nothing.
-//! 4. What an update is, its parameter's rule says ([`super::rules`]). Slices of a tensor that is updated as a whole go to their next
+//! 4. Where whole gradients are weighed, a slice is held until the scheduler's weights have come ([`super::held`]): no slice is at its
+//!    next version before all can be.
+//! 5. What an update is, its parameter's rule says ([`super::rules`]). Slices of a tensor that is updated as a whole go to their next
 //!    version together, when the last of them is complete.
 
 mod error;
@@ -13,7 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use testudo_kernels::optimizer::{self, StepInputs};
-use testudo_kernels::{OptimizerError, ParameterSpec, add, first_non_finite};
+use testudo_kernels::robust::products::Products;
+use testudo_kernels::robust::weigh::{Weights, clip};
+use testudo_kernels::{OptimizerError, ParameterSpec, Update, add, first_non_finite};
 
 pub use error::MathError;
 
@@ -23,40 +27,13 @@ use crate::message::ParameterPieces;
 use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
+use crate::server::contribution::{Contribution, SumOrder};
+use crate::server::held::Held;
 use crate::server::pieces::Pieces;
 use crate::server::rules::Rules;
 use crate::server::votes::Votes;
 use crate::server::{SnapshotEvent, Snapshots, Store};
-use crate::tree::{Node, Partials, ReductionTree};
-
-/// How contributions are summed. Only [`SumOrder::Canonical`] is ever configured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SumOrder {
-    /// By the reduction tree.
-    #[default]
-    Canonical,
-    /// As they arrive: a mutant, kept so that the tests of determinism can be seen to catch it.
-    Arrival,
-    /// By the reduction tree, but in that one step the first element of every sum is off by one: a mutant, kept so that
-    /// replays and witnesses can be seen to name a server that applies wrong updates.
-    Wrong {
-        /// The step.
-        step: u64,
-    },
-}
-
-/// One accepted push, to be summed.
-#[derive(Debug)]
-pub struct Contribution {
-    /// The slice.
-    pub slice: SliceId,
-    /// The step.
-    pub step: u64,
-    /// The tree node that the values sum over.
-    pub node: Node,
-    /// The values; as many as the slice has elements.
-    pub values: Vec<f32>,
-}
+use crate::tree::{Partials, ReductionTree};
 
 /// Slices that have gone to their next version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +49,8 @@ struct SliceState {
     partials: Partials<Vec<f32>>,
     votes: Votes,
     arrival: Option<(u32, Vec<f32>)>,
+    /// The aggregate of the step before, where the rule keeps that: the last of the tensors that a checkpoint holds.
+    aggregate: Option<Vec<f32>>,
     /// The gradient of the step, once it is whole.
     complete: Option<Vec<f32>>,
     /// What the rule keeps: tensors of the slice's length, and numbers, which all slices of a parameter have alike.
@@ -91,6 +70,8 @@ pub struct SliceMath {
     slices: HashMap<SliceId, (Slice, SliceState)>,
     /// The slices of parameters that are updated as a whole, in order.
     whole: BTreeMap<u32, Vec<SliceId>>,
+    /// What waits for weights, where whole gradients are weighed.
+    held: Option<Held>,
     snapshots: Snapshots,
     pieces: Pieces,
     store: Arc<Store>,
@@ -117,7 +98,9 @@ impl SliceMath {
         let every = job.checkpoints.every_steps;
         let snapshots = Snapshots::new(server, slices.len(), every, job.first_step());
         let pieces = Pieces::new(Stream::of(&parameters), HashPlan::new(&job), slices.len());
+        let held = job.weighing().map(|weighing| Held::new(weighing, slices.len()));
         Ok(SliceMath {
+            held,
             plan: Plan::new(&job),
             tree: job.tree(),
             job,
@@ -148,6 +131,7 @@ impl SliceMath {
             parameter.initialize(self.job.seed, slice.first, &mut values);
             state.optimizer = vec![vec![0.0; slice.elements]; self.rules.state_tensors(slice.id.parameter)];
             state.scalars = self.rules.scalars(slice.id.parameter);
+            state.aggregate = self.job.aggregation.keeps_aggregate().then(|| vec![0.0; slice.elements]);
             self.store.put(slice.id, values);
         }
         self.hash_all(self.job.first_step());
@@ -163,7 +147,8 @@ impl SliceMath {
             return bad(format!("{} slices instead of {}", restored.len(), self.slices.len()));
         }
         let version = self.job.first_step();
-        for RestoredSlice { id, weights, state, scalars } in restored {
+        let keeps_aggregate = self.job.aggregation.keeps_aggregate();
+        for RestoredSlice { id, weights, mut state, scalars } in restored {
             let Some((slice, own)) = self.slices.get_mut(&id) else {
                 return bad(format!("{id} is not kept here"));
             };
@@ -172,13 +157,15 @@ impl SliceMath {
             if self.store.current(id).is_some() {
                 return bad(format!("{id} twice"));
             }
-            let kept = (self.rules.state_tensors(id.parameter), self.rules.scalars(id.parameter).len());
+            let tensors = self.rules.state_tensors(id.parameter) + usize::from(keeps_aggregate);
+            let kept = (tensors, self.rules.scalars(id.parameter).len());
             let finite = scalars.iter().all(|scalar| scalar.is_finite());
             if (state.len(), scalars.len()) != kept || !fits(&weights) || !state.iter().all(fits) || !finite {
                 return bad(format!(
                     "{id} has another length, another optimizer's state or a value that is not finite"
                 ));
             }
+            own.aggregate = if keeps_aggregate { state.pop() } else { None };
             (own.optimizer, own.scalars) = (state, scalars);
             self.store.begin(id, version, weights);
         }
@@ -270,7 +257,8 @@ impl SliceMath {
     /// [`MathError`]; after [`MathError::NotFinite`] the slice is as it was before.
     pub fn contribute(&mut self, contribution: Contribution) -> Result<Option<Updated>, MathError> {
         let Contribution { slice: id, step, node, values } = contribution;
-        let (tree, order, rule) = (self.tree, self.order, self.job.aggregation);
+        let (tree, order, learns) = (self.tree, self.order, self.learns(id.parameter));
+        let rule = self.job.aggregation.of_parameter(learns);
         let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         if values.len() != slice.elements {
             return Err(MathError::Unknown(id));
@@ -278,20 +266,22 @@ impl SliceMath {
         if let Some(element) = first_non_finite(&values) {
             return Err(MathError::NotFinite(element as u64));
         }
-        let sum = match order {
+        let vectors = match order {
             _ if rule.hostile().is_some() => {
                 // Each vote is one shard's: nothing is summed before (a core that lets a larger node pass has a bug).
                 if node.leaves != 1 {
                     return Err(MathError::Unknown(id));
                 }
                 let examples = self.plan.shard(&self.plan.step(step), node.first).len();
-                state.votes.cast(rule, tree.leaves(), examples * self.job.model.targets(), values)?
+                let targets = examples * self.job.model.targets();
+                state.votes.cast(rule, tree.leaves(), node.first, targets, values)?
             }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
-                state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
+                let sum = state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
                     add(&mut left, &right);
                     left
-                })
+                });
+                sum.map(|sum| vec![sum])
             }
             SumOrder::Arrival => {
                 let (count, sum) = match state.arrival.take() {
@@ -302,20 +292,82 @@ impl SliceMath {
                     }
                 };
                 if count == tree.leaves() {
-                    Some(sum)
+                    Some(vec![sum])
                 } else {
                     state.arrival = Some((count, sum));
                     None
                 }
             }
         };
-        let Some(mut sum) = sum else { return Ok(None) };
-        if order == (SumOrder::Wrong { step })
-            && let Some(first) = sum.first_mut()
+        let Some(mut vectors) = vectors else { return Ok(None) };
+        if let Some(held) = &mut self.held {
+            // A sum of finite values may be none.
+            if let Some(element) = vectors.iter().find_map(|vector| first_non_finite(vector)) {
+                let name = "the gradients' sum".into();
+                let error = OptimizerError::NotFinite { element: Some(element), line: 0, name };
+                return Err(self.diverged(id, step, error));
+            }
+            match learns {
+                true => held.hold(step, slice, vectors, state.aggregate.as_deref())?,
+                false => held.hold_statistics(step, slice, vectors),
+            }
+            return Ok(None);
+        }
+        match vectors.pop() {
+            Some(gradient) => self.complete(id, step, gradient),
+            None => Ok(None),
+        }
+    }
+
+    /// The inner products over this server's slices, once all have what a step contributes, and the step: to be posted to the
+    /// scheduler.
+    pub fn poll_products(&mut self) -> Option<(u64, Products)> {
+        self.held.as_mut()?.poll()
+    }
+
+    /// Combines what `step` contributed by the scheduler's weights, and updates. Returns what has gone to its next version.
+    ///
+    /// # Errors
+    /// [`MathError`]; after [`MathError::Weights`] everything is as it was before.
+    pub fn combine(&mut self, step: u64, weights: &Weights) -> Result<Vec<Updated>, MathError> {
+        let held = self.held.as_mut().and_then(|held| held.release(step, weights));
+        let mut updated = Vec::new();
+        for (id, mut vectors) in held.ok_or(MathError::Weights(step))? {
+            if !self.learns(id.parameter) {
+                let statistics = vectors.pop().ok_or(MathError::Unknown(id))?;
+                updated.extend(self.complete(id, step, statistics)?);
+                continue;
+            }
+            let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
+            let keeps = state.aggregate.is_some();
+            vectors.extend(state.aggregate.take());
+            let mut gradient = weights.combine(vectors)?;
+            state.aggregate = keeps.then(|| gradient.clone());
+            clip(&mut gradient, weights.clip);
+            updated.extend(self.complete(id, step, gradient)?);
+        }
+        Ok(updated)
+    }
+
+    /// Whether a parameter has a gradient, and is no running mean of statistics.
+    fn learns(&self, parameter: u32) -> bool {
+        self.parameters.get(parameter as usize).is_none_or(|p| p.update == Update::Learn)
+    }
+
+    /// A slice's gradient is whole: updates it, or all of its tensor if that was the last one it waited for.
+    fn complete(
+        &mut self,
+        id: SliceId,
+        step: u64,
+        mut gradient: Vec<f32>,
+    ) -> Result<Option<Updated>, MathError> {
+        if self.order == (SumOrder::Wrong { step })
+            && let Some(first) = gradient.first_mut()
         {
             *first += 1.0;
         }
-        state.complete = Some(sum);
+        let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
+        state.complete = Some(gradient);
         let alone = [id];
         let slices = self.whole.get(&id.parameter).map_or(&alone[..], Vec::as_slice).to_vec();
         let is_complete =
@@ -327,10 +379,7 @@ impl SliceMath {
     /// parameter.
     fn update(&mut self, slices: Vec<SliceId>, step: u64) -> Result<Updated, MathError> {
         let Some(first) = slices.first().copied() else { return Ok(Updated { version: step, slices }) };
-        let divisor = match self.job.aggregation.hostile() {
-            None => self.plan.step(step).examples as f32 * self.job.model.targets() as f32,
-            Some(_) => 1.0,
-        };
+        let divisor = self.job.divisor(step);
         let learning_rate =
             self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
         let inputs = StepInputs { step: step + 1, learning_rate, divisor };
@@ -400,7 +449,8 @@ impl SliceMath {
 
 impl SliceState {
     fn snapshot(&self, slice: &Slice, weights: Arc<Vec<f32>>) -> SliceSnapshot {
-        SliceSnapshot { slice: *slice, weights, state: self.optimizer.clone(), scalars: self.scalars.clone() }
+        let state = self.optimizer.iter().chain(&self.aggregate).cloned().collect();
+        SliceSnapshot { slice: *slice, weights, state, scalars: self.scalars.clone() }
     }
 }
 
@@ -428,3 +478,5 @@ fn whole(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod weighed_tests;

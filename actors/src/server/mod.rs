@@ -6,7 +6,9 @@
 pub mod actor;
 mod allowances;
 mod compute;
+mod contribution;
 mod core;
+mod held;
 mod math;
 mod pieces;
 mod rules;
@@ -16,7 +18,8 @@ mod store;
 mod votes;
 mod writer;
 
+pub use contribution::{Contribution, SumOrder};
 pub use core::{Effect, Input, PushInput, ServerCore};
-pub use math::{Contribution, MathError, SliceMath, SumOrder, Updated};
+pub use math::{MathError, SliceMath, Updated};
 pub use snapshot::{SnapshotEvent, Snapshots};
 pub use store::{Store, StoreMiss};

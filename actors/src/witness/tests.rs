@@ -35,6 +35,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         batch_size: 8,
         logical_shards: shards,
         aggregation: testudo_kernels::Aggregation::Mean,
+        clip_norm: None,
         max_steps: None,
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 400,

@@ -24,11 +24,11 @@ use serde::Serialize;
 use testudo_actors::JobSpec;
 use testudo_actors::checkpoint::{PartReceipt, SliceSnapshot, Snapshot};
 use testudo_actors::placement::Slice;
-use testudo_kernels::{ModelSpec, Program};
+use testudo_kernels::{Aggregation, ModelSpec, Program};
 
 use super::keys::Identities;
 use super::manifest::Manifest;
-use super::resume::PROGRAM;
+use super::resume::{AGGREGATION, PROGRAM};
 use super::storage::{Output, Storage};
 use super::{CheckpointError, storage};
 
@@ -38,6 +38,8 @@ pub const FORMAT: &str = "testudo checkpoint part, format 1";
 const EXTRA: &str = "0";
 /// The name of parameters among the kinds of tensors.
 pub const WEIGHTS: &str = "weights";
+/// What a rule keeps of the step before; no program's state can be called so.
+pub const AGGREGATE: &str = "previous-aggregate";
 /// Bytes of a part's header at most: a hundred thousand tensors' worth.
 const HEADER_MOST: u64 = 16 << 20;
 /// Bytes of an age header at most: many times that of as many recipients as a job can name.
@@ -58,7 +60,7 @@ pub struct Frame {
     pub step: u64,
     /// Every parameter's name and number of elements, in the model's order.
     pub parameters: Vec<(String, usize)>,
-    /// What is kept of each element: [`WEIGHTS`], then the optimizer's state.
+    /// What is kept of each element: [`WEIGHTS`], then the optimizer's state, then [`AGGREGATE`] under a rule that keeps it.
     pub kinds: Vec<String>,
     /// The numbers that the optimizer keeps of each parameter.
     pub scalars: Vec<String>,
@@ -70,14 +72,21 @@ impl Frame {
     /// # Errors
     /// [`CheckpointError::OtherJob`] when the job's model is none.
     pub fn new(job: &JobSpec, step: u64) -> Result<Frame, CheckpointError> {
-        Frame::with(&job.name, step, &job.model, &job.optimizer.program)
+        Frame::with(&job.name, step, &job.model, &job.optimizer.program, job.aggregation)
     }
 
-    fn with(job: &str, step: u64, model: &ModelSpec, program: &str) -> Result<Frame, CheckpointError> {
+    fn with(
+        job: &str,
+        step: u64,
+        model: &ModelSpec,
+        program: &str,
+        rule: Aggregation,
+    ) -> Result<Frame, CheckpointError> {
         let parameters = model.parameters().map_err(|e| CheckpointError::OtherJob(e.to_string()))?;
         let program = Program::parse(program)
             .map_err(|e| CheckpointError::OtherJob(format!("its optimizer's program: {e}")))?;
         let kinds = std::iter::once(WEIGHTS).chain(program.state_tensors().iter().map(String::as_str));
+        let kinds = kinds.chain(rule.keeps_aggregate().then_some(AGGREGATE));
         Ok(Frame {
             job: job.to_owned(),
             step,
@@ -98,7 +107,11 @@ impl Frame {
                           version can open it";
             CheckpointError::OtherJob(reason.into())
         })?;
-        Frame::with(&manifest.job, manifest.step, &model, &program)
+        let rule = match manifest.settings.contains_key(AGGREGATION) {
+            true => setting(manifest, AGGREGATION)?,
+            false => Aggregation::Mean,
+        };
+        Frame::with(&manifest.job, manifest.step, &model, &program, rule)
     }
 
     /// The model that `manifest` names.

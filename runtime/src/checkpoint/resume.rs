@@ -16,6 +16,8 @@ use super::{CheckpointError, manifest::Hex};
 
 /// The setting that holds the text of the optimizer's program.
 pub(super) const PROGRAM: &str = "optimizer.program";
+/// The setting that holds the rule of aggregation; without it, the mean.
+pub(super) const AGGREGATION: &str = "training.aggregation";
 /// Bytes of a setting that a message repeats.
 const SHOWN_MOST: usize = 200;
 
@@ -28,8 +30,9 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         .reads_total()
         .then(|| ("training.epochs".to_owned(), text(&Plan::new(job).planned_steps())));
     // A checkpoint of before there were rules says nothing of them, and was trained by the mean.
-    let rule = (job.aggregation != Aggregation::Mean)
-        .then(|| ("training.aggregation".to_owned(), text(&job.aggregation)));
+    let rule =
+        (job.aggregation != Aggregation::Mean).then(|| (AGGREGATION.to_owned(), text(&job.aggregation)));
+    let clip = job.clip_norm.map(|most| ("training.clip_norm".to_owned(), text(&most)));
     let all = [
         ("model", text(&job.model)),
         ("optimizer", text(&job.optimizer.name)),
@@ -44,7 +47,12 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         ("data (test examples)", text(&job.data.test_examples)),
         ("data (content)", Hex(job.data.blake3).to_string()),
     ];
-    all.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(planned).chain(rule).collect()
+    all.into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .chain(planned)
+        .chain(rule)
+        .chain(clip)
+        .collect()
 }
 
 fn text(value: &impl Serialize) -> String {

@@ -58,6 +58,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             batch_size: from.integer("training.batch_size"),
             logical_shards: from.integer("training.logical_shards"),
             aggregation: from.aggregation(),
+            clip_norm: values.get("training.clip_norm").map(|_| from.number("training.clip_norm")),
             max_steps: values.get("training.max_steps").map(|_| from.integer("training.max_steps")),
             determinism: match from.text("training.determinism").as_str() {
                 "relaxed" => Determinism::Relaxed,
@@ -241,6 +242,17 @@ impl<'a> Builder<'a> {
         match self.text("training.aggregation").as_str() {
             "median" => Aggregation::Median { hostile_workers: hostile_workers() },
             "trimmed_mean" => Aggregation::TrimmedMean { hostile_workers: hostile_workers() },
+            "krum" => Aggregation::Krum { hostile_workers: hostile_workers() },
+            "multi_krum" => Aggregation::MultiKrum { hostile_workers: hostile_workers() },
+            "geometric_median" => Aggregation::GeometricMedian { hostile_workers: hostile_workers() },
+            "centred_clipping" => Aggregation::CentredClipping {
+                hostile_workers: hostile_workers(),
+                clip_radius: self.number("training.clip_radius"),
+            },
+            "norm_bound" => Aggregation::NormBound {
+                hostile_workers: hostile_workers(),
+                norm_bound: self.number("training.norm_bound"),
+            },
             _ => Aggregation::Mean,
         }
     }

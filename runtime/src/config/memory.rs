@@ -6,6 +6,7 @@
 //! Estimates of what a node needs for itself are upper bounds, from the job alone; a worker adds its data.
 
 use testudo_actors::scheduler::actor::order_bytes;
+use testudo_kernels::robust::weigh::Weighing;
 use testudo_transport::{Role, TransportConfig};
 
 use super::Config;
@@ -29,6 +30,8 @@ const SLICES_UNDER_WAY: u64 = 32;
 const SLICE_AT_SERVER: u64 = 4 << 10;
 /// What a scheduler keeps of each: measured likewise, 0.9 KiB.
 const SLICE_AT_SCHEDULER: u64 = 2 << 10;
+/// Copies of a step's inner products in a node at most: the sum, one that is joined to it, its bytes, and those on their way.
+const PRODUCTS_AT_ONCE: u64 = 4;
 /// How much larger than its content a buffer that grew with a file may be.
 const GROWN: u64 = 2;
 
@@ -93,6 +96,15 @@ impl Config {
         }
     }
 
+    /// Bytes of the inner products of a step's vectors, where whole gradients are weighed, as often as they are in memory at once.
+    fn products_bytes(&self) -> u64 {
+        let rule = crate::job::aggregation(&self.training);
+        // What is too much for the rule is refused elsewhere.
+        let votes = self.cluster.workers.min(rule.most_votes()) as usize;
+        let weighing = Weighing::new(rule, self.training.clip_norm, votes);
+        weighing.map_or(0, |weighing| weighing.products().size() as u64 * PRODUCTS_AT_ONCE)
+    }
+
     /// Bytes that a node of that role needs for itself, `data` bytes of examples among them if it is a worker.
     fn own_bytes(&self, role: Role, data: u64) -> u64 {
         let shards = u64::from(self.training.logical_shards);
@@ -100,6 +112,8 @@ impl Config {
             Role::Server => {
                 let program = self.optimizer.spec().parse();
                 let state = program.map_or(0, |program| program.state_tensors().len()) as u64;
+                let rule = crate::job::aggregation(&self.training);
+                let state = state + u64::from(rule.keeps_aggregate());
                 let (kept, votes) = (&self.checkpoint, self.votes_bytes());
                 let snapshot = if kept.at_end || kept.every_steps > 0 { 1 + state } else { 0 };
                 // Of sums that wait for their sibling there is one for every second shard at most.
@@ -107,7 +121,7 @@ impl Config {
                 let tables = self.slices().saturating_mul(SLICE_AT_SERVER);
                 // Two versions, the next, and what goes with them.
                 let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot);
-                values.saturating_add(votes).saturating_add(tables)
+                values.saturating_add(votes).saturating_add(tables).saturating_add(self.products_bytes())
             }
             Role::Worker => {
                 // Two versions, a shard's gradient, its file, and sums along one path of the tree.
@@ -121,7 +135,7 @@ impl Config {
                     .saturating_add(sent.min(all.saturating_mul(2)))
                     .saturating_add(data.saturating_mul(GROWN))
             }
-            _ => self.slices().saturating_mul(SLICE_AT_SCHEDULER),
+            _ => self.slices().saturating_mul(SLICE_AT_SCHEDULER).saturating_add(self.products_bytes()),
         };
         needs.saturating_add(PROGRAM)
     }

@@ -143,6 +143,15 @@ impl Values {
             if self.found.contains_key(key.path) || self.refused.contains(key.path) {
                 continue;
             }
+            // Which keys are needed is not known where a value was refused that decides it.
+            let undecided = key.applies.as_ref().is_some_and(|applies| {
+                let decides = keys::find(applies.selector);
+                self.refused.contains(applies.selector)
+                    && decides.is_some_and(|key| !matches!(key.absent, Absent::Required))
+            });
+            if matches!(key.absent, Absent::Required) && undecided {
+                continue;
+            }
             if matches!(key.absent, Absent::Required) {
                 let message = format!(
                     "`{}` is missing: write `{} = ...` under [{}]; allowed: {}",

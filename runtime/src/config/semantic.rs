@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use testudo_kernels::robust::MOST_VOTES;
 use testudo_transport::Role;
 
 use super::memory::least_credit;
@@ -129,19 +128,23 @@ fn votes(config: &Config, report: &mut Report<'_>) {
     let Some(hostile) = rule.hostile() else { return };
     report(
         &["training.hostile_workers", "cluster.workers", "training.aggregation"],
-        u64::from(workers) <= 2 * u64::from(hostile),
+        u64::from(workers) < rule.least_votes(),
         &|| {
             format!(
                 "`training.aggregation` is {rule}, and {workers} workers cannot outvote {hostile} (`training.hostile_workers`): \
                  use at least {} workers{}",
-                2 * u64::from(hostile) + 1,
-                if workers < 3 { String::new() } else { format!(", or say at most {}", (workers - 1) / 2) }
+                rule.least_votes(),
+                match u64::from(workers).saturating_sub(rule.least_votes() - 2 * u64::from(hostile)) / 2 {
+                    0 => String::new(),
+                    most => format!(", or say at most {most}"),
+                }
             )
         },
     );
-    report(&["cluster.workers", "training.aggregation"], workers > MOST_VOTES, &|| {
+    let most = rule.most_votes();
+    report(&["cluster.workers", "training.aggregation"], workers > most, &|| {
         format!(
-            "`training.aggregation` is {rule}, and takes the votes of {MOST_VOTES} workers at most, not of {workers}"
+            "`training.aggregation` is {rule}, and takes the votes of {most} workers at most, not of {workers}"
         )
     });
     report(

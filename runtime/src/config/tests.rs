@@ -169,6 +169,15 @@ fn the_effective_file_says_the_same() {
         (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9"]),
         (MINIMAL, vec!["schedule.kind=onecycle", "schedule.start_fraction=0.1"]),
         (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
+        (
+            MINIMAL,
+            vec!["training.aggregation=geometric_median", "cluster.workers=4", "training.clip_norm=0.5"],
+        ),
+        (MINIMAL, vec!["training.aggregation=norm_bound", "cluster.workers=4", "training.norm_bound=1"]),
+        (
+            MINIMAL,
+            vec!["training.aggregation=centred_clipping", "cluster.workers=4", "training.clip_radius=2.5"],
+        ),
         (MINIMAL, vec!["optimizer.kind=nesterov", "optimizer.learning_rate=1e-300"]),
         (MINIMAL, vec!["optimizer.kind=adam", "optimizer.epsilon=0.1", "data.path=here"]),
         (MINIMAL, vec!["optimizer.kind=nadam", "optimizer.constants.momentum_decay=0.1"]),
@@ -361,7 +370,24 @@ fn rules_that_cannot_outvote_are_refused() {
         (&[MEDIAN, "cluster.workers=5"], "the workers beyond that would idle"),
         (&[MEDIAN, "cluster.workers=4", "training.hostile_workers=0"], "from 1 to"),
         (&["training.hostile_workers=1"], "`training.hostile_workers`"),
-        (&["training.aggregation=krum"], "`training.aggregation`"),
+        (&["training.aggregation=bulyan"], "`training.aggregation`"),
+        (&["training.aggregation=krum", "cluster.workers=4"], "use at least 5 workers"),
+        (
+            &["training.aggregation=multi_krum", "cluster.workers=4", "training.hostile_workers=2"],
+            "use at least 7 workers",
+        ),
+        (&["training.aggregation=norm_bound", "cluster.workers=4"], "`training.norm_bound`"),
+        (&["training.aggregation=centred_clipping", "cluster.workers=4"], "`training.clip_radius`"),
+        (&["training.clip_norm=0"], "`training.clip_norm`"),
+        (
+            &[
+                "training.aggregation=krum",
+                "cluster.workers=129",
+                "training.logical_shards=129",
+                "training.batch_size=129",
+            ],
+            "128 workers at most",
+        ),
         (
             &[MEDIAN, "cluster.workers=4", "model.hidden=[8192, 8192]", "limits.memory_mib=900"],
             "(1124 MiB being kept for votes)",

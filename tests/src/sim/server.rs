@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use testudo_actors::checkpoint::Snapshot;
 use testudo_actors::message::{
-    Body, CheckpointPart, MemberRole, PartOutcome, Pull, PullRefusal, Push, PushRefusal, SliceVersion,
+    Body, CheckpointPart, GradientWeights, MemberRole, PartOutcome, Pull, PullRefusal, Push, PushRefusal,
+    SliceVersion,
 };
 use testudo_actors::placement::SliceId;
 use testudo_actors::scheduler::Input as SchedulerInput;
@@ -15,6 +16,7 @@ use testudo_actors::server::{
 };
 use testudo_actors::tree::Node;
 use testudo_actors::worker::Input as WorkerInput;
+use testudo_kernels::robust::weigh::Weights;
 
 use super::kept::restored;
 use super::{About, Reply, Simulation, Values, Wire};
@@ -28,6 +30,8 @@ pub(super) struct Server {
     /// Checkpoints that the scheduler ordered, and the snapshot that is being written.
     pub(super) orders: VecDeque<u64>,
     pub(super) hash_orders: VecDeque<u64>,
+    /// Weights that the scheduler sent.
+    pub(super) weights: VecDeque<GradientWeights>,
     pub(super) writing: Option<Snapshot>,
 }
 
@@ -93,6 +97,14 @@ impl Simulation {
 
     pub(super) fn server_work(&mut self, i: usize) {
         let server = &mut self.servers[i];
+        // Orders of the version that they make come behind them.
+        if let Some(GradientWeights { step, weights, clip }) = server.weights.pop_front() {
+            let updated = server.math.combine(step, &Weights { of: weights, clip }).unwrap();
+            server.core.handle(self.clock, ServerInput::Combined { updated });
+            self.drain_server(i);
+            self.snapshots(i);
+            return self.pieces(i);
+        }
         if server.work.is_empty()
             && let Some(version) = server.orders.pop_front()
         {
@@ -124,6 +136,11 @@ impl Simulation {
             }
         };
         server.core.handle(self.clock, input);
+        if let Some((step, products)) = self.servers[i].math.poll_products() {
+            let bytes = products.to_bytes();
+            let input = SchedulerInput::Products { server: i as u32, step, bytes };
+            self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(input));
+        }
         self.drain_server(i);
         self.snapshots(i);
         self.pieces(i);

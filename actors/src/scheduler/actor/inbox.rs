@@ -8,9 +8,9 @@ use testudo_transport::{Cause, Message, Role};
 use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
 use crate::audit::Refusal;
 use crate::message::{
-    Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, Heartbeat, Join, Member,
-    MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, Resume, Revoke, Status, Stop,
-    Testimony,
+    Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
+    Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, Resume, Revoke, Status,
+    Stop, Testimony,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -74,6 +74,11 @@ impl SchedulerActor {
             ParameterPieces::KIND => {
                 Input::Pieces { server: index, told: ParameterPieces::decode(body).map_err(unreadable)? }
             }
+            GradientProducts::KIND => Input::Products {
+                server: index,
+                step: GradientProducts::decode(body).map_err(unreadable)?.step,
+                bytes: message.payload.as_bytes().to_vec(),
+            },
             Exported::KIND => {
                 Input::Exported { worker: index, exported: Exported::decode(body).map_err(unreadable)? }
             }

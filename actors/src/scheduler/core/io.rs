@@ -2,9 +2,9 @@
 
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Given, HashOrder,
-    Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces, Shutdown,
-    Testimony, Witnessed,
+    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Given, GradientWeights,
+    HashOrder, Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces,
+    Shutdown, Testimony, Witnessed,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -77,6 +77,15 @@ pub enum Input<C> {
         server: u32,
         /// What it tells.
         told: ParameterPieces,
+    },
+    /// A server posts the inner products over its slices of what a step contributes.
+    Products {
+        /// The server's index.
+        server: u32,
+        /// The step.
+        step: u64,
+        /// The products, as bytes.
+        bytes: Vec<u8>,
     },
     /// A commit that [`Effect::Commit`] asked for has ended.
     Committed {
@@ -163,6 +172,8 @@ pub enum ToMember {
     Witnessed(Witnessed),
     /// Write a checkpoint.
     Checkpoint(CheckpointOrder),
+    /// Combine what a step contributes, and update.
+    Weights(GradientWeights),
     /// Tell what is kept of the last version.
     Hash(HashOrder),
     /// Leave.

@@ -44,11 +44,18 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.misbehaves(now, member, &what);
         }
         self.progress.report(&NodeDone { nodes, ..done });
+        self.complete(now);
+    }
+
+    /// Goes on from the steps that have become complete.
+    pub(super) fn complete(&mut self, now: Time) {
         let (plan, job) = (self.plan, Arc::clone(&self.job));
         let describe = |step: u64| {
             (plan.step(step).epoch, job.learning_rate * job.schedule.factor(step, plan.planned_steps()))
         };
-        while let Some(summary) = self.progress.next_complete(now, describe) {
+        while self.gradients.weighed(self.progress.completed())
+            && let Some(summary) = self.progress.next_complete(now, describe)
+        {
             self.last_progress = now;
             if self.stalled.take().is_some() {
                 self.effects.push_back(Effect::Notice("training goes on".into()));

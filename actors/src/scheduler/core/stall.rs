@@ -40,6 +40,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                         waiting.step
                     );
                 }
+                if let Some(owing) = self.owing_products() {
+                    return owing;
+                }
                 match said(MemberRole::Worker).min_by_key(|(_, w)| w.step) {
                     Some((worker, waiting)) => {
                         format!("{worker} waits for {} after step {}", self.describe(waiting), waiting.step)

@@ -9,6 +9,7 @@ use crate::tree::Node;
 mod hashing;
 mod operate;
 mod waiting;
+mod weighing;
 mod witnessing;
 
 /// The connection of an operator.
@@ -32,6 +33,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         batch_size: 4,
         logical_shards: 4,
         aggregation: testudo_kernels::Aggregation::Mean,
+        clip_norm: None,
         max_steps: Some(1),
         data: DataSpec { train_examples: 40, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 64,

@@ -114,7 +114,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    fn heed(&mut self, heard: Heard) {
+    pub(super) fn heed(&mut self, heard: Heard) {
         match heard {
             Heard::Fine => {}
             Heard::Wrong(finding) => {

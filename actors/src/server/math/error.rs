@@ -38,6 +38,9 @@ pub enum MathError {
     /// A checkpoint or a hash of a version that the slices are not at.
     #[error("the scheduler ordered a checkpoint or hash of step {0}, at which this server is not")]
     Order(u64),
+    /// Weights of a step whose products this server has not posted, or that cannot be.
+    #[error("the scheduler sent weights of step {0} that this server cannot use")]
+    Weights(u64),
     /// A slice or length that the core should have refused: a bug.
     #[error("no such slice or length: {0}")]
     Unknown(SliceId),

@@ -5,6 +5,7 @@ use testudo_kernels::{Initial, ModelSpec, OptimizerSpec, Schedule, Shape, Update
 use super::*;
 use crate::job::{Audit, Checkpoints, DataSpec, Determinism, FORMAT};
 use crate::placement::SliceMap;
+use crate::tree::Node;
 
 const ELEMENTS: usize = 10;
 
@@ -34,6 +35,7 @@ fn job(optimizer: OptimizerSpec) -> Arc<JobSpec> {
         batch_size: 8,
         logical_shards: 1,
         aggregation: testudo_kernels::Aggregation::Mean,
+        clip_norm: None,
         max_steps: None,
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 24,

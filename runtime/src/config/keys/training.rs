@@ -1,9 +1,23 @@
 //! The rows about the batch, its parts and how contributions become one gradient.
 
+use super::rules::POSITIVE;
 use super::{Absent, Applies, Key, Rule};
 
-const ROBUST: Option<Applies> =
-    Some(Applies { selector: "training.aggregation", kinds: &["median", "trimmed_mean"] });
+const SELECTOR: &str = "training.aggregation";
+const ROBUST: Option<Applies> = Some(Applies {
+    selector: SELECTOR,
+    kinds: &[
+        "median",
+        "trimmed_mean",
+        "krum",
+        "multi_krum",
+        "geometric_median",
+        "centred_clipping",
+        "norm_bound",
+    ],
+});
+const CENTRED: Option<Applies> = Some(Applies { selector: SELECTOR, kinds: &["centred_clipping"] });
+const BOUNDED: Option<Applies> = Some(Applies { selector: SELECTOR, kinds: &["norm_bound"] });
 
 /// In the order of the reference page.
 pub(super) static KEYS: &[Key] = &[
@@ -37,17 +51,47 @@ pub(super) static KEYS: &[Key] = &[
     },
     Key {
         path: "training.aggregation",
-        rule: Rule::Choice(&["mean", "median", "trimmed_mean"]),
+        rule: Rule::Choice(&[
+            "mean",
+            "median",
+            "trimmed_mean",
+            "krum",
+            "multi_krum",
+            "geometric_median",
+            "centred_clipping",
+            "norm_bound",
+        ]),
         absent: Absent::Is("\"mean\""),
         applies: None,
-        doc: "How the workers' contributions become one gradient. Under `median` and `trimmed_mean`, every worker has one vote, and a minority that lies cannot bend the result: see [aggregation](aggregation.md). They need `training.logical_shards` to equal `cluster.workers`.",
+        doc: "How the workers' contributions become one gradient. Under every rule but `mean`, every worker has one vote, and a minority that lies cannot bend the result, each rule in its own sense: see [aggregation](aggregation.md). They need `training.logical_shards` to equal `cluster.workers`.",
     },
     Key {
         path: "training.hostile_workers",
         rule: Rule::Integer { min: 1, max: 2047 },
         absent: Absent::Is("1"),
         applies: ROBUST,
-        doc: "Votes that may be lies: workers that may be hostile, and workers whose death is to be borne, together; fewer than half of `cluster.workers`. `trimmed_mean` drops as many of each coordinate's votes at either end.",
+        doc: "Votes that may be lies: workers that may be hostile, and workers whose death is to be borne, together; fewer than half of `cluster.workers`, and for `krum` and `multi_krum` of two less. `trimmed_mean` drops as many of each coordinate's votes at either end.",
+    },
+    Key {
+        path: "training.clip_radius",
+        rule: POSITIVE,
+        absent: Absent::Required,
+        applies: CENTRED,
+        doc: "To which norm a vote's difference from the aggregate before is shortened. Honest votes should lie within it, or little beyond.",
+    },
+    Key {
+        path: "training.norm_bound",
+        rule: POSITIVE,
+        absent: Absent::Required,
+        applies: BOUNDED,
+        doc: "To which norm a vote is shortened. Honest votes should lie within it, or little beyond.",
+    },
+    Key {
+        path: "training.clip_norm",
+        rule: POSITIVE,
+        absent: Absent::Unset("gradients are not clipped"),
+        applies: None,
+        doc: "The norm that a step's gradient, over all parameters together, is clipped to. Slices then wait for each other in every step: see [aggregation](aggregation.md).",
     },
     Key {
         path: "training.max_steps",

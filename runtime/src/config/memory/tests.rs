@@ -16,11 +16,13 @@ fn promise(config: &Config, role: Role, data: u64) -> TransportConfig {
     config.limit(TransportConfig::default(), role, data)
 }
 
-const JOBS: [&[&str]; 7] = [
+const JOBS: [&[&str]; 9] = [
     &[],
     &["cluster.servers=3", "optimizer.kind=lamb"],
     &["cluster.workers=4", "cluster.servers=3", "optimizer.kind=adam"],
     &["cluster.workers=4", "training.aggregation=median"],
+    &["cluster.workers=4", "training.aggregation=centred_clipping", "training.clip_radius=1"],
+    &["training.clip_norm=1"],
     &["training.logical_shards=64", "model.hidden=[4096, 4096]"],
     &["transport.slice_bytes=64", "model.hidden=[]"],
     &["transport.max_in_flight_bytes=65536", "transport.slice_bytes=4096", "checkpoint.at_end=false"],
@@ -47,6 +49,28 @@ fn what_is_shared_out_and_what_a_node_needs_come_to_the_limit_at_most() {
             assert!(granted.data_credit.bytes >= credit, "{job:?} {role} {limit}: {granted:?}");
         }
     }
+}
+
+/// What whole gradients take is counted: votes as under the median, and beside them the aggregate before, in memory and in the
+/// snapshot, and products.
+#[test]
+fn what_whole_gradients_take_is_counted() {
+    const SEVEN: [&str; 4] = [
+        "cluster.workers=7",
+        "training.logical_shards=7",
+        "training.batch_size=70",
+        "checkpoint.at_end=true",
+    ];
+    let own = |overrides: &[&str], role| parse(&[&SEVEN[..], overrides].concat()).own_bytes(role, 0);
+    let median = |role| own(&["training.aggregation=median"], role);
+    let krum = |role| own(&["training.aggregation=krum"], role);
+    let centred = ["training.aggregation=centred_clipping", "training.clip_radius=1"];
+    let kept = parse(&[&SEVEN[..], &centred].concat()).server_bytes();
+    for role in [Role::Server, Role::Scheduler] {
+        assert_eq!(krum(role) - median(role), 4 * 80 * 7 * 8 / 2);
+    }
+    assert_eq!(own(&centred, Role::Server) - median(Role::Server), 2 * kept + 4 * 80 * 8 * 9 / 2);
+    assert_eq!(krum(Role::Worker), median(Role::Worker));
 }
 
 /// Without a limit every peer has the credit that is configured, and room for it.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Invariant 6: a worker that goes on as if it had not been dismissed does not keep the run.
+/// Invariant 7: a worker that goes on as if it had not been dismissed does not keep the run.
 #[test]
 fn a_worker_that_does_not_leave_is_lost_and_the_run_is_over() {
     let members = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
