@@ -3,12 +3,16 @@
 //! `testudo run` turns the cluster file into a [`JobSpec`] and signs it with the operator's key. A node checks the
 //! signature against the job's CA before it takes part; nothing that a peer says later can change the job.
 
+mod codecs;
+
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
 use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
+
+pub use codecs::Codecs;
 
 use crate::tree::ReductionTree;
 
@@ -129,6 +133,8 @@ pub struct JobSpec {
     pub data: DataSpec,
     /// Bytes of f32 in a slice at most.
     pub slice_bytes: u32,
+    /// How values travel.
+    pub codecs: Codecs,
     /// Whether mixed arithmetic is admitted.
     pub determinism: Determinism,
     /// Milliseconds between heartbeats.
@@ -218,6 +224,7 @@ impl JobSpec {
             return bad(format!("training.clip_norm is {most}: a number above 0 is needed"));
         }
         self.validate_votes()?;
+        self.validate_codecs()?;
         if self.data.train_examples == 0 || self.data.test_examples == 0 {
             return bad("the data set is empty".into());
         }

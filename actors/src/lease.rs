@@ -9,10 +9,15 @@
 //!    epoch in `since`, so nothing that the former holder still sends can count.
 //! 4. Siblings that one worker holds are contributed as their parent once nobody else can have contributed to the step below
 //!    it: a loss costs the survivors what was lost, and not the sums that they would otherwise no longer make before they push.
+//! 5. Where nothing may be summed before it is pushed ([`JobSpec::sums_shards`](crate::JobSpec::sums_shards)), every lease is one
+//!    logical shard's, and none is ever joined to another.
 
 use serde::{Deserialize, Serialize};
 
 use crate::tree::{Node, ReductionTree};
+
+/// The epoch of the first leases: later ones were another worker's before.
+pub const FIRST_EPOCH: u64 = 1;
 
 /// One worker's right, and duty, to contribute one node of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,21 +80,24 @@ pub fn may_contribute(
 }
 
 /// The first leases: contiguous runs of shards, as even as can be, over `workers` in the order given.
-/// Workers beyond the number of logical shards get none.
+/// Workers beyond the number of logical shards get none. `sums` says whether workers sum what they hold (invariant 5).
 #[must_use]
-pub fn assign(tree: ReductionTree, workers: &[u32], epoch: u64, from_step: u64) -> Vec<Lease> {
+pub fn assign(tree: ReductionTree, workers: &[u32], epoch: u64, from_step: u64, sums: bool) -> Vec<Lease> {
     let count = workers.len() as u64;
     let boundary = |i: usize| (i as u64 * u64::from(tree.leaves()) / count.max(1)) as u32;
+    let alone_from = if sums { from_step } else { u64::MAX };
     workers
         .iter()
         .enumerate()
         .flat_map(|(i, worker)| {
-            tree.cover(boundary(i), boundary(i + 1)).into_iter().map(move |node| Lease {
+            let (first, end) = (boundary(i), boundary(i + 1));
+            let nodes = if sums { tree.cover(first, end) } else { (first..end).map(Node::leaf).collect() };
+            nodes.into_iter().map(move |node| Lease {
                 node,
                 worker: *worker,
                 since: epoch,
                 from_step,
-                alone_from: from_step,
+                alone_from,
             })
         })
         .collect()
@@ -147,8 +155,20 @@ mod tests {
     #[test]
     fn one_worker_holds_the_root() {
         let tree = ReductionTree::new(4).unwrap();
-        let leases = assign(tree, &[7], 1, 0);
+        let leases = assign(tree, &[7], 1, 0, true);
         assert_eq!(leases, vec![lease(tree.root(), 0)]);
+    }
+
+    /// Invariant 5, through a death as well.
+    #[test]
+    fn without_sums_every_shard_is_contributed_by_itself() {
+        let tree = ReductionTree::new(6).unwrap();
+        let leases = assign(tree, &[3, 7], 1, 0, false);
+        let leaves = |shards: std::ops::Range<u32>| shards.map(Node::leaf).collect::<Vec<_>>();
+        assert_eq!(contributed(tree, &leases, 3, 9), leaves(0..3));
+        let next = reassign(&leases, 7, &[3], 2, (|_| 4, None));
+        assert_eq!(contributed(tree, &next, 3, u64::MAX - 1), leaves(0..6));
+        assert!(!may_contribute(tree, &next, (3, 2), (tree.root(), 9)));
     }
 
     fn lease(node: Node, alone_from: u64) -> Lease {
@@ -178,7 +198,7 @@ mod tests {
         fn deaths_move_and_cut_but_never_join(leaves in 1u32..64, workers in 1u32..9, deaths in prop::collection::vec(0usize..8, 0..8)) {
             let tree = ReductionTree::new(leaves).unwrap();
             let mut live: Vec<u32> = (0..workers).collect();
-            let mut leases = assign(tree, &live, 1, 0);
+            let mut leases = assign(tree, &live, 1, 0, true);
             prop_assert_eq!(shards(&leases), (0..leaves).collect::<Vec<_>>());
             for (epoch, pick) in (2u64..).zip(deaths) {
                 if live.len() == 1 { break; }

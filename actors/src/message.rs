@@ -8,6 +8,7 @@ mod refusal;
 mod status;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use testudo_kernels::Distortion;
 use testudo_transport::WireError;
 
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
@@ -122,6 +123,8 @@ bodies! {
         bytes_sent: u64,
         /// Message bytes this worker has received from servers since its last report.
         bytes_received: u64,
+        /// What its push codec lost of these nodes' gradients, as sampled.
+        pushed: Distortion,
     }
     /// A node lives, and says what it waits for.
     8 Heartbeat {
@@ -169,6 +172,8 @@ bodies! {
         params_blake3: [u8; 32],
         /// Bytes written; 0 if none were to be.
         bytes: u64,
+        /// How what this worker computed with differs from the parameters.
+        pulled: Distortion,
     }
     /// The run is over: leave in order.
     13 Shutdown {
@@ -221,6 +226,8 @@ bodies! {
         slice: SliceId,
         /// The version: updates applied since initialisation.
         version: u64,
+        /// Whether it wants every bit, to evaluate and export, whatever codec the job trains with.
+        exact: bool,
     }
     /// A version of a slice; the values are the payload.
     24 SliceVersion {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::checkpoint::{CheckpointSink, PartSource, ServerSetup};
 use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
-use crate::job::{JobError, JobSpec, SignedJob};
+use crate::job::{Codecs, JobError, JobSpec, SignedJob};
 use crate::link::Network;
 use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
 use crate::outbox::{Budget, Outbox};
@@ -59,6 +59,8 @@ pub struct NodeOptions {
     pub lanes: u32,
     /// Where connections' tasks run.
     pub runtime: Handle,
+    /// How values travel by what this node was configured with, if it was: a signed job that says otherwise is not taken up.
+    pub codecs: Option<Codecs>,
 }
 
 /// Why a node ended other than in order, by blame.
@@ -150,7 +152,14 @@ struct Derived {
     parameters: Vec<testudo_kernels::ParameterSpec>,
 }
 
-fn derive(job: JobSpec) -> Result<Derived, NodeError> {
+fn derive(job: JobSpec, configured: Option<Codecs>) -> Result<Derived, NodeError> {
+    if let Some(Codecs { push, pull }) = configured.filter(|codecs| *codecs != job.codecs) {
+        return Err(NodeError::Environment(format!(
+            "this node is configured with transport.push_codec {push} and transport.pull_codec {pull}, and the signed job says \
+             {} and {}, or with other parameters: every node needs what the operator has",
+            job.codecs.push, job.codecs.pull
+        )));
+    }
     let parameters = job.model.parameters()?;
     let map = SliceMap::of(&job, &parameters)?;
     let names = parameters.iter().map(|p| p.name.clone()).collect();
@@ -168,7 +177,7 @@ pub fn run_scheduler(
     mut observer: Box<dyn Observer>,
     runtime: Handle,
 ) -> Result<Outcome, NodeError> {
-    let Derived { job, map, names, parameters } = derive(signed.open(identity)?)?;
+    let Derived { job, map, names, parameters } = derive(signed.open(identity)?, None)?;
     let witness = witness(&job, &map, &parameters, observer.as_mut())?;
     System::new().block_on(async move {
         let (over, outcome) = oneshot::channel();
@@ -228,17 +237,18 @@ pub fn run_server(
         let advertise = options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
         let joined = join(&options, Some(advertise)).await?;
         let Joined { signed, scheduler, from_scheduler, .. } = joined;
-        let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?)?;
+        let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?, options.codecs)?;
         let writer = job.checkpoints.wanted().then(|| setup.writer(&job, index)).transpose();
         let source = job.resume.as_ref().map(|resume| setup.source(&job, resume)).transpose();
         let (writer, source) =
             (writer.map_err(NodeError::Environment)?, source.map_err(NodeError::Environment)?);
-        let store = Arc::new(Store::default());
+        let store = Arc::new(Store::new(job.codecs.pull));
         let mine: Vec<_> = map.of_server(index).copied().collect();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
         let parts = ServerParts {
-            core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat),
+            core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat)
+                .with_codec(job.codecs.push),
             math: SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
                 .map_err(|error| NodeError::Bug(error.to_string()))?,
             job,
@@ -269,7 +279,8 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         setup.prepare().map_err(NodeError::Environment)?;
         let Joined { signed, scheduler, from_scheduler, secret } = join(&options, None).await?;
         setup.joined(&secret, &scheduler);
-        let Derived { job, map, names, parameters } = derive(signed.open(&options.identity)?)?;
+        let Derived { job, map, names, parameters } =
+            derive(signed.open(&options.identity)?, options.codecs)?;
         let (train, test) = setup.data(&job).map_err(NodeError::Environment)?;
         let plan = Plan::new(&job);
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
@@ -279,7 +290,8 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let parts = WorkerParts {
             compute: setup.adapt(compute),
             slices: map.slices().len(),
-            core: WorkerCore::new(index, job.tree(), map, names, (job.first_step(), plan.steps()), heartbeat),
+            core: WorkerCore::new(index, job.tree(), map, names, (job.first_step(), plan.steps()), heartbeat)
+                .with_codecs(job.codecs),
             job,
             parameters: parameters.len(),
             lanes: options.lanes.max(1),

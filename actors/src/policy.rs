@@ -2,6 +2,7 @@
 //!
 //! The transport enforces it before a header is decoded; a `peer` may say what a server or a worker may.
 
+use testudo_kernels::Codec;
 use testudo_transport::pki::MAX_CHAIN_BYTES;
 use testudo_transport::{Class, Policy, PolicyError, Rate, Role, RoleSet, Rule};
 
@@ -49,6 +50,19 @@ const OPERATOR: RoleSet = RoleSet::of(&[Role::Operator]);
 /// [`PolicyError`] when two rows name one kind; the rows are fixed, so that is a bug.
 pub fn policy(slice_bytes: u32) -> Result<Policy, PolicyError> {
     Policy::new(rules(slice_bytes))
+}
+
+/// The same, where pushes are encoded in `push`: one that is longer than a slice can be in it is refused by its announced length.
+///
+/// # Errors
+/// As [`policy`].
+pub fn policy_with(slice_bytes: u32, push: Codec) -> Result<Policy, PolicyError> {
+    let mut rules = rules(slice_bytes);
+    for rule in rules.iter_mut().filter(|rule| rule.kind == Push::KIND) {
+        let most = push.encoded_len(slice_bytes.min(MAX_SLICE_BYTES) as usize / 4) as u64;
+        rule.max_payload = rule.max_payload.min(most);
+    }
+    Policy::new(rules)
 }
 
 /// The table's rows.
@@ -136,6 +150,21 @@ mod tests {
         assert!(paced.into_iter().all(|kind| !rated(kind)));
         assert!([Heartbeat::KIND, Join::KIND, RefusalReport::KIND].into_iter().all(rated));
         assert!(rules.iter().filter(|rule| rule.from == OPERATOR).all(|rule| rule.rate.is_some()));
+    }
+
+    /// No more is taken in for a push than a slice takes in the job's codec; versions may be asked for exactly.
+    #[test]
+    fn a_push_is_no_longer_than_its_codec_makes_it() {
+        let most = |push, kind| {
+            let policy = policy_with(1 << 20, push).unwrap();
+            policy.rules().iter().find(|rule| rule.kind == kind).unwrap().max_payload
+        };
+        let of = |push| most(push, Push::KIND);
+        assert_eq!(
+            [of(Codec::F32), of(Codec::Bf16), of(Codec::TopK { fraction: 0.01 })],
+            [1 << 20, 1 << 19, 20_968]
+        );
+        assert_eq!(most(Codec::Bf16, SliceVersion::KIND), 1 << 20);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use testudo_kernels::{Model, ModelError, ParameterSpec};
+use testudo_transport::Payload;
 
 use crate::checkpoint::{
     CheckpointError, CheckpointSink, FinalModel, NamedTensor, PartSource, SliceSnapshot, params_blake3,
@@ -117,7 +118,7 @@ impl Replay {
         let job = Arc::new(alone);
         let parameters = job.model.parameters()?;
         let map = Arc::new(SliceMap::of(&job, &parameters)?);
-        let (store, slices) = (Arc::new(Store::default()), map.slices().to_vec());
+        let (store, slices) = (Arc::new(Store::new(job.codecs.pull)), map.slices().to_vec());
         let mut math = SliceMath::new(
             0,
             Arc::clone(&job),
@@ -128,13 +129,16 @@ impl Replay {
         )?;
         match source {
             Some(source) => math.restore(source.load(&job, map.slices())?)?,
-            None => math.initialise(),
+            None => math.initialise()?,
         }
         let (train, test) = data;
         let compute =
             ShardCompute::new(Arc::clone(&job), Arc::clone(&map), model, train, test, Box::new(NoSink))?;
         let tree = job.tree();
-        let nodes = if votes { (0..tree.leaves()).map(Node::leaf).collect() } else { vec![tree.root()] };
+        let nodes = match job.sums_shards() {
+            true => vec![tree.root()],
+            false => (0..tree.leaves()).map(Node::leaf).collect(),
+        };
         let mut replay = Replay {
             plan: Plan::new(&job),
             tree,
@@ -148,7 +152,7 @@ impl Replay {
             math,
             store,
         };
-        replay.adopt();
+        replay.adopt()?;
         Ok(replay)
     }
 
@@ -171,8 +175,10 @@ impl Replay {
         let mut losses = Partials::default();
         self.compute.compute(step, &self.nodes, |event| match event {
             Event::Gradient { node, slice, values, .. } if updated.is_ok() => {
-                let values = bytemuck::pod_collect_to_vec(&values);
-                updated = math.contribute(Contribution { slice, step, node, values }).map(|_| ());
+                let values = math.decode(slice, Payload::copy_from(&values));
+                updated = values
+                    .and_then(|values| math.contribute(Contribution { slice, step, node, values }))
+                    .map(|_| ());
             }
             Event::Gradient { .. } | Event::Testimony { .. } => {}
             Event::Computed { loss: part, .. } => {
@@ -187,29 +193,32 @@ impl Replay {
             self.math.combine(step, &weights)?;
         }
         self.step += 1;
-        self.adopt();
+        self.adopt()?;
         let examples = self.plan.step(step).examples;
         Ok(ReplayedStep { step, loss: loss / (examples as f64 * self.targets as f64), examples })
     }
 
-    /// The model computes with the newest version from now on.
-    fn adopt(&mut self) {
+    /// The model computes with the newest version from now on, as workers decode it.
+    fn adopt(&mut self) -> Result<(), ReplayError> {
         for slice in self.map.slices() {
-            if let Some((_, values)) = self.store.current(slice.id) {
-                self.compute.install(slice.id, &values);
+            if let Ok((bytes, _)) = self.store.read(slice.id, self.step) {
+                let installed = self.compute.install_encoded(slice.id, self.store.codec(), &bytes);
+                installed.map_err(MathError::from)?;
             }
         }
         self.compute.adopt();
+        Ok(())
     }
 
     /// `params_blake3` after the steps taken.
     #[must_use]
     pub fn params_blake3(&self) -> [u8; 32] {
+        let parameters = self.parameters();
         let named: Vec<NamedTensor<'_>> = self
             .parameters
             .iter()
-            .zip(self.compute.parameters())
-            .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
+            .zip(&parameters)
+            .map(|(spec, of)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values: &of.weights })
             .collect();
         params_blake3(&named)
     }

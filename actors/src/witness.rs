@@ -16,6 +16,9 @@
 //!    What it believes servers in is what whole gradients are weighed by, where a rule does that ([`Witness::weighed`]).
 //! 5. Memory is bounded: at most [`MOST`] values are chosen, and contributions are kept for the steps that are leased alone.
 //!
+//! Where versions are given out in a lossy codec, what workers decode is compared: a wrong update that is lost in its rounding is named
+//! when it shows. Residuals of error feedback that are lost with a worker end witnessing (invariant 4).
+//!
 //! It believes workers, as servers do: one that tells the scheduler other gradients than it tells a server makes an honest
 //! server be named. Who of the two is right can be decided by computing the step again ([`crate::replay`]).
 
@@ -120,6 +123,7 @@ impl From<MathError> for Heard {
             MathError::NotFinite(_) | MathError::Diverged { .. } => Heard::Diverged(error.to_string()),
             MathError::Optimizer(_)
             | MathError::Incomplete(_)
+            | MathError::Codec(_)
             | MathError::Aggregation(_)
             | MathError::Restored(_)
             | MathError::Order(_)
@@ -164,8 +168,8 @@ impl Witness {
         key: &Key,
         source: Option<&mut dyn PartSource>,
     ) -> Result<Witness, String> {
-        let choice = Choice::new(key, map, job.witness_rate);
-        let store = Arc::new(Store::default());
+        let choice = Choice::new(key, map, job.witness_rate, job.codecs.pull);
+        let store = Arc::new(Store::new(job.codecs.pull));
         let blocks = choice.blocks().to_vec();
         // What is witnessed is nobody's checkpoint, and no part of the parameters' hash.
         let (checkpoints, audit) =
@@ -181,7 +185,7 @@ impl Witness {
         )
         .map_err(|e| e.to_string())?;
         match source {
-            None => math.initialise(),
+            None => math.initialise().map_err(|e| e.to_string())?,
             Some(source) => {
                 let restored = source.load(&alone, &blocks).map_err(|e| e.to_string())?;
                 math.restore(restored).map_err(|e| e.to_string())?;
@@ -316,7 +320,11 @@ impl Witness {
             let given = values.get(at..at + block.elements).unwrap_or(&[]);
             at += block.elements;
             let Ok((bytes, _)) = self.store.read(block.id, version) else { return Heard::Fine };
-            let right: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            // What a worker is given is what it decodes, of a block as of the slice that it is in.
+            let mut right = vec![0.0; block.elements];
+            if let Err(error) = self.store.codec().decode(&bytes, &mut right) {
+                return MathError::from(error).into();
+            }
             let differs = |place: &usize| {
                 right.get(*place).map(|v| v.to_bits()) != given.get(*place).map(|v| v.to_bits())
             };

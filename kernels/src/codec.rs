@@ -27,6 +27,7 @@
 //! Who may use which codec is the caller's policy. A codec is one more variant here and one file beside its siblings.
 
 mod bf16;
+mod distortion;
 mod f16;
 mod int8;
 mod one_bit;
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::simd::vectorized;
 
+pub use distortion::Distortion;
 pub use int8::BLOCK;
 
 /// A way to write elements as bytes.

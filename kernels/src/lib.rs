@@ -30,7 +30,7 @@ pub mod shape;
 mod simd;
 
 pub use aggregate::{add, add_checked, first_non_finite};
-pub use codec::{Codec, CodecError};
+pub use codec::{Codec, CodecError, Distortion};
 pub use fingerprint::{fingerprint, instruction_set};
 pub use layers::Norm;
 pub use model::{Batch, GptSpec, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place, Update};

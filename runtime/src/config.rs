@@ -25,6 +25,7 @@ mod optimizer;
 mod problem;
 mod read;
 mod semantic;
+mod transport;
 mod value;
 
 use std::fs::File;
@@ -39,6 +40,7 @@ use testudo_kernels::Norm;
 pub use limits::Limits;
 pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};
+pub use transport::{KeyExchange, PullCodec, PushCodec, Transport};
 
 /// Largest cluster file that is read, in bytes: thousands of times a real one.
 const FILE_MOST: u64 = 1 << 20;
@@ -362,33 +364,6 @@ pub enum Data {
         /// The part that is held out, above 0 and below 1.
         test_fraction: f64,
     },
-}
-
-/// `[transport]`: sizes and limits of what travels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Transport {
-    /// Bytes of f32 in a slice at most; a multiple of 4.
-    pub slice_bytes: u32,
-    /// Streams for each priority class.
-    pub lanes: u16,
-    /// A peer's credit in bytes.
-    pub max_in_flight_bytes: u64,
-    /// A peer's credit in messages.
-    pub max_in_flight_messages: u32,
-    /// How peers agree on keys.
-    pub key_exchange: KeyExchange,
-    /// Milliseconds without a packet after which a connection closes.
-    pub idle_timeout_ms: u64,
-}
-
-/// How peers agree on keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyExchange {
-    /// X25519MLKEM768 alone.
-    PqOnly,
-    /// X25519MLKEM768 first, X25519 for those that lack it.
-    PqFirst,
 }
 
 /// `[security]`

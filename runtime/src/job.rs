@@ -1,7 +1,7 @@
 //! From the cluster file to the signed job.
 
-use testudo_actors::{Audit, Checkpoints, DataSpec, Determinism, JobSpec};
-use testudo_kernels::{Aggregation, GptSpec, ModelSpec, Schedule};
+use testudo_actors::{Audit, Checkpoints, Codecs, DataSpec, Determinism, JobSpec};
+use testudo_kernels::{Aggregation, Codec, GptSpec, ModelSpec, Schedule};
 
 use crate::config::{self, Config};
 
@@ -27,6 +27,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         max_steps: config.training.max_steps,
         data,
         slice_bytes: config.transport.slice_bytes,
+        codecs: codecs(&config.transport),
         determinism: match config.training.determinism {
             config::Determinism::Strict => Determinism::Strict,
             config::Determinism::Relaxed => Determinism::Relaxed,
@@ -93,6 +94,41 @@ pub(crate) fn aggregation(training: &config::Training) -> Aggregation {
             Aggregation::NormBound { hostile, bound }
         }
     }
+}
+
+pub(crate) fn codecs(transport: &config::Transport) -> Codecs {
+    let push = match transport.push {
+        config::PushCodec::F32 => Codec::F32,
+        config::PushCodec::F16 => Codec::F16,
+        config::PushCodec::Bf16 => Codec::Bf16,
+        config::PushCodec::Int8 => Codec::Int8,
+        config::PushCodec::TwoBit { push_threshold } => Codec::TwoBit { threshold: push_threshold as f32 },
+        config::PushCodec::OneBit { push_threshold } => Codec::OneBit { threshold: push_threshold as f32 },
+        config::PushCodec::TopK { push_fraction } => Codec::TopK { fraction: push_fraction as f32 },
+    };
+    let pull = match transport.pull_codec {
+        config::PullCodec::F32 => Codec::F32,
+        config::PullCodec::F16 => Codec::F16,
+        config::PullCodec::Bf16 => Codec::Bf16,
+        config::PullCodec::Int8 => Codec::Int8,
+    };
+    Codecs { push, pull }
+}
+
+/// Bytes of all slices of `job` in its push codec and in its pull codec, over their bytes as `f32`.
+#[must_use]
+pub fn codec_ratios(job: &JobSpec) -> (f64, f64) {
+    let most = (job.slice_bytes as usize / 4).max(1);
+    let ratio = |codec: Codec| {
+        let (mut encoded, mut plain) = (0, 0);
+        for parameter in job.model.parameters().unwrap_or_default() {
+            let (whole, last) = (parameter.shape.elements() / most, parameter.shape.elements() % most);
+            encoded += whole * codec.encoded_len(most) + codec.encoded_len(last);
+            plain += parameter.shape.elements() * 4;
+        }
+        encoded as f64 / plain.max(1) as f64
+    };
+    (ratio(job.codecs.push), ratio(job.codecs.pull))
 }
 
 fn schedule(schedule: &config::Schedule) -> Schedule {

@@ -281,6 +281,7 @@ impl Observer for Metrics {
             send_ms: summary.send_ms,
             wait_ms: summary.wait_ms,
             elapsed_seconds: summary.elapsed_seconds,
+            push_error: summary.push_error,
         };
         let was_behind = self.writer.is_behind();
         match (self.writer.append(&record), was_behind) {

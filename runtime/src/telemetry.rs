@@ -130,6 +130,11 @@ const SAMPLES: Instrument =
 const LOSS: Instrument = metric("testudo.loss", "1", "Mean loss over the batch of the last complete step.");
 const DURATION: Instrument =
     metric("testudo.step.duration", "s", "Time between the ends of the last two complete steps.");
+const PUSH_ERROR: Instrument = metric(
+    "testudo.push.error",
+    "1",
+    "What transport.push_codec lost of the last complete step's gradients, relative to them.",
+);
 const CHECKPOINTS: Instrument =
     metric("testudo.checkpoints", "{checkpoint}", "Checkpoints that this run has made whole.");
 const AUDITED: Instrument =
@@ -249,6 +254,8 @@ pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&
     meter.gauge(&LOSS, move || of.loss());
     let of = Arc::clone(progress);
     meter.gauge(&DURATION, move || of.step_seconds());
+    let of = Arc::clone(progress);
+    meter.gauge(&PUSH_ERROR, move || of.push_error());
     let of = Arc::clone(progress);
     meter.counter(&CHECKPOINTS, move || of.checkpoints());
     if let Some(audit) = audit {

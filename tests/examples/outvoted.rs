@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let slices = map.slices().to_vec();
     let mut math =
         SliceMath::new(0, Arc::clone(&job), parameters, slices, Arc::clone(&store), SumOrder::Canonical)?;
-    math.initialise();
+    math.initialise()?;
     let sets = dataset(&config, &job)?;
     let worker = |lie: Option<Lie>| -> Result<ShardCompute, Box<dyn std::error::Error>> {
         let model = perhaps(job.model.build(ShardCompute::largest_batch(&job))?, lie);

@@ -72,7 +72,7 @@ impl Site {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
         let ca = JobCa::create(&job.trust_domain, &job.name, 1000 * VALIDITY).unwrap();
-        let policy = Arc::new(policy::policy(job.slice_bytes).unwrap());
+        let policy = Arc::new(policy::policy_with(job.slice_bytes, job.codecs.push).unwrap());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (given, hub) = Default::default();
@@ -322,8 +322,15 @@ impl Cluster {
             let advertise = Some((wiring.advertise)(Role::Server, index, network.local_addr()).to_string());
             let runtime = site.runtime.handle().clone();
             let id = identity.id().clone();
-            let options =
-                NodeOptions { identity, network, scheduler: dialled.clone(), advertise, lanes: 3, runtime };
+            let options = NodeOptions {
+                identity,
+                network,
+                scheduler: dialled.clone(),
+                advertise,
+                lanes: 3,
+                runtime,
+                codecs: None,
+            };
             let order = (wiring.order)(index);
             let mut setup = (wiring.checkpoints)(index);
             nodes.push((id, std::thread::spawn(move || run_server(options, order, setup.as_mut()))));
@@ -343,6 +350,7 @@ impl Cluster {
                 advertise: None,
                 lanes: 3,
                 runtime,
+                codecs: None,
             };
             nodes.push((id, std::thread::spawn(move || run_worker(options, &mut setup))));
         }

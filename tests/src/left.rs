@@ -58,7 +58,15 @@ pub fn leave(file: &Path, overrides: &[&str], dir: &Path, order: impl Fn(u32) ->
         let network = site.network(&identity);
         let advertise = (role == Role::Server).then(|| network.local_addr().to_string());
         let runtime = site.runtime.handle().clone();
-        NodeOptions { identity, network, scheduler: scheduler.clone(), advertise, lanes: 3, runtime }
+        NodeOptions {
+            identity,
+            network,
+            scheduler: scheduler.clone(),
+            advertise,
+            lanes: 3,
+            runtime,
+            codecs: None,
+        }
     };
     let mut nodes = Vec::new();
     for index in 0..site.job.servers {

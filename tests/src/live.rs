@@ -359,6 +359,7 @@ impl Live {
             advertise: None,
             lanes: 2,
             runtime: self.site.runtime.handle().clone(),
+            codecs: None,
         };
         let mut paced =
             Some(Paced { gate: Arc::clone(&self.gate), taken: 0, a_step: 1 + u64::from(self.lost) });

@@ -53,6 +53,13 @@ enum About {
     Pull(Pull),
 }
 
+impl Reply {
+    /// Whether every bit of a slice was asked for.
+    fn wants_exact(&self) -> bool {
+        matches!(self.about, About::Pull(Pull { exact: true, .. }))
+    }
+}
+
 /// A message under way.
 #[derive(Debug)]
 #[allow(clippy::enum_variant_names, reason = "the names say where a message goes")]
@@ -93,6 +100,8 @@ pub struct Simulation {
     pub hashes: Vec<(u64, [u8; 32])>,
     /// What a resumed cluster begins with.
     restored: Vec<Snapshot>,
+    /// Whether workers keep residuals.
+    feeds_back: bool,
     outcome: Option<Outcome>,
 }
 
@@ -128,10 +137,11 @@ impl Simulation {
         let servers = server_indices
             .iter()
             .map(|index| {
-                let store = Arc::new(Store::default());
+                let store = Arc::new(Store::new(job.codecs.pull));
                 let mine: Vec<_> = map.of_server(*index).copied().collect();
                 Server {
-                    core: ServerCore::new(*index, job.tree(), map.clone(), job.first_step(), heartbeat),
+                    core: ServerCore::new(*index, job.tree(), map.clone(), job.first_step(), heartbeat)
+                        .with_codec(job.codecs.push),
                     math: SliceMath::new(
                         *index,
                         Arc::clone(&job),
@@ -169,7 +179,8 @@ impl Simulation {
                     names.clone(),
                     (job.first_step(), Plan::new(&job).steps()),
                     heartbeat,
-                ),
+                )
+                .with_codecs(job.codecs),
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
@@ -202,6 +213,7 @@ impl Simulation {
             commits: Vec::new(),
             hashes: Vec::new(),
             restored,
+            feeds_back: job.codecs.push.feeds_back(),
             outcome: None,
         };
         for index in 0..job.servers {

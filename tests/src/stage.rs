@@ -123,12 +123,19 @@ impl Stage {
     #[must_use]
     pub fn done(&self, worker: usize, step: u64) -> NodeDone {
         let loss = NodeLoss { node: self.nodes[worker], loss_sum: 1.0, correct: 1, examples: 4 };
-        NodeDone { step, nodes: vec![loss], times: StepTimes::default(), bytes_sent: 1, bytes_received: 1 }
+        NodeDone {
+            step,
+            nodes: vec![loss],
+            times: StepTimes::default(),
+            bytes_sent: 1,
+            bytes_received: 1,
+            pushed: Default::default(),
+        }
     }
 
     /// Worker `worker` pulls a version.
     pub async fn pull(&mut self, worker: usize, slice: SliceId, version: u64) -> Answer {
-        self.lane(worker, slice).pulled(&Pull { slice, version }).await
+        self.lane(worker, slice).pulled(&Pull { slice, version, exact: false }).await
     }
 
     /// The hash of every parameter at `version`, as a worker that pulls them all has it.

@@ -70,6 +70,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         max_steps: Some(steps),
         data: DataSpec { train_examples: 200, test_examples: 100, blake3: [0; 32] },
         slice_bytes: 16,
+        codecs: testudo_actors::Codecs::default(),
         determinism: Determinism::Strict,
         heartbeat_ms: 200,
         heartbeat_timeout_ms: 5_000,

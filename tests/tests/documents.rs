@@ -16,6 +16,7 @@ const PAGES: &[&str] = &[
     "CHANGELOG.md",
     "docs/aggregation.md",
     "docs/audit.md",
+    "docs/codecs.md",
     "docs/config.md",
     "docs/gpu.md",
     "docs/hardening.md",

@@ -49,7 +49,16 @@ fn what_cannot_be_is_reported_in_vain() {
         let finished = beside(async |mut member, node, _lane, _| {
             let nodes = vec![NodeLoss { node, loss_sum, correct: 0, examples }];
             let times = StepTimes::default();
-            member.tell(&NodeDone { step, nodes, times, bytes_sent: 0, bytes_received: 0 }).await;
+            member
+                .tell(&NodeDone {
+                    step,
+                    nodes,
+                    times,
+                    bytes_sent: 0,
+                    bytes_received: 0,
+                    pushed: Default::default(),
+                })
+                .await;
             in_time("the scheduler to hang up", member.connection().closed()).await;
         });
         let what = format!("step {step}, loss {loss_sum}, {examples} examples");

@@ -70,6 +70,7 @@ fn flooded(name: &str, attack: Attack) {
         advertise: None,
         lanes: 2,
         runtime: runtime.handle().clone(),
+        codecs: None,
     };
     let inside = Inside::default();
     let mut setup = inside.watch(Box::new(ToySetup::plain()));

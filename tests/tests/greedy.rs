@@ -54,6 +54,7 @@ fn a_second_stream_to_the_scheduler_is_a_fault() {
             times: StepTimes::default(),
             bytes_sent: 0,
             bytes_received: 0,
+            pushed: Default::default(),
         };
         let message = Outgoing::new(NodeDone::KIND, 0, done.encode());
         let _ = in_time("room for a message", say.send(message)).await;
@@ -87,7 +88,7 @@ fn pulls_beyond_what_the_work_can_need_are_a_flood() {
         let connection = lane.connection().clone();
         tokio::spawn(async move {
             loop {
-                lane.pulled(&Pull { slice: FIRST, version: 0 }).await;
+                lane.pulled(&Pull { slice: FIRST, version: 0, exact: false }).await;
             }
         });
         closed(in_time("the end of a flood", connection.closed()).await, CloseCode::Credit);

@@ -114,7 +114,7 @@ async fn obey(member: &mut Member, params_blake3: [u8; 32]) {
             }
             Export::KIND => {
                 let Export { version, .. } = Export::decode(&message.body).unwrap();
-                member.tell(&Exported { version, params_blake3, bytes: 1 }).await;
+                member.tell(&Exported { version, params_blake3, bytes: 1, pulled: Default::default() }).await;
             }
             Shutdown::KIND => return,
             _ => {}

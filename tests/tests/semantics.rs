@@ -30,7 +30,7 @@ fn line_1_a_duplicate_counts_once_and_line_2_sums_are_divided_once() {
         for _ in 0..3 {
             assert_eq!(stage.push(0, 0, FIRST, 1.0).await, Answer::Accepted(true));
         }
-        let waiting = stage.lane(0, FIRST).pull(&Pull { slice: FIRST, version: 1 }).await;
+        let waiting = stage.lane(0, FIRST).pull(&Pull { slice: FIRST, version: 1, exact: false }).await;
         assert_eq!(stage.push(1, 0, FIRST, 3.0).await, Answer::Accepted(false));
         assert_eq!(stage.lane(0, FIRST).answer(waiting).await, Answer::Values(moved(&before, 4.0)));
         assert_eq!(stage.push(1, 0, FIRST, 3.0).await, Answer::Accepted(true), "late, and still the same");
@@ -111,7 +111,7 @@ fn line_3_an_acknowledged_push_survives_its_connection() {
 fn line_4_a_pull_of_the_next_version_waits() {
     play(job(2, 1, 2), async |stage| {
         let before = stage.values(0, FIRST, 0).await;
-        let waiting = stage.lane(0, FIRST).pull(&Pull { slice: FIRST, version: 1 }).await;
+        let waiting = stage.lane(0, FIRST).pull(&Pull { slice: FIRST, version: 1, exact: false }).await;
         stage.push(0, 0, FIRST, 1.0).await;
         // Answers on one stream keep their order: had the pull been answered, it would be here by now.
         stage.values(0, FIRST, 0).await;
@@ -139,7 +139,7 @@ fn line_4_a_pull_that_cannot_be_served_is_refused() {
         // A slice that the other server keeps.
         let (mine, theirs) =
             (stage.map.of_server(0).next().unwrap().id, stage.map.of_server(1).next().unwrap().id);
-        let answer = stage.lanes[0][0].pulled(&Pull { slice: theirs, version: 0 }).await;
+        let answer = stage.lanes[0][0].pulled(&Pull { slice: theirs, version: 0, exact: false }).await;
         assert_eq!(answer, Answer::NotServed(PullRefusal::UnknownSlice));
         assert!(matches!(
             stage.pull(0, mine, 0).await,
@@ -152,7 +152,7 @@ fn line_4_a_pull_that_cannot_be_served_is_refused() {
 #[test]
 fn line_4_waiting_pulls_are_bounded_for_each_worker() {
     play(job(2, 1, 2), async |stage| {
-        let pull = Pull { slice: FIRST, version: 1 };
+        let pull = Pull { slice: FIRST, version: 1, exact: false };
         let mut first = Vec::new();
         for _ in 0..2 {
             first.push(stage.lane(0, FIRST).pull(&pull).await);
@@ -212,7 +212,10 @@ fn line_6_who_asks_before_initialisation_is_sent_away() {
         first.membership().await;
         second.membership().await;
         let mut lane = Lane::dial(&networks[0], &address, &server).await;
-        assert!(matches!(lane.pulled(&Pull { slice: FIRST, version: 0 }).await, Answer::Values(_)));
+        assert!(matches!(
+            lane.pulled(&Pull { slice: FIRST, version: 0, exact: false }).await,
+            Answer::Values(_)
+        ));
         give_up([&mut first, &mut second].into_iter()).await;
     });
     assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));

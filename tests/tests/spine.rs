@@ -57,8 +57,9 @@ fn the_first_slice_of_a_step_leaves_before_its_backward_pass_ends() {
         }
         let first = held.reached();
         assert!(first > 1, "the backward pass begins at the last layer, not at parameter {first}");
-        let not_yet = lane.pull(&Pull { slice: map.of_parameter(0)[0].id, version: 1 }).await;
-        let answer = lane.pulled(&Pull { slice: map.of_parameter(first)[0].id, version: 1 }).await;
+        let not_yet = lane.pull(&Pull { slice: map.of_parameter(0)[0].id, version: 1, exact: false }).await;
+        let answer =
+            lane.pulled(&Pull { slice: map.of_parameter(first)[0].id, version: 1, exact: false }).await;
         assert!(matches!(answer, Answer::Values(_)), "{answer:?}");
         assert!(!held.ended(), "the backward pass was over");
         assert!(!lane.answered(not_yet), "the first layer's gradient does not exist yet");
@@ -155,7 +156,10 @@ fn a_peer_that_never_reads_costs_its_credit_and_is_cut_off() {
             version += 1;
             let (reader, _) = &mut lanes[0];
             for slice in map.slices() {
-                assert!(matches!(reader.pulled(&Pull { slice: slice.id, version }).await, Answer::Values(_)));
+                assert!(matches!(
+                    reader.pulled(&Pull { slice: slice.id, version, exact: false }).await,
+                    Answer::Values(_)
+                ));
             }
         }
         let before = resident(pid).unwrap();
@@ -174,7 +178,7 @@ fn a_peer_that_never_reads_costs_its_credit_and_is_cut_off() {
                     told += u32::from(cut_off_with_reason(&why));
                     silent = Silent::dial(&networks[1], address, &id).await;
                 }
-                let pulls = map.slices().iter().map(|s| Pull { slice: s.id, version });
+                let pulls = map.slices().iter().map(|s| Pull { slice: s.id, version, exact: false });
                 asked += silent.ask(pulls).await;
             }
             complete_step(&mut lanes, &map, epoch, version, &zeros).await;

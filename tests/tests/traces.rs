@@ -54,6 +54,7 @@ fn scheduler_and_worker_send_in_one_trace() {
         advertise: None,
         lanes: 1,
         runtime: site.runtime.handle().clone(),
+        codecs: None,
     };
     std::thread::spawn(move || run_worker(options, &mut Setup));
 

@@ -51,6 +51,9 @@ pub enum PushRefusal {
     /// The node covers shards of which some are accepted.
     #[error("some of these shards have contributed already")]
     Overlap,
+    /// Bytes that no encoder of the job's codec writes.
+    #[error("the payload is no encoding of the slice in the job's codec")]
+    Malformed,
 }
 
 /// Why a pull is not answered with a slice.

@@ -134,6 +134,12 @@ pub struct Finished {
     pub bytes_received: u64,
     /// Workers that died on the way.
     pub workers_lost: u32,
+    /// Logical shards whose residuals of error feedback died with them: the run's bits are then its own.
+    pub residuals_lost: u32,
+    /// What was lost of gradients on the way, relative to them, over all steps; 0 where the codec is lossless.
+    pub push_error: f64,
+    /// What workers do not know of the final parameters, relative to them; 0 where the codec is lossless.
+    pub pull_error: f64,
     /// The step of the newest whole checkpoint, if there is one.
     pub checkpoint: Option<u64>,
 }

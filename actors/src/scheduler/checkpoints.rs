@@ -238,6 +238,7 @@ mod tests {
             max_steps: None,
             data: DataSpec { train_examples: 64, test_examples: 8, blake3: [0; 32] },
             slice_bytes: 16,
+            codecs: crate::Codecs::default(),
             determinism: Determinism::Strict,
             heartbeat_ms: 100,
             heartbeat_timeout_ms: 1000,

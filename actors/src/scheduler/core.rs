@@ -95,6 +95,7 @@ pub struct SchedulerCore<C> {
     /// When the outcome was known.
     decided: Option<Time>,
     workers_lost: u32,
+    residuals_lost: u32,
     joins_refused: u64,
     last_progress: Time,
     stalled: Option<String>,
@@ -135,6 +136,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             outcome: None,
             decided: None,
             workers_lost: 0,
+            residuals_lost: 0,
             joins_refused: 0,
             last_progress: Time::default(),
             stalled: None,
@@ -283,8 +285,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let complete = self.live(MemberRole::Worker).len() == self.job.workers as usize
             && self.live(MemberRole::Server).len() == self.job.servers as usize;
         if self.phase == Phase::Forming && complete {
-            self.leases =
-                assign(self.tree, &self.live(MemberRole::Worker), self.epoch + 1, self.job.first_step());
+            let (live, first) = (self.live(MemberRole::Worker), self.job.first_step());
+            self.leases = assign(self.tree, &live, self.epoch + 1, first, self.job.sums_shards());
             self.until = self.horizon();
             self.new_epoch();
         }

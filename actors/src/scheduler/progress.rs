@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use testudo_kernels::Distortion;
+
 use crate::audit::{Entry, Head};
 use crate::checkpoint::{Committed, Ledger, PartSource};
 use crate::job::{JobSpec, Resume};
@@ -43,6 +45,8 @@ pub struct StepSummary {
     pub send_ms: f64,
     /// Mean milliseconds that a worker waited for the step's parameters.
     pub wait_ms: f64,
+    /// What the push codec lost of the step's gradients, relative to them.
+    pub push_error: f64,
 }
 
 /// Is told of every completed step, in order, and of every checkpoint.
@@ -86,6 +90,7 @@ struct Open {
     wait_us: u64,
     bytes_sent: u64,
     bytes_received: u64,
+    pushed: Distortion,
 }
 
 /// Follows the steps of a run.
@@ -108,6 +113,7 @@ pub(super) struct Progress {
     pub(super) samples: u64,
     samples_before: u64,
     pub(super) last_loss: Option<f64>,
+    pushed: Distortion,
 }
 
 /// How fast the displayed rate forgets: a step counts for this share of it.
@@ -132,6 +138,7 @@ impl Progress {
             samples: 0,
             samples_before: resume.map_or(0, |r| r.samples),
             last_loss: resume.and_then(|r| r.last_loss),
+            pushed: Distortion::default(),
         }
     }
 
@@ -159,6 +166,11 @@ impl Progress {
     /// Seconds from the first step's begin to the last completed step's end.
     pub(super) fn training_seconds(&self) -> f64 {
         self.begun.map_or(0.0, |begun| self.last.since(begun).as_secs_f64())
+    }
+
+    /// What the push codec lost of all gradients, relative to them.
+    pub(super) fn push_error(&self) -> f64 {
+        self.pushed.relative()
     }
 
     /// Training examples seen, those before a resumption included.
@@ -197,6 +209,7 @@ impl Progress {
             let whole = open.losses.insert(self.tree, self.tree.root(), loss.node, *loss, fold);
             open.whole = open.whole.or(whole);
         }
+        open.pushed.add(done.pushed);
         if done.times.compute_us > 0 {
             open.reports += 1;
         }
@@ -244,6 +257,7 @@ impl Progress {
         self.bytes_sent = self.bytes_sent.saturating_add(open.bytes_sent);
         self.bytes_received = self.bytes_received.saturating_add(open.bytes_received);
         self.samples += whole.examples;
+        self.pushed.add(open.pushed);
         let loss = whole.loss_sum / targets;
         if whole.examples > 0 {
             self.last_loss = Some(loss);
@@ -263,6 +277,7 @@ impl Progress {
             compute_ms: open.compute_us as f64 / reports / 1e3,
             send_ms: open.send_us as f64 / reports / 1e3,
             wait_ms: open.wait_us as f64 / reports / 1e3,
+            push_error: open.pushed.relative(),
         })
     }
 }

@@ -14,8 +14,7 @@ use crate::checkpoint::{PartSource, Snapshot};
 use crate::compute_thread::{PANICKED, PanicGuard};
 use crate::job::JobSpec;
 use crate::mailbox::Mailbox;
-use crate::message::{CheckpointPart, PartOutcome};
-use crate::numbers;
+use crate::message::{CheckpointPart, PartOutcome, PushRefusal};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
 use crate::server::{Contribution, Input, MathError, SliceMath, SnapshotEvent};
@@ -114,8 +113,10 @@ pub(super) fn start(
 
 fn initialise(math: &mut SliceMath, checkpointing: &mut Checkpointing) -> Mail {
     let Some(mut source) = checkpointing.source.take() else {
-        math.initialise();
-        return Mail::Input(Input::Initialised);
+        return match math.initialise() {
+            Ok(()) => Mail::Input(Input::Initialised),
+            Err(error) => Mail::Fatal(error.to_string()),
+        };
     };
     let restored = source.load(&checkpointing.job, &math.slices()).map_err(|e| e.to_string());
     match restored.and_then(|slices| math.restore(slices).map_err(|e| e.to_string())) {
@@ -140,13 +141,15 @@ fn hand_over(math: &mut SliceMath, checkpointing: &Checkpointing) -> Option<Mail
 }
 
 fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, values: Payload) -> Mail {
-    let values = match numbers::take(values) {
+    let unusable = |reason| Mail::Input(Input::Unusable { slice, step, node, reason });
+    let values = match math.decode(slice, values) {
         Ok(values) => values,
+        Err(MathError::Codec(_)) => return unusable(PushRefusal::Malformed),
         Err(error) => return Mail::Fatal(error.to_string()),
     };
     match math.contribute(Contribution { slice, step, node, values }) {
         Ok(updated) => Mail::Input(Input::Stored { slice, step, node, updated }),
-        Err(MathError::NotFinite(element)) => Mail::Input(Input::NotFinite { slice, step, node, element }),
+        Err(MathError::NotFinite(element)) => unusable(PushRefusal::NotFinite { element }),
         Err(error) => Mail::Fatal(error.to_string()),
     }
 }

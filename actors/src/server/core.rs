@@ -72,16 +72,16 @@ pub enum Input<T, V> {
         /// The slices that have gone to their next version.
         updated: Vec<Updated>,
     },
-    /// The arithmetic found a contribution not finite and dropped it.
-    NotFinite {
+    /// The arithmetic dropped a contribution: its values are not finite, or no encoding.
+    Unusable {
         /// The slice.
         slice: SliceId,
         /// The contribution's step.
         step: u64,
         /// The contribution's node.
         node: Node,
-        /// The first such element.
-        element: u64,
+        /// What its sender is told.
+        reason: PushRefusal,
     },
     /// A timeout that [`ServerCore::poll_timeout`] asked for may have passed.
     Tick,
@@ -92,7 +92,7 @@ pub enum Input<T, V> {
 pub enum Effect<T, V> {
     /// Initialise every slice of this server, then say [`Input::Initialised`].
     Initialise,
-    /// Add a contribution, then say [`Input::Stored`] or [`Input::NotFinite`].
+    /// Add a contribution, then say [`Input::Stored`] or [`Input::Unusable`].
     Store {
         /// The slice.
         slice: SliceId,
@@ -173,6 +173,7 @@ pub struct ServerCore<T, V> {
     map: SliceMap,
     epoch: u64,
     leases: Vec<Lease>,
+    codec: Codec,
     initialised: bool,
     asked_to_initialise: bool,
     ready_owed: Option<u64>,
@@ -210,6 +211,7 @@ impl<T, V> ServerCore<T, V> {
             map,
             epoch: 0,
             leases: Vec::new(),
+            codec: Codec::F32,
             initialised: false,
             asked_to_initialise: false,
             ready_owed: None,
@@ -217,6 +219,13 @@ impl<T, V> ServerCore<T, V> {
             next_heartbeat: Time::default(),
             effects: VecDeque::new(),
         }
+    }
+
+    /// For a job whose pushes are encoded in `codec`.
+    #[must_use]
+    pub fn with_codec(mut self, codec: Codec) -> ServerCore<T, V> {
+        self.codec = codec;
+        self
     }
 
     /// What happened, at `now`.
@@ -233,7 +242,7 @@ impl<T, V> ServerCore<T, V> {
             Input::Pull { worker, reply, pull } => self.pull(worker, reply, &pull),
             Input::Stored { slice, step, node, updated } => self.stored(slice, step, node, updated),
             Input::Combined { updated } => updated.into_iter().for_each(|updated| self.updated(updated)),
-            Input::NotFinite { slice, step, node, element } => self.not_finite(slice, step, node, element),
+            Input::Unusable { slice, step, node, reason } => self.unusable(slice, step, node, &reason),
             Input::Tick => {}
         }
         if now >= self.next_heartbeat {
@@ -312,14 +321,15 @@ impl<T, V> ServerCore<T, V> {
         if !self.initialised {
             return Err(PushRefusal::NotInitialised);
         }
-        if push.codec != Codec::F32.id() {
+        let codec = self.codec;
+        if push.codec != codec.id() {
             return Err(PushRefusal::UnknownCodec(push.codec));
         }
         let tree = self.tree;
         let held = push.epoch <= self.epoch
             && may_contribute(tree, &self.leases, (worker, push.epoch), (push.node, push.step));
         let state = self.state(push.slice).ok_or(PushRefusal::UnknownSlice)?;
-        let expected = state.slice.elements as u64 * 4;
+        let expected = codec.encoded_len(state.slice.elements) as u64;
         if bytes != expected {
             return Err(PushRefusal::WrongLength { expected, found: bytes });
         }
@@ -407,7 +417,7 @@ impl<T, V> ServerCore<T, V> {
         }
     }
 
-    fn not_finite(&mut self, id: SliceId, step: u64, node: Node, element: u64) {
+    fn unusable(&mut self, id: SliceId, step: u64, node: Node, reason: &PushRefusal) {
         let Some(state) = self.state(id) else { return };
         if step != state.version {
             return;
@@ -415,7 +425,7 @@ impl<T, V> ServerCore<T, V> {
         let Some(at) = state.accepted.iter().position(|a| a.node == node) else { return };
         let dropped = state.accepted.swap_remove(at);
         for reply in dropped.replies {
-            let reason = PushRefusal::NotFinite { element };
+            let reason = reason.clone();
             self.effects.push_back(Effect::RefusePush { reply, worker: dropped.worker, reason });
         }
     }

@@ -18,12 +18,14 @@ use testudo_kernels::optimizer::{self, StepInputs};
 use testudo_kernels::robust::products::Products;
 use testudo_kernels::robust::weigh::{Weights, clip};
 use testudo_kernels::{OptimizerError, ParameterSpec, Update, add, first_non_finite};
+use testudo_transport::Payload;
 
 pub use error::MathError;
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
 use crate::job::JobSpec;
 use crate::message::ParameterPieces;
+use crate::numbers;
 use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
@@ -124,7 +126,10 @@ impl SliceMath {
     }
 
     /// Sets every slice to version 0: a function of (seed, parameter, element) alone.
-    pub fn initialise(&mut self) {
+    ///
+    /// # Errors
+    /// [`MathError::Codec`] when the pull codec cannot say a value: a bug.
+    pub fn initialise(&mut self) -> Result<(), MathError> {
         for (slice, state) in self.slices.values_mut() {
             let Some(parameter) = self.parameters.get(slice.id.parameter as usize) else { continue };
             let mut values = vec![0.0; slice.elements];
@@ -132,9 +137,10 @@ impl SliceMath {
             state.optimizer = vec![vec![0.0; slice.elements]; self.rules.state_tensors(slice.id.parameter)];
             state.scalars = self.rules.scalars(slice.id.parameter);
             state.aggregate = self.job.aggregation.keeps_aggregate().then(|| vec![0.0; slice.elements]);
-            self.store.put(slice.id, values);
+            self.store.put(slice.id, values)?;
         }
         self.hash_all(self.job.first_step());
+        Ok(())
     }
 
     /// Sets every slice to what a checkpoint holds, at the step that the job resumes from.
@@ -167,7 +173,7 @@ impl SliceMath {
             }
             own.aggregate = if keeps_aggregate { state.pop() } else { None };
             (own.optimizer, own.scalars) = (state, scalars);
-            self.store.begin(id, version, weights);
+            self.store.begin(id, version, weights)?;
         }
         self.hash_all(version);
         Ok(())
@@ -248,6 +254,16 @@ impl SliceMath {
         let mut kept: Vec<SliceSnapshot> = self.slices.values().filter_map(keep).collect();
         kept.sort_by_key(|s| s.slice.id);
         kept
+    }
+
+    /// A contribution's values from the bytes that came, which are of the length that the core has checked. The sender's credit for
+    /// them is given back.
+    ///
+    /// # Errors
+    /// [`MathError::Codec`] when no encoder of the job's push codec writes such bytes.
+    pub fn decode(&self, slice: SliceId, payload: Payload) -> Result<Vec<f32>, MathError> {
+        let (slice, _) = self.slices.get(&slice).ok_or(MathError::Unknown(slice))?;
+        Ok(numbers::decode(payload, self.job.codecs.push, slice.elements)?)
     }
 
     /// Adds one contribution, or casts one vote. Returns what has gone to its next version: the slice, when the contribution was the
@@ -435,7 +451,7 @@ impl SliceMath {
         state.optimizer = optimizer;
         state.scalars.clear();
         state.scalars.extend_from_slice(scalars);
-        self.store.put(id, values);
+        self.store.put(id, values)?;
         let Some((_, weights)) = self.store.current(id) else { return Ok(()) };
         if self.pieces.wants(version) {
             self.pieces.hash(version, slice, &weights);

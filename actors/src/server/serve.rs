@@ -33,6 +33,8 @@ pub struct ReplyTo {
     request: u64,
     /// The trace that the request belongs to; its answer does too.
     trace: Option<[u8; 25]>,
+    /// Whether a pull wants every bit.
+    exact: bool,
     /// Keeps the request charged to its sender until it is answered.
     held: Option<Payload>,
 }
@@ -211,7 +213,8 @@ impl Stream {
         let input = match message.kind {
             Pull::KIND => {
                 let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
-                let reply = ReplyTo { outbox, request, trace, held: Some(message.payload) };
+                let (exact, held) = (pull.exact, Some(message.payload));
+                let reply = ReplyTo { outbox, request, trace, exact, held };
                 if self.serving.store.may_answer(pull.slice, pull.version) {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
@@ -223,7 +226,7 @@ impl Stream {
             }
             Push::KIND => {
                 let push = Push::decode(&message.body).map_err(|e| e.to_string())?;
-                let reply = ReplyTo { outbox, request, trace, held: None };
+                let reply = ReplyTo { outbox, request, trace, exact: false, held: None };
                 Input::Push(PushInput {
                     worker,
                     reply,
@@ -240,11 +243,15 @@ impl Stream {
 }
 
 pub(super) fn answer_pull(store: &Store, reply: ReplyTo, slice: SliceId, version: u64) {
-    match store.read(slice, version) {
-        Ok((bytes, hash)) => {
-            let body = SliceVersion { slice, version, codec: Codec::F32.id() };
+    let (read, codec) = match reply.exact {
+        true => (store.read_exact(slice, version), Codec::F32),
+        false => (store.read(slice, version).map(|(bytes, hash)| (bytes, Some(hash))), store.codec()),
+    };
+    match read {
+        Ok((bytes, payload_hash)) => {
+            let body = SliceVersion { slice, version, codec: codec.id() };
             let message = Outgoing {
-                payload_hash: Some(hash),
+                payload_hash,
                 ..Outgoing::new(SliceVersion::KIND, reply.request, body.encode())
                     .with_payload(bytes)
                     .with_traceparent(reply.trace)

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use testudo_kernels::Codec;
 use zeroize::Zeroize;
 
 use crate::placement::{Slice, SliceId, SliceMap};
 
-/// Values in a block: 256 bytes, so that chosen values are spread over every slice and yet move together.
+/// Values in a block at least: 256 bytes, so that chosen values are spread over every slice and yet move together.
 pub const BLOCK: usize = 64;
 
 /// Values that are chosen at most. They travel, once a step and node, with the messages that keep a run going, which must not
@@ -69,8 +70,9 @@ impl Choice {
     /// What `key` chooses among the values of `map`: each block with probability `rate`, and of every server at least one;
     /// [`MOST`] values at most, and none at a rate of 0. Where tensors are updated as a whole, no part of one can be computed by
     /// itself: whole tensors of at most [`MOST`] values are chosen then, and a server that has none of these is not witnessed.
+    /// Blocks are whole blocks of `pull`, in which versions are given out, so that each can be encoded by itself.
     #[must_use]
-    pub fn new(key: &Key, map: &SliceMap, rate: f64) -> Choice {
+    pub fn new(key: &Key, map: &SliceMap, rate: f64, pull: Codec) -> Choice {
         let mut draws = blake3::Hasher::new_keyed(&key.0).update(CONTEXT).finalize_xof();
         let mut draw = || {
             let mut bytes = [0; 8];
@@ -91,7 +93,7 @@ impl Choice {
             }
         };
         if rate > 0.0 {
-            candidates(map).for_each(&mut offer);
+            candidates(map, pull.block()).for_each(&mut offer);
         }
         // Every server's lowest, then whichever was drawn lowest, as long as there is room.
         chosen.sort_by_key(|(ticket, block)| (*ticket, block.id));
@@ -141,18 +143,22 @@ impl Choice {
 }
 
 /// What can be chosen, in the model's order: blocks of slices, or tensors.
-fn candidates(map: &SliceMap) -> impl Iterator<Item = Slice> {
-    let blocks = |slice: &Slice| {
+fn candidates(map: &SliceMap, encoded: usize) -> impl Iterator<Item = Slice> {
+    let size = BLOCK.next_multiple_of(encoded);
+    let blocks = move |slice: &Slice| {
         let Slice { id, first, elements, server } = *slice;
-        (0..elements).step_by(BLOCK).filter_map(move |offset| {
+        (0..elements).step_by(size).filter_map(move |offset| {
             let first = first + offset;
             let id = SliceId { parameter: id.parameter, index: u32::try_from(first).ok()? };
-            Some(Slice { id, first, elements: BLOCK.min(elements - offset), server })
+            Some(Slice { id, first, elements: size.min(elements - offset), server })
         })
     };
-    let tensor = |slices: &[Slice]| {
+    let tensor = move |slices: &[Slice]| {
         let elements = slices.iter().map(|slice| slice.elements).sum();
-        slices.first().filter(|_| elements <= MOST).map(|first| Slice { elements, ..*first })
+        // Encoded slice by slice as it would be in one.
+        let (_, before) = slices.split_last()?;
+        let aligned = before.iter().all(|slice| slice.elements.is_multiple_of(encoded));
+        slices.first().filter(|_| aligned && elements <= MOST).map(|first| Slice { elements, ..*first })
     };
     let same = |a: &Slice, b: &Slice| a.id.parameter == b.id.parameter;
     let whole = map.slices().chunk_by(same).filter(|_| map.is_whole()).filter_map(tensor);

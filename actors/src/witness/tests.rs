@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use testudo_kernels::{Initial, ModelSpec, OptimizerSpec, Schedule, Shape, Update};
+use testudo_kernels::{Codec, Initial, ModelSpec, OptimizerSpec, Schedule, Shape, Update};
 
 use super::*;
 use crate::job::{Checkpoints, DataSpec, Determinism};
@@ -39,6 +39,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         max_steps: None,
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 400,
+        codecs: crate::Codecs::default(),
         determinism: Determinism::Strict,
         heartbeat_ms: 1,
         heartbeat_timeout_ms: 2,
@@ -73,8 +74,8 @@ impl Servers {
         let canonical = SumOrder::Canonical;
         let mut math =
             SliceMath::new(0, Arc::clone(job), parameters(), slices, Arc::clone(&store), canonical).unwrap();
-        math.initialise();
-        Servers { math, store, choice: Choice::new(key, &map(3, 400), job.witness_rate), whole }
+        math.initialise().unwrap();
+        Servers { math, store, choice: Choice::new(key, &map(3, 400), job.witness_rate, Codec::F32), whole }
     }
 
     fn chosen(&self, of: impl Fn(usize) -> Vec<f32>) -> Vec<f32> {
@@ -118,18 +119,24 @@ fn the_choice_is_the_keys_alone_spread_over_servers_and_bounded() {
     let (one, other) = (Key::new().unwrap(), Key::new().unwrap());
     assert_eq!(format!("{one:?}"), "Key(..)");
     let map = map(3, 400);
-    assert_eq!(Choice::new(&one, &map, 0.1), Choice::new(&one, &map, 0.1));
-    assert_ne!(Choice::new(&one, &map, 0.5), Choice::new(&other, &map, 0.5));
-    assert!(!format!("{:?}", Choice::new(&one, &map, 0.1)).contains("first"), "no place in a log");
-    assert_eq!(Choice::new(&one, &map, 0.0).elements(), 0);
-    assert_eq!(Choice::new(&one, &map, 1.0).elements(), 1403);
+    assert_eq!(Choice::new(&one, &map, 0.1, Codec::F32), Choice::new(&one, &map, 0.1, Codec::F32));
+    assert_ne!(Choice::new(&one, &map, 0.5, Codec::F32), Choice::new(&other, &map, 0.5, Codec::F32));
+    assert!(
+        !format!("{:?}", Choice::new(&one, &map, 0.1, Codec::F32)).contains("first"),
+        "no place in a log"
+    );
+    assert_eq!(Choice::new(&one, &map, 0.0, Codec::F32).elements(), 0);
+    assert_eq!(Choice::new(&one, &map, 1.0, Codec::F32).elements(), 1403);
     for server in 0..3 {
-        assert!(Choice::new(&one, &map, 1e-9).of_server(server) > 0, "of every server one block at least");
+        assert!(
+            Choice::new(&one, &map, 1e-9, Codec::F32).of_server(server) > 0,
+            "of every server one block at least"
+        );
     }
     let large = SliceMap::new(&[10_000_000], 1 << 20, &[0, 1]).unwrap();
-    let few = Choice::new(&one, &large, 0.001);
+    let few = Choice::new(&one, &large, 0.001, Codec::F32);
     assert!((8_000..12_000).contains(&few.elements()), "{}", few.elements());
-    let most = Choice::new(&one, &large, 1.0);
+    let most = Choice::new(&one, &large, 1.0, Codec::F32);
     assert!(most.elements() <= MOST && most.elements() > MOST - BLOCK);
     for block in most.blocks() {
         let slice = large.of_parameter(0).iter().find(|s| s.first <= block.first).is_some();

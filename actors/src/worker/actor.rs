@@ -219,13 +219,18 @@ impl WorkerActor {
                 self.post(server, slice, message, Some(Box::new(permit)));
             }
             Effect::Pull { server, pull } => {
-                let Pull { slice, version } = pull;
+                let Pull { slice, version, .. } = pull;
                 let request = self.ask(server, Asked::Pull { slice, version });
                 self.post(server, slice, Outgoing::new(Pull::KIND, request, pull.encode()), None);
             }
-            Effect::Install { slice, values } => {
+            Effect::Install { slice, codec, values } => {
                 if let Values::Arrived(values) = values {
-                    self.work(context, Work::Install { slice, values });
+                    self.work(context, Work::Install { slice, codec, values });
+                }
+            }
+            Effect::InstallExact { slice, values } => {
+                if let Values::Arrived(values) = values {
+                    self.work(context, Work::InstallExact { slice, values });
                 }
             }
             Effect::Adopt { version } => self.work(context, Work::Adopt { version }),

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use testudo_kernels::{Batch, Model, ModelError, Place, add, permutation};
+use testudo_kernels::{Batch, Codec, CodecError, Distortion, Model, ModelError, Place, add, permutation};
 
 use crate::checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, params_blake3};
 use crate::dataset::Dataset;
 use crate::job::JobSpec;
 use crate::message::{Evaluate, EvaluationResult, Export, Exported, NodeLoss};
-use crate::numbers::SlicePool;
 use crate::placement::{SliceId, SliceMap};
 use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
 use crate::witness::{Choice, Key};
+use crate::worker::encode::{Encoder, Witnessed};
 
 /// What the arithmetic hands over as it goes.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub enum Event {
         node: Node,
         /// The slice.
         slice: SliceId,
-        /// Its values, little-endian.
+        /// Its values, in the job's push codec.
         values: Bytes,
     },
     /// What the scheduler witnesses of a node's gradient.
@@ -52,6 +52,8 @@ pub enum Event {
         loss: NodeLoss,
         /// Microseconds spent on it.
         compute_us: u64,
+        /// What the push codec lost of it, as sampled.
+        pushed: Distortion,
     },
 }
 
@@ -70,6 +72,24 @@ pub enum ComputeError {
     /// The final model could not be stored.
     #[error("the final model could not be stored: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// The push codec cannot say a gradient.
+    #[error(
+        "element {element} of the gradient of {parameter} (logical shard {shard}) in step {step} is not finite, residual included: \
+         training has diverged; a lower optimizer.learning_rate may help"
+    )]
+    NotFinite {
+        /// The parameter's name.
+        parameter: String,
+        /// The element of the parameter.
+        element: usize,
+        /// The shard.
+        shard: u32,
+        /// The step.
+        step: u64,
+    },
+    /// A codec failed otherwise: a bug.
+    #[error("the codec failed: {0}")]
+    Codec(#[from] CodecError),
     /// The data set on this node is not the job's.
     #[error("{0}")]
     Data(String),
@@ -92,15 +112,11 @@ pub struct ShardCompute {
     labels: Vec<u32>,
     /// Buffers for sums under way, used again.
     spare: Vec<Vec<f32>>,
-    pool: SlicePool,
+    encoder: Encoder,
+    /// The adopted parameters as servers keep them, where a lossy codec brought others and they were asked for.
+    exact: Option<Vec<Vec<f32>>>,
     pace: Option<Box<dyn Pace>>,
     witnessed: Option<Witnessed>,
-}
-
-/// What the scheduler witnesses, and its values in the sum under way.
-struct Witnessed {
-    choice: Choice,
-    values: Vec<f32>,
 }
 
 impl std::fmt::Debug for ShardCompute {
@@ -161,7 +177,8 @@ impl ShardCompute {
             inputs: Vec::new(),
             labels: Vec::new(),
             spare: Vec::new(),
-            pool: SlicePool::default(),
+            encoder: Encoder::new(job.codecs.push),
+            exact: None,
             pace: None,
             witnessed: None,
             model,
@@ -178,19 +195,33 @@ impl ShardCompute {
 
     /// Tells what the scheduler witnesses from now on: [`Event::Testimony`] for each node, and [`given`](ShardCompute::given).
     pub fn witness(&mut self, key: &Key) {
-        let choice = Choice::new(key, &self.map, self.job.witness_rate);
-        self.witnessed = Some(Witnessed { values: vec![0.0; choice.elements()], choice });
+        let choice = Choice::new(key, &self.map, self.job.witness_rate, self.job.codecs.pull);
+        let values = vec![0.0; choice.elements()];
+        self.witnessed = Some(Witnessed { values, choice, decoded: Vec::new() });
     }
 
     /// The witnessed values of the adopted parameters; `None` if nothing is witnessed.
     #[must_use]
     pub fn given(&self) -> Option<Vec<f32>> {
-        let Witnessed { choice, values } = self.witnessed.as_ref()?;
+        let Witnessed { choice, values, .. } = self.witnessed.as_ref()?;
         let mut given = vec![0.0; values.len()];
         for (parameter, values) in self.current.iter().enumerate() {
             choice.gather(parameter, values, &mut given);
         }
         Some(given)
+    }
+
+    /// Puts a slice that came in `codec` into the next version. A slice that the core would refuse is ignored.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the bytes are none of that slice's: the server is at fault.
+    pub fn install_encoded(&mut self, slice: SliceId, codec: Codec, bytes: &[u8]) -> Result<(), CodecError> {
+        let Some(place) = self.map.slice(slice) else { return Ok(()) };
+        let target = self.next.get_mut(slice.parameter as usize);
+        match target.and_then(|p| p.get_mut(place.first..place.first + place.elements)) {
+            Some(target) => codec.decode(bytes, target),
+            None => Ok(()),
+        }
     }
 
     /// Puts a slice into the next version. A slice or length that the core would refuse is ignored.
@@ -210,6 +241,33 @@ impl ShardCompute {
     /// Computes with the next version from now on.
     pub fn adopt(&mut self) {
         std::mem::swap(&mut self.current, &mut self.next);
+        self.exact = None;
+    }
+
+    /// Keeps a slice of the adopted version's exact parameters: what is evaluated and exported from now on. Every slice of it must
+    /// come.
+    pub fn install_exact(&mut self, slice: SliceId, values: &[f32]) {
+        let Some(place) = self.map.slice(slice) else { return };
+        let exact = self.exact.get_or_insert_with(|| self.current.clone());
+        let target = exact
+            .get_mut(slice.parameter as usize)
+            .and_then(|p| p.get_mut(place.first..place.first + place.elements));
+        if let Some(target) = target
+            && target.len() == values.len()
+        {
+            target.copy_from_slice(values);
+        }
+    }
+
+    /// How the adopted parameters differ from the exact ones.
+    fn pulled(&self) -> Distortion {
+        let Some(exact) = &self.exact else { return Distortion::default() };
+        let mut all = Distortion::default();
+        for (exact, current) in exact.iter().zip(&self.current) {
+            let lost = exact.iter().zip(current).map(|(exact, current)| exact - current);
+            all.add(Distortion::new(lost, exact.iter().copied()));
+        }
+        all
     }
 
     /// The adopted parameters, in the model's order.
@@ -259,7 +317,8 @@ impl ShardCompute {
             }
             if let Some(loss) = total {
                 let compute_us = begun.elapsed().as_micros() as u64;
-                emit(Event::Computed { step, loss: NodeLoss { node: *node, ..loss }, compute_us });
+                let (loss, pushed) = (NodeLoss { node: *node, ..loss }, self.encoder.take_distortion());
+                emit(Event::Computed { step, loss, compute_us, pushed });
             }
         }
         Ok(())
@@ -279,8 +338,9 @@ impl ShardCompute {
         sums: &mut [Partials<Vec<f32>>],
         emit: &mut impl FnMut(Event),
     ) -> Result<NodeLoss, ComputeError> {
-        let (tree, map, pool, step) = (self.tree, &self.map, &self.pool, place.step);
+        let (tree, map, step) = (self.tree, &self.map, place.step);
         let (spare, pace, witnessed) = (&mut self.spare, &mut self.pace, &mut self.witnessed);
+        let (encoder, mut failed) = (&mut self.encoder, None);
         let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
         let batch = Batch { inputs: &self.inputs, labels: &self.labels, place };
         let completes = node.end() == u64::from(shard) + 1;
@@ -288,12 +348,11 @@ impl ShardCompute {
         let mut ready = |parameter: usize, gradient: &[f32]| {
             let Some(sums) = sums.get_mut(parameter) else { return };
             let mut hand_over = |sum: &[f32]| {
-                if let Some(Witnessed { choice, values }) = witnessed {
-                    choice.gather(parameter, sum, values);
-                }
-                for slice in map.of_parameter(parameter) {
-                    let Some(part) = sum.get(slice.first..slice.first + slice.elements) else { continue };
-                    emit(Event::Gradient { step, node, slice: slice.id, values: pool.copy(part) });
+                let emit = |slice, values| emit(Event::Gradient { step, node, slice, values });
+                let done =
+                    encoder.hand_over(map.of_parameter(parameter), shard, sum, witnessed.as_mut(), emit);
+                if let Err((first, error)) = done {
+                    failed.get_or_insert((parameter, first, error));
                 }
             };
             left = left.saturating_sub(1);
@@ -317,6 +376,15 @@ impl ShardCompute {
             }
         };
         let loss = self.model.gradients(&parameters, batch, &mut ready)?;
+        if let Some((parameter, first, error)) = failed {
+            let name = self.model.parameters().get(parameter).map(|p| p.name.clone()).unwrap_or_default();
+            return Err(match error {
+                CodecError::NotFinite(at) => {
+                    ComputeError::NotFinite { parameter: name, element: first + at, shard, step }
+                }
+                other => other.into(),
+            });
+        }
         Ok(NodeLoss {
             node: Node::leaf(shard),
             loss_sum: loss.loss_sum,
@@ -342,7 +410,8 @@ impl ShardCompute {
         while first < end {
             let stop = end.min(first + self.job.model.evaluation_batch());
             load(self.test.as_ref(), first..stop, &mut self.inputs, &mut self.labels);
-            let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
+            let parameters: Vec<&[f32]> =
+                self.exact.as_ref().unwrap_or(&self.current).iter().map(Vec::as_slice).collect();
             let loss = self.model.evaluate(&parameters, Batch::new(&self.inputs, &self.labels))?;
             result.loss_sum += loss.loss_sum;
             result.correct += u64::from(loss.correct);
@@ -359,13 +428,13 @@ impl ShardCompute {
         let specs = self.model.parameters();
         let tensors: Vec<NamedTensor<'_>> = specs
             .iter()
-            .zip(&self.current)
+            .zip(self.exact.as_ref().unwrap_or(&self.current))
             .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
             .collect();
         let params_blake3 = params_blake3(&tensors);
         let model = FinalModel { job: &self.job.name, version: order.version, params_blake3, tensors };
         let bytes = if order.write { self.sink.export(&model)? } else { 0 };
-        Ok(Exported { version: order.version, params_blake3, bytes })
+        Ok(Exported { version: order.version, params_blake3, bytes, pulled: self.pulled() })
     }
 }
 

@@ -7,19 +7,21 @@
 //!    shards of a worker that died can still be computed for that step.
 //! 5. What a lost worker contributed counts, whatever its heir computes: that they differ is said, and ends nothing.
 
+mod exact;
 mod io;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use testudo_kernels::Codec;
+use testudo_kernels::Distortion;
 
+use exact::{Exact, Order};
 pub use io::{Effect, Input, WorkerError};
 
-use crate::lease::{Lease, contributed, may_contribute};
+use crate::job::Codecs;
+use crate::lease::{FIRST_EPOCH, Lease, contributed, may_contribute};
 use crate::message::{
-    Evaluate, Export, Heartbeat, Load, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes,
-    Waiting,
+    Heartbeat, Load, Membership, NodeDone, NodeLoss, Pull, Push, PushRefusal, StepTimes, Waiting,
 };
 use crate::placement::{SliceId, SliceMap};
 use crate::time::Time;
@@ -31,6 +33,7 @@ struct Batch {
     losses: Vec<NodeLoss>,
     unacknowledged: usize,
     compute_us: u64,
+    pushed: Distortion,
     computed_at: Option<Time>,
 }
 
@@ -57,17 +60,13 @@ pub struct WorkerCore<V> {
     /// Work under way, by step; a second batch of one step exists only after another worker's death.
     batches: BTreeMap<u64, Vec<Batch>>,
     orders: Vec<Order>,
+    codecs: Codecs,
+    exact: Exact,
     waiting_since: Time,
     wait_us: u64,
     heartbeat: Duration,
     next_heartbeat: Time,
     effects: VecDeque<Effect<V>>,
-}
-
-#[derive(Debug)]
-enum Order {
-    Evaluate(Evaluate),
-    Export(Export),
 }
 
 impl<V> WorkerCore<V> {
@@ -101,12 +100,21 @@ impl<V> WorkerCore<V> {
             arrivals: 0,
             batches: BTreeMap::new(),
             orders: Vec::new(),
+            codecs: Codecs::default(),
+            exact: Exact::default(),
             waiting_since: Time::default(),
             wait_us: 0,
             heartbeat,
             next_heartbeat: Time::default(),
             effects: VecDeque::new(),
         }
+    }
+
+    /// For a job in which values travel otherwise than as `f32`.
+    #[must_use]
+    pub fn with_codecs(mut self, codecs: Codecs) -> WorkerCore<V> {
+        self.codecs = codecs;
+        self
     }
 
     /// What happened, at `now`.
@@ -134,7 +142,9 @@ impl<V> WorkerCore<V> {
                 return Err(WorkerError::PullRefused { server, parameter, slice, version, reason });
             }
             Input::Gradient { step, node, slice, values } => self.send(step, node, slice, values),
-            Input::Computed { step, loss, compute_us } => self.computed(now, step, loss, compute_us),
+            Input::Computed { step, loss, compute_us, pushed } => {
+                self.computed(now, step, loss, compute_us, pushed);
+            }
             Input::Accepted { step, node, slice: _ } => self.acknowledged(now, step, node),
             Input::Refused { step, node, slice, reason } => {
                 // A node that moved on while its push was under way is owed by its new holder.
@@ -186,7 +196,7 @@ impl<V> WorkerCore<V> {
     /// Whether a worker that is lost may have contributed that node to `step` in this one's place: what a server took of it counts,
     /// and no liar ends a run by what it leaves behind (invariant 5).
     fn inherited(&self, node: Node, step: u64) -> bool {
-        self.leases.iter().any(|l| l.node == node && step < l.alone_from)
+        self.leases.iter().any(|l| l.node == node && l.since > FIRST_EPOCH && step < l.alone_from)
     }
 
     fn describe(&self, slice: SliceId) -> (String, String) {
@@ -228,6 +238,7 @@ impl<V> WorkerCore<V> {
                         times: StepTimes::default(),
                         bytes_sent: 0,
                         bytes_received: 0,
+                        pushed: Distortion::default(),
                     }));
                 }
             }
@@ -246,7 +257,7 @@ impl<V> WorkerCore<V> {
         let (Some(asked), Some(slice)) = (self.asked.get_mut(at), self.map.slices().get(at)) else { return };
         if asked.is_none_or(|v| v < version) {
             *asked = Some(version);
-            let pull = Pull { slice: slice.id, version };
+            let pull = Pull { slice: slice.id, version, exact: false };
             self.effects.push_back(Effect::Pull { server: slice.server, pull });
         }
     }
@@ -260,22 +271,25 @@ impl<V> WorkerCore<V> {
         values: V,
         bytes: u64,
     ) -> Result<(), WorkerError> {
+        if self.exact.version() == Some(version) {
+            return self.arrive_exact(id, version, codec, values, bytes);
+        }
         let next = self.version.map_or(self.first, |v| v + 1);
         let at = self.map.position(id);
-        let expected = at.and_then(|at| self.map.slices().get(at)).map(|s| s.elements as u64 * 4);
+        let pull = self.codecs.pull;
+        let expected =
+            at.and_then(|at| self.map.slices().get(at)).map(|s| pull.encoded_len(s.elements) as u64);
         let asked = at.and_then(|at| self.asked.get(at).copied().flatten());
         let first_time = at.and_then(|at| self.arrived.get(at)).is_some_and(|arrived| !arrived);
-        let fits = expected == Some(bytes) && codec == Codec::F32.id();
+        let fits = expected == Some(bytes) && codec == pull.id();
         let (Some(at), true) = (at, fits && first_time && asked == Some(version) && version == next) else {
-            let (server, _) = self.describe(id);
-            let what = format!("version {version} in {bytes} bytes by codec {codec}");
-            return Err(WorkerError::Unasked { server, what, slice: id });
+            return Err(self.unasked(id, version, codec, bytes));
         };
         if let Some(arrived) = self.arrived.get_mut(at) {
             *arrived = true;
         }
         self.arrivals += 1;
-        self.effects.push_back(Effect::Install { slice: id, values });
+        self.effects.push_back(Effect::Install { slice: id, codec: pull, values });
         if self.arrivals == self.arrived.len() {
             self.arrivals = 0;
             self.arrived.fill(false);
@@ -313,6 +327,7 @@ impl<V> WorkerCore<V> {
             nodes: nodes.clone(),
             losses: Vec::new(),
             compute_us: 0,
+            pushed: Distortion::default(),
             computed_at: None,
         };
         self.batches.entry(step).or_default().push(batch);
@@ -322,7 +337,7 @@ impl<V> WorkerCore<V> {
     fn send(&mut self, step: u64, node: Node, id: SliceId, values: V) {
         let Some(at) = self.map.position(id) else { return };
         let Some(server) = self.map.slices().get(at).map(|s| s.server) else { return };
-        let push = Push { epoch: self.epoch, step, slice: id, node, codec: Codec::F32.id() };
+        let push = Push { epoch: self.epoch, step, slice: id, node, codec: self.codecs.push.id() };
         self.effects.push_back(Effect::Push { server, push, values });
         self.pull(at, step + 1);
     }
@@ -331,9 +346,10 @@ impl<V> WorkerCore<V> {
         self.batches.get_mut(&step)?.iter_mut().find(|b| b.nodes.contains(&node))
     }
 
-    fn computed(&mut self, now: Time, step: u64, loss: NodeLoss, compute_us: u64) {
+    fn computed(&mut self, now: Time, step: u64, loss: NodeLoss, compute_us: u64, pushed: Distortion) {
         if let Some(batch) = self.batch(step, loss.node) {
             batch.losses.push(loss);
+            batch.pushed.add(pushed);
             batch.compute_us += compute_us;
             batch.computed_at = Some(now);
         }
@@ -368,23 +384,14 @@ impl<V> WorkerCore<V> {
             },
             bytes_sent: 0,
             bytes_received: 0,
+            pushed: batch.pushed,
         }));
     }
 
-    fn order(&mut self, order: Order) {
-        self.orders.push(order);
-        self.carry_out_orders();
-    }
-
-    fn carry_out_orders(&mut self) {
-        let Some(version) = self.version else { return };
-        for order in std::mem::take(&mut self.orders) {
-            match order {
-                Order::Evaluate(e) if e.version <= version => self.effects.push_back(Effect::Evaluate(e)),
-                Order::Export(e) if e.version <= version => self.effects.push_back(Effect::Export(e)),
-                later => self.orders.push(later),
-            }
-        }
+    fn unasked(&self, slice: SliceId, version: u64, codec: u8, bytes: u64) -> WorkerError {
+        let (server, _) = self.describe(slice);
+        let what = format!("version {version} in {bytes} bytes by codec {codec}");
+        WorkerError::Unasked { server, what, slice }
     }
 
     /// The first slice that has not arrived, if the worker waits for parameters.

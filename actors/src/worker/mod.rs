@@ -7,6 +7,7 @@ pub mod actor;
 mod compute;
 mod core;
 mod dial;
+mod encode;
 mod thread;
 
 pub use compute::{ComputeError, Event, Pace, ShardCompute};

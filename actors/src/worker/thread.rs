@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, mpsc};
 
+use testudo_kernels::Codec;
 use testudo_transport::Payload;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -22,7 +23,8 @@ use crate::worker::{Event, Input, ShardCompute};
 
 /// Work for the thread.
 pub(super) enum Work {
-    Install { slice: SliceId, values: Payload },
+    Install { slice: SliceId, codec: Codec, values: Payload },
+    InstallExact { slice: SliceId, values: Payload },
     Adopt { version: u64 },
     Witness(Key),
     Compute { step: u64, nodes: Vec<Node> },
@@ -68,9 +70,12 @@ impl Thread {
 
     fn carry_out(&mut self, work: Work) -> Result<(), String> {
         match work {
-            Work::Install { slice, values } => {
+            Work::Install { slice, codec, values } => {
+                self.compute.install_encoded(slice, codec, values.as_bytes()).map_err(|e| e.to_string())?;
+            }
+            Work::InstallExact { slice, values } => {
                 let view = numbers::view(&values).map_err(|e| e.to_string())?;
-                self.compute.install(slice, view);
+                self.compute.install_exact(slice, view);
             }
             Work::Adopt { version } => {
                 self.compute.adopt();
@@ -92,8 +97,8 @@ impl Thread {
                             Mail::Input(Input::Gradient { step, node, slice, values })
                         }
                         Event::Testimony { step, node, values } => Mail::Testimony { step, node, values },
-                        Event::Computed { step, loss, compute_us } => {
-                            Mail::Input(Input::Computed { step, loss, compute_us })
+                        Event::Computed { step, loss, compute_us, pushed } => {
+                            Mail::Input(Input::Computed { step, loss, compute_us, pushed })
                         }
                     };
                     *gone |= mailbox.deliver_blocking(runtime, mail).is_err();

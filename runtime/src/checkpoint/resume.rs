@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use testudo_actors::plan::Plan;
-use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::Aggregation;
+use testudo_actors::{Codecs, JobSpec, Resume};
+use testudo_kernels::{Aggregation, Codec};
 
 use super::store::Whole;
 use super::{CheckpointError, manifest::Hex};
@@ -47,12 +47,23 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         ("data (test examples)", text(&job.data.test_examples)),
         ("data (content)", Hex(job.data.blake3).to_string()),
     ];
-    all.into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .chain(planned)
-        .chain(rule)
-        .chain(clip)
-        .collect()
+    let named = all.into_iter().map(|(name, value)| (name.to_owned(), value));
+    named.chain(planned).chain(rule).chain(clip).chain(codecs(job)).collect()
+}
+
+/// How values travelled, where they lost something on the way; a checkpoint of before there were codecs says nothing of them. A block
+/// of `int8` begins where a slice does.
+fn codecs(job: &JobSpec) -> impl Iterator<Item = (String, String)> {
+    let Codecs { push, pull } = job.codecs;
+    let of = |name: &str, codec: Codec| (!codec.is_lossless()).then(|| (name.to_owned(), text(&codec)));
+    let slices = [push, pull].into_iter().any(|codec| codec.block() > 1);
+    [
+        of("transport.push_codec", push),
+        of("transport.pull_codec", pull),
+        slices.then(|| ("transport.slice_bytes".to_owned(), text(&job.slice_bytes))),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn text(value: &impl Serialize) -> String {

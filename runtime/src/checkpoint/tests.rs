@@ -6,7 +6,8 @@ mod site;
 use std::time::Duration;
 
 use testudo_actors::checkpoint::{PartSource as _, RestoredSlice};
-use testudo_actors::{JobSpec, Resume};
+use testudo_actors::{Codecs, JobSpec, Resume};
+use testudo_kernels::Codec;
 
 use self::site::{Site, slices, values};
 use super::load;
@@ -253,6 +254,10 @@ fn a_job_with_other_settings_may_not_go_on_and_hears_which() {
         (JobSpec { optimizer: faster, ..job.clone() }, "optimizer.constants is {\"momentum\":0.5"),
         (JobSpec { batch_size: 32, ..job.clone() }, "training.batch_size"),
         (JobSpec { logical_shards: 2, ..job.clone() }, "training.logical_shards"),
+        (
+            JobSpec { codecs: Codecs { push: Codec::F32, pull: Codec::Int8 }, ..job.clone() },
+            "transport.pull_codec is \"int8\", was not set",
+        ),
         (
             JobSpec { aggregation: testudo_kernels::Aggregation::Median { hostile: 1 }, ..job.clone() },
             "training.aggregation",

@@ -21,7 +21,7 @@ use crate::process::{Program, Protections, calls, confine, user};
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
-use crate::report::summary::Summary;
+use crate::report::summary::{CodecSummary, Summary};
 use crate::run::{Completed, Watcher};
 use crate::rundir::{RunDir, in_words};
 use crate::say::{note, say};
@@ -198,6 +198,7 @@ fn leave_results(
         workers,
         servers,
         placement: config.cluster.placement,
+        codecs: CodecSummary::new(spec, finished),
         params_blake3: hex(&finished.params_blake3),
         checkpoint_step: finished.checkpoint,
         resumed_from_step: spec.resume.map(|resume| resume.step),

@@ -14,8 +14,8 @@ use super::read::Values;
 use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model,
-    Network, Optimizer, Output, Placement, Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles,
-    ServersNetwork, Training, Transport,
+    Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation, Schedule, SchedulerNetwork,
+    Security, SecurityFiles, ServersNetwork, Training, Transport,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -71,6 +71,13 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         data: from.data(),
         transport: Transport {
             slice_bytes: from.integer("transport.slice_bytes"),
+            push: from.push_codec(),
+            pull_codec: match from.text("transport.pull_codec").as_str() {
+                "f16" => PullCodec::F16,
+                "bf16" => PullCodec::Bf16,
+                "int8" => PullCodec::Int8,
+                _ => PullCodec::F32,
+            },
             lanes: from.integer("transport.lanes"),
             max_in_flight_bytes: from.integer("transport.max_in_flight_bytes"),
             max_in_flight_messages: from.integer("transport.max_in_flight_messages"),
@@ -254,6 +261,19 @@ impl<'a> Builder<'a> {
                 norm_bound: self.number("training.norm_bound"),
             },
             _ => Aggregation::Mean,
+        }
+    }
+
+    fn push_codec(&self) -> PushCodec {
+        let push_threshold = self.number("transport.push_threshold");
+        match self.text("transport.push_codec").as_str() {
+            "f16" => PushCodec::F16,
+            "bf16" => PushCodec::Bf16,
+            "int8" => PushCodec::Int8,
+            "2bit" => PushCodec::TwoBit { push_threshold },
+            "1bit" => PushCodec::OneBit { push_threshold },
+            "topk" => PushCodec::TopK { push_fraction: self.number("transport.push_fraction") },
+            _ => PushCodec::F32,
         }
     }
 

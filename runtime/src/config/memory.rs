@@ -108,6 +108,7 @@ impl Config {
     /// Bytes that a node of that role needs for itself, `data` bytes of examples among them if it is a worker.
     fn own_bytes(&self, role: Role, data: u64) -> u64 {
         let shards = u64::from(self.training.logical_shards);
+        let codecs = crate::job::codecs(&self.transport);
         let needs = match role {
             Role::Server => {
                 let program = self.optimizer.spec().parse();
@@ -119,13 +120,17 @@ impl Config {
                 // Of sums that wait for their sibling there is one for every second shard at most.
                 let sums = if votes > 0 { 0 } else { shards.div_ceil(2) };
                 let tables = self.slices().saturating_mul(SLICE_AT_SERVER);
-                // Two versions, the next, and what goes with them.
-                let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot);
+                // Two versions, the next, and what goes with them; each once more as it is given out, if that is another way.
+                let encoded = if codecs.pull.is_lossless() { 0 } else { 3 };
+                let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot + encoded);
                 values.saturating_add(votes).saturating_add(tables).saturating_add(self.products_bytes())
             }
             Role::Worker => {
                 // Two versions, a shard's gradient, its file, and sums along one path of the tree.
                 let copies = 4 + u64::from(shards.max(1).ilog2()) + 1;
+                // The exact parameters that are evaluated; and, if all others die, the residuals of every shard.
+                let copies = copies + u64::from(!codecs.pull.is_lossless());
+                let copies = copies + if codecs.push.feeds_back() { shards } else { 0 };
                 let shard = u64::from(self.training.batch_size) / shards.max(1);
                 let activations = self.activation_bytes(shard);
                 let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);

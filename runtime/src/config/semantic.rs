@@ -81,6 +81,7 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     );
     votes(config, &mut report);
     network(config, &mut report);
+    codecs(config, &mut report);
     let memory = ["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"];
     let roles = [Role::Scheduler, Role::Server, Role::Worker];
     // How much a worker's data takes is known when it has them.
@@ -180,6 +181,23 @@ fn network(config: &Config, report: &mut Report<'_>) {
             )
         });
     }
+}
+
+/// A codec must work, and nothing may be promised that it does not keep.
+fn codecs(config: &Config, report: &mut Report<'_>) {
+    let push = crate::job::codecs(&config.transport).push;
+    let parameters = ["transport.push_threshold", "transport.push_fraction", "transport.push_codec"];
+    if let Err(error) = push.validate() {
+        report(&parameters, true, &|| format!("`transport.push_codec` is {push}: {error}"));
+    }
+    let (kept, paths) =
+        (&config.checkpoint, ["checkpoint.every_steps", "checkpoint.at_end", "transport.push_codec"]);
+    report(&paths, push.feeds_back() && (kept.every_steps > 0 || kept.at_end), &|| {
+        format!(
+            "`transport.push_codec` is {push}, whose residuals no checkpoint holds, so a resumed run could not go on as if it had \
+             not stopped: set `checkpoint.every_steps` to 0 and `checkpoint.at_end` to false, or use f32, f16 or bf16"
+        )
+    });
 }
 
 /// Who listens on loopback is reached from loopback alone.

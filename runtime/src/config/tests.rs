@@ -167,6 +167,13 @@ fn the_effective_file_says_the_same() {
         (FULL, vec![]),
         (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
         (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9"]),
+        (MINIMAL, vec!["transport.push_codec=bf16", "transport.pull_codec=int8"]),
+        (
+            MINIMAL,
+            vec!["transport.push_codec=topk", "checkpoint.at_end=false", "transport.push_fraction=0.1"],
+        ),
+        (MINIMAL, vec!["transport.push_codec=1bit", "checkpoint.at_end=false"]),
+        (MINIMAL, vec!["transport.push_codec=2bit", "checkpoint.at_end=false", "transport.push_threshold=2"]),
         (MINIMAL, vec!["schedule.kind=onecycle", "schedule.start_fraction=0.1"]),
         (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
         (

@@ -47,6 +47,13 @@ pub struct StepRecord {
     /// Seconds since training began, at the end of the step.
     #[serde(with = "number")]
     pub elapsed_seconds: f64,
+    /// What the push codec lost of the step's gradients, relative to them; absent where that is nothing.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub push_error: f64,
+}
+
+fn is_nothing(error: &f64) -> bool {
+    *error == 0.0
 }
 
 /// Why the metrics file cannot be written or read.
@@ -221,6 +228,7 @@ mod tests {
             send_ms: 2.25,
             wait_ms: 1.0,
             elapsed_seconds: 0.015,
+            push_error: 0.0,
         }
     }
 

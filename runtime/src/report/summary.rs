@@ -5,11 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use testudo_actors::JobSpec;
+use testudo_actors::message::Finished;
+use testudo_kernels::Codec;
 
 use super::human;
 use super::metrics::number;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::config::Placement;
+use crate::job;
 
 /// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +55,9 @@ pub struct Summary {
     /// Who shared a process.
     #[serde(default)]
     pub placement: Placement,
+    /// How gradients and parameters travelled.
+    #[serde(flatten, default)]
+    pub codecs: CodecSummary,
     /// BLAKE3 over the final parameters, in hex: equal for equal bits.
     pub params_blake3: String,
     /// The step of the newest training checkpoint, from which the run can be resumed; `null` if there is none.
@@ -65,6 +72,74 @@ pub struct Summary {
     pub audit_head: Option<String>,
     /// The run directory, absolute.
     pub run_dir: PathBuf,
+}
+
+/// How values travelled, what that saved and what it cost. Part of the summary's own object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CodecSummary {
+    /// The codec of gradients.
+    pub push_codec: String,
+    /// The codec of parameters.
+    pub pull_codec: String,
+    /// Bytes of all slices in the push codec over their bytes as f32.
+    pub push_ratio: f64,
+    /// The same in the pull codec.
+    pub pull_ratio: f64,
+    /// What was lost of gradients, relative to them (root mean square, over a sample of every slice and step).
+    pub push_error: f64,
+    /// What workers did not know of the final parameters, relative to them.
+    pub pull_error: f64,
+    /// Logical shards whose residuals were lost with their workers: the run's bits are then its own.
+    pub residuals_lost: u32,
+}
+
+impl Default for CodecSummary {
+    fn default() -> Self {
+        CodecSummary {
+            push_codec: Codec::F32.name().into(),
+            pull_codec: Codec::F32.name().into(),
+            push_ratio: 1.0,
+            pull_ratio: 1.0,
+            push_error: 0.0,
+            pull_error: 0.0,
+            residuals_lost: 0,
+        }
+    }
+}
+
+impl CodecSummary {
+    /// Of a run of `job`.
+    #[must_use]
+    pub fn new(job: &JobSpec, finished: &Finished) -> CodecSummary {
+        let (push_ratio, pull_ratio) = job::codec_ratios(job);
+        CodecSummary {
+            push_codec: job.codecs.push.name().into(),
+            pull_codec: job.codecs.pull.name().into(),
+            push_ratio,
+            pull_ratio,
+            push_error: finished.push_error,
+            pull_error: finished.pull_error,
+            residuals_lost: finished.residuals_lost,
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let row = |name, codec: &str, ratio: f64, error: f64| {
+            let text = format!("{codec}, {} of f32, error {}", human::percent(ratio), human::percent(error));
+            (codec != Codec::F32.name()).then_some((name, text))
+        };
+        let lost = (self.residuals_lost > 0).then(|| {
+            ("residuals", format!("lost of {}", counted(self.residuals_lost.into(), "logical shard")))
+        });
+        [
+            row("gradients", &self.push_codec, self.push_ratio, self.push_error),
+            row("parameters as", &self.pull_codec, self.pull_ratio, self.pull_error),
+            lost,
+        ]
+        .into_iter()
+        .flatten()
+    }
 }
 
 impl Summary {
@@ -143,6 +218,8 @@ impl Summary {
             ),
             ("run directory", self.run_dir.display().to_string()),
         ]);
+        let nodes = rows.iter().position(|(name, _)| *name == "nodes").unwrap_or(rows.len());
+        rows.splice(nodes..nodes, self.codecs.rows());
         rows
     }
 }
@@ -157,6 +234,7 @@ mod tests {
 
     pub(crate) fn summary() -> Summary {
         Summary {
+            codecs: CodecSummary::default(),
             job: "mnist".into(),
             test_accuracy: Some(0.98123),
             test_loss: Some(0.0721),
@@ -208,6 +286,17 @@ mod tests {
             text.starts_with("  bits per byte  2.346 of the text held out\n  test accuracy  98.12 %\n"),
             "{text}"
         );
+        assert!(!table.contains("gradients"), "{table}");
+        let codecs = CodecSummary {
+            push_codec: "int8".into(),
+            push_ratio: 0.2539,
+            push_error: 0.0071,
+            residuals_lost: 2,
+            ..CodecSummary::default()
+        };
+        let lossy = Summary { codecs, ..summary() }.table(false);
+        assert!(lossy.contains("gradients      int8, 25.39 % of f32, error 0.71 %\n"), "{lossy}");
+        assert!(lossy.contains("residuals      lost of 2 logical shards\n"), "{lossy}");
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(crate) struct Progress {
     checkpoints: AtomicU64,
     loss: Last,
     step_seconds: Last,
+    push_error: Last,
 }
 
 impl Progress {
@@ -55,6 +56,7 @@ impl Progress {
         self.samples.fetch_add(summary.examples, Ordering::Relaxed);
         self.loss.set(summary.loss);
         self.step_seconds.set(summary.seconds);
+        self.push_error.set(summary.push_error);
     }
 
     /// A checkpoint is whole.
@@ -76,6 +78,10 @@ impl Progress {
 
     pub(super) fn loss(&self) -> Option<f64> {
         self.loss.get()
+    }
+
+    pub(super) fn push_error(&self) -> Option<f64> {
+        self.push_error.get()
     }
 
     pub(super) fn step_seconds(&self) -> Option<f64> {

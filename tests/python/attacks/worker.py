@@ -120,7 +120,7 @@ def membership(body):
 
 
 REFUSALS = ["not initialised", "unknown slice", "unknown codec", "wrong length", "no lease", "step gone", "step ahead",
-            "not finite", "conflict", "overlap"]
+            "not finite", "conflict", "overlap", "malformed"]
 PULL_REFUSALS = ["not initialised", "unknown slice", "gone", "not yet possible"]
 
 
@@ -143,7 +143,7 @@ def ask(server, kind, body, payload=b""):
 def pushes(server, slice_id, size):
     """Lies about the slice `slice_id` of `size` bytes, each refused; `server` keeps it, and the worker holds a lease."""
     return by_value(server, slice_id, size, 0) | by_form(server, slice_id, size, 1) | {
-        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 2)))),
+        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 2, 0)))),
     }
 
 
@@ -188,15 +188,15 @@ def by_form(server, slice_id, size, ahead):
         "the last step there can be": one(step=(1 << 64) - 1),
         "a future epoch": one(epoch=epoch + 1),
         "the epoch before the first": one(epoch=0),
-        "a pull of an unknown parameter": ask(server, wire.PULL, b"".join(map(wire.varint, (top, 0, 0)))),
-        "a pull of the last version": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, (1 << 64) - 1)))),
+        "a pull of an unknown parameter": ask(server, wire.PULL, b"".join(map(wire.varint, (top, 0, 0, 0)))),
+        "a pull of the last version": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, (1 << 64) - 1, 0)))),
     }
 
 
 def between(server, slice_id, size, version):
     """Lies for the step that begins with `version`, once that is there and before anybody has contributed to it."""
     patience = time.monotonic() + 20
-    pull = b"".join(map(wire.varint, (*slice_id, version)))
+    pull = b"".join(map(wire.varint, (*slice_id, version, 0)))
     while (answer := ask(server, wire.PULL, pull)) == "not yet possible" and time.monotonic() < patience:
         time.sleep(0.05)
     if answer != "a version":
@@ -253,7 +253,7 @@ def trickle(server, slice_id, version, asked):
     peer, lane = greet(beside_it.target, beside_it.name, server, *state["credentials"], state["secret"],
                        wire.next_address(), data=ROOM)
     peer.grant()
-    pull, came = b"".join(map(wire.varint, (*slice_id, version))), 0
+    pull, came = b"".join(map(wire.varint, (*slice_id, version, 0))), 0
     for _ in range(asked):
         peer.say(lane, wire.PULL, pull)
     for _ in range(asked):
@@ -285,7 +285,7 @@ def other_stream(server, slice_id):
     """A message of one stream again on another; how the server closes the connection."""
     peer, lane = state["lanes"][server]
     state["request"] += 1
-    body = b"".join(map(wire.varint, (*slice_id, 0)))
+    body = b"".join(map(wire.varint, (*slice_id, 0, 0)))
     header = wire.envelope(peer.name, peer.expect, state["request"]) + body
     frame = peer.sealer(lane).frame(wire.PULL, body, header=header)
     peer.write(lane, frame)

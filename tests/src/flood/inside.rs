@@ -144,7 +144,11 @@ impl Inside {
                             Push { epoch: EPOCH, step, slice: slice.id, node: Node::leaf(1), codec: 0 };
                         Outgoing::new(Push::KIND, request, push.encode()).with_payload(values)
                     }
-                    _ => Outgoing::new(Pull::KIND, request, Pull { slice: slice.id, version: step }.encode()),
+                    _ => Outgoing::new(
+                        Pull::KIND,
+                        request,
+                        Pull { slice: slice.id, version: step, exact: false }.encode(),
+                    ),
                 };
                 if say.send(message).await.is_err() {
                     return;
@@ -173,7 +177,7 @@ impl Inside {
             }
             let (say, _unread) = kept.last_mut()?;
             while let Some((slice, step, _)) = self.latest() {
-                let pull = Pull { slice: slice.id, version: step };
+                let pull = Pull { slice: slice.id, version: step, exact: false };
                 match timeout(TRY, say.send(Outgoing::new(Pull::KIND, 0, pull.encode()))).await {
                     Ok(sent) => sent.ok()?,
                     Err(_) => break,

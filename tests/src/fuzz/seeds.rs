@@ -77,7 +77,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     let worker = MemberRole::Worker;
     vec![
         of("push", &Push { epoch: 3, step: 700, slice: slice(), node: node(), codec: 0 }),
-        of("pull", &Pull { slice: slice(), version: 70_000 }),
+        of("pull", &Pull { slice: slice(), version: 70_000, exact: false }),
         of("push-refused", &PushRefused { reason: PushRefusal::WrongLength { expected: 4, found: 5 } }),
         of(
             "join",
@@ -130,7 +130,14 @@ fn pieces() -> ParameterPieces {
 }
 
 fn node_done(loss: NodeLoss, times: StepTimes) -> NodeDone {
-    NodeDone { step: 3, nodes: vec![loss, loss], times, bytes_sent: 1 << 40, bytes_received: 7 }
+    NodeDone {
+        step: 3,
+        nodes: vec![loss, loss],
+        times,
+        bytes_sent: 1 << 40,
+        bytes_received: 7,
+        pushed: Default::default(),
+    }
 }
 
 fn report() -> StatusReport {
@@ -171,7 +178,7 @@ fn frames() -> Vec<Seed> {
     let (kind, body) = push();
     seeds.push(("push", whole(255, vec![(kind, body.clone(), vec![7; 16])])));
     seeds.push(("two-pushes", whole(13, vec![(kind, body.clone(), vec![1; 3]), (kind, body, Vec::new())])));
-    let pull = Pull { slice: slice(), version: 3 }.encode();
+    let pull = Pull { slice: slice(), version: 3, exact: false }.encode();
     seeds.push(("pulls-byte-by-byte", whole(1, vec![(Pull::KIND, pull, Vec::new()); 3])));
     seeds.push(("announced-2-to-the-64", {
         let mut bytes = whole(255, vec![(Push::KIND, Vec::new(), Vec::new())]);

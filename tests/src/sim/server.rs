@@ -16,7 +16,9 @@ use testudo_actors::server::{
 };
 use testudo_actors::tree::Node;
 use testudo_actors::worker::Input as WorkerInput;
+use testudo_kernels::Codec;
 use testudo_kernels::robust::weigh::Weights;
+use testudo_transport::Payload;
 
 use super::kept::restored;
 use super::{About, Reply, Simulation, Values, Wire};
@@ -49,8 +51,12 @@ impl Simulation {
                     self.reply(i, reply, Err(reason));
                 }
                 ServerEffect::Answer { reply, slice, version } => {
-                    let (bytes, _) = self.servers[i].store.read(slice, version).unwrap();
-                    let body = SliceVersion { slice, version, codec: 0 }.encode();
+                    let (store, exact) = (&self.servers[i].store, reply.wants_exact());
+                    let (bytes, codec) = match exact {
+                        true => (store.read_exact(slice, version).unwrap().0, Codec::F32),
+                        false => (store.read(slice, version).unwrap().0, store.codec()),
+                    };
+                    let body = SliceVersion { slice, version, codec: codec.id() }.encode();
                     self.carried.push((SliceVersion::KIND, body, bytes.clone()));
                     self.reply(i, reply, Ok(Some(bytes)));
                 }
@@ -75,8 +81,9 @@ impl Simulation {
             (About::Push(Push { step, node, slice, .. }), Err(reason)) => {
                 WorkerInput::Refused { step, node, slice, reason }
             }
-            (About::Pull(Pull { slice, version }), Ok(Some(values))) => {
-                WorkerInput::Slice { slice, version, codec: 0, bytes: values.len() as u64, values }
+            (About::Pull(Pull { slice, version, exact }), Ok(Some(values))) => {
+                let codec = if exact { 0 } else { self.servers[server].store.codec().id() };
+                WorkerInput::Slice { slice, version, codec, bytes: values.len() as u64, values }
             }
             (about, answer) => panic!("{answer:?} is no answer to {about:?}"),
         };
@@ -84,7 +91,7 @@ impl Simulation {
     }
 
     pub(super) fn refuse_pull(&mut self, server: usize, reply: Reply, reason: PullRefusal) {
-        if let About::Pull(Pull { slice, version }) = reply.about
+        if let About::Pull(Pull { slice, version, .. }) = reply.about
             && self.workers.get(reply.worker as usize).is_some_and(|w| w.alive)
         {
             let input = WorkerInput::PullRefused { slice, version, reason };
@@ -119,7 +126,7 @@ impl Simulation {
         }
         let input = if std::mem::take(&mut server.initialise) {
             if self.restored.is_empty() {
-                server.math.initialise();
+                server.math.initialise().unwrap();
             } else {
                 server.math.restore(restored(&self.restored, &server.math.slices())).unwrap();
             }
@@ -128,10 +135,13 @@ impl Simulation {
             // Any contribution may be summed next: their order is the seed's choice.
             let at = self.choice.below(server.work.len());
             let (slice, step, node, values) = server.work.remove(at).unwrap();
-            let values = bytemuck::pod_collect_to_vec(&values[..]);
-            match server.math.contribute(Contribution { slice, step, node, values }) {
+            let values = server.math.decode(slice, Payload::copy_from(&values));
+            let unusable = |reason| ServerInput::Unusable { slice, step, node, reason };
+            match values.and_then(|values| server.math.contribute(Contribution { slice, step, node, values }))
+            {
                 Ok(updated) => ServerInput::Stored { slice, step, node, updated },
-                Err(MathError::NotFinite(element)) => ServerInput::NotFinite { slice, step, node, element },
+                Err(MathError::Codec(_)) => unusable(PushRefusal::Malformed),
+                Err(MathError::NotFinite(element)) => unusable(PushRefusal::NotFinite { element }),
                 Err(error) => panic!("{error}"),
             }
         };

@@ -9,6 +9,7 @@ use testudo_actors::server::{Input as ServerInput, PushInput};
 use testudo_actors::tree::Node;
 use testudo_actors::witness::Key;
 use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
+use testudo_kernels::Codec;
 
 use super::{About, Reply, Simulation, Values, Wire};
 
@@ -21,7 +22,8 @@ pub(super) struct Worker {
 }
 
 pub(super) enum Work {
-    Install(SliceId, Values),
+    Install(SliceId, Codec, Values),
+    InstallExact(SliceId, Values),
     Adopt(u64),
     Witness(Key),
     Compute(u64, Vec<Node>),
@@ -58,8 +60,11 @@ impl Simulation {
                     let input = ServerInput::Pull { worker, reply, pull };
                     self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
                 }
-                WorkerEffect::Install { slice, values } => {
-                    self.workers[i].work.push_back(Work::Install(slice, values));
+                WorkerEffect::Install { slice, codec, values } => {
+                    self.workers[i].work.push_back(Work::Install(slice, codec, values));
+                }
+                WorkerEffect::InstallExact { slice, values } => {
+                    self.workers[i].work.push_back(Work::InstallExact(slice, values));
                 }
                 WorkerEffect::Adopt { version } => self.workers[i].work.push_back(Work::Adopt(version)),
                 WorkerEffect::Compute { step, nodes } => {
@@ -67,7 +72,8 @@ impl Simulation {
                 }
                 WorkerEffect::Evaluate(order) => self.workers[i].work.push_back(Work::Evaluate(order)),
                 WorkerEffect::Export(order) => self.workers[i].work.push_back(Work::Export(order)),
-                WorkerEffect::Differs { .. } => panic!("equal arithmetic computes equal gradients"),
+                // Equal arithmetic computes equal gradients; an heir without the residuals does not encode them alike.
+                WorkerEffect::Differs { .. } => assert!(self.feeds_back, "equal gradients differ"),
                 WorkerEffect::Report(done) => self.report(worker, done),
                 WorkerEffect::Result(result) => {
                     let input = SchedulerInput::Evaluated { worker, result };
@@ -87,9 +93,12 @@ impl Simulation {
         let Some(work) = self.workers[i].work.pop_front() else { return };
         let worker = &mut self.workers[i];
         match work {
-            Work::Install(slice, values) => {
+            Work::Install(slice, codec, values) => {
+                worker.compute.install_encoded(slice, codec, &values).unwrap();
+            }
+            Work::InstallExact(slice, values) => {
                 let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&values[..]);
-                worker.compute.install(slice, &floats);
+                worker.compute.install_exact(slice, &floats);
             }
             Work::Adopt(version) => {
                 worker.compute.adopt();
@@ -112,8 +121,8 @@ impl Simulation {
                         Event::Gradient { step, node, slice, values } => {
                             WorkerInput::Gradient { step, node, slice, values }
                         }
-                        Event::Computed { step, loss, compute_us } => {
-                            WorkerInput::Computed { step, loss, compute_us }
+                        Event::Computed { step, loss, compute_us, pushed } => {
+                            WorkerInput::Computed { step, loss, compute_us, pushed }
                         }
                     });
                 };

@@ -7,6 +7,7 @@ use crate::lease::reassign;
 use crate::message::*;
 use crate::scheduler::ending::{Ending, Order};
 use crate::time::Time;
+use crate::witness::Heard;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// The last step is complete: evaluate and export.
@@ -57,6 +58,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             bytes_sent: self.progress.bytes_sent,
             bytes_received: self.progress.bytes_received,
             workers_lost: self.workers_lost,
+            residuals_lost: self.residuals_lost,
+            push_error: self.progress.push_error(),
+            pull_error: exported.pulled.relative(),
             checkpoint: self.checkpoints.newest(),
         });
         self.outcome = Some(outcome);
@@ -112,9 +116,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.fail(format!("{member} was lost ({reason}), and no worker is left"));
             }
             Phase::Forming | Phase::Training => {
+                self.lose_residuals(member.index);
                 let progress = &self.progress;
-                // Who is lost began no step from the horizon on. Votes are each a worker's own.
-                let alone_from = self.job.aggregation.hostile().is_none().then_some(self.until);
+                // Who is lost began no step from the horizon on.
+                let alone_from = self.job.sums_shards().then_some(self.until);
                 self.leases = reassign(
                     &self.leases,
                     member.index,
@@ -136,6 +141,24 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.hand_out();
             }
             Phase::Over => {}
+        }
+    }
+
+    /// What error feedback kept of the shards that `worker` held is lost with it, and with that what its heirs would have to be
+    /// told of to contribute the same.
+    fn lose_residuals(&mut self, worker: u32) {
+        if !self.job.codecs.push.feeds_back() || self.epoch == 0 {
+            return;
+        }
+        let shards: u32 = self.leases.iter().filter(|l| l.worker == worker).map(|l| l.node.leaves).sum();
+        self.residuals_lost = self.residuals_lost.saturating_add(shards);
+        self.effects.push_back(Effect::Notice(format!(
+            "the residuals of {shards} logical shards (transport.push_codec is {}) are lost with worker/{worker}: training goes on \
+             without them, and no longer gives the bits of a run that lost none",
+            self.job.codecs.push
+        )));
+        if self.witness.is_some() {
+            self.heed(Heard::Lost("contributions follow from residuals that are lost".into()));
         }
     }
 

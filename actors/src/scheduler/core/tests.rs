@@ -37,6 +37,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         max_steps: Some(1),
         data: DataSpec { train_examples: 40, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 64,
+        codecs: crate::Codecs::default(),
         determinism: crate::job::Determinism::Strict,
         heartbeat_ms: 100,
         heartbeat_timeout_ms: 1_000,
@@ -141,7 +142,14 @@ impl Bench {
     /// A worker reports a node of a step.
     fn report(&mut self, worker: u32, step: u64, node: Node, examples: u64) -> Vec<Effect<u32>> {
         let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 0, examples }];
-        let done = NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+        let done = NodeDone {
+            step,
+            nodes,
+            times: StepTimes::default(),
+            bytes_sent: 0,
+            bytes_received: 0,
+            pushed: Default::default(),
+        };
         self.handle(Input::NodeDone { worker, done })
     }
 
@@ -160,6 +168,7 @@ impl Bench {
                 times: StepTimes::default(),
                 bytes_sent: 1,
                 bytes_received: 1,
+                pushed: Default::default(),
             };
             effects.extend(self.handle(Input::NodeDone { worker: *index, done }));
         }
@@ -171,7 +180,8 @@ impl Bench {
                     self.handle(Input::Evaluated { worker: member.index, result })
                 }
                 ToMember::Export(Export { version, .. }) => {
-                    let exported = Exported { version, params_blake3: [7; 32], bytes: 1 };
+                    let exported =
+                        Exported { version, params_blake3: [7; 32], bytes: 1, pulled: Default::default() };
                     self.handle(Input::Exported { worker: member.index, exported })
                 }
                 _ => Vec::new(),
@@ -433,7 +443,14 @@ fn who_reports_what_cannot_be_is_lost_by_name() {
     {
         let mut bench = Bench::training(job(2, 1));
         let nodes = vec![NodeLoss { node: LEFT, loss_sum, correct: 0, examples: 2 }];
-        let done = NodeDone { step, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+        let done = NodeDone {
+            step,
+            nodes,
+            times: StepTimes::default(),
+            bytes_sent: 0,
+            bytes_received: 0,
+            pushed: Default::default(),
+        };
         let effects = bench.handle(Input::NodeDone { worker: 0, done: done.clone() });
         let fault = |e: &Effect<u32>| matches!(e, Effect::Fault { member, .. } if *member == worker(0));
         assert!(effects.iter().any(fault), "{effects:?}");

@@ -4,14 +4,12 @@ use std::collections::BTreeSet;
 
 use super::SchedulerCore;
 use super::reports::DIVERGED;
+use crate::lease::FIRST_EPOCH;
 use crate::message::{Given, Member, MemberRole, NodeLoss, Phase, Testimony, Witnessed};
 use crate::scheduler::{Effect, ToMember};
 use crate::time::Time;
 use crate::tree::Node;
 use crate::witness::{Heard, Key, Witness};
-
-/// The epoch of the first leases: later ones were another worker's before.
-const FIRST_EPOCH: u64 = 1;
 
 /// Who has told what it contributed to the steps that are not complete: what it reports is held against that.
 #[derive(Debug, Default)]

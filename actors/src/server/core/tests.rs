@@ -69,7 +69,7 @@ impl Bench {
     }
 
     fn pull(&mut self, worker: u32, reply: u32, version: u64) -> Vec<Effect<u32, &'static str>> {
-        self.handle(Input::Pull { worker, reply, pull: Pull { slice: FIRST, version } })
+        self.handle(Input::Pull { worker, reply, pull: Pull { slice: FIRST, version, exact: false } })
     }
 
     /// Both halves of a step contribute; replies are 0.
@@ -178,7 +178,8 @@ fn values_that_are_not_finite_leave_their_place_free() {
     bench.push(0, 1, push(LEFT, 0), A);
     bench.push(0, 2, push(LEFT, 0), A);
     let refused = |reply| refuse(reply, 0, PushRefusal::NotFinite { element: 3 });
-    let found = Input::NotFinite { slice: FIRST, step: 0, node: LEFT, element: 3 };
+    let reason = PushRefusal::NotFinite { element: 3 };
+    let found = Input::Unusable { slice: FIRST, step: 0, node: LEFT, reason };
     assert_eq!(bench.handle(found), [refused(1), refused(2)]);
     assert_eq!(bench.push(0, 3, push(LEFT, 0), B), [store(LEFT, 0)]);
     assert_eq!(bench.stored(LEFT, 0, None), [accept(3, false)]);
@@ -207,7 +208,7 @@ fn a_pull_that_cannot_be_served_is_refused() {
     assert_eq!(bench.pull(0, 1, 1), [refuse_pull(1, PullRefusal::Gone { version: 3 })]);
     assert_eq!(bench.pull(0, 2, 5), [refuse_pull(2, PullRefusal::NotYetPossible { version: 3 })]);
     assert_eq!(bench.pull(0, 3, u64::MAX), [refuse_pull(3, PullRefusal::NotYetPossible { version: 3 })]);
-    let unknown = Pull { slice: SliceId { parameter: 0, index: 2 }, version: 3 };
+    let unknown = Pull { slice: SliceId { parameter: 0, index: 2 }, version: 3, exact: false };
     let input = Input::Pull { worker: 0, reply: 4, pull: unknown };
     assert_eq!(bench.handle(input), [refuse_pull(4, PullRefusal::UnknownSlice)]);
     // A worker that floods a slice with waiting pulls takes no more room than its own few.
@@ -233,7 +234,8 @@ fn steps_do_not_bleed() {
     assert_eq!(bench.push(0, 7, push(LEFT, 0), A), [refuse(7, 0, PushRefusal::StepGone { version: 2 })]);
     // A verdict on a step that is over changes nothing.
     assert_eq!(bench.stored(LEFT, 0, Some(9)), []);
-    assert_eq!(bench.handle(Input::NotFinite { slice: FIRST, step: 0, node: LEFT, element: 0 }), []);
+    let reason = PushRefusal::Malformed;
+    assert_eq!(bench.handle(Input::Unusable { slice: FIRST, step: 0, node: LEFT, reason }), []);
     assert_eq!(bench.pull(1, 8, 2), [answer(8, 2)]);
 }
 
@@ -318,6 +320,28 @@ fn a_push_fits_its_slice() {
     assert_eq!(bench.push(0, 4, short, A), [stored], "the last slice of a parameter is short");
 }
 
+/// In a job with a codec, no other counts, nor another length than it gives; what is no encoding leaves its place free.
+#[test]
+fn a_push_is_in_the_jobs_codec() {
+    let mut bench = Bench::new();
+    bench.core = std::mem::replace(&mut bench.core, Bench::bare().core).with_codec(Codec::Int8);
+    let int8 = |bytes, codec| {
+        let push = Push { codec, ..push(LEFT, 0) };
+        Input::Push(PushInput { worker: 0, reply: 1, push, values: "v", bytes, digest: A })
+    };
+    for codec in [0, 1, 2, 4, 255] {
+        assert_eq!(bench.handle(int8(16, codec)), [refuse(1, 0, PushRefusal::UnknownCodec(codec))]);
+    }
+    for bytes in [0, 4, 7, 9, 16, u64::MAX] {
+        let reason = PushRefusal::WrongLength { expected: 8, found: bytes };
+        assert_eq!(bench.handle(int8(bytes, 3)), [refuse(1, 0, reason)]);
+    }
+    assert_eq!(bench.handle(int8(8, 3)), [store(LEFT, 0)]);
+    let dropped = Input::Unusable { slice: FIRST, step: 0, node: LEFT, reason: PushRefusal::Malformed };
+    assert_eq!(bench.handle(dropped), [refuse(1, 0, PushRefusal::Malformed)]);
+    assert_eq!(bench.handle(int8(8, 3)), [store(LEFT, 0)]);
+}
+
 /// Another server's slice is none of this one's.
 #[test]
 fn another_servers_slice_is_unknown() {
@@ -329,7 +353,7 @@ fn another_servers_slice_is_unknown() {
     bench.handle(Input::Initialised);
     let pushed = bench.push(0, 1, Push { slice: theirs, ..push(LEFT, 0) }, A);
     assert_eq!(pushed, [refuse(1, 0, PushRefusal::UnknownSlice)]);
-    let pull = Pull { slice: theirs, version: 0 };
+    let pull = Pull { slice: theirs, version: 0, exact: false };
     assert_eq!(
         bench.handle(Input::Pull { worker: 0, reply: 2, pull }),
         [refuse_pull(2, PullRefusal::UnknownSlice)]

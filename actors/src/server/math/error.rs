@@ -1,6 +1,6 @@
 //! Why arithmetic stops.
 
-use testudo_kernels::{AggregationError, OptimizerError};
+use testudo_kernels::{AggregationError, CodecError, OptimizerError};
 
 use crate::placement::SliceId;
 
@@ -35,6 +35,9 @@ pub enum MathError {
     /// What was restored is not what this server keeps.
     #[error("the checkpoint does not hold what this server keeps: {0}")]
     Restored(String),
+    /// A value that the pull codec cannot say, or bytes that no encoder of the push codec writes.
+    #[error("the codec failed: {0}")]
+    Codec(#[from] CodecError),
     /// A checkpoint or a hash of a version that the slices are not at.
     #[error("the scheduler ordered a checkpoint or hash of step {0}, at which this server is not")]
     Order(u64),

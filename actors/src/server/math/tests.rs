@@ -39,6 +39,7 @@ fn job(optimizer: OptimizerSpec) -> Arc<JobSpec> {
         max_steps: None,
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 24,
+        codecs: crate::job::Codecs::default(),
         determinism: Determinism::Strict,
         heartbeat_ms: 1,
         heartbeat_timeout_ms: 2,
@@ -56,7 +57,7 @@ fn math(optimizer: OptimizerSpec, keeps: impl Fn(&Slice) -> bool) -> Result<Slic
     let map = SliceMap::of(&job, &parameters).unwrap();
     let slices: Vec<Slice> = map.slices().iter().copied().filter(keeps).collect();
     let mut math = SliceMath::new(0, job, parameters, slices, Arc::default(), SumOrder::Canonical)?;
-    math.initialise();
+    math.initialise().unwrap();
     Ok(math)
 }
 

@@ -27,6 +27,7 @@ fn job(aggregation: Aggregation, shards: u32) -> Arc<JobSpec> {
         max_steps: None,
         data: DataSpec { train_examples: 80, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 8,
+        codecs: crate::job::Codecs::default(),
         determinism: Determinism::Strict,
         heartbeat_ms: 100,
         heartbeat_timeout_ms: 1_000,
@@ -56,7 +57,7 @@ fn math(job: &Arc<JobSpec>) -> (SliceMath, Arc<Store>) {
     let slices = [slice(0, 0), slice(0, 1), slice(1, 0)];
     let order = SumOrder::Canonical;
     let mut math = SliceMath::new(0, Arc::clone(job), parameters, slices, Arc::clone(&store), order).unwrap();
-    math.initialise();
+    math.initialise().unwrap();
     (math, store)
 }
 

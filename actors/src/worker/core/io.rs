@@ -1,5 +1,7 @@
 //! What the worker's core is told, what it wants done, and why it cannot go on.
 
+use testudo_kernels::{Codec, Distortion};
+
 use crate::message::{
     Evaluate, EvaluationResult, Export, Heartbeat, Membership, NodeDone, NodeLoss, Pull, PullRefusal, Push,
     PushRefusal, ServerMember,
@@ -62,6 +64,8 @@ pub enum Input<V> {
         loss: NodeLoss,
         /// Microseconds it took.
         compute_us: u64,
+        /// What the push codec lost of it.
+        pushed: Distortion,
     },
     /// A server stored a push.
     Accepted {
@@ -118,7 +122,16 @@ pub enum Effect<V> {
     Install {
         /// The slice.
         slice: SliceId,
+        /// What its values are encoded in.
+        codec: Codec,
         /// The values.
+        values: V,
+    },
+    /// Keep a slice of the adopted version's exact parameters, which servers keep, for evaluating and exporting.
+    InstallExact {
+        /// The slice.
+        slice: SliceId,
+        /// The values, as `f32`.
         values: V,
     },
     /// The next version is complete: compute with it from now on.
@@ -133,9 +146,9 @@ pub enum Effect<V> {
         /// The nodes.
         nodes: Vec<Node>,
     },
-    /// Evaluate part of the test set with the adopted parameters.
+    /// Evaluate part of the test set with the adopted parameters, exact if that is how they are there.
     Evaluate(Evaluate),
-    /// Hash the adopted parameters, and write them if asked.
+    /// Hash the same parameters, and write them if asked.
     Export(Export),
     /// Say that a lost worker contributed something else than this one computes in its place.
     Differs {

@@ -1,7 +1,9 @@
 //! semantics.md, lines 4, 5 and 10, and the core's invariants, on the core alone.
 
+use testudo_kernels::{Codec, Distortion};
+
 use super::*;
-use crate::message::{PullRefusal, ServerMember};
+use crate::message::{Evaluate, Export, PullRefusal, ServerMember};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const LEFT: Node = Node { first: 0, leaves: 2 };
@@ -55,7 +57,7 @@ impl Bench {
         for slice in [id(1), id(0)] {
             self.handle(Input::Gradient { step, node, slice, values: "g" });
         }
-        self.handle(Input::Computed { step, loss: loss(node), compute_us: 5 });
+        self.handle(Input::Computed { step, loss: loss(node), compute_us: 5, pushed: Distortion::default() });
         self.handle(Input::Accepted { step, node, slice: id(1) });
         self.handle(Input::Accepted { step, node, slice: id(0) })
     }
@@ -71,11 +73,11 @@ fn arrived(parameter: u32, version: u64) -> Input<&'static str> {
 }
 
 fn pull(parameter: u32, version: u64) -> Effect<&'static str> {
-    Effect::Pull { server: 0, pull: Pull { slice: id(parameter), version } }
+    Effect::Pull { server: 0, pull: Pull { slice: id(parameter), version, exact: false } }
 }
 
 fn install(parameter: u32) -> Effect<&'static str> {
-    Effect::Install { slice: id(parameter), values: "p" }
+    Effect::Install { slice: id(parameter), codec: Codec::F32, values: "p" }
 }
 
 /// Invariant 1: a step begins when every slice is there, and not before.
@@ -124,7 +126,15 @@ fn a_step_is_done_when_all_of_it_is_acknowledged() {
         bench.handle(Input::Gradient { step: 0, node: LEFT, slice, values: "g" });
     }
     assert_eq!(bench.handle(Input::Accepted { step: 0, node: LEFT, slice: id(1) }), []);
-    assert_eq!(bench.handle(Input::Computed { step: 0, loss: loss(LEFT), compute_us: 5 }), []);
+    assert_eq!(
+        bench.handle(Input::Computed {
+            step: 0,
+            loss: loss(LEFT),
+            compute_us: 5,
+            pushed: Distortion::default()
+        }),
+        []
+    );
     let done = bench.handle(Input::Accepted { step: 0, node: LEFT, slice: id(0) });
     assert!(matches!(&done[..], [Effect::Report(d)] if d.step == 0 && d.nodes == [loss(LEFT)]), "{done:?}");
 }
@@ -218,7 +228,12 @@ fn what_a_lost_worker_contributed_counts() {
     let effects = bench.handle(refused(RIGHT, id(0)));
     assert!(matches!(&effects[..], [Effect::Differs { node: RIGHT, step: 0, .. }]), "{effects:?}");
     bench.handle(Input::Gradient { step: 0, node: RIGHT, slice: id(1), values: "g" });
-    bench.handle(Input::Computed { step: 0, loss: loss(RIGHT), compute_us: 5 });
+    bench.handle(Input::Computed {
+        step: 0,
+        loss: loss(RIGHT),
+        compute_us: 5,
+        pushed: Distortion::default(),
+    });
     let effects = bench.handle(Input::Accepted { step: 0, node: RIGHT, slice: id(1) });
     assert!(matches!(&effects[..], [Effect::Report(done)] if done.nodes[0].node == RIGHT), "{effects:?}");
     assert!(bench.try_handle(refused(LEFT, id(0))).is_err(), "its own");
@@ -239,4 +254,42 @@ fn orders_wait_for_their_version() {
         effects.contains(&Effect::Export(export)) && effects.contains(&Effect::Evaluate(evaluate)),
         "{effects:?}"
     );
+}
+
+/// `exact.rs`, invariants 1 and 2: under a lossy codec, a version is evaluated and exported with what servers keep, pulled once.
+#[test]
+fn what_is_evaluated_and_exported_is_exact() {
+    let mut bench = Bench::bare();
+    bench.0 = bench.0.with_codecs(Codecs { push: Codec::Int8, pull: Codec::Bf16 });
+    bench.handle(Input::Membership(membership(1, vec![lease(LEFT, 0, 1, 0)])));
+    bench.handle(Input::Connected);
+    let slice = |parameter, codec: Codec, elements| Input::Slice {
+        slice: id(parameter),
+        version: 0,
+        codec: codec.id(),
+        values: "p",
+        bytes: codec.encoded_len(elements) as u64,
+    };
+    assert!(bench.try_handle(slice(0, Codec::F32, 2)).is_err(), "the job's codec alone");
+    let installed = Effect::Install { slice: id(0), codec: Codec::Bf16, values: "p" };
+    assert_eq!(bench.handle(slice(0, Codec::Bf16, 2)), [installed]);
+    let effects = bench.handle(slice(1, Codec::Bf16, 1));
+    assert!(effects.contains(&Effect::Adopt { version: 0 }), "{effects:?}");
+    let push = bench.handle(Input::Gradient { step: 0, node: LEFT, slice: id(1), values: "g" });
+    assert!(matches!(&push[0], Effect::Push { push, .. } if push.codec == Codec::Int8.id()), "{push:?}");
+
+    let exact =
+        |parameter| Effect::Pull { server: 0, pull: Pull { slice: id(parameter), version: 0, exact: true } };
+    let export = Export { version: 0, write: true };
+    let evaluate = Evaluate { version: 0, first: 0, examples: 9 };
+    assert_eq!(bench.handle(Input::Export(export.clone())), [exact(0), exact(1)]);
+    assert_eq!(bench.handle(Input::Evaluate(evaluate.clone())), [], "they are on their way");
+    let kept = |parameter| Effect::InstallExact { slice: id(parameter), values: "p" };
+    assert_eq!(bench.handle(slice(1, Codec::F32, 1)), [kept(1)]);
+    assert!(bench.try_handle(slice(1, Codec::F32, 1)).is_err(), "twice");
+    assert!(bench.try_handle(slice(0, Codec::Bf16, 2)).is_err(), "every bit was asked for");
+    let (export, evaluate) = (Effect::Export(export), Effect::Evaluate(evaluate));
+    assert_eq!(bench.handle(slice(0, Codec::F32, 2)), [kept(0), export, evaluate]);
+    let again = Evaluate { version: 0, first: 9, examples: 9 };
+    assert_eq!(bench.handle(Input::Evaluate(again.clone())), [Effect::Evaluate(again)], "and stay there");
 }

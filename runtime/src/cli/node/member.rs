@@ -38,7 +38,11 @@ pub(super) fn bind(
     if let Some(why) = config.too_little_memory(role, data) {
         return Err(Failure::misconfigured(why));
     }
-    let policy = testudo_actors::policy::policy(config.transport.slice_bytes).map_err(Failure::failed)?;
+    let policy = testudo_actors::policy::policy_with(
+        config.transport.slice_bytes,
+        crate::job::codecs(&config.transport).push,
+    )
+    .map_err(Failure::failed)?;
     let policy = Arc::new(policy);
     let _inside = runtime.enter();
     heed_crl(config, identity)?;
@@ -108,6 +112,7 @@ impl Node {
             advertise: self.config.network.server_advertise(self.index).map(str::to_owned),
             lanes: u32::from(self.config.transport.lanes),
             runtime: self.runtime.clone(),
+            codecs: Some(crate::job::codecs(&self.config.transport)),
         })
     }
 

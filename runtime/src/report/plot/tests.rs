@@ -33,6 +33,7 @@ fn run(steps: u64, epochs: u64) -> Vec<StepRecord> {
                 send_ms: 1.0 + 0.5 * noise(),
                 wait_ms: 1.5 + 2.0 * noise(),
                 elapsed_seconds: step as f64 * 0.009,
+                push_error: 0.0,
             }
         })
         .collect()

@@ -69,6 +69,7 @@ fn take_part(attack: Attack, dir: &Path, attacker: &Attacker, targets: &[Target]
         advertise: None,
         lanes: u32::from(config.transport.lanes),
         runtime: runtime.handle().clone(),
+        codecs: None,
     };
     let inside = Inside::default();
     let mut setup = inside.watch(Box::new(Setup::new(config, dir.join("attacker.safetensors"))));

@@ -34,11 +34,18 @@ fn up_to_the_hash(exported: [u8; 32]) -> Bench {
     }
     let root = Node { first: 0, leaves: 4 };
     let nodes = vec![NodeLoss { node: root, loss_sum: 1.0, correct: 1, examples: 4 }];
-    let done = NodeDone { step: 0, nodes, times: StepTimes::default(), bytes_sent: 0, bytes_received: 0 };
+    let done = NodeDone {
+        step: 0,
+        nodes,
+        times: StepTimes::default(),
+        bytes_sent: 0,
+        bytes_received: 0,
+        pushed: Default::default(),
+    };
     bench.handle(Input::NodeDone { worker: 0, done });
     let result = EvaluationResult { version: 1, first: 0, examples: 10, loss_sum: 1.0, correct: 5 };
     bench.handle(Input::Evaluated { worker: 0, result });
-    let exported = Exported { version: 1, params_blake3: exported, bytes: 0 };
+    let exported = Exported { version: 1, params_blake3: exported, bytes: 0, pulled: Default::default() };
     bench.handle(Input::Exported { worker: 0, exported });
     bench
 }

@@ -31,7 +31,7 @@ fn a_worker_that_does_not_leave_is_lost_and_the_run_is_over() {
 #[test]
 fn what_is_not_taken_does_not_hide_a_stall() {
     let result = EvaluationResult { version: 1, first: 0, examples: 10, loss_sum: 1.0, correct: 1 };
-    let exported = Exported { version: 1, params_blake3: [7; 32], bytes: 1 };
+    let exported = Exported { version: 1, params_blake3: [7; 32], bytes: 1, pulled: Default::default() };
     let part = |version| CheckpointPart { version, outcome: PartOutcome::Skipped };
     let hashed = ParameterPieces { version: 0, pieces: Vec::new() };
     let noise: [(&str, &dyn Fn() -> Input<u32>); 4] = [

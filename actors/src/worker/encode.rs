@@ -1,0 +1,176 @@
+//! A worker's gradients in the job's push codec.
+//!
+//! 1. Under a lossy codec, what is encoded is one logical shard's gradient of one slice, so its bytes are a function of the shard and
+//!    of what was encoded of it before, whoever computes it.
+//! 2. Residuals belong to (logical shard, slice). A shard that is computed here for the first time begins with none.
+//! 3. Nothing that is not finite is encoded where the codec could not say it: the shard, the parameter and the element are named.
+//! 4. Memory: a copy of the parameters for each logical shard computed here, under a codec with feedback; none under others.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use testudo_kernels::{Codec, CodecError, Distortion};
+
+use crate::numbers::SlicePool;
+use crate::placement::{Slice, SliceId};
+use crate::witness::Choice;
+
+/// Elements of a slice, from its start, whose error is measured: a look at the codec, not a pass over the gradient. A whole number of
+/// every codec's blocks.
+const SAMPLE: usize = 1024;
+
+/// What the scheduler witnesses, and its values in the sum under way.
+pub(super) struct Witnessed {
+    pub(super) choice: Choice,
+    pub(super) values: Vec<f32>,
+    /// Under a lossy codec: a tensor as servers will decode it.
+    pub(super) decoded: Vec<f32>,
+}
+
+/// What encodes.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    codec: Codec,
+    pool: SlicePool,
+    /// By logical shard and parameter: what the servers have not been told.
+    residuals: BTreeMap<u32, Vec<Vec<f32>>>,
+    meant: Vec<f32>,
+    sent: Vec<f32>,
+    distortion: Distortion,
+}
+
+impl Encoder {
+    pub(super) fn new(codec: Codec) -> Encoder {
+        Encoder {
+            codec,
+            pool: SlicePool::default(),
+            residuals: BTreeMap::new(),
+            meant: Vec::new(),
+            sent: Vec::new(),
+            distortion: Distortion::default(),
+        }
+    }
+
+    /// Hands over every slice of a parameter whose gradient, summed over the node that begins with `shard`, is `sum`, and keeps what
+    /// is witnessed of it: what the servers will decode.
+    ///
+    /// # Errors
+    /// The first element of the slice that cannot be encoded, and why.
+    pub(super) fn hand_over(
+        &mut self,
+        slices: &[Slice],
+        shard: u32,
+        sum: &[f32],
+        mut witnessed: Option<&mut Witnessed>,
+        mut emit: impl FnMut(SliceId, Bytes),
+    ) -> Result<(), (usize, CodecError)> {
+        let lossless = self.codec.is_lossless();
+        for slice in slices {
+            let place = slice.first..slice.first + slice.elements;
+            let Some(part) = sum.get(place.clone()) else { continue };
+            let values = self.encode(shard, slice, sum.len(), part).map_err(|error| (slice.first, error))?;
+            if let Some(Witnessed { decoded, .. }) = witnessed.as_deref_mut()
+                && !lossless
+            {
+                decoded.resize(sum.len(), 0.0);
+                let place = decoded.get_mut(place).unwrap_or_default();
+                self.codec.decode(&values, place).map_err(|error| (slice.first, error))?;
+            }
+            emit(slice.id, values);
+        }
+        if let (Some(Witnessed { choice, values, decoded }), Some(slice)) = (witnessed, slices.first()) {
+            choice.gather(slice.id.parameter as usize, if lossless { sum } else { decoded }, values);
+        }
+        Ok(())
+    }
+
+    /// `values` as they travel: of `slice` of a parameter of `of` elements, summed over the logical shard `shard` under a lossy codec.
+    fn encode(&mut self, shard: u32, slice: &Slice, of: usize, values: &[f32]) -> Result<Bytes, CodecError> {
+        let codec = self.codec;
+        if codec.is_lossless() {
+            return Ok(self.pool.copy(values));
+        }
+        let len = codec.encoded_len(values.len());
+        let sample = values.len().min(SAMPLE);
+        if !codec.feeds_back() {
+            let bytes = self.pool.fill(len, |bytes| codec.encode(values, bytes))?;
+            self.sent.resize(sample, 0.0);
+            // These codecs take elements one by one, so the first bytes are the first elements'.
+            let first = bytes.get(..codec.encoded_len(sample)).unwrap_or_default();
+            codec.decode(first, &mut self.sent)?;
+            let lost = self.sent.iter().zip(values).map(|(sent, value)| value - sent);
+            self.distortion.add(Distortion::new(lost, values.iter().take(sample).copied()));
+            return Ok(bytes);
+        }
+        let parameter = slice.id.parameter as usize;
+        let residuals = self.residuals.entry(shard).or_default();
+        if residuals.len() <= parameter {
+            residuals.resize_with(parameter + 1, Vec::new);
+        }
+        let whole = residuals.get_mut(parameter).ok_or(CodecError::Residual { elements: of, found: 0 })?;
+        whole.resize(of, 0.0);
+        let found = whole.len();
+        let residual = whole
+            .get_mut(slice.first..slice.first + slice.elements)
+            .ok_or(CodecError::Residual { elements: values.len(), found })?;
+        self.meant.clear();
+        self.meant.extend(residual.iter().zip(values).take(sample).map(|(residual, value)| residual + value));
+        let bytes = self.pool.fill(len, |bytes| codec.encode_feedback(values, residual, bytes))?;
+        let lost = residual.iter().take(sample).copied();
+        self.distortion.add(Distortion::new(lost, self.meant.iter().copied()));
+        Ok(bytes)
+    }
+
+    /// What was lost since the last call, as sampled.
+    pub(super) fn take_distortion(&mut self) -> Distortion {
+        std::mem::take(&mut self.distortion)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(first: usize, elements: usize) -> Slice {
+        Slice { id: SliceId { parameter: 1, index: 0 }, first, elements, server: 0 }
+    }
+
+    /// Invariants 1 and 2: what a shard's slice begins with is its own, and only that.
+    #[test]
+    fn a_residual_is_of_one_shard_and_slice() {
+        let mut encoder = Encoder::new(Codec::TwoBit { threshold: 1.0 });
+        let mut emitted = |shard, first| encoder.encode(shard, &slice(first, 4), 8, &[0.75; 4]).unwrap()[0];
+        assert_eq!([emitted(0, 0), emitted(0, 4), emitted(3, 0)], [0; 3], "0.75 is below the threshold");
+        assert_eq!([emitted(0, 0), emitted(3, 0)], [0xff; 2], "and twice that is not");
+        assert_eq!([emitted(0, 0), emitted(0, 4), emitted(7, 0)], [0xff, 0xff, 0]);
+    }
+
+    #[test]
+    fn what_is_lost_is_measured() {
+        let values: Vec<f32> = (0..3000).map(|at| (at % 7) as f32 + 0.01).collect();
+        let mut lost = |codec| {
+            let mut encoder = Encoder::new(codec);
+            encoder.encode(0, &slice(0, 3000), 3000, &values).unwrap();
+            let lost = encoder.take_distortion().relative();
+            assert_eq!(encoder.take_distortion(), Distortion::default());
+            lost
+        };
+        assert_eq!(lost(Codec::F32), 0.0);
+        let halves = [Codec::F16, Codec::Bf16, Codec::Int8].map(&mut lost);
+        assert!(
+            halves[0] > 1e-5 && halves[0] < halves[1] && halves[1] < 5e-3 && halves[2] < 5e-3,
+            "{halves:?}"
+        );
+        // The seventh part that is largest is sent whole.
+        let sparse = lost(Codec::TopK { fraction: 1.0 / 7.0 });
+        assert!((sparse - (55.0f64 / 91.0).sqrt()).abs() < 0.01, "{sparse}");
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn what_is_no_number_is_named() {
+        let mut encoder = Encoder::new(Codec::Int8);
+        let error = encoder.encode(0, &slice(0, 4), 8, &[0.0, 1.0, f32::NAN, 0.0]).unwrap_err();
+        assert_eq!(error, CodecError::NotFinite(2));
+    }
+}

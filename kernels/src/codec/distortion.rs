@@ -1,0 +1,35 @@
+//! How much of what was meant did not get there: for people, who choose codecs by it. No arithmetic of training depends on it.
+
+use serde::{Deserialize, Serialize};
+
+/// Sums of squares: of what was lost, and of what was meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Distortion {
+    /// Of what is missing from what its reader decodes.
+    pub lost: f64,
+    /// Of what was to be said, residuals included.
+    pub meant: f64,
+}
+
+impl Distortion {
+    /// Of values of which `lost` did not get there.
+    #[must_use]
+    pub fn new(lost: impl Iterator<Item = f32>, meant: impl Iterator<Item = f32>) -> Distortion {
+        let squares = |sum: f64, value: f32| sum + f64::from(value) * f64::from(value);
+        Distortion { lost: lost.fold(0.0, squares), meant: meant.fold(0.0, squares) }
+    }
+
+    /// Adds another's sums.
+    pub fn add(&mut self, other: Distortion) {
+        self.lost += other.lost;
+        self.meant += other.meant;
+    }
+
+    /// The root mean square of what was lost, relative to that of what was meant; 0 where nothing was, or where the sums are no
+    /// numbers.
+    #[must_use]
+    pub fn relative(&self) -> f64 {
+        let share = self.lost / self.meant;
+        if share.is_finite() && share > 0.0 { share.sqrt() } else { 0.0 }
+    }
+}
