@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::job::{JobSpec, Resume};
+use crate::job::{Best, JobSpec, Resume};
 use crate::placement::{Slice, SliceId};
 
 /// One parameter tensor, borrowed.
@@ -161,10 +161,19 @@ pub struct Commit {
     pub step: u64,
     /// The parts, by server.
     pub parts: Vec<StoredPart>,
+    /// Where the run is.
+    pub mark: Mark,
+}
+
+/// Where a run is at a checkpoint, beside its parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Mark {
     /// Training examples seen, those before a resumption included.
     pub samples: u64,
     /// Mean loss of the last step.
     pub last_loss: Option<f64>,
+    /// The best evaluation before this one, if the run may stop early.
+    pub best: Option<Best>,
 }
 
 /// A checkpoint that was deleted.

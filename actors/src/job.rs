@@ -80,6 +80,35 @@ impl Default for Audit {
     }
 }
 
+/// When the test set is evaluated before the end of the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// After every so many steps; 0 for never.
+    pub every_steps: u64,
+    /// Whether such an evaluation may end the run.
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+/// When training is stopped for lack of progress.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopping {
+    /// After so many evaluations in a row without a better loss; at least 1.
+    pub patience: u32,
+    /// By how much a loss must be below the best one to be better.
+    pub min_improvement: f64,
+}
+
+/// The best evaluation of a run that may stop early.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its mean loss.
+    pub loss: f64,
+    /// Its version.
+    pub step: u64,
+    /// Evaluations after it, none of them better.
+    pub evaluations_since: u32,
+}
+
 /// The checkpoint that a run goes on from.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resume {
@@ -91,6 +120,8 @@ pub struct Resume {
     pub samples: u64,
     /// Mean loss of the last step by then.
     pub last_loss: Option<f64>,
+    /// The best evaluation by then, if the run may stop early.
+    pub best: Option<Best>,
 }
 
 /// Everything that decides what is computed, and who may take part.
@@ -129,6 +160,8 @@ pub struct JobSpec {
     pub clip_norm: Option<f64>,
     /// Stop after this many steps; no schedule reads it.
     pub max_steps: Option<u64>,
+    /// When the test set is evaluated before the end.
+    pub evaluation: Evaluation,
     /// The data.
     pub data: DataSpec,
     /// Bytes of f32 in a slice at most.
@@ -233,6 +266,20 @@ impl JobSpec {
                 "there is no step to train: training.epochs and training.max_steps must be at least 1".into(),
             );
         }
+        if let Some(EarlyStopping { patience, min_improvement }) = self.evaluation.early_stopping {
+            if self.evaluation.every_steps == 0 || patience == 0 {
+                return bad(
+                    "training.patience stops after evaluations without progress: it must be at least 1, and \
+                            training.evaluate_every say after how many steps the test set is evaluated"
+                        .into(),
+                );
+            }
+            if !(min_improvement.is_finite() && min_improvement >= 0.0) {
+                return bad(format!(
+                    "training.min_improvement is {min_improvement}: a number from 0 up is needed"
+                ));
+            }
+        }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
             return bad(format!(
                 "optimizer.learning_rate is {}: a number above 0 is needed",
@@ -268,7 +315,8 @@ impl JobSpec {
                     resume.step
                 ));
             }
-            if resume.last_loss.is_some_and(|loss| !loss.is_finite()) {
+            let losses = resume.last_loss.into_iter().chain(resume.best.map(|best| best.loss));
+            if losses.into_iter().any(|loss| !loss.is_finite()) {
                 return bad("the checkpoint to resume from states a loss that is not finite".into());
             }
         }

@@ -53,6 +53,9 @@ pub mod worker;
 
 pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, ServerSetup};
 pub use dataset::{Dataset, TrainAndTest};
-pub use job::{Audit, Checkpoints, Codecs, DataSpec, Determinism, JobError, JobSpec, Resume, SignedJob};
+pub use job::{
+    Audit, Best, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Evaluation, JobError, JobSpec,
+    Resume, SignedJob,
+};
 pub use node::{NodeError, NodeOptions};
 pub use time::Time;

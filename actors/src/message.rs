@@ -13,7 +13,7 @@ use testudo_transport::WireError;
 
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
-pub use status::{Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
+pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
 
 use crate::audit::Refusal;
 use crate::incarnation::Secret;
@@ -264,6 +264,8 @@ bodies! {
         epochs: u64,
         /// Mean loss of the last completed step.
         loss: Option<f64>,
+        /// What the last evaluation found.
+        evaluated: Option<Evaluated>,
         /// Training examples a second, lately.
         samples_per_second: f64,
         /// What the run waits for, if it has stalled.

@@ -179,6 +179,8 @@ pub struct Training {
     pub batch_size: u32,
     /// Parts a batch is cut into; divides [`Training::batch_size`].
     pub logical_shards: u32,
+    /// Batches that a step sums.
+    pub accumulate: u32,
     /// How contributions become one gradient.
     #[serde(flatten)]
     pub aggregation: Aggregation,
@@ -188,8 +190,29 @@ pub struct Training {
     /// Steps after which to stop; `None` for all epochs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
+    /// Steps after which the test set is evaluated; 0 for the end alone.
+    pub evaluate_every: u64,
+    /// Evaluations without a better loss after which to stop; `None` for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+    /// How much better a loss has to be.
+    pub min_improvement: f64,
     /// Whether differing arithmetic is refused.
     pub determinism: Determinism,
+}
+
+impl Training {
+    /// Examples that a step sums.
+    #[must_use]
+    pub fn step_examples(&self) -> u32 {
+        self.batch_size.saturating_mul(self.accumulate)
+    }
+
+    /// Parts that a step sums.
+    #[must_use]
+    pub fn step_shards(&self) -> u32 {
+        self.logical_shards.saturating_mul(self.accumulate)
+    }
 }
 
 /// How contributions become one gradient.

@@ -1,6 +1,6 @@
 //! From the cluster file to the signed job.
 
-use testudo_actors::{Audit, Checkpoints, Codecs, DataSpec, Determinism, JobSpec};
+use testudo_actors::{Audit, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Evaluation, JobSpec};
 use testudo_kernels::{Aggregation, Codec, GptSpec, ModelSpec, Schedule};
 
 use crate::config::{self, Config};
@@ -20,11 +20,18 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         schedule: schedule(&config.schedule),
         seed: config.training.seed,
         epochs: config.training.epochs,
-        batch_size: config.training.batch_size,
-        logical_shards: config.training.logical_shards,
+        batch_size: config.training.step_examples(),
+        logical_shards: config.training.step_shards(),
         aggregation: aggregation(&config.training),
         clip_norm: config.training.clip_norm,
         max_steps: config.training.max_steps,
+        evaluation: Evaluation {
+            every_steps: config.training.evaluate_every,
+            early_stopping: config
+                .training
+                .patience
+                .map(|patience| EarlyStopping { patience, min_improvement: config.training.min_improvement }),
+        },
         data,
         slice_bytes: config.transport.slice_bytes,
         codecs: codecs(&config.transport),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Committed, Ledger, PartSource, ServerSetup};
+use testudo_actors::message::Evaluated;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{CheckpointError, CheckpointSink, FinalModel, JobSpec, Resume, TrainAndTest};
@@ -18,7 +19,7 @@ use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
 use crate::data::{Data, DataFiles, LoadError};
 use crate::job;
-use crate::report::metrics::{MetricsError, MetricsWriter, StepRecord};
+use crate::report::metrics::{EvaluationRecord, MetricsError, MetricsWriter, StepRecord};
 use crate::telemetry::Progress;
 
 /// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
@@ -175,9 +176,11 @@ impl CheckpointSink for ModelFile {
     }
 }
 
-/// Writes one line of metrics.jsonl a step, and has the run's ledger and its audit log.
+/// Writes one line of metrics.jsonl a step and one of evaluations.jsonl an evaluation, and has the run's ledger and its audit
+/// log.
 pub struct Metrics {
     writer: MetricsWriter,
+    evaluations: MetricsWriter,
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
     source: Option<Box<dyn ServerSetup>>,
@@ -185,14 +188,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Into the file `path`.
+    /// Into the files `steps` and `evaluations`.
     ///
     /// # Errors
-    /// When it cannot be opened.
-    pub fn open(path: &Path) -> Result<Metrics, MetricsError> {
-        let writer = MetricsWriter::open(path)?;
+    /// When one cannot be opened.
+    pub fn open(steps: &Path, evaluations: &Path) -> Result<Metrics, MetricsError> {
+        let (writer, evaluations) = (MetricsWriter::open(steps)?, MetricsWriter::open(evaluations)?);
         let (ledger, audit, source, progress) = Default::default();
-        Ok(Metrics { writer, ledger, audit, source, progress })
+        Ok(Metrics { writer, evaluations, ledger, audit, source, progress })
     }
 
     /// How far the run is, for a collector.
@@ -236,6 +239,11 @@ impl Drop for Metrics {
                 Err(error) => tracing::warn!(%error, left_out, "the last steps are not in metrics.jsonl"),
             }
         }
+        if self.evaluations.is_behind()
+            && let Err(error) = self.evaluations.flush()
+        {
+            tracing::warn!(%error, "the last evaluations are not in evaluations.jsonl");
+        }
     }
 }
 
@@ -263,6 +271,14 @@ impl Observer for Metrics {
 
     fn checkpoint(&mut self, _: &Committed) {
         self.progress.checkpoint();
+    }
+
+    fn evaluated(&mut self, found: &Evaluated) {
+        self.progress.evaluated(found);
+        let Evaluated { step, loss: test_loss, accuracy: test_accuracy } = *found;
+        if let Err(error) = self.evaluations.append(&EvaluationRecord { step, test_loss, test_accuracy }) {
+            tracing::warn!(%error, "evaluations.jsonl cannot be written; what is new waits for that");
+        }
     }
 
     fn step(&mut self, summary: &StepSummary) {

@@ -372,6 +372,7 @@ fn compute(
             manifest_blake3: whole.manifest_blake3.0,
             samples: whole.manifest.samples,
             last_loss: whole.manifest.last_loss,
+            best: whole.manifest.best,
         };
         (resume, Source::new(checkpoints.layout().clone(), identities.clone(), resume))
     });

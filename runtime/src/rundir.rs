@@ -6,6 +6,7 @@
 //!   job.signed                            the job as the operator signed it
 //!   control.json                          where the scheduler is, while the run goes on
 //!   metrics.jsonl                         one line a step
+//!   evaluations.jsonl                     one line an evaluation of the test set
 //!   summary.json                          the result
 //!   audit.log                             what happened, hash-chained and signed
 //!   loss.svg                              the plot
@@ -189,6 +190,11 @@ impl RunDir {
     /// One JSON line a step.
     pub fn metrics(&self) -> PathBuf {
         self.at.join("metrics.jsonl")
+    }
+
+    /// One JSON line an evaluation.
+    pub fn evaluations(&self) -> PathBuf {
+        self.at.join("evaluations.jsonl")
     }
 
     /// The result as JSON.

@@ -128,6 +128,13 @@ const STEPS: Instrument = metric("testudo.steps", "{step}", "Steps that this run
 const SAMPLES: Instrument =
     metric("testudo.samples", "{sample}", "Training examples of the steps that this run has completed.");
 const LOSS: Instrument = metric("testudo.loss", "1", "Mean loss over the batch of the last complete step.");
+const TEST_LOSS: Instrument =
+    metric("testudo.test.loss", "1", "Mean loss over the test set, by the last evaluation.");
+const TEST_ACCURACY: Instrument = metric(
+    "testudo.test.accuracy",
+    "1",
+    "Share of the test set that was classified right, by the last evaluation.",
+);
 const DURATION: Instrument =
     metric("testudo.step.duration", "s", "Time between the ends of the last two complete steps.");
 const PUSH_ERROR: Instrument = metric(
@@ -252,6 +259,10 @@ pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&
     meter.counter(&SAMPLES, move || of.samples());
     let of = Arc::clone(progress);
     meter.gauge(&LOSS, move || of.loss());
+    let of = Arc::clone(progress);
+    meter.gauge(&TEST_LOSS, move || of.test_loss());
+    let of = Arc::clone(progress);
+    meter.gauge(&TEST_ACCURACY, move || of.test_accuracy());
     let of = Arc::clone(progress);
     meter.gauge(&DURATION, move || of.step_seconds());
     let of = Arc::clone(progress);

@@ -47,7 +47,9 @@ pub fn leave(file: &Path, overrides: &[&str], dir: &Path, order: impl Fn(u32) ->
         recipients.iter().map(ToString::to_string).collect(),
         Retention::new(&config.checkpoint),
     );
-    let observer = Metrics::open(&run_dir.metrics()).unwrap().with_ledger(Box::new(ledger.unwrap()));
+    let observer = Metrics::open(&run_dir.metrics(), &run_dir.evaluations())
+        .unwrap()
+        .with_ledger(Box::new(ledger.unwrap()));
     let network = site.network(&identity);
     let scheduler = network.local_addr().to_string();
     let runtime = site.runtime.handle().clone();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use testudo_actors::checkpoint::{Commit, Committed, PartSource, Snapshot};
 use testudo_actors::message::{
-    Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal, Witnessed,
+    Evaluated, Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal, Witnessed,
 };
 use testudo_actors::placement::SliceMap;
 use testudo_actors::plan::Plan;
@@ -85,6 +85,8 @@ pub struct Simulation {
     pub frozen: Vec<String>,
     /// Completed steps, as the scheduler summarised them.
     pub steps: Vec<testudo_actors::scheduler::StepSummary>,
+    /// Evaluations of the test set, in order.
+    pub evaluations: Vec<Evaluated>,
     /// What the scheduler noticed.
     pub notices: Vec<String>,
     /// Pushes refused, with the reason.
@@ -211,6 +213,7 @@ impl Simulation {
             answers: Vec::new(),
             parts: BTreeMap::new(),
             commits: Vec::new(),
+            evaluations: Vec::new(),
             hashes: Vec::new(),
             restored,
             feeds_back: job.codecs.push.feeds_back(),
@@ -464,6 +467,7 @@ impl Simulation {
                 }
                 SchedulerEffect::Answer { result, .. } => self.answers.push(result),
                 SchedulerEffect::Step(summary) => self.steps.push(summary),
+                SchedulerEffect::Evaluated(found) => self.evaluations.push(found),
                 SchedulerEffect::Parameters { version, params_blake3 } => {
                     self.hashes.push((version, params_blake3));
                 }

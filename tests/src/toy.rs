@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use testudo_actors::{
-    Audit, CheckpointError, CheckpointSink, Checkpoints, DataSpec, Dataset, Determinism, FinalModel, JobSpec,
+    Audit, CheckpointError, CheckpointSink, Checkpoints, DataSpec, Dataset, Determinism, Evaluation,
+    FinalModel, JobSpec,
 };
 use testudo_kernels::{ModelSpec, OptimizerSpec, Philox, Purpose, Schedule};
 
@@ -68,6 +69,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         aggregation: testudo_kernels::Aggregation::Mean,
         clip_norm: None,
         max_steps: Some(steps),
+        evaluation: Evaluation::default(),
         data: DataSpec { train_examples: 200, test_examples: 100, blake3: [0; 32] },
         slice_bytes: 16,
         codecs: testudo_actors::Codecs::default(),

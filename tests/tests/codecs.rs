@@ -211,7 +211,7 @@ fn replays_and_resumptions_understand_codecs() {
             continue;
         }
         let parts: Vec<_> = cluster.parts[&4].values().cloned().collect();
-        let resume = Resume { step: 4, manifest_blake3: [0; 32], samples: 0, last_loss: None };
+        let resume = Resume { step: 4, manifest_blake3: [0; 32], samples: 0, last_loss: None, best: None };
         let mut kept = Kept(parts.clone());
         let mut later = begin(Some((resume, &mut kept)));
         while later.steps() < STEPS {

@@ -159,7 +159,8 @@ fn a_node_has_one_port_and_no_other() {
 #[test]
 fn the_run_directory_holds_everything() {
     let place = Place::small();
-    let ended = place.run("run", &["--set", "training.max_steps=30"]).succeeded();
+    let options = ["--set", "training.max_steps=30", "--set", "training.evaluate_every=10"];
+    let ended = place.run("run", &options).succeeded();
     let (dir, result) = (place.run_dir("run"), ended.json());
     for key in [
         "test_accuracy",
@@ -213,7 +214,14 @@ fn the_run_directory_holds_everything() {
     let steps_per_epoch = files::TRAIN as u64 / 64;
     assert_eq!(lines[29]["epoch"].as_u64().unwrap(), 29 / steps_per_epoch + 1, "epochs count from 1");
 
+    let evaluations = std::fs::read_to_string(dir.join("evaluations.jsonl")).unwrap();
+    let found: Vec<Value> = evaluations.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(found.iter().map(|f| f["step"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 20, 30]);
+    assert_eq!(found[2]["test_accuracy"], result["test_accuracy"]);
+    assert!(found.iter().all(|f| f["test_loss"].as_f64().unwrap() > 0.0), "{found:?}");
+
     let plot = std::fs::read_to_string(dir.join("loss.svg")).unwrap();
+    assert!(plot.contains("test set"), "the evaluations are drawn");
     assert!(plot.starts_with("<svg") || plot.starts_with("<?xml"), "{}", &plot[..50.min(plot.len())]);
     assert!(plot.contains("small") && plot.contains("</svg>"));
 

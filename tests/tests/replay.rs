@@ -369,8 +369,13 @@ fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
                 assert_eq!(ours.state.len(), kept.state.len());
                 assert_eq!(ours.scalars, kept.scalars, "{name}");
             }
-            let resume =
-                Resume { step: whole.steps(), manifest_blake3: [0; 32], samples: 0, last_loss: None };
+            let resume = Resume {
+                step: whole.steps(),
+                manifest_blake3: [0; 32],
+                samples: 0,
+                last_loss: None,
+                best: None,
+            };
             let mut source = Kept(parts.values().cloned().collect());
             let mut later = begin(Some((resume, &mut source)));
             assert_eq!(later.params_blake3(), whole.params_blake3());

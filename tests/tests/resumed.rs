@@ -32,8 +32,9 @@ fn resumed(job: JobSpec, former: &Simulation) -> (JobSpec, Vec<Snapshot>) {
     let resume = Resume {
         step: commit.step,
         manifest_blake3: [0; 32],
-        samples: commit.samples,
-        last_loss: commit.last_loss,
+        samples: commit.mark.samples,
+        last_loss: commit.mark.last_loss,
+        best: commit.mark.best,
     };
     (JobSpec { resume: Some(resume), ..job }, parts)
 }

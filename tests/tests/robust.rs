@@ -1,7 +1,7 @@
 //! Robust rules in whole clusters: bits that neither servers nor order nor deaths change, liars who are outvoted, and all that
 //! computes an update again.
 
-use testudo_actors::checkpoint::Snapshot;
+use testudo_actors::checkpoint::{Mark, Snapshot};
 use testudo_actors::message::{Finished, Outcome};
 use testudo_actors::replay::Replay;
 use testudo_actors::server::SumOrder;
@@ -131,8 +131,8 @@ fn a_checkpoint_is_resumed_under_a_rule() {
         let _ = former.finish();
         let commit = former.commits.last().unwrap();
         let parts: Vec<Snapshot> = former.parts[&commit.step].values().cloned().collect();
-        let (samples, last_loss) = (commit.samples, commit.last_loss);
-        let resume = Resume { step: 3, manifest_blake3: [0; 32], samples, last_loss };
+        let Mark { samples, last_loss, best } = commit.mark;
+        let resume = Resume { step: 3, manifest_blake3: [0; 32], samples, last_loss, best };
         let again = JobSpec { resume: Some(resume), ..job(rule, 3) };
         let mut simulation = Simulation::resumed(again, 2, SumOrder::Canonical, parts);
         assert_eq!(simulation.finish().params_blake3, simulate(job(rule, 1), 0).params_blake3, "{rule}");

@@ -135,8 +135,13 @@ fn a_resumed_run_is_witnessed_from_its_checkpoint() {
     let _ = former.finish();
     let commit = former.commits.last().unwrap();
     let parts: Vec<_> = former.parts[&commit.step].values().cloned().collect();
-    let resume =
-        Resume { step: 4, manifest_blake3: [0; 32], samples: commit.samples, last_loss: commit.last_loss };
+    let resume = Resume {
+        step: 4,
+        manifest_blake3: [0; 32],
+        samples: commit.mark.samples,
+        last_loss: commit.mark.last_loss,
+        best: None,
+    };
     let again = JobSpec { resume: Some(resume), ..job(3, 1, 1.0) };
     let mut simulation = Simulation::resumed(again, 2, SumOrder::Canonical, parts);
     assert_eq!(simulation.finish().params_blake3, expected());

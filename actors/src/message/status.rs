@@ -100,6 +100,17 @@ pub enum Phase {
     Over,
 }
 
+/// What the evaluation of a version found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// The version: steps taken.
+    pub step: u64,
+    /// Mean loss over the test set's targets.
+    pub loss: f64,
+    /// Share of the test set's targets classified right.
+    pub accuracy: f64,
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -114,7 +125,7 @@ pub enum Outcome {
 pub struct Finished {
     /// Steps trained.
     pub steps: u64,
-    /// Whether an operator stopped it before its last step.
+    /// Whether an operator, or an evaluation, stopped it before its last step.
     pub stopped_early: bool,
     /// Mean training loss of the last step, over its targets.
     pub final_loss: f64,

@@ -220,6 +220,10 @@ impl SchedulerActor {
                 self.observer.step(&summary);
                 self.show_head(summary.step + 1);
             }
+            Effect::Evaluated(found) => {
+                tracing::info!(step = found.step, loss = found.loss, accuracy = found.accuracy, "evaluated");
+                self.observer.evaluated(&found);
+            }
             Effect::Parameters { version, params_blake3 } => {
                 let (step, params_blake3) = (version, Hex(params_blake3));
                 self.observer.audit(Entry::Parameters { step, params_blake3 });

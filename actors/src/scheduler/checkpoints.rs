@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::{Commit, Committed, PartReceipt, StoredPart};
+use crate::checkpoint::{Commit, Committed, Mark, PartReceipt, StoredPart};
 use crate::job::JobSpec;
 use crate::message::{CheckpointPart, PartOutcome};
 use crate::placement::SliceMap;
@@ -25,7 +25,7 @@ const MAX_CLOSED: usize = 2 * MAX_OPEN;
 struct Open {
     parts: BTreeMap<u32, PartOutcome>,
     /// Samples and loss, once the step is complete.
-    mark: Option<(u64, Option<f64>)>,
+    mark: Option<Mark>,
 }
 
 /// The checkpoints of a run, as the scheduler follows them.
@@ -69,11 +69,11 @@ impl Checkpoints {
     }
 
     /// `version` steps are complete. Gives up the oldest version that waits if too many do; its notice.
-    pub(super) fn passed(&mut self, version: u64, samples: u64, last_loss: Option<f64>) -> Option<String> {
+    pub(super) fn passed(&mut self, version: u64, mark: Mark) -> Option<String> {
         if !self.is_due(version) {
             return None;
         }
-        self.open.entry(version).or_default().mark = Some((samples, last_loss));
+        self.open.entry(version).or_default().mark = Some(mark);
         if self.open.len() <= MAX_OPEN {
             return None;
         }
@@ -83,13 +83,13 @@ impl Checkpoints {
     }
 
     /// The run ends with `version`. Whether servers are to be told to write it.
-    pub(super) fn end(&mut self, version: u64, samples: u64, last_loss: Option<f64>) -> bool {
+    pub(super) fn end(&mut self, version: u64, mark: Mark) -> bool {
         self.last = Some(version);
         if !(self.at_end && self.is_due(version)) {
             return false;
         }
         let open = self.open.entry(version).or_default();
-        open.mark = Some((samples, last_loss));
+        open.mark = Some(mark);
         true
     }
 
@@ -124,7 +124,7 @@ impl Checkpoints {
             whole(open) && !(waits && skipped)
         })?;
         let version = *version;
-        let (samples, last_loss) = open.mark.unwrap_or_default();
+        let mark = open.mark.unwrap_or_default();
         let mut parts = Vec::new();
         let mut missing = None;
         for (server, outcome) in &open.parts {
@@ -152,7 +152,7 @@ impl Checkpoints {
                     self.close(older);
                 }
                 self.committing = Some(version);
-                Ok(Commit { step: version, parts, samples, last_loss })
+                Ok(Commit { step: version, parts, mark })
             }
         })
     }
@@ -216,7 +216,11 @@ mod tests {
     use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 
     use super::*;
-    use crate::job::{Checkpoints as Wanted, DataSpec, Determinism, FORMAT};
+    use crate::job::{Checkpoints as Wanted, DataSpec, Determinism, Evaluation, FORMAT};
+
+    fn mark(samples: u64, last_loss: Option<f64>) -> Mark {
+        Mark { samples, last_loss, best: None }
+    }
 
     fn checkpoints(every_steps: u64, at_end: bool) -> Checkpoints {
         Checkpoints::new(&JobSpec {
@@ -236,6 +240,7 @@ mod tests {
             aggregation: testudo_kernels::Aggregation::Mean,
             clip_norm: None,
             max_steps: None,
+            evaluation: Evaluation::default(),
             data: DataSpec { train_examples: 64, test_examples: 8, blake3: [0; 32] },
             slice_bytes: 16,
             codecs: crate::Codecs::default(),
@@ -271,13 +276,13 @@ mod tests {
         let mut all = checkpoints(5, false);
         all.part(0, written(5), 8);
         assert_eq!(all.settle(), None);
-        all.passed(5, 40, Some(0.5));
+        all.passed(5, mark(40, Some(0.5)));
         assert_eq!(all.settle(), None, "server/1 has not written");
         assert!(all.waits_for().is_some_and(|text| text.contains("server/1") && text.contains("step 5")));
         all.part(1, written(5), 8);
         let Some(Ok(commit)) = all.settle() else { panic!("it is whole") };
-        assert_eq!((commit.step, commit.parts.len(), commit.samples), (5, 2, 40));
-        all.passed(10, 80, None);
+        assert_eq!((commit.step, commit.parts.len(), commit.mark.samples), (5, 2, 40));
+        all.passed(10, mark(80, None));
         all.part(0, written(10), 13);
         all.part(1, written(10), 13);
         assert_eq!(all.settle(), None, "one at a time");
@@ -294,14 +299,14 @@ mod tests {
         let mut all = checkpoints(5, true);
         all.part(0, written(5), 8);
         all.part(1, skipped(5), 8);
-        all.passed(5, 40, None);
+        all.passed(5, mark(40, None));
         let Some(Err(notice)) = all.settle() else { panic!("given up") };
         assert!(notice.contains("server/1 was still writing") && notice.contains("step 5"), "{notice}");
         assert!(all.is_settled());
         // The last version is due anyway; the server that skipped it writes it on the order.
         all.part(1, skipped(10), 10);
         all.part(0, written(10), 10);
-        assert!(all.end(10, 80, None));
+        assert!(all.end(10, mark(80, None)));
         assert_eq!(all.settle(), None);
         all.part(1, written(10), 10);
         assert!(matches!(all.settle(), Some(Ok(Commit { step: 10, .. }))));
@@ -310,8 +315,8 @@ mod tests {
     #[test]
     fn a_part_that_failed_is_told_and_training_ends_all_the_same() {
         let mut all = checkpoints(0, true);
-        assert_eq!(all.passed(5, 40, None), None);
-        assert!(all.end(7, 56, None) && !all.is_settled());
+        assert_eq!(all.passed(5, mark(40, None)), None);
+        assert!(all.end(7, mark(56, None)) && !all.is_settled());
         let failed = CheckpointPart { version: 7, outcome: PartOutcome::Failed("no space".into()) };
         all.part(0, failed, 7);
         all.part(1, written(7), 7);
@@ -331,7 +336,7 @@ mod tests {
         all.part(0, written(5), 8);
         all.part(0, CheckpointPart { version: 5, outcome: PartOutcome::Failed("no".into()) }, 8);
         all.part(1, written(5), 8);
-        all.passed(5, 40, None);
+        all.passed(5, mark(40, None));
         assert!(matches!(all.settle(), Some(Ok(_))));
         assert_eq!(all.committed(4, &committed(4)), None);
         assert!(!all.is_settled());
@@ -343,7 +348,7 @@ mod tests {
     #[test]
     fn versions_that_never_become_whole_do_not_pile_up() {
         let mut all = checkpoints(1, false);
-        let notices = (1..=200).filter_map(|version| all.passed(version, version, None)).count();
+        let notices = (1..=200).filter_map(|version| all.passed(version, mark(version, None))).count();
         assert_eq!(notices, 200 - MAX_OPEN);
         assert_eq!(all.open.len(), MAX_OPEN);
     }

@@ -12,6 +12,7 @@
 
 mod admission;
 mod checkpointing;
+mod evaluating;
 mod hashing;
 mod io;
 mod leaving;
@@ -35,9 +36,10 @@ use crate::lease::{Lease, assign};
 use crate::message::*;
 use crate::plan::Plan;
 use crate::scheduler::checkpoints::Checkpoints;
-use crate::scheduler::ending::Ending;
+use crate::scheduler::evaluations::Evaluations;
 use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
+use crate::scheduler::tasks::Tasks;
 use crate::scheduler::weighing::WholeGradients;
 use crate::time::Time;
 use crate::tree::ReductionTree;
@@ -88,7 +90,8 @@ pub struct SchedulerCore<C> {
     checkpoints: Checkpoints,
     parameters: Parameters,
     gradients: WholeGradients,
-    ending: Option<Ending>,
+    evaluations: Evaluations,
+    ending: Option<Tasks>,
     witness: Option<(Key, Witness)>,
     testified: Testified,
     outcome: Option<Outcome>,
@@ -114,6 +117,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             checkpoints: Checkpoints::new(&job),
             parameters: Parameters::new(&job),
             gradients: WholeGradients::new(&job),
+            evaluations: Evaluations::new(&job),
             plan,
             tree,
             job,
@@ -167,25 +171,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     joined.said = Some(heartbeat);
                 }
             }
-            Input::Evaluated { worker, result } => {
-                let member = Member { role: MemberRole::Worker, index: worker };
-                self.hear(now, member);
-                if !result.loss_sum.is_finite() {
-                    self.misbehaves(now, member, "reports a test loss that is not finite");
-                } else if self.ending.as_mut().is_some_and(|ending| ending.evaluated(worker, &result)) {
-                    self.last_progress = now;
-                }
-                self.hand_out();
-                self.finish();
-            }
-            Input::Exported { worker, exported } => {
-                self.hear(now, Member { role: MemberRole::Worker, index: worker });
-                if self.ending.as_mut().is_some_and(|ending| ending.exported(worker, exported)) {
-                    self.last_progress = now;
-                }
-                self.hand_out();
-                self.finish();
-            }
+            Input::Evaluated { worker, result } => self.evaluated(now, worker, &result),
+            Input::Exported { worker, exported } => self.exported(now, worker, exported),
             Input::Testimony { worker, testimony, values } => self.testified(now, worker, &testimony, values),
             Input::Given { worker, given, values } => self.was_given(now, worker, &given, values),
             Input::CheckpointPart { server, part } => self.part(now, server, part),
@@ -362,15 +349,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             if self.phase == Phase::Training && self.progress.completed() >= self.steps() {
                 self.end();
             }
+            self.evaluate();
         }
     }
 
-    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`), nor while a server withholds hashes.
+    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`), nor while a server withholds hashes; and never
+    /// beyond a version that is to be evaluated first.
     fn horizon(&self) -> u64 {
         if self.paused || self.parameters.withheld().is_some() {
             return self.until;
         }
-        (self.progress.completed() + LEASED_AHEAD).min(self.steps())
+        (self.progress.completed() + LEASED_AHEAD).min(self.evaluations.horizon()).min(self.steps())
     }
 
     /// Looks for members that have fallen silent and for a stall (invariant 4).

@@ -5,12 +5,13 @@
 pub mod actor;
 mod checkpoints;
 mod core;
-mod ending;
+mod evaluations;
 mod ledger;
 mod parameters;
 mod progress;
 mod refusals;
 mod revoke;
+mod tasks;
 mod weighing;
 
 pub use core::{Command, Effect, Input, SchedulerCore, ToMember};

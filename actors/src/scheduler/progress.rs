@@ -12,7 +12,7 @@ use testudo_kernels::Distortion;
 use crate::audit::{Entry, Head};
 use crate::checkpoint::{Committed, Ledger, PartSource};
 use crate::job::{JobSpec, Resume};
-use crate::message::{NodeDone, NodeLoss};
+use crate::message::{Evaluated, NodeDone, NodeLoss};
 use crate::time::Time;
 use crate::tree::{Node, Partials, ReductionTree};
 
@@ -53,6 +53,9 @@ pub struct StepSummary {
 pub trait Observer: Send {
     /// A step is complete.
     fn step(&mut self, summary: &StepSummary);
+
+    /// A version is evaluated on the test set.
+    fn evaluated(&mut self, _: &Evaluated) {}
 
     /// A checkpoint is whole; others were deleted, perhaps.
     fn checkpoint(&mut self, _: &Committed) {}

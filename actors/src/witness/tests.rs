@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use testudo_kernels::{Codec, Initial, ModelSpec, OptimizerSpec, Schedule, Shape, Update};
 
 use super::*;
-use crate::job::{Checkpoints, DataSpec, Determinism};
+use crate::job::{Checkpoints, DataSpec, Determinism, Evaluation};
 
 fn parameters() -> Vec<ParameterSpec> {
     let of = |name: &str, elements: usize| ParameterSpec {
@@ -37,6 +37,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         aggregation: testudo_kernels::Aggregation::Mean,
         clip_norm: None,
         max_steps: None,
+        evaluation: Evaluation::default(),
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 400,
         codecs: crate::Codecs::default(),

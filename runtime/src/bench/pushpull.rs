@@ -18,7 +18,7 @@ use crate::bench::transport::{Scratch, median};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
-use crate::report::metrics;
+use crate::report::metrics::{self, StepRecord};
 use crate::run;
 use crate::rundir::RunDir;
 use crate::say::say;
@@ -67,7 +67,7 @@ pub fn run(
     let prefix = &["bench", "node"];
     let completed =
         runtime.block_on(run::run_as(prefix, &config, &job, &run_dir, Inputs::default(), &mut Silent))?;
-    let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
+    let records: Vec<StepRecord> = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
     let ends: Vec<f64> = records.iter().map(|r| r.elapsed_seconds).collect();
     let spans = ends.windows(2).skip(WARM_UP as usize - 1).map(|pair| match pair {
         [before, after] => (after - before) * 1e3,

@@ -14,7 +14,7 @@ use crate::data::mnist::Files;
 use crate::data::{Data, DataFiles};
 use crate::error::Failure;
 use crate::launch::local::Inputs;
-use crate::report::metrics;
+use crate::report::metrics::{self, StepRecord};
 use crate::rundir::RunDir;
 use crate::say::say;
 use crate::{job, run};
@@ -98,7 +98,7 @@ pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let inputs = Inputs { data: Some(Arc::new(files)), ..Inputs::default() };
     let completed = runtime.block_on(run::run(&config, &job, &run_dir, inputs, &mut Silent))?;
-    let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
+    let records: Vec<StepRecord> = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
     let end_of = |step: u64| {
         let record = records.iter().find(|record| record.step == step);
         record

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use testudo_actors::Best;
 use testudo_actors::checkpoint::PartReceipt;
 pub use testudo_observability::audit::Hex;
 use testudo_transport::{Expected, Identity, Role, Trust};
@@ -96,6 +97,9 @@ pub struct Manifest {
     pub samples: u64,
     /// Mean loss of the last step.
     pub last_loss: Option<f64>,
+    /// The best evaluation before this step, if the run may stop early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// Seconds since 1970 when it was written.
     pub created: u64,
     /// Whom the parts are encrypted to.

@@ -114,5 +114,6 @@ pub fn resume(job: &JobSpec, whole: &Whole) -> Result<Resume, CheckpointError> {
         manifest_blake3: whole.manifest_blake3.0,
         samples: manifest.samples,
         last_loss: manifest.last_loss,
+        best: manifest.best,
     })
 }

@@ -153,6 +153,7 @@ impl Watcher for Display {
             epochs: epoch(last.saturating_sub(1)),
             loss: taken.loss,
             bytes: false,
+            test_accuracy: None,
             samples_per_second: if elapsed > 0.0 { self.examples as f64 / elapsed } else { 0.0 },
             elapsed_seconds: elapsed,
         });

@@ -10,7 +10,7 @@ use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::Plaintext;
 use crate::checkpoint::{Checkpoints, resume};
 use crate::error::Failure;
-use crate::report::metrics;
+use crate::report::metrics::{self, EvaluationRecord, StepRecord};
 use crate::report::summary::Summary;
 use crate::run::Watcher;
 use crate::rundir::RunDir;
@@ -102,7 +102,10 @@ pub(super) fn make_ready(
     spec: &JobSpec,
     watcher: &mut dyn Watcher,
 ) -> Result<(), Failure> {
-    metrics::keep_until(&run_dir.metrics(), resume.step).map_err(Failure::failed)?;
+    metrics::keep_until::<StepRecord>(&run_dir.metrics(), resume.step).map_err(Failure::failed)?;
+    // The version that it goes on from is evaluated again.
+    let before = resume.step.saturating_sub(1);
+    metrics::keep_until::<EvaluationRecord>(&run_dir.evaluations(), before).map_err(Failure::failed)?;
     let steps = Plan::new(spec).steps();
     watcher.notice(&match resume.step == steps {
         true => format!("step {steps} is the last one: only evaluation and export are left"),

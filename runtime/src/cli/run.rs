@@ -176,7 +176,8 @@ fn leave_results(
     let (job, test_accuracy) = (&config.job.name, Some(test_accuracy));
     let heading = Heading { job, test_accuracy, bits_per_byte, workers, servers };
     let plot = run_dir.loss_plot();
-    std::fs::write(&plot, loss_svg(&records, &heading))
+    let evaluations = metrics::read(&run_dir.evaluations()).map_err(Failure::failed)?;
+    std::fs::write(&plot, loss_svg(&records, &evaluations, &heading))
         .map_err(|e| Failure::file(&plot, "cannot be written", e))?;
     let speed = match finished.training_seconds {
         seconds if seconds > 0.0 => finished.samples as f64 / seconds,
@@ -258,6 +259,7 @@ impl Watcher for Display {
             epochs: report.epochs,
             loss,
             bytes: self.bytes,
+            test_accuracy: report.evaluated.map(|found| found.accuracy),
             samples_per_second: report.samples_per_second,
             elapsed_seconds: begun.elapsed().as_secs_f64(),
         });

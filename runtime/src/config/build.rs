@@ -57,9 +57,13 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             epochs: from.integer("training.epochs"),
             batch_size: from.integer("training.batch_size"),
             logical_shards: from.integer("training.logical_shards"),
+            accumulate: from.integer("training.accumulate"),
             aggregation: from.aggregation(),
             clip_norm: values.get("training.clip_norm").map(|_| from.number("training.clip_norm")),
             max_steps: values.get("training.max_steps").map(|_| from.integer("training.max_steps")),
+            evaluate_every: from.integer("training.evaluate_every"),
+            patience: values.get("training.patience").map(|_| from.integer("training.patience")),
+            min_improvement: from.number("training.min_improvement"),
             determinism: match from.text("training.determinism").as_str() {
                 "relaxed" => Determinism::Relaxed,
                 _ => Determinism::Strict,

@@ -107,7 +107,7 @@ impl Config {
 
     /// Bytes that a node of that role needs for itself, `data` bytes of examples among them if it is a worker.
     fn own_bytes(&self, role: Role, data: u64) -> u64 {
-        let shards = u64::from(self.training.logical_shards);
+        let shards = u64::from(self.training.step_shards());
         let codecs = crate::job::codecs(&self.transport);
         let needs = match role {
             Role::Server => {
@@ -131,7 +131,7 @@ impl Config {
                 // The exact parameters that are evaluated; and, if all others die, the residuals of every shard.
                 let copies = copies + u64::from(!codecs.pull.is_lossless());
                 let copies = copies + if codecs.push.feeds_back() { shards } else { 0 };
-                let shard = u64::from(self.training.batch_size) / shards.max(1);
+                let shard = u64::from(self.training.step_examples()) / shards.max(1);
                 let activations = self.activation_bytes(shard);
                 let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);
                 let all = self.parameter_bytes();
@@ -175,7 +175,7 @@ impl Config {
             Role::Worker => 0,
             _ => {
                 let members = u64::from(self.cluster.workers) + u64::from(self.cluster.servers);
-                order_bytes(members, u64::from(self.training.logical_shards))
+                order_bytes(members, u64::from(self.training.step_shards()))
             }
         }
     }

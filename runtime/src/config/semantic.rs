@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use testudo_actors::job::MAX_LOGICAL_SHARDS;
 use testudo_transport::Role;
 
 use super::memory::least_credit;
@@ -79,6 +80,24 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         },
     );
+    report(
+        &["training.accumulate", "training.logical_shards"],
+        u64::from(training.logical_shards) * u64::from(training.accumulate) > u64::from(MAX_LOGICAL_SHARDS),
+        &|| {
+            format!(
+                "`training.accumulate` is {} and `training.logical_shards` {}: a step sums {MAX_LOGICAL_SHARDS} parts at most",
+                training.accumulate, training.logical_shards
+            )
+        },
+    );
+    report(
+        &["training.patience", "training.evaluate_every"],
+        training.patience.is_some() && training.evaluate_every == 0,
+        &|| {
+            "`training.patience` counts evaluations, and there are none before the end: set `training.evaluate_every`"
+                .into()
+        },
+    );
     votes(config, &mut report);
     network(config, &mut report);
     codecs(config, &mut report);
@@ -142,6 +161,13 @@ fn votes(config: &Config, report: &mut Report<'_>) {
             )
         },
     );
+    report(&["training.accumulate", "training.aggregation"], config.training.accumulate > 1, &|| {
+        format!(
+            "`training.accumulate` is {}, but under `training.aggregation` {rule} every worker has one vote a step, on one \
+                 part of the batch: leave it out, and use a larger `training.batch_size`",
+            config.training.accumulate
+        )
+    });
     let most = rule.most_votes();
     report(&["cluster.workers", "training.aggregation"], workers > most, &|| {
         format!(

@@ -49,7 +49,11 @@ seed = 9223372036854775807
 epochs = 3
 batch_size = 96
 logical_shards = 8
+accumulate = 2
 max_steps = 60
+evaluate_every = 20
+patience = 3
+min_improvement = 0.01
 determinism = "relaxed"
 
 [model]
@@ -249,6 +253,9 @@ fn full_files_reach_every_field() {
     let config = parse(FULL, &[]).unwrap();
     assert_eq!(config.training.seed, i64::MAX as u64);
     assert_eq!(config.training.max_steps, Some(60));
+    assert_eq!((config.training.step_examples(), config.training.step_shards()), (192, 16));
+    let training = &config.training;
+    assert_eq!((training.evaluate_every, training.patience, training.min_improvement), (20, Some(3), 0.01));
     assert_eq!(config.training.determinism, Determinism::Relaxed);
     let constants = [("beta1", 0.8), ("beta2", 0.95), ("epsilon", 1e-6), ("weight_decay", 0.05)];
     assert_eq!(config.optimizer.own, constants.map(|(name, value)| (name.into(), value)).into());

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step, in the order of the steps.
+//! `metrics.jsonl`: one JSON object a step, and `evaluations.jsonl`: one an evaluation, each in the order of the steps.
 //!
 //! Invariants:
 //! 1. Each record is one line, written by one call and at once: whoever follows the file sees whole lines,
@@ -9,6 +9,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::appender::Appender;
@@ -56,6 +57,37 @@ fn is_nothing(error: &f64) -> bool {
     *error == 0.0
 }
 
+/// What one evaluation found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// Steps taken.
+    pub step: u64,
+    /// Mean loss over the test set's targets.
+    #[serde(with = "number")]
+    pub test_loss: f64,
+    /// Share of the test set's targets classified right.
+    #[serde(with = "number")]
+    pub test_accuracy: f64,
+}
+
+/// A line of such a file.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The step that it is about, or the steps taken by then.
+    fn step(&self) -> u64;
+}
+
+impl Record for StepRecord {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+impl Record for EvaluationRecord {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
 /// Why the metrics file cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,7 +103,7 @@ pub enum MetricsError {
         source: io::Error,
     },
     /// A line is no record.
-    #[error("{}, line {line}: no step record: {reason}", path.display())]
+    #[error("{}, line {line}: no such record: {reason}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -123,13 +155,14 @@ impl MetricsWriter {
     /// # Errors
     /// The operating system's refusal (a full disk, for instance): the record is held, and written before the next one. Where
     /// too many are held already, it is left out.
-    pub fn append(&mut self, record: &StepRecord) -> Result<(), MetricsError> {
+    pub fn append(&mut self, record: &impl Record) -> Result<(), MetricsError> {
+        let step = record.step();
         let mut line = serde_json::to_vec(record)
-            .map_err(|error| MetricsError::Record { step: record.step, reason: error.to_string() })?;
+            .map_err(|error| MetricsError::Record { step, reason: error.to_string() })?;
         line.push(b'\n');
         if !self.lines.has_room() {
             self.left_out += 1;
-            return Err(MetricsError::LeftOut { step: record.step, path: self.path.clone() });
+            return Err(MetricsError::LeftOut { step, path: self.path.clone() });
         }
         self.lines.append(&line).map_err(|source| io_error("write to", &self.path, source))
     }
@@ -159,7 +192,7 @@ impl MetricsWriter {
 ///
 /// # Errors
 /// The operating system's refusal, or the first line that is no record.
-pub fn read(path: &Path) -> Result<Vec<StepRecord>, MetricsError> {
+pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, MetricsError> {
     let text = std::fs::read_to_string(path).map_err(|source| io_error("read", path, source))?;
     let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or(""));
     let parse = |(index, line): (usize, &str)| {
@@ -176,13 +209,12 @@ pub fn read(path: &Path) -> Result<Vec<StepRecord>, MetricsError> {
 ///
 /// # Errors
 /// The operating system's refusal; the file is then as it was. One that is not there is left so.
-pub fn keep_until(path: &Path, step: u64) -> Result<(), MetricsError> {
+pub fn keep_until<R: Record>(path: &Path, step: u64) -> Result<(), MetricsError> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read.map_err(|source| io_error("read", path, source))?,
     };
-    let early =
-        |line: &&str| serde_json::from_str::<StepRecord>(line).is_ok_and(|record| record.step <= step);
+    let early = |line: &&str| serde_json::from_str::<R>(line).is_ok_and(|record| record.step() <= step);
     let mut kept = String::with_capacity(text.len());
     for line in text.lines().filter(early) {
         kept += line;
@@ -246,10 +278,10 @@ mod tests {
              \"elapsed_seconds\":0.015}\n"
         );
         writer.append(&record(2, 2.0)).unwrap();
-        assert_eq!(read(&path).unwrap(), [record(1, 2.34567), record(2, 2.0)]);
+        assert_eq!(read::<StepRecord>(&path).unwrap(), [record(1, 2.34567), record(2, 2.0)]);
         drop(writer);
         MetricsWriter::open(&path).unwrap().append(&record(3, 1.0)).unwrap();
-        assert_eq!(read(&path).unwrap().len(), 3, "opened again, it goes on");
+        assert_eq!(read::<StepRecord>(&path).unwrap().len(), 3, "opened again, it goes on");
     }
 
     /// A resumed run goes on where its checkpoint is, not where its metrics end.
@@ -257,13 +289,13 @@ mod tests {
     fn what_comes_again_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        keep_until(&path, 5).unwrap();
+        keep_until::<StepRecord>(&path, 5).unwrap();
         assert!(!path.exists());
         let mut writer = MetricsWriter::open(&path).unwrap();
         (1..=9).for_each(|step| writer.append(&record(step, 1.0)).unwrap());
         std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"step\":1").unwrap();
-        keep_until(&path, 5).unwrap();
-        let steps: Vec<u64> = read(&path).unwrap().iter().map(|r| r.step).collect();
+        keep_until::<StepRecord>(&path, 5).unwrap();
+        let steps: Vec<u64> = read::<StepRecord>(&path).unwrap().iter().map(|r| r.step).collect();
         assert_eq!(steps, [1, 2, 3, 4, 5]);
         assert!(std::fs::read_to_string(&path).unwrap().ends_with('\n'));
     }
@@ -278,7 +310,7 @@ mod tests {
             writer.append(&record(1, loss)).unwrap();
         }
         assert!(std::fs::read_to_string(&path).unwrap().contains("\"loss\":null"));
-        assert!(read(&path).unwrap().iter().all(|record| record.loss.is_nan()));
+        assert!(read::<StepRecord>(&path).unwrap().iter().all(|record| record.loss.is_nan()));
     }
 
     #[test]
@@ -289,11 +321,11 @@ mod tests {
         let whole = std::fs::read_to_string(&path).unwrap();
         for length in 0..whole.len() {
             std::fs::write(&path, format!("{whole}{}", &whole[..length])).unwrap();
-            assert_eq!(read(&path).unwrap().len(), 1, "{length}");
+            assert_eq!(read::<StepRecord>(&path).unwrap().len(), 1, "{length}");
         }
         std::fs::write(&path, format!("{whole}{{}}\n")).unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        let error = read::<StepRecord>(&path).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
-        assert!(read(&folder.path().join("none")).is_err());
+        assert!(read::<StepRecord>(&folder.path().join("none")).is_err());
     }
 }

@@ -15,7 +15,7 @@ mod series;
 mod svg;
 
 use super::human;
-use super::metrics::StepRecord;
+use super::metrics::{EvaluationRecord, StepRecord};
 use scale::Scale;
 use svg::{Anchor, Svg};
 
@@ -70,7 +70,7 @@ impl Panel {
 }
 
 /// The whole drawing.
-pub fn loss_svg(records: &[StepRecord], heading: &Heading<'_>) -> String {
+pub fn loss_svg(records: &[StepRecord], evaluations: &[EvaluationRecord], heading: &Heading<'_>) -> String {
     let title = match (heading.bits_per_byte, heading.test_accuracy) {
         (Some(bits), _) => format!("{} — {bits:.3} bits per byte held out", heading.job),
         (None, Some(accuracy)) => format!("{} — {} test accuracy", heading.job, human::percent(accuracy)),
@@ -85,7 +85,7 @@ pub fn loss_svg(records: &[StepRecord], heading: &Heading<'_>) -> String {
         return svg.finish();
     };
     let steps = (first.step.saturating_sub(1) as f64, last.step as f64);
-    main_panel(&mut svg, records, steps);
+    main_panel(&mut svg, records, evaluations, steps);
     let [rate, speed, time] = SMALL;
     let panel = |svg: &mut Svg, panel, name, class, values: Vec<f64>| {
         line_panel(svg, records, steps, panel, name, class, &values);
@@ -125,13 +125,14 @@ fn column_of(records: &[StepRecord], field: impl Fn(&StepRecord) -> f64) -> Vec<
     records.iter().map(field).collect()
 }
 
-fn main_panel(svg: &mut Svg, records: &[StepRecord], steps: (f64, f64)) {
+fn main_panel(svg: &mut Svg, records: &[StepRecord], evaluations: &[EvaluationRecord], steps: (f64, f64)) {
     let loss = column_of(records, |record| record.loss);
     let smooth = series::smoothed(&loss);
     // Quantiles keep one wild step from flattening the rest; the trend itself is always in view.
     let ends = |share, fold: fn(f64, f64) -> f64| {
         let trend = smooth.iter().copied().filter(|value| value.is_finite()).reduce(fold);
-        series::quantile(&loss, share).into_iter().chain(trend).reduce(fold)
+        let tested = evaluations.iter().map(|found| found.test_loss).filter(|loss| loss.is_finite());
+        series::quantile(&loss, share).into_iter().chain(trend).chain(tested).reduce(fold)
     };
     let (low, high) = (ends(0.002, f64::min).unwrap_or(0.0), ends(0.998, f64::max).unwrap_or(1.0));
     let (x, y) = (MAIN.x(steps), Scale::fitting(low, high, MAIN.y_pixels()));
@@ -161,7 +162,15 @@ fn main_panel(svg: &mut Svg, records: &[StepRecord], steps: (f64, f64)) {
     let trend: Vec<_> =
         columns.iter().filter_map(|column| Some(at(column.index, *smooth.get(column.index)?))).collect();
     svg.polyline("loss", trend.iter().copied());
-    legend(svg, loss.len() > COLUMNS);
+    let every = evaluations.len().div_ceil(COLUMNS).max(1);
+    let finite = evaluations.iter().filter(|found| found.test_loss.is_finite());
+    let tested: Vec<_> =
+        finite.step_by(every).map(|found| (x.pixel(found.step as f64), y.pixel(found.test_loss))).collect();
+    svg.polyline("test", tested.iter().copied());
+    if tested.len() <= COLUMNS / 8 {
+        tested.iter().for_each(|(at_x, at_y)| svg.dot("testdot", *at_x, *at_y, 3.0));
+    }
+    legend(svg, loss.len() > COLUMNS, !tested.is_empty());
     if let Some((end, value)) = trend.last().zip(smooth.last()) {
         svg.dot("dot", end.0, end.1, 4.5);
         // Above the line, unless that is above the panel.
@@ -175,8 +184,12 @@ fn main_panel(svg: &mut Svg, records: &[StepRecord], steps: (f64, f64)) {
     }
 }
 
-fn legend(svg: &mut Svg, band: bool) {
+fn legend(svg: &mut Svg, band: bool, tested: bool) {
     let y = MAIN.top - 14.0;
+    if tested {
+        svg.line("test", (MAIN.right - 248.0, y - 4.0), (MAIN.right - 230.0, y - 4.0));
+        svg.text("", MAIN.right - 224.0, y, Anchor::Start, "test set");
+    }
     svg.swatch(if band { "raw" } else { "rawline" }, MAIN.right - 176.0, y - 9.0, 18.0, 9.0);
     svg.text("", MAIN.right - 152.0, y, Anchor::Start, "each step");
     svg.line("loss", (MAIN.right - 82.0, y - 4.0), (MAIN.right - 64.0, y - 4.0));

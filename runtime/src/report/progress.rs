@@ -71,6 +71,8 @@ pub struct Status {
     pub loss: f64,
     /// Whether the targets are a text's bytes, so that the loss is also shown in bits for each.
     pub bytes: bool,
+    /// What the last evaluation found right of the test set, 0 to 1; `None` before the first.
+    pub test_accuracy: Option<f64>,
     /// Training examples a second.
     pub samples_per_second: f64,
     /// Seconds since training began.
@@ -175,27 +177,34 @@ pub fn live_line(status: &Status, color: bool) -> String {
     let (full, empty) = ("━".repeat(filled), "─".repeat(BAR_CELLS - filled));
     format!(
         "{accent}{full}{plain}{dim}{empty}{plain} {:3.0}%  {dim}epoch{plain} {}/{}  {dim}step{plain} {}/{}  \
-         {dim}loss{plain} {}  {} {dim}samples/s{plain}  {} {dim}left{plain}",
+         {dim}loss{plain} {}{}  {} {dim}samples/s{plain}  {} {dim}left{plain}",
         (share * 100.0).floor(),
         status.epoch,
         status.epochs,
         human::count(status.step),
         human::count(status.total_steps),
         loss(status),
+        test(status, &format!("{dim}test{plain}")),
         human::rate(status.samples_per_second),
         left(status),
     )
 }
 
+/// The test set's share, once there is one.
+fn test(status: &Status, name: &str) -> String {
+    status.test_accuracy.map_or(String::new(), |share| format!("  {name} {}", human::percent(share)))
+}
+
 /// The line for a file or a pipe.
 pub fn plain_line(status: &Status) -> String {
     format!(
-        "epoch {}/{}  step {}/{}  loss {}  {} samples/s  elapsed {}  left {}",
+        "epoch {}/{}  step {}/{}  loss {}{}  {} samples/s  elapsed {}  left {}",
         status.epoch,
         status.epochs,
         status.step,
         status.total_steps,
         loss(status),
+        test(status, "test"),
         human::rate(status.samples_per_second),
         human::countdown(status.elapsed_seconds),
         left(status),
@@ -230,6 +239,7 @@ mod tests {
             epochs: 10,
             loss: 0.12345,
             bytes: false,
+            test_accuracy: None,
             samples_per_second: 8640.0,
             elapsed_seconds,
         }

@@ -47,6 +47,15 @@ pub fn table(job: &str, report: &StatusReport) -> String {
         many(u64::from(report.workers_lost), "worker"),
         many(u64::from(report.operators), "operator"),
     );
+    if let Some(found) = &report.evaluated {
+        let _ = writeln!(
+            text,
+            "evaluated after step {}: test loss {}, accuracy {}\n",
+            human::count(found.step),
+            human::loss(found.loss),
+            human::percent(found.accuracy),
+        );
+    }
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     rows.push(row("scheduler/0", "-", "-", "-", "-", "", &report.load));
     rows.extend(report.nodes.iter().map(node));
@@ -169,6 +178,11 @@ pub fn json(job: &str, report: &StatusReport) -> Value {
         "epoch": report.epoch + 1,
         "epochs": report.epochs,
         "loss": report.loss,
+        "evaluated": report.evaluated.map(|found| json!({
+            "step": found.step,
+            "test_loss": found.loss,
+            "test_accuracy": found.accuracy,
+        })),
         "samples_per_second": report.samples_per_second,
         "paused": report.paused,
         "stopping": report.stopping,
@@ -201,7 +215,7 @@ fn load(load: &Load) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use testudo_actors::message::{Member, MemberRole};
+    use testudo_actors::message::{Evaluated, Member, MemberRole};
 
     use super::*;
 
@@ -227,6 +241,7 @@ mod tests {
             epoch: 1,
             epochs: 10,
             loss: Some(0.25),
+            evaluated: Some(Evaluated { step: 1_200, loss: 0.3, accuracy: 0.91 }),
             samples_per_second: 8_640.0,
             stalled: None,
             paused: false,
@@ -247,6 +262,7 @@ mod tests {
         let text = table("mnist", &report());
         for part in [
             "mnist: training, step 1,234 of 9,380, epoch 2 of 10, loss 0.25",
+            "evaluated after step 1,200: test loss 0.3000, accuracy 91.00 %",
             "8,640 samples/s",
             "epoch 3, steps below 1,238 may begin, 1 worker lost, 2 operators connected",
             "worker/1",

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use testudo_actors::checkpoint::{PartReceipt, PartSource, PartWriter, ServerSetup, Snapshot};
+use testudo_actors::message::Evaluated;
 use testudo_actors::scheduler::StepSummary;
 use testudo_actors::{CheckpointError, JobSpec, Resume};
 use testudo_observability::Attribute;
@@ -47,9 +48,25 @@ pub(crate) struct Progress {
     loss: Last,
     step_seconds: Last,
     push_error: Last,
+    test_loss: Last,
+    test_accuracy: Last,
 }
 
 impl Progress {
+    /// A version is evaluated.
+    pub(crate) fn evaluated(&self, found: &Evaluated) {
+        self.test_loss.set(found.loss);
+        self.test_accuracy.set(found.accuracy);
+    }
+
+    pub(super) fn test_loss(&self) -> Option<f64> {
+        self.test_loss.get()
+    }
+
+    pub(super) fn test_accuracy(&self) -> Option<f64> {
+        self.test_accuracy.get()
+    }
+
     /// A step is complete.
     pub(crate) fn step(&self, summary: &StepSummary) {
         self.steps.fetch_add(1, Ordering::Relaxed);

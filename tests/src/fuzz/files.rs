@@ -176,6 +176,7 @@ pub(super) fn checkpoints() -> Vec<Seed> {
         data: DataPosition { epoch: 1, first: 64 },
         samples: 4096,
         last_loss: Some(0.25),
+        best: None,
         created: 1_800_000_000,
         recipients: DISK.identities.recipients().iter().map(ToString::to_string).collect(),
         hash,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use testudo_actors::SignedJob;
 use testudo_actors::audit::Refusal;
 use testudo_actors::message::{
-    AuditHead, Body, Contributions, Countersigned, Given, HeadName, Heartbeat, Join, Load, MemberRole,
-    Membership, NewCertificate, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push, PushRefusal,
-    PushRefused, RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome, Witnessed,
-    WorkerMember,
+    AuditHead, Body, Contributions, Countersigned, Evaluated, Given, HeadName, Heartbeat, Join, Load,
+    MemberRole, Membership, NewCertificate, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push,
+    PushRefusal, PushRefused, RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome,
+    Witnessed, WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
@@ -148,6 +148,7 @@ fn report() -> StatusReport {
         epoch: 0,
         epochs: 2,
         loss: Some(0.25),
+        evaluated: Some(Evaluated { step: 2, loss: 0.5, accuracy: 0.75 }),
         samples_per_second: 1e4,
         stalled: Some("worker/1".into()),
         paused: true,

@@ -1,7 +1,7 @@
 //! Checkpoints: what servers report, what is committed, and the last one of a run.
 
 use super::{Effect, LEASED_AHEAD, SchedulerCore, ToMember};
-use crate::checkpoint::Committed;
+use crate::checkpoint::{Committed, Mark};
 use crate::message::{CheckpointOrder, CheckpointPart, Member, MemberRole};
 use crate::time::Time;
 
@@ -27,19 +27,25 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.finish();
     }
 
+    fn mark(&self) -> (u64, Mark) {
+        let step = self.progress.completed();
+        let best = self.evaluations.best_before(step);
+        let (samples, last_loss) = (self.progress.samples_in_all(), self.progress.last_loss);
+        (step, Mark { samples, last_loss, best })
+    }
+
     /// Another step is complete.
     pub(super) fn passed(&mut self) {
-        let (step, samples, loss) =
-            (self.progress.completed(), self.progress.samples_in_all(), self.progress.last_loss);
-        if let Some(notice) = self.checkpoints.passed(step, samples, loss) {
+        let (step, mark) = self.mark();
+        if let Some(notice) = self.checkpoints.passed(step, mark) {
             self.effects.push_back(Effect::Notice(notice));
         }
     }
 
     /// The last step is complete: every slice is at its version, and servers are told to write it.
     pub(super) fn order_last(&mut self) {
-        let version = self.progress.completed();
-        if self.checkpoints.end(version, self.progress.samples_in_all(), self.progress.last_loss) {
+        let (version, mark) = self.mark();
+        if self.checkpoints.end(version, mark) {
             let order = ToMember::Checkpoint(CheckpointOrder { version });
             self.send_all(MemberRole::Server, &order);
         }

@@ -2,9 +2,9 @@
 
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
-    CheckpointOrder, CheckpointPart, Evaluate, EvaluationResult, Export, Exported, Given, GradientWeights,
-    HashOrder, Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome, ParameterPieces,
-    Shutdown, Testimony, Witnessed,
+    CheckpointOrder, CheckpointPart, Evaluate, Evaluated, EvaluationResult, Export, Exported, Given,
+    GradientWeights, HashOrder, Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome,
+    ParameterPieces, Shutdown, Testimony, Witnessed,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -237,6 +237,8 @@ pub enum Effect<C> {
     },
     /// A step is complete.
     Step(StepSummary),
+    /// A version is evaluated.
+    Evaluated(Evaluated),
     /// The parameters' hash at a version is known.
     Parameters {
         /// The version: steps taken.

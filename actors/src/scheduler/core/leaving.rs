@@ -5,7 +5,7 @@ use super::{Effect, MAX_QUOTED, MAX_REASON, SchedulerCore, ToMember};
 use crate::audit::printable;
 use crate::lease::reassign;
 use crate::message::*;
-use crate::scheduler::ending::{Ending, Order};
+use crate::scheduler::tasks::Tasks;
 use crate::time::Time;
 use crate::witness::Heard;
 
@@ -16,21 +16,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.stalled = None;
         self.paused = false;
         let version = self.progress.completed();
-        self.ending = Some(Ending::new(version, &self.job));
+        self.evaluations.give_up();
+        self.ending = Some(Tasks::ending(version, &self.job));
         self.order_last();
         self.order_hash();
         self.hand_out();
-    }
-
-    pub(super) fn hand_out(&mut self) {
-        let live = self.live(MemberRole::Worker);
-        while let Some((index, order)) = self.ending.as_mut().and_then(|e| e.hand_out(&live)) {
-            let message = match order {
-                Order::Evaluate(e) => ToMember::Evaluate(e),
-                Order::Export(e) => ToMember::Export(e),
-            };
-            self.send(Member { role: MemberRole::Worker, index }, message);
-        }
     }
 
     pub(super) fn finish(&mut self) {
@@ -40,18 +30,18 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if !self.checkpoints.is_settled() {
             return;
         }
-        let Some((loss, correct, exported)) = self.ending.as_ref().and_then(Ending::result) else { return };
+        let Some(ending) = &self.ending else { return };
+        let (Some(found), Some(exported)) = (ending.evaluation_result(), ending.export()) else { return };
         let Some(kept) = self.parameters.last(self.progress.completed()) else { return };
         if let Some(text) = kept.and_then(|kept| differ(kept, exported.params_blake3)) {
             return self.fail(text);
         }
-        let targets = self.job.data.test_examples as f64 * self.job.model.targets() as f64;
         let outcome = Outcome::Finished(Finished {
             steps: self.progress.completed(),
             stopped_early: self.stop_at.is_some_and(|at| at < self.plan.steps()),
             final_loss: self.progress.last_loss.unwrap_or(f64::NAN),
-            test_loss: loss / targets,
-            test_accuracy: correct as f64 / targets,
+            test_loss: found.loss,
+            test_accuracy: found.accuracy,
             params_blake3: exported.params_blake3,
             samples: self.progress.samples,
             training_seconds: self.progress.training_seconds(),
@@ -64,6 +54,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             checkpoint: self.checkpoints.newest(),
         });
         self.outcome = Some(outcome);
+        self.evaluations.last(found);
+        self.effects.push_back(Effect::Evaluated(found));
         self.dismiss(MemberRole::Worker, "the run is complete");
         self.leave_if_empty();
     }
@@ -133,13 +125,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.testified.moved(self.until);
                 self.last_progress = now;
                 self.moved = true;
+                self.give_back(member.index);
             }
-            Phase::Finishing => {
-                if let Some(ending) = &mut self.ending {
-                    ending.give_back(member.index);
-                }
-                self.hand_out();
-            }
+            Phase::Finishing => self.give_back(member.index),
             Phase::Over => {}
         }
     }

@@ -25,6 +25,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             epoch: self.plan.step(done.saturating_sub(1)).epoch,
             epochs: self.job.epochs,
             loss: self.progress.last_loss,
+            evaluated: self.evaluations.latest(),
             samples_per_second: if self.paused { 0.0 } else { self.progress.rate },
             stalled: self.stalled.clone(),
             paused: self.paused,

@@ -67,6 +67,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.progress.completed() >= self.steps() {
             return self.end();
         }
+        self.evaluate();
         self.extend();
     }
 

@@ -1,8 +1,10 @@
 //! Whom a run waits for: a stall has a name (invariant 4 of the core).
 
+use std::collections::BTreeSet;
+
 use super::SchedulerCore;
 use crate::message::{Member, MemberRole, Phase, Waiting};
-use crate::scheduler::ending::Ending;
+use crate::scheduler::tasks::Tasks;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// Whom the run waits for: node, slice and step.
@@ -18,6 +20,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     false => format!("waiting for {} to join", missing.join(", ")),
                     true => "waiting for servers to initialise their parameters".into(),
                 }
+            }
+            Phase::Training if self.evaluations.under_way().is_some() => {
+                let holders = self.evaluations.under_way().map(Tasks::holders).unwrap_or_default();
+                let step = self.progress.completed();
+                format!("waiting for the evaluation after step {step} by {}", workers(&holders))
             }
             Phase::Training => {
                 let said = |role| {
@@ -59,10 +66,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     }
                 }
             }
-            Phase::Finishing | Phase::Over => match self.ending.as_ref().map(Ending::holders) {
+            Phase::Finishing | Phase::Over => match self.ending.as_ref().map(Tasks::holders) {
                 Some(holders) if !holders.is_empty() => format!(
                     "waiting for the evaluation and the export of the final model by {}",
-                    holders.iter().map(|w| format!("worker/{w}")).collect::<Vec<_>>().join(", ")
+                    workers(&holders)
                 ),
                 _ if !self.checkpoints.is_settled() => {
                     self.checkpoints.waits_for().unwrap_or_else(|| "waiting for the last checkpoint".into())
@@ -82,4 +89,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             None => waiting.slice.to_string(),
         }
     }
+}
+
+fn workers(indices: &BTreeSet<u32>) -> String {
+    indices.iter().map(|index| format!("worker/{index}")).collect::<Vec<_>>().join(", ")
 }

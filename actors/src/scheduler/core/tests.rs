@@ -3,7 +3,7 @@
 use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
 
 use super::*;
-use crate::job::DataSpec;
+use crate::job::{DataSpec, Evaluation};
 use crate::tree::Node;
 
 mod hashing;
@@ -35,6 +35,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         aggregation: testudo_kernels::Aggregation::Mean,
         clip_norm: None,
         max_steps: Some(1),
+        evaluation: Evaluation::default(),
         data: DataSpec { train_examples: 40, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 64,
         codecs: crate::Codecs::default(),

@@ -37,6 +37,7 @@ fn job(optimizer: OptimizerSpec) -> Arc<JobSpec> {
         aggregation: testudo_kernels::Aggregation::Mean,
         clip_norm: None,
         max_steps: None,
+        evaluation: crate::job::Evaluation::default(),
         data: DataSpec { train_examples: 64, test_examples: 1, blake3: [0; 32] },
         slice_bytes: 24,
         codecs: crate::job::Codecs::default(),

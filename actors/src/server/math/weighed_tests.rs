@@ -25,6 +25,7 @@ fn job(aggregation: Aggregation, shards: u32) -> Arc<JobSpec> {
         aggregation,
         clip_norm: Some(1.0),
         max_steps: None,
+        evaluation: crate::job::Evaluation::default(),
         data: DataSpec { train_examples: 80, test_examples: 10, blake3: [0; 32] },
         slice_bytes: 8,
         codecs: crate::job::Codecs::default(),

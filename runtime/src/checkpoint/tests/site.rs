@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::checkpoint::{
-    Commit, Committed, Ledger as _, PartWriter as _, SliceSnapshot, Snapshot, StoredPart,
+    Commit, Committed, Ledger as _, Mark, PartWriter as _, SliceSnapshot, Snapshot, StoredPart,
 };
 use testudo_actors::placement::{Slice, SliceMap};
 use testudo_actors::{DataSpec, JobSpec, Resume, SignedJob};
@@ -118,7 +118,8 @@ impl Site {
             let receipt = writer.write(&snapshot).map_err(|e| e.to_string())?;
             parts.push(StoredPart { server, slices: snapshot.slices.len() as u32, receipt });
         }
-        let commit = Commit { step, parts, samples: step * 64, last_loss: Some(0.25) };
+        let commit =
+            Commit { step, parts, mark: Mark { samples: step * 64, last_loss: Some(0.25), best: None } };
         ledger.commit(&commit).map_err(|e| e.to_string())
     }
 }

@@ -92,9 +92,8 @@ impl Inputs {
             NodeRole::Scheduler => {
                 let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
                 let job = read_job(&job, &run_dir.reach(&job))?;
-                let metrics = run_dir.metrics();
                 let metrics =
-                    Metrics::open(&metrics).map_err(|e| Failure::file(&metrics, "cannot be written", e))?;
+                    Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
                 let (audit, audit_key) = match audit_folder(arguments, run_dir) {
                     Some(folder) => {
                         let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;

@@ -9,3 +9,4 @@ pub(super) const DIALED: Rule =
     Rule::Text { check: check::dial, allowed: "host name or IP address, and a port that is not 0" };
 pub(super) const POSITIVE: Rule = Rule::Number { min: 0.0, above: true, max: f64::MAX, below: false };
 pub(super) const FRACTION: Rule = Rule::Number { min: 0.0, above: false, max: 1.0, below: false };
+pub(super) const NOT_NEGATIVE: Rule = Rule::Number { min: 0.0, above: false, max: f64::MAX, below: false };

@@ -1,6 +1,6 @@
 //! The rows about the batch, its parts and how contributions become one gradient.
 
-use super::rules::POSITIVE;
+use super::rules::{NOT_NEGATIVE, POSITIVE};
 use super::{Absent, Applies, Key, Rule};
 
 const SELECTOR: &str = "training.aggregation";
@@ -48,6 +48,13 @@ pub(super) static KEYS: &[Key] = &[
         absent: Absent::Is("4"),
         applies: None,
         doc: "Parts a batch is cut into. Gradients belong to these parts and not to workers, which is why the result does not depend on how many workers there are.",
+    },
+    Key {
+        path: "training.accumulate",
+        rule: Rule::Integer { min: 1, max: 1 << 16 },
+        absent: Absent::Is("1"),
+        applies: None,
+        doc: "Batches that one step sums before the parameters change (gradient accumulation): a step has so many times `batch_size` examples in so many times `logical_shards` parts. A worker holds the activations of one part at a time, and sends the sum of all its parts once.",
     },
     Key {
         path: "training.aggregation",
@@ -99,6 +106,27 @@ pub(super) static KEYS: &[Key] = &[
         absent: Absent::Unset("run every epoch"),
         applies: None,
         doc: "Stops the run after this many steps. No schedule reads it: the steps that are taken are those of the full run.",
+    },
+    Key {
+        path: "training.evaluate_every",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("0"),
+        applies: None,
+        doc: "Steps after which the test set is evaluated, again and again; what it finds is in `evaluations.jsonl`, in the progress line and in the plot. 0 for the end alone. Training waits for it, and no bit of training depends on it.",
+    },
+    Key {
+        path: "training.patience",
+        rule: Rule::Integer { min: 1, max: 1_000_000 },
+        absent: Absent::Unset("train to the end"),
+        applies: None,
+        doc: "Stops the run after so many evaluations in a row whose test loss is not below the best one (early stopping). What is then said of the test set flatters the model: it chose the step.",
+    },
+    Key {
+        path: "training.min_improvement",
+        rule: NOT_NEGATIVE,
+        absent: Absent::Is("0.0"),
+        applies: None,
+        doc: "By how much a test loss must be below the best one to count as better, for `patience`.",
     },
     Key {
         path: "training.determinism",

@@ -19,6 +19,8 @@ text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Aria
 .rawline{fill:none;stroke:#3b82f6;stroke-opacity:.45;stroke-width:1}\
 .loss{fill:none;stroke:#1d4ed8;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}\
 .dot{fill:#1d4ed8;stroke:#ffffff;stroke-width:2}\
+.test{fill:none;stroke:#c2410c;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}\
+.testdot{fill:#c2410c;stroke:#ffffff;stroke-width:1}\
 .rate{fill:none;stroke:#b45309;stroke-width:1.8;stroke-linejoin:round}\
 .speed{fill:none;stroke:#047857;stroke-width:1.8;stroke-linejoin:round}\
 .compute{fill:#6d5bd0}.send{fill:#e0952f}.wait{fill:#c2ccd6}\
@@ -27,7 +29,7 @@ text{fill:#9aa7b4}.card{fill:#11161d}.title{fill:#eef2f6}.panel{fill:#d3dbe3}.va
 .value,.epochname,.bad{stroke:#11161d}\
 .grid{stroke:#232b35}.axis{stroke:#4a5663}.epoch{stroke:#364250}\
 .raw{fill:#60a5fa;fill-opacity:.22;stroke:#60a5fa;stroke-opacity:.35}.rawline{stroke:#60a5fa;stroke-opacity:.4}\
-.loss{stroke:#7db4ff}.dot{fill:#7db4ff;stroke:#11161d}.rate{stroke:#fbbf24}.speed{stroke:#34d399}\
+.loss{stroke:#7db4ff}.dot{fill:#7db4ff;stroke:#11161d}.test{stroke:#fb923c}.testdot{fill:#fb923c;stroke:#11161d}.rate{stroke:#fbbf24}.speed{stroke:#34d399}\
 .compute{fill:#8b7cf0}.send{fill:#f0ad4e}.wait{fill:#465260}}";
 
 /// Text anchors.

@@ -141,7 +141,8 @@ fn a_server_that_withholds_its_hashes_is_named_and_what_waits_for_them_is_bounde
 /// A run that was resumed has no hashes of the steps before: they would wait for ever for those of others.
 #[test]
 fn hashes_of_steps_before_the_resumption_are_not_due() {
-    let resume = crate::job::Resume { step: 500, manifest_blake3: [0; 32], samples: 0, last_loss: None };
+    let resume =
+        crate::job::Resume { step: 500, manifest_blake3: [0; 32], samples: 0, last_loss: None, best: None };
     let job = JobSpec { max_steps: None, epochs: 100, resume: Some(resume), ..hashed_job() };
     let mut bench = Bench::training(job.clone());
     bench.handle(Input::Pieces { server: 0, told: pieces(&job, 0, 500, 0.0) });

@@ -1,4 +1,4 @@
-//! The end of a run: the last version is evaluated in parts, and exported by one worker.
+//! What workers do with a version beside training: it is evaluated in parts, and the last one is exported by one of them.
 //!
 //! 1. Every test example is evaluated exactly once, by whoever lives; counts are integers, so the accuracy has the same
 //!    bits for any number of workers.
@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::job::JobSpec;
-use crate::message::{Evaluate, EvaluationResult, Export, Exported};
+use crate::message::{Evaluate, Evaluated, EvaluationResult, Export, Exported};
 
 /// Test examples in one part: fixed, so that the sum of losses has the same bits for any number of workers (whose
 /// evaluation blocks are counted from a part's start), and for a classifier a whole number of such blocks.
@@ -30,21 +30,23 @@ struct Task {
     result: Option<(f64, u64)>,
 }
 
-/// What is left to do once the last step is complete.
+/// What is left to do with one version.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct Tasks {
     version: u64,
     /// Targets of one test example.
     targets: u64,
+    /// Examples of the test set.
+    test_examples: u64,
     tasks: Vec<Task>,
     exported: Option<Exported>,
 }
 
-impl Ending {
-    pub(super) fn new(version: u64, job: &JobSpec) -> Ending {
-        let (test_examples, write) = (job.data.test_examples, job.export);
-        let mut tasks =
-            vec![Task { order: Order::Export(Export { version, write }), holder: None, result: None }];
+impl Tasks {
+    /// Evaluation alone.
+    pub(super) fn evaluation(version: u64, job: &JobSpec) -> Tasks {
+        let test_examples = job.data.test_examples;
+        let mut tasks = Vec::new();
         let mut first = 0;
         while first < test_examples {
             let examples = PART.min(test_examples - first);
@@ -52,7 +54,15 @@ impl Ending {
             tasks.push(Task { order, holder: None, result: None });
             first += examples;
         }
-        Ending { version, targets: job.model.targets() as u64, tasks, exported: None }
+        Tasks { version, targets: job.model.targets() as u64, test_examples, tasks, exported: None }
+    }
+
+    /// Evaluation and export, once the last step is complete.
+    pub(super) fn ending(version: u64, job: &JobSpec) -> Tasks {
+        let mut ending = Tasks::evaluation(version, job);
+        let order = Order::Export(Export { version, write: job.export });
+        ending.tasks.insert(0, Task { order, holder: None, result: None });
+        ending
     }
 
     /// The next task that nobody holds, given to the worker among `live` that has the fewest to do; `None` when each has
@@ -109,9 +119,13 @@ impl Ending {
         owed
     }
 
-    /// Sum of test losses, number of targets classified right, and the export, once all is done.
-    pub(super) fn result(&self) -> Option<(f64, u64, &Exported)> {
-        let exported = self.exported.as_ref()?;
+    /// The export, once it is done.
+    pub(super) fn export(&self) -> Option<&Exported> {
+        self.exported.as_ref()
+    }
+
+    /// What the evaluation found, once every part of the test set is evaluated.
+    pub(super) fn evaluation_result(&self) -> Option<Evaluated> {
         let mut sums = (0.0, 0);
         for task in &self.tasks {
             if let Order::Evaluate(_) = task.order {
@@ -119,7 +133,8 @@ impl Ending {
                 sums = (sums.0 + loss, sums.1 + correct);
             }
         }
-        Some((sums.0, sums.1, exported))
+        let targets = self.test_examples as f64 * self.targets as f64;
+        Some(Evaluated { step: self.version, loss: sums.0 / targets, accuracy: sums.1 as f64 / targets })
     }
 }
 
