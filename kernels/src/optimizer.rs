@@ -20,7 +20,7 @@ pub use language::{Program, ProgramError};
 #[cfg(test)]
 pub(crate) use run::tests::random::program as random_program;
 pub use run::{Optimizer, Slice, StepInputs};
-pub use spec::{MAX_NAME, OptimizerSpec};
+pub use spec::{MAX_NAME, MAX_PATTERN, MAX_PATTERNS, OptimizerSpec};
 
 fn check(setting: &'static str, value: f64, holds: bool, range: &'static str) -> Result<(), OptimizerError> {
     if holds { Ok(()) } else { Err(OptimizerError::Setting { setting, value, range }) }
@@ -63,6 +63,16 @@ pub enum OptimizerError {
     Name {
         /// The limit.
         most: usize,
+    },
+    /// Patterns that are none, or too many.
+    #[error(
+        "an optimizer has at most {most} patterns of parameters without weight decay, each of 1 to {bytes} bytes"
+    )]
+    Patterns {
+        /// The limit.
+        most: usize,
+        /// The limit of each.
+        bytes: usize,
     },
     /// A number is out of its range.
     #[error("the optimizer's {setting} is {value}, but must be {range}")]

@@ -94,3 +94,19 @@ fn whole_tensors_are_witnessed() {
     let Outcome::Failed(reason) = outcome else { panic!("nobody said that servers were wrong") };
     assert!(reason.contains("applied a wrong update in step 4"), "{reason}");
 }
+
+/// Weight decay by name: what a pattern names has none, whatever else has, on any number of servers.
+#[test]
+fn parameters_that_a_pattern_names_do_not_decay() {
+    let run = |decay: f64, patterns: &[&str], servers: u32| {
+        let job = job("adamw", (2, servers, 64));
+        let optimizer = job.optimizer.clone().with("weight_decay", decay).without_decay(patterns);
+        Simulation::new(JobSpec { optimizer, ..job }, 3, SumOrder::Canonical).finish().params_blake3
+    };
+    let [none, all] = [0.0, 0.5].map(|decay| run(decay, &[], 1));
+    assert_eq!(run(0.5, &["*"], 2), none, "a pattern that names every parameter");
+    assert_eq!(run(0.5, &["conv*"], 2), all, "one that names none");
+    let biases = run(0.5, &["*.bias"], 1);
+    assert!(biases != none && biases != all);
+    assert_eq!(run(0.5, &["fc?.bias"], 3), biases, "the same by another pattern");
+}

@@ -40,10 +40,13 @@ impl Rules {
     /// # Errors
     /// [`OptimizerError`] when the job's optimizer is none, which its validation has seen to.
     pub(super) fn new(job: &JobSpec, parameters: &[ParameterSpec]) -> Result<Rules, OptimizerError> {
-        Ok(Rules {
-            optimizers: vec![job.optimizer.compile()?],
-            of: parameters.iter().map(|parameter| Rule::of(parameter.update)).collect(),
-        })
+        let optimizer = &job.optimizer;
+        let mut optimizers = vec![optimizer.compile()?];
+        if !optimizer.no_decay.is_empty() {
+            optimizers.push(optimizer.compile_without_decay()?);
+        }
+        let rule = |p: &ParameterSpec| Rule::of(p.update, optimizer.decays(&p.name));
+        Ok(Rules { of: parameters.iter().map(rule).collect(), optimizers })
     }
 
     /// The optimizer whose state a parameter's slices keep.
@@ -105,9 +108,10 @@ impl Rules {
 }
 
 impl Rule {
-    fn of(update: Update) -> Rule {
+    fn of(update: Update, decays: bool) -> Rule {
         match update {
-            Update::Learn => Rule::Optimizer(0),
+            // The second is the first without weight decay.
+            Update::Learn => Rule::Optimizer(usize::from(!decays)),
             Update::Average { momentum } => Rule::Average { momentum },
         }
     }
@@ -125,7 +129,9 @@ mod tests {
     fn running_means_are_no_optimizers_business() {
         for name in ["sgd", "adamw", "nadam", "lamb"] {
             let optimizer = OptimizerSpec::shipped(name).unwrap().compile().unwrap();
-            let of = [Update::Average { momentum: 0.25 }, Update::Learn].map(Rule::of).to_vec();
+            let of = [Update::Average { momentum: 0.25 }, Update::Learn]
+                .map(|update| Rule::of(update, true))
+                .to_vec();
             let mut rules = Rules { optimizers: vec![optimizer], of };
             assert_eq!(rules.state_tensors(0), rules.state_tensors(1));
             assert_eq!(rules.scalars(0), rules.scalars(1));

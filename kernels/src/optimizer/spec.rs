@@ -1,14 +1,21 @@
 //! An optimizer as a job states it: text that the operator read, signed with the job.
 
+mod glob;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::language::Program;
 use super::{Optimizer, OptimizerError, shipped};
+pub use glob::MAX_PATTERN;
 
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 64;
+/// The most patterns.
+pub const MAX_PATTERNS: usize = 64;
+/// The constant that is 0 for parameters of which [`OptimizerSpec::no_decay`] has a pattern.
+const DECAY: &str = "weight_decay";
 
 /// A program and the constants that a job sets.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -20,18 +27,20 @@ pub struct OptimizerSpec {
     pub program: String,
     /// Values of the program's constants, by their names; those that are not here have the program's defaults.
     pub constants: BTreeMap<String, f64>,
+    /// Patterns of parameters' names (`*` stands for any characters, `?` for one) whose `weight_decay` is 0.
+    pub no_decay: Vec<String>,
 }
 
 impl OptimizerSpec {
     /// A program that ships, with its defaults; `None` if none has that name.
     pub fn shipped(name: &str) -> Option<Self> {
         let program = shipped::text(name)?.into();
-        Some(Self { name: name.into(), program, constants: BTreeMap::new() })
+        Some(Self { name: name.into(), program, constants: BTreeMap::new(), no_decay: Vec::new() })
     }
 
     /// A program of one's own, with its defaults.
     pub fn own(name: &str, program: &str) -> Self {
-        Self { name: name.into(), program: program.into(), constants: BTreeMap::new() }
+        Self { name: name.into(), program: program.into(), constants: BTreeMap::new(), no_decay: Vec::new() }
     }
 
     /// The same with that constant set.
@@ -39,6 +48,18 @@ impl OptimizerSpec {
     pub fn with(mut self, constant: &str, value: f64) -> Self {
         self.constants.insert(constant.into(), value);
         self
+    }
+
+    /// The same for parameters whose names are of these patterns, which have no weight decay.
+    #[must_use]
+    pub fn without_decay(mut self, patterns: &[&str]) -> Self {
+        self.no_decay = patterns.iter().map(|pattern| (*pattern).into()).collect();
+        self
+    }
+
+    /// Whether a parameter of that name has the program's weight decay.
+    pub fn decays(&self, parameter: &str) -> bool {
+        !self.no_decay.iter().any(|pattern| glob::matches(pattern, parameter))
     }
 
     /// The program, read and checked.
@@ -59,14 +80,30 @@ impl OptimizerSpec {
         Optimizer::new(&self.parse()?, &constants)
     }
 
+    /// As [`OptimizerSpec::compile`], for parameters without weight decay.
+    ///
+    /// # Errors
+    /// As [`OptimizerSpec::compile`].
+    pub fn compile_without_decay(&self) -> Result<Optimizer, OptimizerError> {
+        self.clone().with(DECAY, 0.0).compile()
+    }
+
     /// Whether it can run.
     ///
     /// # Errors
-    /// As [`OptimizerSpec::compile`], and for a name that is empty, too long, or not of printable ASCII.
+    /// As [`OptimizerSpec::compile`], and for a name that is empty, too long, or not of printable ASCII; and for patterns, which
+    /// are too many, too long, or of a program without weight decay.
     pub fn validate(&self) -> Result<(), OptimizerError> {
         let printable = self.name.bytes().all(|byte| byte.is_ascii_graphic());
         if self.name.is_empty() || self.name.len() > MAX_NAME || !printable {
             return Err(OptimizerError::Name { most: MAX_NAME });
+        }
+        let long = self.no_decay.iter().any(|pattern| pattern.is_empty() || pattern.len() > MAX_PATTERN);
+        if long || self.no_decay.len() > MAX_PATTERNS {
+            return Err(OptimizerError::Patterns { most: MAX_PATTERNS, bytes: MAX_PATTERN });
+        }
+        if !self.no_decay.is_empty() {
+            self.compile_without_decay()?;
         }
         self.compile().map(|_| ())
     }
@@ -91,6 +128,17 @@ mod tests {
             let spec = OptimizerSpec { name: name.into(), ..adam() };
             assert_eq!(refused(spec), OptimizerError::Name { most: MAX_NAME });
         }
+        let biases = adam().with("weight_decay", 0.1).without_decay(&["*.bias", "ln?"]);
+        assert_eq!(biases.validate(), Ok(()));
+        assert_eq!(["fc.bias", "fc.weight", "ln1"].map(|name| biases.decays(name)), [false, true, false]);
+        assert_eq!(biases.compile_without_decay().unwrap().constant(DECAY), Some(0.0));
+        assert_eq!(biases.compile().unwrap().constant(DECAY), Some(0.1));
+        let ftrl = OptimizerSpec::shipped("ftrl").unwrap().without_decay(&["*.bias"]);
+        assert_eq!(refused(ftrl), OptimizerError::UnknownConstant { name: DECAY.into() });
+        for pattern in ["", &"x".repeat(MAX_PATTERN + 1)] {
+            assert!(matches!(refused(adam().without_decay(&[pattern])), OptimizerError::Patterns { .. }));
+        }
+        assert!(matches!(refused(adam().without_decay(&["a"; 65])), OptimizerError::Patterns { .. }));
         let OptimizerError::Program(error) = refused(OptimizerSpec::own("mine", "w = w\nw = w")) else {
             panic!("another refusal")
         };

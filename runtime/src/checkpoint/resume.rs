@@ -33,6 +33,8 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
     let rule =
         (job.aggregation != Aggregation::Mean).then(|| (AGGREGATION.to_owned(), text(&job.aggregation)));
     let clip = job.clip_norm.map(|most| ("training.clip_norm".to_owned(), text(&most)));
+    let decay = (!job.optimizer.no_decay.is_empty())
+        .then(|| ("optimizer.no_decay".to_owned(), text(&job.optimizer.no_decay)));
     let all = [
         ("model", text(&job.model)),
         ("optimizer", text(&job.optimizer.name)),
@@ -48,7 +50,7 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         ("data (content)", Hex(job.data.blake3).to_string()),
     ];
     let named = all.into_iter().map(|(name, value)| (name.to_owned(), value));
-    named.chain(planned).chain(rule).chain(clip).chain(codecs(job)).collect()
+    named.chain(planned).chain(rule).chain(clip).chain(decay).chain(codecs(job)).collect()
 }
 
 /// How values travelled, where they lost something on the way; a checkpoint of before there were codecs says nothing of them. A block

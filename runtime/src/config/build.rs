@@ -154,14 +154,7 @@ impl<'a> Builder<'a> {
     }
 
     fn texts(&self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
-        let items: &[Value] = match self.values.get(path) {
-            Some(Value::List(items)) => items,
-            _ => &[],
-        };
-        items.iter().filter_map(|item| match item {
-            Value::Text(text) => Some(text.as_str()),
-            _ => None,
-        })
+        self.values.texts(path)
     }
 
     fn integer<T: TryFrom<i64> + From<u8>>(&self, path: &str) -> T {

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use testudo_kernels::optimizer::MAX_PATTERN;
 
 /// Longest name of a user, as `useradd` has it.
 const USER_MOST: usize = 32;
@@ -75,6 +76,11 @@ pub(super) fn user(text: &str) -> Result<(), String> {
         _ if text == "root" => Err("that is root".into()),
         _ => Ok(()),
     }
+}
+
+/// A pattern of parameters' names.
+pub(super) fn pattern(text: &str) -> Result<(), String> {
+    length(text, MAX_PATTERN)
 }
 
 fn port(number: u16) -> Result<(), String> {

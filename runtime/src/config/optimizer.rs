@@ -31,6 +31,9 @@ pub struct Optimizer {
     /// The program's text, where it is one's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
+    /// Patterns of parameters without weight decay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub no_decay: Vec<String>,
     /// Constants that have keys of their own, all that the program has.
     #[serde(flatten)]
     pub own: BTreeMap<String, f64>,
@@ -49,6 +52,7 @@ impl Optimizer {
             name: self.kind.clone(),
             program: self.program.clone().unwrap_or_else(shipped),
             constants: constants.map(|(name, value)| (name.clone(), *value)).collect(),
+            no_decay: self.no_decay.clone(),
         }
     }
 }
@@ -69,6 +73,7 @@ pub(super) fn optimizer(values: &Values, learning_rate: f64, problems: &mut Vec<
     let mut optimizer = Optimizer {
         learning_rate,
         program: text.map(str::to_owned),
+        no_decay: values.texts("optimizer.no_decay").map(str::to_owned).collect(),
         own: BTreeMap::new(),
         constants: BTreeMap::new(),
         kind,
@@ -95,6 +100,13 @@ pub(super) fn optimizer(values: &Values, learning_rate: f64, problems: &mut Vec<
         let value = given(values, &path, constant, problems);
         let of = if path.starts_with(CONSTANTS) { &mut optimizer.constants } else { &mut optimizer.own };
         of.insert(constant.name.clone(), value);
+    }
+    if optimizer.kind == OWN_PROGRAM
+        && !optimizer.no_decay.is_empty()
+        && let Err(error) = optimizer.spec().validate()
+    {
+        let message = format!("`optimizer.no_decay`: {error}");
+        problems.push(Problem { place: values.place(&["optimizer.no_decay"]), message });
     }
     if values.sound(&["optimizer.kind"]) {
         strangers(values, &optimizer.kind, &program, problems);

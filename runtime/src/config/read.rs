@@ -204,6 +204,18 @@ impl Values {
         self.found.get(path).map(|(value, _)| value)
     }
 
+    /// The strings of the list at `path`.
+    pub(super) fn texts<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let items: &[Value] = match self.get(path) {
+            Some(Value::List(items)) => items,
+            _ => &[],
+        };
+        items.iter().filter_map(|item| match item {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     /// The string at `path`.
     pub(super) fn text(&self, path: &str) -> Option<&str> {
         match self.get(path) {

@@ -191,6 +191,7 @@ fn the_effective_file_says_the_same() {
         ),
         (MINIMAL, vec!["optimizer.kind=nesterov", "optimizer.learning_rate=1e-300"]),
         (MINIMAL, vec!["optimizer.kind=adam", "optimizer.epsilon=0.1", "data.path=here"]),
+        (MINIMAL, vec!["optimizer.no_decay=[\"*.bias\"]", "optimizer.weight_decay=0.1"]),
         (MINIMAL, vec!["optimizer.kind=nadam", "optimizer.constants.momentum_decay=0.1"]),
         (
             MINIMAL,

@@ -3,6 +3,9 @@
 //! Constants of these names have keys of their own, whichever program has them; all others stand under
 //! `[optimizer.constants]`. `config/optimizer.rs` says what of it fits together.
 
+use testudo_kernels::optimizer::MAX_PATTERNS;
+
+use super::super::check;
 use super::rules::POSITIVE;
 use super::{Absent, Applies, Key, Rule};
 
@@ -21,6 +24,13 @@ pub(super) fn is_constant(rule: &Rule) -> bool {
 }
 
 const BY_PROGRAM: Absent = Absent::Unset("the program's default");
+
+/// Programs with weight decay.
+const DECAYING: Option<Applies> = with(&[
+    "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "adadelta", "lion",
+    "lamb", "lars", OWN,
+]);
+const PATTERN: Rule = Rule::Text { check: check::pattern, allowed: "pattern of 1 to 128 bytes" };
 
 const fn with(kinds: &'static [&'static str]) -> Option<Applies> {
     Some(Applies { selector: "optimizer.kind", kinds })
@@ -66,11 +76,15 @@ pub(super) static KEYS: &[Key] = &[
         path: "optimizer.weight_decay",
         rule: CONSTANT,
         absent: BY_PROGRAM,
-        applies: with(&[
-            "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "adadelta",
-            "lion", "lamb", "lars", OWN,
-        ]),
+        applies: DECAYING,
         doc: "Weight decay, 0 or more: decoupled for `adamw`, `lion` and `lamb`, added to the gradient for the others. 0 by default, but 0.01 for `adamw` and `lamb`.",
+    },
+    Key {
+        path: "optimizer.no_decay",
+        rule: Rule::List { each: &PATTERN, most: MAX_PATTERNS },
+        absent: Absent::Is("[]"),
+        applies: DECAYING,
+        doc: "Parameters whose `weight_decay` is 0: patterns of names, in which `*` stands for any characters and `?` for one, such as `[\"*.bias\", \"*norm*\"]`.",
     },
     Key {
         path: "optimizer.momentum",

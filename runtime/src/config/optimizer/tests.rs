@@ -163,3 +163,18 @@ fn what_is_wrong_is_said_with_its_place() {
             .contains("`optimizer.program` is missing")
     );
 }
+
+#[test]
+fn parameters_without_decay_are_named_by_pattern() {
+    let adamw = "[optimizer]\nkind = \"adamw\"\nno_decay = [\"*.bias\", \"*norm*\"]\n";
+    let spec = parse(adamw, &[]).unwrap().optimizer.spec();
+    assert_eq!(spec.no_decay, ["*.bias", "*norm*"]);
+    assert_eq!(spec.validate(), Ok(()));
+    let empty = refused(adamw, &["optimizer.no_decay=[\"\"]"]);
+    assert!(empty.contains("`optimizer.no_decay[0]`") && empty.contains("it is empty"), "{empty}");
+    assert!(refused(adamw, &["optimizer.kind=ftrl"]).contains("`optimizer.no_decay` means nothing"));
+    let own = OWN.replace("beta = 1\n", "no_decay = [\"*\"]\n");
+    assert!(
+        refused(&own, &[]).contains("`optimizer.no_decay`: the optimizer has no constant \"weight_decay\"")
+    );
+}
