@@ -50,7 +50,13 @@ fn all_that_ship_train_with_the_same_bits_on_any_cluster_and_after_a_checkpoint(
         assert_eq!(cluster.finish().params_blake3, whole.params_blake3, "{name} on three servers");
         let commit = cluster.commits.iter().find(|commit| commit.step == 5).unwrap();
         let parts = cluster.parts[&5].values().cloned().collect();
-        let resume = Resume { step: 5, manifest_blake3: [0; 32], samples: commit.samples, last_loss: None };
+        let resume = Resume {
+            step: 5,
+            manifest_blake3: [0; 32],
+            samples: commit.mark.samples,
+            last_loss: None,
+            best: None,
+        };
         let again = JobSpec { resume: Some(resume), ..job(name, second) };
         let mut resumed = Simulation::resumed(again, seed + 100, SumOrder::Canonical, parts);
         assert_eq!(resumed.finish().params_blake3, whole.params_blake3, "{name}, resumed halfway");

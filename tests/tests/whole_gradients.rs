@@ -100,8 +100,13 @@ fn a_clipped_run_is_resumed_and_replayed() {
     let _ = former.finish();
     let commit = former.commits.last().unwrap();
     let parts: Vec<Snapshot> = former.parts[&commit.step].values().cloned().collect();
-    let resume =
-        Resume { step: 3, manifest_blake3: [0; 32], samples: commit.samples, last_loss: commit.last_loss };
+    let resume = Resume {
+        step: 3,
+        manifest_blake3: [0; 32],
+        samples: commit.mark.samples,
+        last_loss: commit.mark.last_loss,
+        best: None,
+    };
     let again = JobSpec { resume: Some(resume), ..job(2, 3) };
     assert_eq!(Simulation::resumed(again, 2, SumOrder::Canonical, parts).finish().params_blake3, expected);
 
