@@ -13,8 +13,8 @@ use testudo_kernels::{
     Batch, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Schedule, Shape, Update,
 };
 
-use crate::bench::Silent;
 use crate::bench::transport::{Scratch, median};
+use crate::bench::{Silent, Wire};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
@@ -39,11 +39,13 @@ const NAME: &str = "pushpull";
 pub fn run(
     workers: u32,
     servers: Option<u32>,
-    placement: &str,
+    wire: &Wire,
     mib: u32,
     rounds: u64,
     json: bool,
 ) -> Result<(), Failure> {
+    let Wire { push_codec, pull_codec, .. } = wire;
+    let placement = wire.placement.as_deref().unwrap_or("dedicated");
     let servers = servers.unwrap_or(if placement == "colocated" { workers } else { 1 });
     if !(1..=MOST_MIB).contains(&mib) || rounds == 0 || workers == 0 || servers == 0 {
         return Err(Failure::misconfigured(format!(
@@ -55,6 +57,7 @@ pub fn run(
          [training]\nbatch_size = {workers}\nlogical_shards = {workers}\nepochs = {rounds}\n\
          [model]\nkind = \"mlp\"\ninputs = 1\nhidden = []\nclasses = 2\n\
          [optimizer]\nkind = \"sgd\"\nlearning_rate = 0.001\n[data]\nkind = \"mnist\"\npath = \".\"\n\
+         [transport]\npush_codec = \"{push_codec}\"\npull_codec = \"{pull_codec}\"\n\
          [checkpoint]\nexport = false\nat_end = false\n"
     );
     let scratch = Scratch::new()?;
@@ -75,14 +78,15 @@ pub fn run(
     });
     let median_ms = median(spans);
     say!(
-        "pushpull, {workers} workers, {servers} servers, {placement}, {mib} MiB of f32 each way a worker: median {median_ms:.1} ms a \
+        "pushpull, {workers} workers, {servers} servers, {placement}, {mib} MiB of values ({push_codec} up, {pull_codec} down) each way a worker: median {median_ms:.1} ms a \
          round over {rounds} rounds ({:.1} s in all)",
         completed.wall_seconds
     );
     if json {
         let object = serde_json::json!({
             "median_ms": median_ms,
-            "codec": "f32",
+            "push_codec": push_codec,
+            "pull_codec": pull_codec,
             "workers": workers,
             "servers": servers,
             "placement": placement,

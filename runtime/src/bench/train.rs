@@ -7,8 +7,8 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::bench::Silent;
 use crate::bench::transport::Scratch;
+use crate::bench::{Silent, Wire};
 use crate::config::Config;
 use crate::data::mnist::Files;
 use crate::data::{Data, DataFiles};
@@ -63,8 +63,8 @@ pub struct Options {
     pub workers: NonZeroU32,
     /// Steps that are measured.
     pub steps: u64,
-    /// As `cluster.placement`.
-    pub placement: String,
+    /// As `cluster.placement`, `transport.push_codec` and `transport.pull_codec`.
+    pub wire: Wire,
     /// Whether to print one JSON object on the last line.
     pub json: bool,
 }
@@ -74,7 +74,9 @@ pub struct Options {
 /// # Errors
 /// When the cluster cannot be started or a node fails.
 pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
-    let Options { network, batch, workers, steps, placement, json } = options;
+    let Options { network, batch, workers, steps, wire, json } = options;
+    let Wire { push_codec, pull_codec, .. } = wire;
+    let placement = wire.placement.as_deref().unwrap_or("colocated");
     let scratch = Scratch::new()?;
     let dir = scratch.path();
     let steps_in_all = steps.saturating_add(WARM_UP);
@@ -82,6 +84,7 @@ pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
         "[job]\nname = \"bench\"\n[cluster]\nworkers = {workers}\nservers = {workers}\nplacement = \"{placement}\"\n\
          [training]\nbatch_size = {}\nlogical_shards = {workers}\nepochs = 1000000\nmax_steps = {steps_in_all}\n\
          [model]\n{}[optimizer]\nkind = \"momentum\"\nlearning_rate = 0.1\nmomentum = 0.9\n\
+         [transport]\npush_codec = \"{push_codec}\"\npull_codec = \"{pull_codec}\"\n\
          [data]\nkind = \"mnist\"\npath = \".\"\n[checkpoint]\nexport = false\nat_end = false\n",
         u64::from(batch.get()) * u64::from(workers.get()),
         network.toml()
@@ -110,15 +113,15 @@ pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
     let (speed, step_ms) = (samples / seconds, seconds / *steps as f64 * 1e3);
     let (name, accuracy) = (network.name(), completed.finished.test_accuracy);
     say!(
-        "train, {name}, {workers} workers of batch {batch}, {placement}, f32: {speed:.0} samples/s, {step_ms:.2} ms a step over \
+        "train, {name}, {workers} workers of batch {batch}, {placement}, {push_codec} up and {pull_codec} down: {speed:.0} samples/s, {step_ms:.2} ms a step over \
          {steps} steps; test accuracy {accuracy:.4}"
     );
     if *json {
         let object = serde_json::json!({
             "samples_per_second": speed,
             "test_accuracy": accuracy,
-            "push_codec": "f32",
-            "pull_codec": "f32",
+            "push_codec": push_codec,
+            "pull_codec": pull_codec,
             "placement": placement,
             "model": name,
             "batch": batch,

@@ -296,9 +296,9 @@ pub(crate) enum BenchCommand {
         /// Steps that are measured
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
         steps: u64,
-        /// Who shares a process, as cluster.placement
-        #[arg(long, default_value = "colocated", value_parser = ["dedicated", "colocated"])]
-        placement: String,
+        /// How it travels
+        #[command(flatten)]
+        wire: crate::bench::Wire,
         /// The folder with MNIST's four files
         #[arg(long, value_name = "DIR", default_value = "examples/data/mnist")]
         data: PathBuf,
@@ -317,9 +317,9 @@ pub(crate) enum BenchCommand {
         /// Servers [default: 1, or as many as workers if they are colocated]
         #[arg(long)]
         servers: Option<u32>,
-        /// Who shares a process, as cluster.placement
-        #[arg(long, default_value = "dedicated", value_parser = ["dedicated", "colocated"])]
-        placement: String,
+        /// How it travels
+        #[command(flatten)]
+        wire: crate::bench::Wire,
         /// Mebibytes of f32 that each worker pushes and pulls in a round
         #[arg(long, default_value_t = 256)]
         mib: u32,

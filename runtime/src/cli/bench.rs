@@ -17,11 +17,11 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
             be_nobody()?;
             crate::cli::node::node(node, Some(Box::new(pushpull::Setup)))
         }
-        BenchCommand::Pushpull { workers, servers, placement, mib, rounds, json } => {
+        BenchCommand::Pushpull { workers, servers, wire, mib, rounds, json } => {
             be_nobody()?;
-            pushpull::run(*workers, *servers, placement, *mib, *rounds, *json)
+            pushpull::run(*workers, *servers, wire, *mib, *rounds, *json)
         }
-        BenchCommand::Train { model, batch, workers, steps, placement, data, json } => {
+        BenchCommand::Train { model, batch, workers, steps, wire, data, json } => {
             let files = Files::open(data).map_err(Failure::misconfigured)?;
             be_nobody()?;
             let options = train::Options {
@@ -29,7 +29,7 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
                 batch: *batch,
                 workers: *workers,
                 steps: *steps,
-                placement: placement.clone(),
+                wire: wire.clone(),
                 json: *json,
             };
             train::run(&options, files)
