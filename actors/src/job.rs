@@ -274,6 +274,13 @@ impl JobSpec {
                         .into(),
                 );
             }
+            if self.aggregation.hostile().is_some() {
+                return bad(format!(
+                    "training.patience stops by what single workers say of the test set, and training.aggregation is {}, which \
+                     believes no single worker: leave one of them out",
+                    self.aggregation
+                ));
+            }
             if !(min_improvement.is_finite() && min_improvement >= 0.0) {
                 return bad(format!(
                     "training.min_improvement is {min_improvement}: a number from 0 up is needed"

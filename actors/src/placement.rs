@@ -52,14 +52,19 @@ pub struct SliceMap {
     whole: bool,
 }
 
+/// Slices of a model at most: 16 TiB of parameters in slices of 1 MiB, and a few gigabytes of tables.
+pub const MOST_SLICES: usize = 1 << 24;
+
 /// A model or job that cannot be cut or placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     /// Slices of less than one value.
     #[error("transport.slice_bytes is {0}: at least 4 bytes, one f32 value, are needed")]
     SliceTooSmall(u32),
-    /// More slices or parameters than 32-bit numbers name.
-    #[error("the model needs more than {} slices: raise transport.slice_bytes", u32::MAX)]
+    /// More slices than nodes keep tables of.
+    #[error(
+        "the model needs more than {MOST_SLICES} slices: raise transport.slice_bytes, or train a smaller model"
+    )]
     TooManySlices,
     /// Nowhere to put them.
     #[error("there is no server to place parameters on")]
@@ -101,6 +106,11 @@ impl SliceMap {
             return Err(PlacementError::SliceTooSmall(slice_bytes));
         }
         let Some(first_server) = servers.first() else { return Err(PlacementError::NoServers) };
+        // Before anything is set aside for them.
+        let all = elements.iter().fold(0_usize, |sum, count| sum.saturating_add(count.div_ceil(most)));
+        if all > MOST_SLICES {
+            return Err(PlacementError::TooManySlices);
+        }
         let mut slices = Vec::new();
         let mut starts = vec![0];
         for (parameter, count) in elements.iter().enumerate() {

@@ -15,6 +15,9 @@ pub struct Codecs {
     pub pull: Codec,
 }
 
+/// Logical shards at most where each is encoded by itself: what servers and scheduler keep of a step grows with them.
+const MOST_ENCODED_SHARDS: u32 = 1024;
+
 impl JobSpec {
     /// A codec must work, stand alone where values are sent anew each time, and make nothing longer.
     pub(super) fn validate_codecs(&self) -> Result<(), JobError> {
@@ -41,7 +44,19 @@ impl JobSpec {
         if push.feeds_back() && self.model.parameters().is_ok_and(|all| all.iter().any(is_mean)) {
             return bad(format!(
                 "transport.push_codec is {push}, which says later what it cannot say now, and this model has running means, which \
-                 take what is said: use f32, f16 or bf16"
+                 take what is said: use f32 or bf16"
+            ));
+        }
+        if push == Codec::F16 && self.model.parameters().is_ok_and(|all| all.iter().any(is_mean)) {
+            return bad("transport.push_codec is f16, whose largest number is 65,504, and this model has running means, whose sums \
+                        over a shard's examples may be beyond it: use f32 or bf16"
+                .into());
+        }
+        if !push.is_lossless() && self.logical_shards > MOST_ENCODED_SHARDS {
+            return bad(format!(
+                "transport.push_codec is {push}, which encodes each of training.logical_shards ({}) by itself, and servers and \
+                 scheduler keep account of each: at most {MOST_ENCODED_SHARDS} are possible; as many as workers is a good number",
+                self.logical_shards
             ));
         }
         if push.feeds_back() && (self.checkpoints.wanted() || self.resume.is_some()) {

@@ -382,7 +382,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
         }
         // A paused run with nothing under way waits for its operator alone.
-        if self.paused && self.phase == Phase::Training && self.progress.completed() >= self.until {
+        let idle = self.progress.completed() >= self.until && self.evaluations.under_way().is_none();
+        if self.paused && self.phase == Phase::Training && idle {
             self.last_progress = now;
             self.stalled = None;
         }

@@ -107,9 +107,11 @@ impl Evaluations {
         let Some(EarlyStopping { patience, min_improvement }) = self.stopping else { return Verdict::GoOn };
         self.before = Some((found.step, self.best));
         let best = match self.best {
-            Some(best) if found.loss >= best.loss - min_improvement => {
+            // What is no number is no better than anything.
+            Some(best) if found.loss.is_nan() || found.loss >= best.loss - min_improvement => {
                 Best { evaluations_since: best.evaluations_since.saturating_add(1), ..best }
             }
+            None if !found.loss.is_finite() => return Verdict::GoOn,
             _ => Best { loss: found.loss, step: found.step, evaluations_since: 0 },
         };
         self.best = Some(best);
@@ -170,6 +172,20 @@ mod tests {
         assert_eq!(resumed.judge(found(20, 0.6)), Verdict::GoOn);
         assert_ne!(resumed.judge(found(30, 0.6)), Verdict::GoOn);
         assert_eq!(evaluations.best_before(21).unwrap().evaluations_since, 1);
+    }
+
+    /// A sum of losses may overflow: a checkpoint's manifest never states what JSON cannot hold.
+    #[test]
+    fn a_loss_that_is_no_number_is_never_the_best() {
+        let mut evaluations = evaluations(3, 0.0);
+        let found = |step, loss| Evaluated { step, loss, accuracy: 0.5 };
+        assert_eq!(evaluations.judge(found(10, f64::INFINITY)), Verdict::GoOn);
+        assert_eq!(evaluations.best_before(11), None);
+        for (step, loss) in [(20, 0.5), (30, f64::NAN), (40, f64::INFINITY)] {
+            assert_eq!(evaluations.judge(found(step, loss)), Verdict::GoOn);
+            assert_eq!(evaluations.best_before(step + 1).unwrap().loss, 0.5);
+        }
+        assert_ne!(evaluations.judge(found(50, 0.7)), Verdict::GoOn);
     }
 
     #[test]

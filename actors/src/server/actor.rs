@@ -125,7 +125,11 @@ impl ServerActor {
     /// A shell; `over` is told how it ended.
     #[must_use]
     pub fn new(parts: ServerParts, over: oneshot::Sender<Result<(), NodeError>>) -> ServerActor {
-        let allowances = Allowances::new(parts.slices, parts.job.slice_bytes);
+        let allowances = Allowances::new(
+            parts.slices,
+            parts.job.slice_bytes,
+            !parts.job.codecs.pull.is_lossless() && parts.job.evaluation.every_steps > 0,
+        );
         let max_answers = parts.slices * 2 + SPARE_ANSWERS;
         ServerActor {
             core: parts.core,

@@ -1,7 +1,7 @@
 //! What each worker may still ask of a server: as much as the versions that there were can need, by the nodes that it holds.
 //!
-//! 1. Of each version of a slice a worker may push once for each node that it holds, and pull once; what it asks again, however
-//!    often members change, has a little of its own.
+//! 1. Of each version of a slice a worker may push once for each node that it holds, and pull once, or twice where evaluations
+//!    take the exact values as well; what it asks again, however often members change, has a little of its own.
 //! 2. A worker that holds a lease is never refused for what another holds or does.
 
 use std::collections::BTreeMap;
@@ -31,16 +31,19 @@ struct Part {
 pub(super) struct Allowances {
     clock: Clock,
     slices: u64,
+    /// Pulls that a version of a slice can need.
+    pulls: u64,
     spare: Rate,
     by_worker: Arc<Mutex<BTreeMap<u32, Part>>>,
 }
 
 impl Allowances {
-    /// For a server of so many slices, of at most `slice_bytes` each.
-    pub(super) fn new(slices: usize, slice_bytes: u32) -> Allowances {
+    /// For a server of so many slices, of at most `slice_bytes` each. `exact` says whether versions are also pulled exactly.
+    pub(super) fn new(slices: usize, slice_bytes: u32, exact: bool) -> Allowances {
         let per_second = (SPARE_BYTES / slice_bytes.max(1)).clamp(1, SPARE_REQUESTS);
         let spare = Rate { per_second, burst: 2 * per_second };
-        Allowances { clock: Clock::start(), slices: slices as u64, spare, by_worker: Arc::default() }
+        let pulls = if exact { 2 } else { 1 };
+        Allowances { clock: Clock::start(), slices: slices as u64, pulls, spare, by_worker: Arc::default() }
     }
 
     /// A slice has a new version.
@@ -56,7 +59,7 @@ impl Allowances {
         let now = self.clock.now().0;
         let mut parts = self.lock();
         for (worker, nodes) in nodes {
-            let of_slice = nodes + 1;
+            let of_slice = nodes + self.pulls;
             let a_step = of_slice.saturating_mul(self.slices);
             let fresh = || Part { allowance: Allowance::new(a_step, self.spare, now), of_slice };
             let part = parts.entry(worker).or_insert_with(fresh);
@@ -95,7 +98,7 @@ mod tests {
     /// Invariants 1 and 2: eight steps' worth of two slices, by the nodes held, and what is spare.
     #[test]
     fn a_worker_may_ask_for_what_its_nodes_can_need() {
-        let allowances = Allowances::new(2, 1 << 20);
+        let allowances = Allowances::new(2, 1 << 20, false);
         allowances.renew(&[lease(0, 0), lease(1, 1), lease(1, 2)]);
         let spare = 2 * 8;
         assert_eq!(taken(&allowances, 0), 8 * 2 * 2 + spare);
@@ -111,7 +114,27 @@ mod tests {
     /// What is spare is counted in bytes where slices are large.
     #[test]
     fn large_slices_leave_less_to_spare() {
-        let spare = |slice_bytes| Allowances::new(1, slice_bytes).spare.per_second;
+        let spare = |slice_bytes| Allowances::new(1, slice_bytes, false).spare.per_second;
         assert_eq!([64, 1 << 20, 16 << 20].map(spare), [64, 8, 1]);
+    }
+
+    /// Evaluations between steps pull exact values beside the encoded ones: any number of them leaves enough for the steps.
+    #[test]
+    fn exact_pulls_for_evaluations_are_allowed_for() {
+        let steps = |exact| {
+            let allowances = Allowances::new(40, 1 << 20, exact);
+            allowances.renew(&[lease(0, 0)]);
+            let now = allowances.clock.now().0;
+            // A push, a pull and an exact pull of each slice.
+            (0..200)
+                .take_while(|_| {
+                    let asked = (0..3 * 40).all(|_| allowances.take_at(0, now));
+                    (0..40).for_each(|_| allowances.earn());
+                    asked
+                })
+                .count()
+        };
+        assert_eq!(steps(true), 200);
+        assert!(steps(false) < 40, "without, an honest worker would be cut off");
     }
 }

@@ -288,6 +288,8 @@ impl ShardCompute {
     ) -> Result<(), ComputeError> {
         let place = self.plan.step(step);
         if self.order.as_ref().is_none_or(|(epoch, _)| *epoch != place.epoch) {
+            // The former epoch's order goes before the next is made.
+            self.order = None;
             self.order = Some((place.epoch, permutation(self.job.seed, place.epoch, self.train.len())));
         }
         for node in nodes {

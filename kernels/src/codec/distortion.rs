@@ -19,6 +19,12 @@ impl Distortion {
         Distortion { lost: lost.fold(0.0, squares), meant: meant.fold(0.0, squares) }
     }
 
+    /// Whether these are sums of squares.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        [self.lost, self.meant].iter().all(|sum| sum.is_finite() && *sum >= 0.0)
+    }
+
     /// Adds another's sums.
     pub fn add(&mut self, other: Distortion) {
         self.lost += other.lost;

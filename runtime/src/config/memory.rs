@@ -9,7 +9,7 @@ use testudo_actors::scheduler::actor::order_bytes;
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_transport::{Role, TransportConfig};
 
-use super::Config;
+use super::{Config, Data};
 
 /// The program with its threads and buffers, handshakes under way (256 of some 100 KiB), tables and lists.
 const PROGRAM: u64 = 64 << 20;
@@ -28,6 +28,12 @@ const SLICES_UNDER_WAY: u64 = 32;
 /// Bytes that a server keeps of each slice beside its values: what was accepted and who waits, its hash while that is put
 /// together, places in lists. Measured with slices of 64 bytes: 2.3 KiB.
 const SLICE_AT_SERVER: u64 = 4 << 10;
+/// Values that are witnessed at most.
+const MOST_WITNESSED: u64 = 16_384;
+/// Steps of which workers may tell at a time: those that may be begun, and the one that is not complete.
+const STEPS_UNDER_WAY: u64 = 5;
+/// What it keeps of each logical shard of a slice, where each is pushed by itself.
+const SHARD_OF_SLICE: u64 = 128;
 /// What a scheduler keeps of each: measured likewise, 0.9 KiB.
 const SLICE_AT_SCHEDULER: u64 = 2 << 10;
 /// Copies of a step's inner products in a node at most: the sum, one that is joined to it, its bytes, and those on their way.
@@ -119,7 +125,8 @@ impl Config {
                 let snapshot = if kept.at_end || kept.every_steps > 0 { 1 + state } else { 0 };
                 // Of sums that wait for their sibling there is one for every second shard at most.
                 let sums = if votes > 0 { 0 } else { shards.div_ceil(2) };
-                let tables = self.slices().saturating_mul(SLICE_AT_SERVER);
+                let each = if codecs.push.is_lossless() { 0 } else { shards.saturating_mul(SHARD_OF_SLICE) };
+                let tables = self.slices().saturating_mul(SLICE_AT_SERVER + each);
                 // Two versions, the next, and what goes with them; each once more as it is given out, if that is another way.
                 let encoded = if codecs.pull.is_lossless() { 0 } else { 3 };
                 let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot + encoded);
@@ -139,10 +146,37 @@ impl Config {
                     .saturating_add(activations)
                     .saturating_add(sent.min(all.saturating_mul(2)))
                     .saturating_add(data.saturating_mul(GROWN))
+                    .saturating_add(self.order_bytes(data))
+                    .saturating_add(self.order_bytes(data))
             }
-            _ => self.slices().saturating_mul(SLICE_AT_SCHEDULER).saturating_add(self.products_bytes()),
+            _ => {
+                let tables = self.slices().saturating_mul(SLICE_AT_SCHEDULER);
+                tables.saturating_add(self.products_bytes()).saturating_add(self.told_bytes())
+            }
         };
         needs.saturating_add(PROGRAM)
+    }
+
+    /// Bytes of an epoch's order of a text's windows, of which there is one for every stride. That of images is little.
+    fn order_bytes(&self, data: u64) -> u64 {
+        match self.data {
+            Data::Text { stride, .. } => {
+                let stride = stride.unwrap_or_else(|| crate::job::model(&self.model).input_elements());
+                (data / stride.max(1) as u64).saturating_mul(4)
+            }
+            Data::Mnist { .. } => 0,
+        }
+    }
+
+    /// Bytes of what workers tell of their contributions for witnessing, where each logical shard is told of by itself: for the steps
+    /// that may be under way, as many values as are chosen.
+    fn told_bytes(&self) -> u64 {
+        if crate::job::codecs(&self.transport).push.is_lossless() {
+            return 0;
+        }
+        let values = (self.parameter_bytes() as f64 / 4.0 * self.audit.witness_rate).ceil() as u64;
+        let values = values.min(MOST_WITNESSED).saturating_mul(4);
+        values.saturating_mul(u64::from(self.training.step_shards())).saturating_mul(STEPS_UNDER_WAY)
     }
 
     /// Bytes of what a worker's model computes for a shard of so many examples, or for what it evaluates at a time, the

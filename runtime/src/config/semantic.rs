@@ -98,6 +98,7 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
                 .into()
         },
     );
+    no_decay(config, &mut report);
     votes(config, &mut report);
     network(config, &mut report);
     codecs(config, &mut report);
@@ -209,6 +210,26 @@ fn network(config: &Config, report: &mut Report<'_>) {
     }
 }
 
+/// A pattern that names nothing is a mistake in writing it.
+fn no_decay(config: &Config, report: &mut Report<'_>) {
+    let Ok(parameters) = crate::job::model(&config.model).parameters() else { return };
+    for pattern in &config.optimizer.no_decay {
+        let spec = config.optimizer.spec().without_decay(&[pattern]);
+        report(
+            &["optimizer.no_decay", "model.kind"],
+            parameters.iter().all(|p| spec.decays(&p.name)),
+            &|| {
+                let names: Vec<&str> = parameters.iter().map(|p| p.name.as_str()).take(6).collect();
+                format!(
+                    "`optimizer.no_decay`: no parameter of this model is called \"{pattern}\"; they are {}{}",
+                    names.join(", "),
+                    if parameters.len() > names.len() { " and so on" } else { "" }
+                )
+            },
+        );
+    }
+}
+
 /// A codec must work, and nothing may be promised that it does not keep.
 fn codecs(config: &Config, report: &mut Report<'_>) {
     let push = crate::job::codecs(&config.transport).push;
@@ -216,6 +237,13 @@ fn codecs(config: &Config, report: &mut Report<'_>) {
     if let Err(error) = push.validate() {
         report(&parameters, true, &|| format!("`transport.push_codec` is {push}: {error}"));
     }
+    let accumulate = config.training.accumulate;
+    report(&["training.accumulate", "transport.push_codec"], accumulate > 1 && !push.is_lossless(), &|| {
+        format!(
+            "`transport.push_codec` is {push}, which encodes each part of a step by itself, so `training.accumulate` = {accumulate} \
+                 would send {accumulate} times as much: leave it out, and use a larger `training.batch_size`"
+        )
+    });
     let (kept, paths) =
         (&config.checkpoint, ["checkpoint.every_steps", "checkpoint.at_end", "transport.push_codec"]);
     report(&paths, push.feeds_back() && (kept.every_steps > 0 || kept.at_end), &|| {

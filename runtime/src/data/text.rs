@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,8 +85,13 @@ impl TextFile {
     /// # Errors
     /// [`TextError::Unreadable`].
     pub fn open(path: &Path) -> Result<TextFile, TextError> {
-        let file = File::open(path);
-        let file = file.map_err(|source| TextError::Unreadable { path: path.to_owned(), source })?;
+        let unreadable = |source| TextError::Unreadable { path: path.to_owned(), source };
+        // A pipe is not waited for.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err(unreadable(std::io::Error::other("it is no regular file")));
+        }
         Ok(TextFile { path: path.to_owned(), file })
     }
 
@@ -126,8 +132,14 @@ impl Text {
     pub fn read(file: &TextFile, cut: Cut) -> Result<Text, TextError> {
         let path = || file.path.clone();
         let mut bytes = Vec::new();
-        let read = Whole::new(&file.file).take(BYTES_MOST + 1).read_to_end(&mut bytes);
+        // Memory was checked for as many as it said it has.
+        let announced = file.announced_bytes();
+        let read = Whole::new(&file.file).take(announced.min(BYTES_MOST) + 1).read_to_end(&mut bytes);
         read.map_err(|source| TextError::Unreadable { path: path(), source })?;
+        if announced <= BYTES_MOST && bytes.len() as u64 > announced {
+            let source = std::io::Error::other("it grew while it was read");
+            return Err(TextError::Unreadable { path: path(), source });
+        }
         if bytes.len() as u64 > BYTES_MOST {
             return Err(TextError::TooLong { path: path() });
         }

@@ -1,5 +1,8 @@
 //! Evaluations: between steps, and of the last version.
 
+use testudo_kernels::ModelSpec;
+
+use super::reports::DIVERGED;
 use super::{Effect, SchedulerCore, ToMember};
 use crate::message::{EvaluationResult, Exported, Member, MemberRole, Phase};
 use crate::scheduler::evaluations::Verdict;
@@ -44,8 +47,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn evaluated(&mut self, now: Time, worker: u32, result: &EvaluationResult) {
         let member = Member { role: MemberRole::Worker, index: worker };
         self.hear(now, member);
+        // What a program's own model calls a loss may be below zero; of those that are built in none is.
+        let custom = matches!(self.job.model, ModelSpec::Custom { .. });
         if !result.loss_sum.is_finite() {
-            self.misbehaves(now, member, "reports a test loss that is not finite");
+            self.misbehaves(now, member, &format!("reports a test loss that is not finite: {DIVERGED}"));
+        } else if result.loss_sum < 0.0 && !custom {
+            self.misbehaves(now, member, "reports a test loss below zero");
         } else if self.tasks().is_some_and(|tasks| tasks.evaluated(worker, result)) {
             self.last_progress = now;
         }

@@ -36,6 +36,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             let what = format!("reports more examples than step {} has", done.step);
             return self.misbehaves(now, member, &what);
         }
+        if !done.pushed.is_possible() {
+            return self.misbehaves(now, member, "reports that it lost what no codec loses");
+        }
         if nodes.is_empty() || done.step >= self.until || nodes.iter().any(|l| !l.loss_sum.is_finite()) {
             return self.refuse_report(now, member, &done, nodes.is_empty());
         }

@@ -3,12 +3,17 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use testudo_actors::incarnation::Secret;
 use testudo_actors::link::{MemoryHub, Network};
 use testudo_actors::message::Outcome;
 use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, run_worker};
+use testudo_actors::outbox::Outbox;
 use testudo_actors::server::SumOrder;
-use testudo_actors::{NodeError, SignedJob};
+use testudo_actors::worker::ShardCompute;
+use testudo_actors::{CheckpointSink, JobSpec, NodeError, SignedJob, TrainAndTest};
+use testudo_kernels::{Model, ModelError};
 use testudo_observability::Meter;
 use testudo_transport::pki::{RevocationPolicy, read_crl};
 use testudo_transport::{Endpoint, Identity, MemoryOptions, PkiError, Role};
@@ -195,14 +200,62 @@ impl Node {
     }
 }
 
+/// Ends the process if a worker's thread is over before its arithmetic was begun: the job cannot form without it, and whoever
+/// started the process is to know.
+struct OrEnd(Arc<AtomicBool>);
+
+impl Drop for OrEnd {
+    fn drop(&mut self) {
+        if !self.0.load(Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Takes note that the worker begins.
+struct Noting {
+    inner: Box<dyn WorkerSetup>,
+    begun: Arc<AtomicBool>,
+}
+
+impl WorkerSetup for Noting {
+    fn prepare(&mut self) -> Result<(), String> {
+        self.inner.prepare()
+    }
+
+    fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String> {
+        self.inner.data(job)
+    }
+
+    fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
+        self.inner.model(job)
+    }
+
+    fn sink(&mut self, job: &JobSpec) -> Box<dyn CheckpointSink> {
+        self.inner.sink(job)
+    }
+
+    fn joined(&mut self, secret: &Secret, scheduler: &Outbox) {
+        self.inner.joined(secret, scheduler);
+    }
+
+    fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
+        self.begun.store(true, Ordering::Relaxed);
+        self.inner.adapt(compute)
+    }
+}
+
 /// Runs a peer: its server on this thread, its worker on another. What the server keeps is lost with it, so its end is the
-/// process's; a worker that fails is lost, as any, and its leases move.
+/// process's; a worker that fails once it has begun is lost, as any, and its leases move.
 pub(super) fn run_peer(
     (server, key): (Node, Option<KeyFile>),
     (worker, setup): (Node, Box<dyn WorkerSetup>),
 ) -> Result<(), Failure> {
+    let begun = Arc::new(AtomicBool::new(false));
+    let setup = Noting { inner: setup, begun: Arc::clone(&begun) };
     let run = move || {
-        if let Err(failure) = worker.worker(setup) {
+        let _or_end = OrEnd(begun);
+        if let Err(failure) = worker.worker(Box::new(setup)) {
             tracing::error!("its worker: {}", in_words(&failure.message));
         }
     };

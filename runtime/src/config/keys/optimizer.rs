@@ -84,7 +84,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::List { each: &PATTERN, most: MAX_PATTERNS },
         absent: Absent::Is("[]"),
         applies: DECAYING,
-        doc: "Parameters whose `weight_decay` is 0: patterns of names, in which `*` stands for any characters and `?` for one, such as `[\"*.bias\", \"*norm*\"]`.",
+        doc: "Parameters whose `weight_decay` is 0: patterns of names, in which `*` stands for any characters and `?` for one, such as `[\"*.bias\", \"*ln?.weight\", \"lnf.weight\"]`.",
     },
     Key {
         path: "optimizer.momentum",

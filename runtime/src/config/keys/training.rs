@@ -54,7 +54,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::Integer { min: 1, max: 1 << 16 },
         absent: Absent::Is("1"),
         applies: None,
-        doc: "Batches that one step sums before the parameters change (gradient accumulation): a step has so many times `batch_size` examples in so many times `logical_shards` parts. A worker holds the activations of one part at a time, and sends the sum of all its parts once.",
+        doc: "Batches that one step sums before the parameters change (gradient accumulation): a step has so many times `batch_size` examples in so many times `logical_shards` parts. A worker holds the activations of one part at a time, and sends the sum of all its parts once. Not with a `transport.push_codec` other than `f32`, which encodes each part by itself.",
     },
     Key {
         path: "training.aggregation",
@@ -119,7 +119,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::Integer { min: 1, max: 1_000_000 },
         absent: Absent::Unset("train to the end"),
         applies: None,
-        doc: "Stops the run after so many evaluations in a row whose test loss is not below the best one (early stopping). What is then said of the test set flatters the model: it chose the step.",
+        doc: "Stops the run after so many evaluations in a row whose test loss is not below the best one (early stopping). What is then said of the test set flatters the model: it chose the step. Each part of the test set is one worker's to evaluate, so a worker that lies can end the run: not with a robust `aggregation`.",
     },
     Key {
         path: "training.min_improvement",

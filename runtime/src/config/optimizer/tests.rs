@@ -166,9 +166,11 @@ fn what_is_wrong_is_said_with_its_place() {
 
 #[test]
 fn parameters_without_decay_are_named_by_pattern() {
-    let adamw = "[optimizer]\nkind = \"adamw\"\nno_decay = [\"*.bias\", \"*norm*\"]\n";
+    let adamw = "[optimizer]\nkind = \"adamw\"\nno_decay = [\"*.bias\", \"fc1.*\"]\n";
     let spec = parse(adamw, &[]).unwrap().optimizer.spec();
-    assert_eq!(spec.no_decay, ["*.bias", "*norm*"]);
+    assert_eq!(spec.no_decay, ["*.bias", "fc1.*"]);
+    let typo = refused(adamw, &["optimizer.no_decay=[\"*.bais\"]"]);
+    assert!(typo.contains("no parameter of this model is called \"*.bais\"; they are fc1.weight"), "{typo}");
     assert_eq!(spec.validate(), Ok(()));
     let empty = refused(adamw, &["optimizer.no_decay=[\"\"]"]);
     assert!(empty.contains("`optimizer.no_decay[0]`") && empty.contains("it is empty"), "{empty}");
