@@ -2,7 +2,7 @@
 //!
 //! [`Config::load`] reads it with any `--set key=value` overrides and answers with a [`Config`] in which
 //! every value has been checked, or with every problem at once, each with its line and column. The keys
-//! are described in one table, [`keys::KEYS`], from which `docs/config.md` is made.
+//! are described in one table, [`keys::all`], from which `docs/config.md` is made.
 //!
 //! Invariants:
 //! 1. An unknown key is refused, with the nearest one that exists; so is a key that means nothing beside
