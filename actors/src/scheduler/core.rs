@@ -47,7 +47,7 @@ use crate::witness::{Key, Witness};
 
 /// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
 /// few enough that a stop takes effect soon.
-const LEASED_AHEAD: u64 = 4;
+pub const LEASED_AHEAD: u64 = 4;
 
 /// Characters that are quoted of what a peer says.
 const MAX_QUOTED: usize = 300;

@@ -14,5 +14,5 @@ mod revoke;
 mod tasks;
 mod weighing;
 
-pub use core::{Command, Effect, Input, SchedulerCore, ToMember};
+pub use core::{Command, Effect, Input, LEASED_AHEAD, SchedulerCore, ToMember};
 pub use progress::{Observer, StepSummary};

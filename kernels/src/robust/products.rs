@@ -13,7 +13,7 @@ use crate::simd::vectorized;
 
 /// Elements that are summed before their sum is added exactly: that costs little beside them, and a block of each of some dozen
 /// vectors stays in the second-level cache.
-const BLOCK: usize = 1024;
+pub const BLOCK: usize = 1024;
 
 /// Partial sums of a block.
 const LANES: usize = 16;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use testudo_actors::plan::Plan;
 use testudo_actors::{Codecs, JobSpec, Resume};
+use testudo_kernels::robust::products;
 use testudo_kernels::{Aggregation, Codec};
 
 use super::store::Whole;
@@ -53,16 +54,14 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
     named.chain(planned).chain(rule).chain(clip).chain(decay).chain(codecs(job)).collect()
 }
 
-/// Bytes of the blocks in which inner products of gradients are summed: slices of whole blocks all give the same bits.
-const PRODUCT_BLOCK: u32 = 4096;
-
 /// How values travelled, where they lost something on the way; a checkpoint of before there were codecs says nothing of them. A block
 /// of `int8` begins where a slice does.
 fn codecs(job: &JobSpec) -> impl Iterator<Item = (String, String)> {
     let Codecs { push, pull } = job.codecs;
     let of = |name: &str, codec: Codec| (!codec.is_lossless()).then(|| (name.to_owned(), text(&codec)));
-    // Products of whole gradients are summed by blocks, too.
-    let weighed = job.weighing().is_some() && !job.slice_bytes.is_multiple_of(PRODUCT_BLOCK);
+    // Products of whole gradients are summed by blocks, too: slices of whole blocks all give the same bits.
+    let elements = job.slice_bytes as usize / 4;
+    let weighed = job.weighing().is_some() && !elements.is_multiple_of(products::BLOCK);
     let slices = weighed || [push, pull].into_iter().any(|codec| codec.block() > 1);
     [
         of("transport.push_codec", push),

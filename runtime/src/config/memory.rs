@@ -5,7 +5,9 @@
 //!
 //! Estimates of what a node needs for itself are upper bounds, from the job alone; a worker adds its data.
 
+use testudo_actors::scheduler::LEASED_AHEAD;
 use testudo_actors::scheduler::actor::order_bytes;
+use testudo_actors::witness::MOST;
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_transport::{Role, TransportConfig};
 
@@ -28,10 +30,8 @@ const SLICES_UNDER_WAY: u64 = 32;
 /// Bytes that a server keeps of each slice beside its values: what was accepted and who waits, its hash while that is put
 /// together, places in lists. Measured with slices of 64 bytes: 2.3 KiB.
 const SLICE_AT_SERVER: u64 = 4 << 10;
-/// Values that are witnessed at most.
-const MOST_WITNESSED: u64 = 16_384;
 /// Steps of which workers may tell at a time: those that may be begun, and the one that is not complete.
-const STEPS_UNDER_WAY: u64 = 5;
+const STEPS_UNDER_WAY: u64 = LEASED_AHEAD + 1;
 /// What it keeps of each logical shard of a slice, where each is pushed by itself.
 const SHARD_OF_SLICE: u64 = 128;
 /// What a scheduler keeps of each: measured likewise, 0.9 KiB.
@@ -175,7 +175,7 @@ impl Config {
             return 0;
         }
         let values = (self.parameter_bytes() as f64 / 4.0 * self.audit.witness_rate).ceil() as u64;
-        let values = values.min(MOST_WITNESSED).saturating_mul(4);
+        let values = values.min(MOST as u64).saturating_mul(4);
         values.saturating_mul(u64::from(self.training.step_shards())).saturating_mul(STEPS_UNDER_WAY)
     }
 
