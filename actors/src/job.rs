@@ -4,15 +4,16 @@
 //! signature against the job's CA before it takes part; nothing that a peer says later can change the job.
 
 mod codecs;
-
-use std::time::SystemTime;
+mod signed;
+mod validate;
 
 use serde::{Deserialize, Serialize};
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
-use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
+use testudo_transport::{Role, SpiffeId};
 
 pub use codecs::Codecs;
+pub use signed::SignedJob;
 
 use crate::tree::ReductionTree;
 
@@ -21,9 +22,6 @@ pub const FORMAT: u16 = 5;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
-
-/// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 5\0";
 
 /// The most logical shards: their tree's leaf numbers and loss sums stay small everywhere.
 pub const MAX_LOGICAL_SHARDS: u32 = 1 << 16;
@@ -218,150 +216,6 @@ pub enum JobError {
 }
 
 impl JobSpec {
-    /// Refuses values that no run could work with. Called when a job is signed and whenever one is opened.
-    ///
-    /// # Errors
-    /// [`JobError::Invalid`] with the value and what is allowed.
-    pub fn validate(&self) -> Result<(), JobError> {
-        let bad = |text: String| Err(JobError::Invalid(text));
-        if self.format != FORMAT {
-            return Err(JobError::Format(self.format));
-        }
-        for (name, value) in [("workers", self.workers), ("servers", self.servers)] {
-            if value == 0 {
-                return bad(format!("cluster.{name} is 0: at least one is needed"));
-            }
-        }
-        if ReductionTree::new(self.logical_shards).is_none() || self.logical_shards > MAX_LOGICAL_SHARDS {
-            return bad(format!(
-                "training.logical_shards is {}: 1 to {MAX_LOGICAL_SHARDS} are possible",
-                self.logical_shards
-            ));
-        }
-        if self.workers > self.logical_shards {
-            return bad(format!(
-                "cluster.workers is {} but training.logical_shards is {}: the workers beyond would have nothing to do; \
-                 raise training.logical_shards",
-                self.workers, self.logical_shards
-            ));
-        }
-        if self.batch_size < self.logical_shards {
-            return bad(format!(
-                "training.batch_size is {} but training.logical_shards is {}: every shard needs an example",
-                self.batch_size, self.logical_shards
-            ));
-        }
-        if let Some(most) = self.clip_norm
-            && !(most.is_finite() && most > 0.0)
-        {
-            return bad(format!("training.clip_norm is {most}: a number above 0 is needed"));
-        }
-        self.validate_votes()?;
-        self.validate_codecs()?;
-        if self.data.train_examples == 0 || self.data.test_examples == 0 {
-            return bad("the data set is empty".into());
-        }
-        if self.epochs == 0 || self.max_steps == Some(0) {
-            return bad(
-                "there is no step to train: training.epochs and training.max_steps must be at least 1".into(),
-            );
-        }
-        if let Some(EarlyStopping { patience, min_improvement }) = self.evaluation.early_stopping {
-            if self.evaluation.every_steps == 0 || patience == 0 {
-                return bad(
-                    "training.patience stops after evaluations without progress: it must be at least 1, and \
-                            training.evaluate_every say after how many steps the test set is evaluated"
-                        .into(),
-                );
-            }
-            if self.aggregation.hostile().is_some() {
-                return bad(format!(
-                    "training.patience stops by what single workers say of the test set, and training.aggregation is {}, which \
-                     believes no single worker: leave one of them out",
-                    self.aggregation
-                ));
-            }
-            if !(min_improvement.is_finite() && min_improvement >= 0.0) {
-                return bad(format!(
-                    "training.min_improvement is {min_improvement}: a number from 0 up is needed"
-                ));
-            }
-        }
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return bad(format!(
-                "optimizer.learning_rate is {}: a number above 0 is needed",
-                self.learning_rate
-            ));
-        }
-        if !(4..=crate::policy::MAX_SLICE_BYTES).contains(&self.slice_bytes)
-            || !self.slice_bytes.is_multiple_of(4)
-        {
-            return bad(format!(
-                "transport.slice_bytes is {}: a multiple of 4 up to {} is needed",
-                self.slice_bytes,
-                crate::policy::MAX_SLICE_BYTES
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.witness_rate) {
-            return bad(format!(
-                "audit.witness_rate is {}: a share from 0 to 1 is needed",
-                self.witness_rate
-            ));
-        }
-        if self.heartbeat_ms == 0 || self.heartbeat_timeout_ms <= self.heartbeat_ms {
-            return bad(format!(
-                "cluster.heartbeat_timeout_ms ({}) must exceed cluster.heartbeat_ms ({}), which must not be 0",
-                self.heartbeat_timeout_ms, self.heartbeat_ms
-            ));
-        }
-        if let Some(resume) = &self.resume {
-            let planned = crate::plan::Plan::new(self).planned_steps();
-            if resume.step == 0 || resume.step > planned {
-                return bad(format!(
-                    "the checkpoint to resume from is at step {}, of {planned}",
-                    resume.step
-                ));
-            }
-            let losses = resume.last_loss.into_iter().chain(resume.best.map(|best| best.loss));
-            if losses.into_iter().any(|loss| !loss.is_finite()) {
-                return bad("the checkpoint to resume from states a loss that is not finite".into());
-            }
-        }
-        self.optimizer.validate().map_err(|e| JobError::Invalid(e.to_string()))?;
-        self.model.parameters().map_err(|e| JobError::Invalid(e.to_string()))?;
-        Ok(())
-    }
-
-    /// A robust rule needs enough votes, each one worker's, and each about something.
-    fn validate_votes(&self) -> Result<(), JobError> {
-        let bad = |text: String| Err(JobError::Invalid(text));
-        if self.aggregation.hostile().is_none() {
-            return Ok(());
-        }
-        let (rule, workers) = (self.aggregation, self.workers);
-        if let Err(error) = rule.check(workers as usize) {
-            return bad(format!(
-                "training.aggregation is {rule}, and cluster.workers is {workers}: {error}; use more workers, or a lower \
-                 training.hostile_workers"
-            ));
-        }
-        if self.logical_shards != workers {
-            return bad(format!(
-                "training.aggregation is {rule}, under which every worker has one vote, but training.logical_shards is {} for \
-                 {workers} workers: set it to {workers}",
-                self.logical_shards
-            ));
-        }
-        let last = self.data.train_examples % u64::from(self.batch_size).max(1);
-        if last > 0 && last < u64::from(workers) {
-            return bad(format!(
-                "an epoch's last batch has {last} examples, and each of {workers} workers needs one to vote on \
-                 (training.aggregation is {rule}): choose another training.batch_size"
-            ));
-        }
-        Ok(())
-    }
-
     /// What must be known of whole gradients before a slice is updated, if anything: then a step has a phase of its own for it.
     #[must_use]
     pub fn weighing(&self) -> Option<Weighing> {
@@ -413,116 +267,4 @@ impl JobSpec {
         SpiffeId::new(&self.trust_domain, &self.name, role, &index.to_string())
             .map_err(|e| JobError::Invalid(e.to_string()))
     }
-}
-
-/// A job with the operator's signature and certificate, as it is stored and sent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedJob {
-    spec: Vec<u8>,
-    certificate: Vec<u8>,
-    signature: Vec<u8>,
-}
-
-impl SignedJob {
-    /// Signs `spec` as `operator`.
-    ///
-    /// # Errors
-    /// [`JobError`] when the job is invalid or the key cannot sign.
-    pub fn sign(spec: &JobSpec, operator: &Identity) -> Result<SignedJob, JobError> {
-        spec.validate()?;
-        let spec = testudo_transport::encode(spec);
-        let signature =
-            operator.sign(&signed_bytes(&spec)).map_err(|e| JobError::Signature(e.to_string()))?;
-        Ok(SignedJob { spec, certificate: operator.certificate_der().to_vec(), signature })
-    }
-
-    /// Checks the signature (an operator of this node's job, under the job's CA, good now and not revoked by the list in force at
-    /// this node) and the job, and returns the job.
-    ///
-    /// # Errors
-    /// [`JobError`] saying which of these does not hold.
-    pub fn open(&self, node: &Identity) -> Result<JobSpec, JobError> {
-        let (trust, message) = (node.trust(), signed_bytes(&self.spec));
-        let signer = trust.verify_signature(&self.certificate, &Expected::Member, &message, &self.signature);
-        self.read(&signer.map_err(|e| JobError::Signature(e.to_string()))?)
-    }
-
-    /// As [`open`](SignedJob::open), for whoever checks later: what was signed, if its signer's certificate was good at `at`,
-    /// whatever has been revoked since, and who that was.
-    ///
-    /// # Errors
-    /// [`JobError`] saying what does not hold.
-    pub fn check(&self, trust: &Trust, at: SystemTime) -> Result<(JobSpec, SpiffeId), JobError> {
-        let signer = trust
-            .verify_signature_at(
-                &self.certificate,
-                &Expected::Member,
-                &signed_bytes(&self.spec),
-                &self.signature,
-                at,
-            )
-            .map_err(|e| JobError::Signature(e.to_string()))?;
-        self.read(&signer).map(|spec| (spec, signer))
-    }
-
-    /// As [`open`](SignedJob::open), long after the run: for whoever checks what a run left behind and has `trust` in its CA.
-    /// The operator's certificate may have ended since.
-    ///
-    /// # Errors
-    /// As [`open`](SignedJob::open).
-    pub fn open_kept(&self, trust: &Trust) -> Result<JobSpec, JobError> {
-        let signer = trust
-            .verify_signature_kept(
-                &self.certificate,
-                &Expected::Member,
-                &signed_bytes(&self.spec),
-                &self.signature,
-            )
-            .map_err(|e| JobError::Signature(e.to_string()))?;
-        self.read(&signer)
-    }
-
-    /// The job that `signer` signed, who is of the job that the reader trusts.
-    fn read(&self, signer: &SpiffeId) -> Result<JobSpec, JobError> {
-        if signer.role() != Role::Operator {
-            return Err(JobError::NotOperator(signer.clone()));
-        }
-        let spec: JobSpec = testudo_transport::decode_canonical(&self.spec)
-            .map_err(|e| JobError::Unreadable(e.to_string()))?;
-        spec.validate()?;
-        if (spec.trust_domain.as_str(), spec.name.as_str()) != (signer.trust_domain(), signer.job()) {
-            return Err(JobError::OtherJob {
-                found: format!("{}/{}", spec.trust_domain, spec.name),
-                expected: format!("{}/{}", signer.trust_domain(), signer.job()),
-            });
-        }
-        Ok(spec)
-    }
-
-    /// BLAKE3 of the specification's bytes.
-    #[must_use]
-    pub fn spec_blake3(&self) -> [u8; 32] {
-        *blake3::hash(&self.spec).as_bytes()
-    }
-
-    /// The file form.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        testudo_transport::encode(self)
-    }
-
-    /// Reads the file form; the signature is not checked until [`open`](SignedJob::open).
-    ///
-    /// # Errors
-    /// [`JobError::Unreadable`] when the bytes are no signed job.
-    pub fn from_bytes(bytes: &[u8]) -> Result<SignedJob, JobError> {
-        if bytes.len() > MAX_SIGNED_JOB as usize {
-            return Err(JobError::Unreadable(format!("{} bytes, {MAX_SIGNED_JOB} at most", bytes.len())));
-        }
-        testudo_transport::decode_canonical(bytes).map_err(|e| JobError::Unreadable(e.to_string()))
-    }
-}
-
-fn signed_bytes(spec: &[u8]) -> Vec<u8> {
-    [SIGNATURE_CONTEXT, spec].concat()
 }
