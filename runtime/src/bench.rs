@@ -16,12 +16,22 @@ pub struct Wire {
     /// Who shares a process, as cluster.placement [default: colocated for training, dedicated for pushes and pulls]
     #[arg(long, value_parser = ["dedicated", "colocated"])]
     pub placement: Option<String>,
-    /// How gradients travel, as transport.push_codec
-    #[arg(long, value_name = "CODEC", default_value = "f32")]
-    pub push_codec: String,
-    /// How parameters travel, as transport.pull_codec
-    #[arg(long, value_name = "CODEC", default_value = "f32")]
-    pub pull_codec: String,
+    /// How gradients travel, as transport.push_codec [default: bf16 for training, f32 for pushes and pulls]
+    #[arg(long, value_name = "CODEC")]
+    pub push_codec: Option<String>,
+    /// How parameters travel, as transport.pull_codec [default: as for gradients]
+    #[arg(long, value_name = "CODEC")]
+    pub pull_codec: Option<String>,
+}
+
+impl Wire {
+    /// Placement, push codec and pull codec, with those that stand for what was not said.
+    fn or<'a>(&'a self, placement: &'a str, codec: &'a str) -> (&'a str, &'a str, &'a str) {
+        fn said<'a>(value: &'a Option<String>, otherwise: &'a str) -> &'a str {
+            value.as_deref().unwrap_or(otherwise)
+        }
+        (said(&self.placement, placement), said(&self.push_codec, codec), said(&self.pull_codec, codec))
+    }
 }
 
 /// Follows a run without a word, unless something is wrong.

@@ -44,8 +44,7 @@ pub fn run(
     rounds: u64,
     json: bool,
 ) -> Result<(), Failure> {
-    let Wire { push_codec, pull_codec, .. } = wire;
-    let placement = wire.placement.as_deref().unwrap_or("dedicated");
+    let (placement, push_codec, pull_codec) = wire.or("dedicated", "f32");
     let servers = servers.unwrap_or(if placement == "colocated" { workers } else { 1 });
     if !(1..=MOST_MIB).contains(&mib) || rounds == 0 || workers == 0 || servers == 0 {
         return Err(Failure::misconfigured(format!(

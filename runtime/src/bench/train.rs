@@ -22,6 +22,9 @@ use crate::{job, run};
 /// Steps that come first and do not count: connections open their windows, memory is touched for the first time.
 const WARM_UP: u64 = 5;
 
+/// The codec that docs/codecs.md recommends for training, both ways.
+const RECOMMENDED: &str = "bf16";
+
 /// Which network: the peer's, layer for layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Network {
@@ -75,8 +78,7 @@ pub struct Options {
 /// When the cluster cannot be started or a node fails.
 pub fn run(options: &Options, files: Files) -> Result<(), Failure> {
     let Options { network, batch, workers, steps, wire, json } = options;
-    let Wire { push_codec, pull_codec, .. } = wire;
-    let placement = wire.placement.as_deref().unwrap_or("colocated");
+    let (placement, push_codec, pull_codec) = wire.or("colocated", RECOMMENDED);
     let scratch = Scratch::new()?;
     let dir = scratch.path();
     let steps_in_all = steps.saturating_add(WARM_UP);
