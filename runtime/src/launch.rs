@@ -1,3 +1,63 @@
-//! Starting a cluster's nodes: one file a launcher.
+//! Starting a cluster's nodes: what every launcher does for a run, and one file a launcher.
+//!
+//! Testudo schedules no machines: a launcher starts the nodes that it is told to, where its settings say, and nothing else. To the
+//! run, a node is a child process that stands for it, whatever machine the node is on ([`Nodes`]).
+//!
+//! Invariants:
+//! 1. The child ends when its node does, with the same exit status, and says on its first line of output where the node is bound.
+//! 2. A node ends when its lease is dropped: none outlives the launcher, however that ends.
+//! 3. What a node prints or panics with ends up in its log, here.
+//! 4. No secret stands in an argument or an environment variable of any process.
 
 pub mod local;
+mod nodes;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use testudo_transport::Role;
+use tokio::process::Child;
+
+use crate::error::Failure;
+
+pub use nodes::{NodeProcess, Nodes};
+
+/// A node that is to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToStart {
+    /// Its role; a peer is a server and a worker.
+    pub role: Role,
+    /// Its index.
+    pub index: u32,
+    /// Where it finds the scheduler; `None` for the scheduler itself.
+    pub scheduler: Option<SocketAddr>,
+}
+
+/// A node that is being started.
+#[derive(Debug)]
+pub struct Launched {
+    /// The process that stands for it (invariant 1), which is killed when this is dropped; its standard output is piped.
+    pub child: Child,
+    /// What keeps it alive (invariant 2).
+    pub lease: OwnedFd,
+    /// Where its log is, for this process.
+    pub log: PathBuf,
+}
+
+/// A node's start, under way.
+pub type Launching<'a> = Pin<Box<dyn Future<Output = Result<Launched, Failure>> + 'a>>;
+
+/// Starts nodes.
+pub trait Launcher: std::fmt::Debug {
+    /// Starts one; [`Nodes`] waits until it is bound, follows it and ends it. The same node may be started again once it has ended.
+    ///
+    /// # Errors
+    /// [`Failure`] when its process cannot be started.
+    fn launch<'a>(&'a mut self, node: &'a ToStart) -> Launching<'a>;
+
+    /// How long a node may take from its start until it is bound.
+    fn patience(&self) -> Duration;
+}

@@ -4,7 +4,7 @@
 //! 2. The key of the run's certificate authority is in the run directory, for its owner alone, so that `testudo revoke` can
 //!    sign; it is removed when the run ends, however it ends, unless this process is killed (`RunAuthority`). Until then it
 //!    renews the nodes' certificates.
-//! 3. However the run ends, no process is left behind ([`crate::launch::local`]).
+//! 3. However the run ends, no process is left behind ([`crate::launch`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use crate::checkpoint::{Layout, keys};
 use crate::config::{Config, Placement};
 use crate::control::Control;
 use crate::error::{Failure, Status};
-use crate::launch::local::{Inputs, LocalNodes};
+use crate::launch::local::{Inputs, Local};
+use crate::launch::{NodeProcess, Nodes};
 use crate::node::transport;
 use crate::rotation::{self, Source};
 use crate::rundir::RunDir;
@@ -140,7 +141,7 @@ pub async fn run_as(
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;
     write(&run_dir.cluster_file(), toml.as_bytes())?;
-    let mut nodes = LocalNodes::new(command, run_dir.clone(), inputs);
+    let mut nodes = Nodes::new(Box::new(Local::new(command, run_dir.clone(), inputs)));
     let result = {
         let own = (operator.clone(), Source::Folder(run_dir.identity(Role::Operator.as_str(), 0)));
         tokio::select! {
@@ -191,7 +192,7 @@ async fn train(
     job: &JobSpec,
     run_dir: &RunDir,
     operator: &Identity,
-    nodes: &mut LocalNodes,
+    nodes: &mut Nodes,
     watcher: &mut dyn Watcher,
     interrupts: &mut Interrupts,
 ) -> Result<Finished, Failure> {
@@ -235,7 +236,7 @@ fn operator_network(config: &Config, operator: &Identity) -> Result<Network, Fai
 }
 
 struct Running<'a> {
-    nodes: &'a mut LocalNodes,
+    nodes: &'a mut Nodes,
     watcher: &'a mut dyn Watcher,
     commands: Commands,
     phase: Phase,
@@ -340,7 +341,7 @@ impl Running<'_> {
 }
 
 impl Ending {
-    fn of(node: &crate::launch::local::NodeProcess) -> Ending {
+    fn of(node: &NodeProcess) -> Ending {
         let how = node.exit().unwrap_or_default();
         let member = match node.role {
             // What a peer's server keeps is what the run cannot do without.

@@ -7,22 +7,19 @@
 //! 4. A node needs no path but those of the system: the program, the run directory, the data and keys are open in the launcher,
 //!    which may have opened them as another user than the node is ([`handing`]).
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::io::Read;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_transport::Role;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use super::{Launched, Launcher, Launching, ToStart};
 use crate::checkpoint::keys::KeyFile;
 use crate::data::DataFiles;
 use crate::error::Failure;
@@ -41,30 +38,8 @@ const LAUNCHER_VARIABLES: [&str; 7] = [
     "DMLC_SERVER_ID",
 ];
 
-/// How long a node may take from its start until it is bound: loading the program from a cold disk, mostly.
+/// How long a node may take until it is bound: loading the program from a cold disk, mostly.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Log lines that are shown when a node dies.
-const LAST_LINES: usize = 12;
-
-/// Bytes of a log's end that are looked at for them.
-const LAST_BYTES: u64 = 16 << 10;
-
-/// A node's process.
-#[derive(Debug)]
-pub struct NodeProcess {
-    /// Its role.
-    pub role: Role,
-    /// Its index.
-    pub index: u32,
-    log: PathBuf,
-    /// What the log is called.
-    log_name: PathBuf,
-    child: Child,
-    /// The other end of its standard input.
-    _line: UnixStream,
-    exit: Option<ExitStatus>,
-}
 
 /// What nodes are handed beside the run directory; all open.
 #[derive(Clone, Debug, Default)]
@@ -79,32 +54,23 @@ pub struct Inputs {
     pub allow_root: bool,
 }
 
-/// The processes of a cluster on this machine.
+/// Starts nodes on this machine.
 #[derive(Debug)]
-pub struct LocalNodes {
+pub struct Local {
     command: Vec<&'static str>,
     run_dir: RunDir,
     inputs: Inputs,
-    nodes: Vec<NodeProcess>,
 }
 
-impl LocalNodes {
-    /// None yet; they will run this program with `command`, on the cluster file and the identities in `run_dir`.
+impl Local {
+    /// Nodes will run this program with `command`, on the cluster file and the identities in `run_dir`.
     #[must_use]
-    pub fn new(command: &[&'static str], run_dir: RunDir, inputs: Inputs) -> LocalNodes {
-        LocalNodes { command: command.to_vec(), run_dir, inputs, nodes: Vec::new() }
+    pub fn new(command: &[&'static str], run_dir: RunDir, inputs: Inputs) -> Local {
+        Local { command: command.to_vec(), run_dir, inputs }
     }
 
-    /// Starts a node and waits until it is bound; returns where.
-    ///
-    /// # Errors
-    /// When it cannot be started, or ends before it is bound; its last log lines are in the text.
-    pub async fn start(
-        &mut self,
-        role: Role,
-        index: u32,
-        scheduler: Option<SocketAddr>,
-    ) -> Result<SocketAddr, Failure> {
+    fn start(&self, node: &ToStart) -> Result<Launched, Failure> {
+        let ToStart { role, index, scheduler } = *node;
         let name = role.to_string();
         // A peer is a server and a worker, each with an identity of its own.
         let own = if role == Role::Peer { Role::Server } else { role };
@@ -116,7 +82,6 @@ impl LocalNodes {
             .open(&log)
             .map_err(|e| Failure::file(&log, "cannot be written", e))?;
         let name_of = |path: PathBuf| self.run_dir.name_of(&path);
-        let log_name = name_of(log.clone());
         let mut command = Command::new(self.inputs.program.path());
         // For those who look at the list of processes.
         command.arg0(std::env::args_os().next().unwrap_or("testudo".into()));
@@ -131,7 +96,7 @@ impl LocalNodes {
             .arg("--run-dir")
             .arg(self.run_dir.path())
             .arg("--log")
-            .arg(&log_name);
+            .arg(name_of(log.clone()));
         if role == Role::Peer {
             let worker = self.run_dir.identity(Role::Worker.as_str(), index);
             command.arg("--worker-identity").arg(name_of(worker));
@@ -155,22 +120,9 @@ impl LocalNodes {
             .kill_on_drop(true)
             .process_group(0);
         handing::hand(&line, &self.to_hand(role)).map_err(|e| not_started(e.into()))?;
-        let mut child = command.spawn().map_err(not_started)?;
-        // The command holds the node's end of the line, which must close with the node.
-        drop(command);
-        let stdout = child.stdout.take();
-        self.nodes.push(NodeProcess { role, index, log, log_name, child, _line: line, exit: None });
-        let bound = tokio::time::timeout(START_DEADLINE, first_line(stdout)).await;
-        if let Ok(Some(address)) = bound {
-            return Ok(address);
-        }
-        let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
-        let exit = tokio::time::timeout(Duration::from_secs(1), node.child.wait()).await;
-        let how = match exit {
-            Ok(Ok(status)) => format!("ended before it was up ({})", describe(status)),
-            _ => format!("was not up after {} s", START_DEADLINE.as_secs()),
-        };
-        Err(node.failure(&how))
+        let child = command.spawn().map_err(not_started)?;
+        // The command, dropped here, holds the node's end of the line, which must close with the node.
+        Ok(Launched { child, lease: line.into(), log })
     }
 
     /// What a node of that role needs.
@@ -186,71 +138,15 @@ impl LocalNodes {
                 .map(|key| key.as_fd()),
         }
     }
-
-    /// Waits until a node that lived has ended, and returns it; never returns once all have.
-    pub async fn ended(&mut self) -> &NodeProcess {
-        loop {
-            for at in 0..self.nodes.len() {
-                let node = &mut self.nodes[at];
-                if node.exit.is_none()
-                    && let Ok(Some(status)) = node.child.try_wait()
-                {
-                    node.exit = Some(status);
-                    return &self.nodes[at];
-                }
-            }
-            // A poll of a few processes costs microseconds; a death is noticed well before any network timeout.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Waits until all have ended, `grace` at most; returns whether they have.
-    pub async fn wait_all(&mut self, grace: Duration) -> bool {
-        let all = async {
-            for node in &mut self.nodes {
-                if node.exit.is_none() {
-                    node.exit = node.child.wait().await.ok();
-                }
-            }
-        };
-        tokio::time::timeout(grace, all).await.is_ok()
-    }
-
-    /// Kills those that still run, and waits for them.
-    pub async fn kill_all(&mut self) {
-        for node in &mut self.nodes {
-            let _ = node.child.start_kill();
-        }
-        self.wait_all(Duration::from_secs(5)).await;
-    }
 }
 
-impl NodeProcess {
-    /// How it ended, in words; `None` while it runs.
-    #[must_use]
-    pub fn exit(&self) -> Option<String> {
-        self.exit.map(describe)
+impl Launcher for Local {
+    fn launch<'a>(&'a mut self, node: &'a ToStart) -> Launching<'a> {
+        Box::pin(std::future::ready(self.start(node)))
     }
 
-    /// Whether it ended in order.
-    #[must_use]
-    pub fn succeeded(&self) -> bool {
-        self.exit.is_some_and(|status| status.success())
-    }
-
-    /// A failure that names this node, and shows the last lines of its log.
-    #[must_use]
-    pub fn failure(&self, how: &str) -> Failure {
-        let mut message = format!("{}/{} {how}", self.role, self.index);
-        let lines = last_lines(&self.log);
-        if !lines.is_empty() {
-            message += &format!("\nthe last lines of {}:", self.log_name.display());
-            for line in lines {
-                message += "\n  ";
-                message += &line;
-            }
-        }
-        Failure::failed(message)
+    fn patience(&self) -> Duration {
+        START_DEADLINE
     }
 }
 
@@ -262,42 +158,4 @@ pub fn end_with_parent() {
         tracing::error!("the launcher is gone; ending");
         std::process::exit(1);
     });
-}
-
-async fn first_line(stdout: Option<tokio::process::ChildStdout>) -> Option<SocketAddr> {
-    let mut lines = BufReader::new(stdout?).lines();
-    let line = lines.next_line().await.ok()??;
-    line.strip_prefix("listening ")?.parse().ok()
-}
-
-fn describe(status: ExitStatus) -> String {
-    match std::os::unix::process::ExitStatusExt::signal(&status) {
-        Some(9) => "killed by signal 9 (SIGKILL)".into(),
-        Some(signal) => format!("killed by signal {signal}"),
-        None => match status.code() {
-            Some(code) => format!("exit status {code}"),
-            None => "ended".into(),
-        },
-    }
-}
-
-/// The last lines of a log, printable characters only: they hold what peers said.
-fn last_lines(log: &Path) -> Vec<String> {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(log)?;
-        let len = file.metadata()?.len();
-        file.seek(SeekFrom::Start(len.saturating_sub(LAST_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(LAST_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    let mut lines = VecDeque::new();
-    for line in text.lines() {
-        lines.push_back(line.chars().filter(|c| !c.is_control()).collect());
-        if lines.len() > LAST_LINES {
-            lines.pop_front();
-        }
-    }
-    lines.into()
 }

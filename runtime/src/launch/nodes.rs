@@ -1,0 +1,185 @@
+//! The nodes of a run, whichever launcher started them: where they are bound, how they ended, and their end.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use testudo_transport::Role;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout};
+
+use super::{Launched, Launcher, ToStart};
+use crate::error::Failure;
+use crate::rundir::in_words;
+
+/// Log lines that are shown when a node dies.
+const LAST_LINES: usize = 12;
+
+/// Bytes of a log's end that are looked at for them.
+const LAST_BYTES: u64 = 16 << 10;
+
+/// A node's process.
+#[derive(Debug)]
+pub struct NodeProcess {
+    /// Its role.
+    pub role: Role,
+    /// Its index.
+    pub index: u32,
+    log: PathBuf,
+    child: Child,
+    _lease: OwnedFd,
+    exit: Option<ExitStatus>,
+}
+
+/// The nodes that one launcher has started. Those that still run when this is dropped are ended.
+#[derive(Debug)]
+pub struct Nodes {
+    launcher: Box<dyn Launcher>,
+    nodes: Vec<NodeProcess>,
+}
+
+impl Nodes {
+    /// None yet.
+    #[must_use]
+    pub fn new(launcher: Box<dyn Launcher>) -> Nodes {
+        Nodes { launcher, nodes: Vec::new() }
+    }
+
+    /// Starts a node and waits until it is bound; returns where.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends before it is bound; its last log lines are in the text.
+    pub async fn start(
+        &mut self,
+        role: Role,
+        index: u32,
+        scheduler: Option<SocketAddr>,
+    ) -> Result<SocketAddr, Failure> {
+        let launched = self.launcher.launch(&ToStart { role, index, scheduler }).await?;
+        let Launched { mut child, lease, log } = launched;
+        let stdout = child.stdout.take();
+        let patience = self.launcher.patience();
+        self.nodes.push(NodeProcess { role, index, log, child, _lease: lease, exit: None });
+        let bound = tokio::time::timeout(patience, first_line(stdout)).await;
+        if let Ok(Some(address)) = bound {
+            return Ok(address);
+        }
+        let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
+        let exit = tokio::time::timeout(Duration::from_secs(1), node.child.wait()).await;
+        let how = match exit {
+            Ok(Ok(status)) => format!("ended before it was up ({})", describe(status)),
+            _ => format!("was not up after {} s", patience.as_secs()),
+        };
+        Err(node.failure(&how))
+    }
+
+    /// Waits until a node that lived has ended, and returns it; never returns once all have.
+    pub async fn ended(&mut self) -> &NodeProcess {
+        loop {
+            for at in 0..self.nodes.len() {
+                let node = &mut self.nodes[at];
+                if node.exit.is_none()
+                    && let Ok(Some(status)) = node.child.try_wait()
+                {
+                    node.exit = Some(status);
+                    return &self.nodes[at];
+                }
+            }
+            // A poll of a few processes costs microseconds; a death is noticed well before any network timeout.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until all have ended, `grace` at most; returns whether they have.
+    pub async fn wait_all(&mut self, grace: Duration) -> bool {
+        let all = async {
+            for node in &mut self.nodes {
+                if node.exit.is_none() {
+                    node.exit = node.child.wait().await.ok();
+                }
+            }
+        };
+        tokio::time::timeout(grace, all).await.is_ok()
+    }
+
+    /// Kills those that still run, and waits for them.
+    pub async fn kill_all(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.child.start_kill();
+        }
+        self.wait_all(Duration::from_secs(5)).await;
+    }
+}
+
+impl NodeProcess {
+    /// How it ended, in words; `None` while it runs.
+    #[must_use]
+    pub fn exit(&self) -> Option<String> {
+        self.exit.map(describe)
+    }
+
+    /// Whether it ended in order.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.exit.is_some_and(|status| status.success())
+    }
+
+    /// A failure that names this node, and shows the last lines of its log.
+    #[must_use]
+    pub fn failure(&self, how: &str) -> Failure {
+        let mut message = format!("{}/{} {how}", self.role, self.index);
+        let lines = last_lines(&self.log);
+        if !lines.is_empty() {
+            let log = in_words(&self.log.display().to_string());
+            message += &format!("\nthe last lines of {log}:");
+            for line in lines {
+                message += "\n  ";
+                message += &line;
+            }
+        }
+        Failure::failed(message)
+    }
+}
+
+async fn first_line(stdout: Option<ChildStdout>) -> Option<SocketAddr> {
+    let mut lines = BufReader::new(stdout?).lines();
+    let line = lines.next_line().await.ok()??;
+    line.strip_prefix("listening ")?.parse().ok()
+}
+
+fn describe(status: ExitStatus) -> String {
+    match std::os::unix::process::ExitStatusExt::signal(&status) {
+        Some(9) => "killed by signal 9 (SIGKILL)".into(),
+        Some(signal) => format!("killed by signal {signal}"),
+        None => match status.code() {
+            Some(code) => format!("exit status {code}"),
+            None => "ended".into(),
+        },
+    }
+}
+
+/// The last lines of a log, printable characters only: they hold what peers said.
+fn last_lines(log: &Path) -> Vec<String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LAST_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LAST_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let mut lines = VecDeque::new();
+    for line in text.lines() {
+        lines.push_back(line.chars().filter(|c| !c.is_control()).collect());
+        if lines.len() > LAST_LINES {
+            lines.pop_front();
+        }
+    }
+    lines.into()
+}
