@@ -66,16 +66,17 @@ pub(crate) fn load<S: Simd, const R: usize, const V: usize>(
     let mut tile = [[simd.splat_f32s(0.0); V]; R];
     for (r, sums) in tile.iter_mut().enumerate() {
         let Some(from) = from.get(r * stride..).and_then(|from| from.get(..used)) else { break };
-        let (whole, part) = S::as_simd_f32s(from);
-        if let Some(from) = whole.first_chunk::<V>() {
+        if let Some(from) = S::as_simd_f32s(from).0.first_chunk::<V>() {
             *sums = *from;
             continue;
         }
-        for (sum, from) in sums.iter_mut().zip(whole) {
-            *sum = *from;
-        }
-        if let (false, Some(sum)) = (part.is_empty(), sums.get_mut(whole.len())) {
-            *sum = simd.partial_load_f32s(part);
+        // All vectors, so that the loop is unrolled: a tile that is indexed by what is not constant would live in memory.
+        for (v, sum) in sums.iter_mut().enumerate() {
+            let from = from.get(v * S::F32_LANES..).unwrap_or_default();
+            *sum = match S::as_simd_f32s(from).0.first() {
+                Some(whole) => *whole,
+                None => simd.partial_load_f32s(from),
+            };
         }
     }
     tile
@@ -92,16 +93,17 @@ pub(crate) fn store<S: Simd, const R: usize, const V: usize>(
 ) {
     for (r, sums) in tile.iter().enumerate() {
         let Some(out) = out.get_mut(r * stride..).and_then(|out| out.get_mut(..used)) else { return };
-        let (whole, part) = S::as_mut_simd_f32s(out);
-        if let Some(out) = whole.first_chunk_mut::<V>() {
+        if let Some(out) = S::as_mut_simd_f32s(out).0.first_chunk_mut::<V>() {
             *out = *sums;
             continue;
         }
-        for (out, sum) in whole.iter_mut().zip(sums) {
-            *out = *sum;
-        }
-        if let (false, Some(sum)) = (part.is_empty(), sums.get(whole.len())) {
-            simd.partial_store_f32s(part, *sum);
+        for (v, sum) in sums.iter().enumerate() {
+            let out = out.get_mut(v * S::F32_LANES..).unwrap_or_default();
+            if let Some(out) = out.get_mut(..S::F32_LANES) {
+                S::as_mut_simd_f32s(out).0.iter_mut().for_each(|out| *out = *sum);
+            } else {
+                simd.partial_store_f32s(out, *sum);
+            }
         }
     }
 }
@@ -124,6 +126,9 @@ pub(crate) fn vectors_mut<S: Simd, const V: usize>(x: &mut [f32]) -> &mut [[S::f
 
 /// Runs a body for tiles of `rows` rows, `V` vectors wide: `R` is a constant of the body, `r` the tile's first row. What
 /// is left over goes in tiles half as high, and so on.
+///
+/// Tiles four vectors wide are four rows high: with six, sums, columns and factors are more than the 32 registers that there are,
+/// and what convolutions have around the loop leaves the compiler no way to order them so that they fit.
 #[rustfmt::skip] // rustfmt indents the inner macro further at every run
 macro_rules! tall_tiles {
     ($vectors:ident, $rows:expr, |$R:ident, $r:ident| $body:block) => {{
@@ -139,7 +144,7 @@ macro_rules! tall_tiles {
         }
         if $vectors == 1 {
             run!(8);
-        } else {
+        } else if $vectors == 2 {
             run!(6);
         }
         run!(4);
