@@ -29,6 +29,7 @@
 mod bf16;
 mod distortion;
 mod f16;
+mod halves;
 mod int8;
 mod one_bit;
 mod top_k;

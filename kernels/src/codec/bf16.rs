@@ -3,7 +3,7 @@
 //! Rounding is to the nearest, ties to even, subnormals included. Finite numbers that would round to infinity become the largest
 //! finite number instead. Infinities and NaN stay what they are.
 
-use super::{INFINITY, MAGNITUDE};
+use super::{INFINITY, MAGNITUDE, halves};
 use crate::simd::vectorized;
 
 /// The largest finite number.
@@ -23,17 +23,11 @@ fn narrow(value: f32) -> u16 {
 
 vectorized! {
     pub(super) fn encode<'a>(values: &'a [f32], bytes: &'a mut [u8]) {
-        let (halves, _) = bytes.as_chunks_mut::<2>();
-        for (half, value) in halves.iter_mut().zip(values) {
-            *half = narrow(*value).to_le_bytes();
-        }
+        halves::encode(values, bytes, narrow);
     }
 
     pub(super) fn decode<'a>(bytes: &'a [u8], values: &'a mut [f32]) {
-        let (halves, _) = bytes.as_chunks::<2>();
-        for (value, half) in values.iter_mut().zip(halves) {
-            *value = f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16);
-        }
+        halves::decode(bytes, values, |half| f32::from_bits(u32::from(half) << 16));
     }
 }
 

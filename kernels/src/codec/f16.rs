@@ -4,7 +4,7 @@
 //! IEEE 754 (and NumPy and PyTorch) would have infinities: a gradient that is too large stays a direction, and the error shows in
 //! the metric. Infinities and NaN stay what they are, for whoever checks that values are finite.
 
-use super::{INFINITY, MAGNITUDE};
+use super::{INFINITY, MAGNITUDE, halves};
 use crate::simd::vectorized;
 
 /// The largest finite number, 65,504.
@@ -44,17 +44,11 @@ fn widen(half: u16) -> f32 {
 
 vectorized! {
     pub(super) fn encode<'a>(values: &'a [f32], bytes: &'a mut [u8]) {
-        let (halves, _) = bytes.as_chunks_mut::<2>();
-        for (half, value) in halves.iter_mut().zip(values) {
-            *half = narrow(*value).to_le_bytes();
-        }
+        halves::encode(values, bytes, narrow);
     }
 
     pub(super) fn decode<'a>(bytes: &'a [u8], values: &'a mut [f32]) {
-        let (halves, _) = bytes.as_chunks::<2>();
-        for (value, half) in values.iter_mut().zip(halves) {
-            *value = widen(u16::from_le_bytes(*half));
-        }
+        halves::decode(bytes, values, widen);
     }
 }
 
