@@ -4,12 +4,13 @@
 //! signature against the job's CA before it takes part; nothing that a peer says later can change the job.
 
 mod codecs;
+mod network;
 mod signed;
 mod validate;
 
 use serde::{Deserialize, Serialize};
 use testudo_kernels::robust::weigh::Weighing;
-use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Schedule};
+use testudo_kernels::{Aggregation, ModelSpec, OptimizerSpec, Precision, Schedule};
 use testudo_transport::{Role, SpiffeId};
 
 pub use codecs::Codecs;
@@ -18,7 +19,7 @@ pub use signed::SignedJob;
 use crate::tree::ReductionTree;
 
 /// The layout of [`JobSpec`] that this build reads and writes.
-pub const FORMAT: u16 = 5;
+pub const FORMAT: u16 = 6;
 
 /// Bytes of a signed job at most: it travels in a message header.
 pub const MAX_SIGNED_JOB: u32 = 256 << 10;
@@ -137,6 +138,8 @@ pub struct JobSpec {
     pub servers: u32,
     /// The network.
     pub model: ModelSpec,
+    /// What workers compute its products in; parameters are `f32` wherever they are kept and updated.
+    pub precision: Precision,
     /// The update rule, as the text that servers run.
     pub optimizer: OptimizerSpec,
     /// The learning rate before the schedule's factor.

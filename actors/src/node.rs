@@ -128,7 +128,7 @@ pub trait WorkerSetup: Send {
     /// # Errors
     /// When it cannot be built.
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
-        job.model.build(ShardCompute::largest_batch(job))
+        job.build_model()
     }
 
     /// Where the final model goes.

@@ -1,10 +1,14 @@
 //! How fast the convolutional network's gradients are on one core:
 //!
 //! cargo run --release -p testudo-kernels --example cnn_speed [cnn|resnet18] [channels height width classes]
+//!
+//! `PRECISION=bf16` computes in mixed precision, `EXAMPLES=32,128` says of how many examples.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use testudo_kernels::{Batch, ModelError, ModelSpec, instruction_set};
+use testudo_kernels::{ModelSpec, Precision, instruction_set};
+
+mod gradients;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,36 +23,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("resnet18") => ModelSpec::ResNet18 { image, classes, label_smoothing: 0.0 },
         Some(other) => return Err(format!("no model {other}").into()),
     };
-    println!("{spec:?}, {} on one core", instruction_set());
+    let precision = match std::env::var("PRECISION").as_deref() {
+        Ok("bf16") => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let batches = std::env::var("EXAMPLES").unwrap_or("16,32,64,128".into());
+    println!("{spec:?} in {}, {} on one core", precision.name(), instruction_set());
     println!("examples   samples/s   step");
-    for examples in [16, 32, 64, 128] {
-        let seconds = step(&spec, examples)?;
+    for examples in batches.split(',') {
+        let examples: usize = examples.parse()?;
+        let seconds = gradients::step(&spec, precision, examples, Duration::from_secs(2))?;
         println!("{examples:>8} {:>11.0}   {:.3} ms", examples as f64 / seconds, seconds * 1e3);
     }
     Ok(())
-}
-
-/// The fastest of many gradient computations, in seconds.
-fn step(spec: &ModelSpec, examples: usize) -> Result<f64, ModelError> {
-    let mut model = spec.build(examples)?;
-    let mut values = Vec::new();
-    for parameter in spec.parameters()? {
-        let mut tensor = vec![0.0; parameter.shape.elements()];
-        parameter.initialize(1, 0, &mut tensor);
-        values.push(tensor);
-    }
-    let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-    let inputs: Vec<f32> =
-        (0..examples * spec.input_elements()).map(|i| (i * 37 % 256) as f32 / 256.0).collect();
-    let labels: Vec<u32> = (0..examples).map(|example| (example % spec.classes()) as u32).collect();
-    let (mut best, start) = (f64::INFINITY, Instant::now());
-    while start.elapsed() < Duration::from_secs(2) || best.is_infinite() {
-        let step = Instant::now();
-        let loss = model.gradients(&parameters, Batch::new(&inputs, &labels), &mut |_, gradient| {
-            std::hint::black_box(gradient);
-        })?;
-        std::hint::black_box(loss);
-        best = best.min(step.elapsed().as_secs_f64());
-    }
-    Ok(best)
 }

@@ -1,9 +1,11 @@
 //! Speed of the perceptron's gradients on one core, in samples a second:
 //! `cargo run --release -p testudo-kernels --example mlp_speed [-- widths, like 784 4096 4096 10]`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use testudo_kernels::{Batch, ModelError, ModelSpec, instruction_set};
+use testudo_kernels::{ModelSpec, Precision, instruction_set};
+
+mod gradients;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut widths =
@@ -19,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{widths:?}, {} on one core", instruction_set());
     println!("examples   samples/s   GFLOP/s   step");
     for examples in [16, 32, 64, 128, 256] {
-        let seconds = step(&spec, examples)?;
+        let seconds = gradients::step(&spec, Precision::F32, examples, Duration::from_secs(1))?;
         let rate = examples as f64 / seconds;
         println!(
             "{examples:>8} {rate:>11.0} {:>9.1}   {:.3} ms",
@@ -28,29 +30,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     Ok(())
-}
-
-/// The fastest of many gradient computations, in seconds.
-fn step(spec: &ModelSpec, examples: usize) -> Result<f64, ModelError> {
-    let mut model = spec.build(examples)?;
-    let mut values = Vec::new();
-    for parameter in spec.parameters()? {
-        let mut tensor = vec![0.0; parameter.shape.elements()];
-        parameter.initialize(1, 0, &mut tensor);
-        values.push(tensor);
-    }
-    let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-    let inputs: Vec<f32> =
-        (0..examples * spec.input_elements()).map(|i| (i * 37 % 256) as f32 / 256.0).collect();
-    let labels: Vec<u32> = (0..examples).map(|example| (example % spec.classes()) as u32).collect();
-    let (mut best, start) = (f64::INFINITY, Instant::now());
-    while start.elapsed() < Duration::from_secs(1) || best.is_infinite() {
-        let step = Instant::now();
-        let loss = model.gradients(&parameters, Batch::new(&inputs, &labels), &mut |_, gradient| {
-            std::hint::black_box(gradient);
-        })?;
-        std::hint::black_box(loss);
-        best = best.min(step.elapsed().as_secs_f64());
-    }
-    Ok(best)
 }

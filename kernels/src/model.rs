@@ -19,18 +19,23 @@
 
 mod check;
 mod cnn;
+mod error;
 mod gpt;
 mod mlp;
+mod output;
 mod parameter;
 mod resnet;
+mod working;
 
+pub use error::ModelError;
 pub use gpt::GptSpec;
 pub use parameter::{Initial, ParameterSpec, Update, average};
 
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Image;
-use crate::shape::{Shape, ShapeError};
+use crate::precision::Precision;
+use crate::shape::Shape;
 
 /// Labelled examples.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +137,22 @@ pub trait Model: Send {
         let _ = (parameters, tokens, out);
         Err(ModelError::NoSequences)
     }
+
+    /// As [`Model::follow`], to the same bits, where the first `known` tokens are those of the last call of this, under the same
+    /// parameters: a model may keep what it made of them, and compute what is new alone. 0 begins anew.
+    ///
+    /// # Errors
+    /// Those of [`Model::follow`].
+    fn follow_on(
+        &mut self,
+        parameters: &[&[f32]],
+        known: usize,
+        tokens: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let _ = known;
+        self.follow(parameters, tokens, out)
+    }
 }
 
 /// A model by its description, as a job states it.
@@ -223,23 +244,31 @@ impl ModelSpec {
         }
     }
 
-    /// A model with buffers for shards of up to `max_examples` examples.
+    /// A model with buffers for shards of up to `max_examples` examples, which computes in `f32`.
     ///
     /// # Errors
     /// Those of [`ModelSpec::parameters`], and [`ModelError::TooLarge`] if the buffers would overflow.
     pub fn build(&self, max_examples: usize) -> Result<Box<dyn Model>, ModelError> {
+        self.build_in(Precision::F32, max_examples)
+    }
+
+    /// The same, with products in `precision`.
+    ///
+    /// # Errors
+    /// Those of [`ModelSpec::build`].
+    pub fn build_in(&self, precision: Precision, max_examples: usize) -> Result<Box<dyn Model>, ModelError> {
         match self {
             ModelSpec::Mlp { inputs, hidden, classes } => {
-                Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, max_examples)?))
+                Ok(Box::new(mlp::Mlp::new(*inputs, hidden, *classes, precision, max_examples)?))
             }
-            ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, max_examples)?)),
+            ModelSpec::Gpt(spec) => Ok(Box::new(gpt::Gpt::new(spec, precision, max_examples)?)),
             ModelSpec::Cnn { image, classes, label_smoothing } => {
                 let smoothing = smoothing(*label_smoothing)?;
-                Ok(Box::new(cnn::Cnn::new(*image, *classes, smoothing, max_examples)?))
+                Ok(Box::new(cnn::Cnn::new(*image, *classes, smoothing, precision, max_examples)?))
             }
             ModelSpec::ResNet18 { image, classes, label_smoothing } => {
                 let smoothing = smoothing(*label_smoothing)?;
-                Ok(Box::new(resnet::ResNet::new(*image, *classes, smoothing, max_examples)?))
+                Ok(Box::new(resnet::ResNet::new(*image, *classes, smoothing, precision, max_examples)?))
             }
             ModelSpec::Custom { name, .. } => Err(ModelError::NotBuiltIn { name: name.clone() }),
         }
@@ -253,24 +282,31 @@ impl ModelSpec {
         }
     }
 
-    /// Numbers that a model built for `max_examples` holds at most, a gradient of its parameters aside.
+    /// Numbers, of four bytes each, that a model built in `precision` for `max_examples` holds at most, a gradient of its
+    /// parameters aside.
     ///
     /// # Errors
     /// Those of [`ModelSpec::parameters`].
-    pub fn buffer_elements(&self, max_examples: usize) -> Result<usize, ModelError> {
+    pub fn buffer_elements(&self, precision: Precision, max_examples: usize) -> Result<usize, ModelError> {
         let examples = max_examples.saturating_add(PADDING);
-        match self {
+        let weights = working::working_elements(precision, &self.parameters()?);
+        let buffers = match self {
             ModelSpec::Mlp { inputs, hidden, classes } => {
-                mlp::buffer_elements(*inputs, hidden, *classes, examples)
+                mlp::buffer_elements(*inputs, hidden, *classes, precision, examples)?
             }
-            ModelSpec::Cnn { image, classes, .. } => cnn::buffer_elements(*image, *classes, examples),
-            ModelSpec::ResNet18 { image, classes, .. } => resnet::buffer_elements(*image, *classes, examples),
+            ModelSpec::Cnn { image, classes, .. } => {
+                cnn::buffer_elements(*image, *classes, precision, examples)?
+            }
+            ModelSpec::ResNet18 { image, classes, .. } => {
+                resnet::buffer_elements(*image, *classes, precision, examples)?
+            }
             ModelSpec::Gpt(spec) => {
-                spec.parameters()?;
-                Ok(usize::try_from(spec.buffer_elements(max_examples as u64)).unwrap_or(usize::MAX))
+                usize::try_from(spec.buffer_elements(precision, max_examples as u64)).unwrap_or(usize::MAX)
             }
-            ModelSpec::Custom { .. } => Ok(0),
-        }
+            // A model of the program's own has no copies of its weights here, and buffers that only it knows.
+            ModelSpec::Custom { .. } => return Ok(0),
+        };
+        Ok(buffers.saturating_add(weights))
     }
 
     /// Numbers of one example.
@@ -318,166 +354,4 @@ fn image(sizes: [usize; 3], least: usize) -> Result<Image, ModelError> {
         return Err(ModelError::Image { image: sizes, least });
     }
     Ok(Image { channels, height, width })
-}
-
-/// Why a model cannot be built, or refuses a batch.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ModelError {
-    /// A model that only the program which brings it along can build.
-    #[error("the model {name} is not built in: only the program that the job was made for can train it")]
-    NotBuiltIn {
-        /// Its name in the job.
-        name: String,
-    },
-    /// A layer without inputs or outputs.
-    #[error("layer {layer} has {inputs} inputs and {outputs} outputs; both must be at least 1")]
-    EmptyLayer {
-        /// Counted from 1, as in the parameters' names.
-        layer: usize,
-        /// Its inputs.
-        inputs: usize,
-        /// Its outputs.
-        outputs: usize,
-    },
-    /// More layers than [`MAX_LAYERS`].
-    #[error("a model of {layers} layers: at most {MAX_LAYERS} are supported")]
-    TooManyLayers {
-        /// How many there were.
-        layers: usize,
-    },
-    /// No size of a GPT.
-    #[error("no GPT has this size: {what}")]
-    Gpt {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A classifier was asked what follows a sequence.
-    #[error("this model classifies examples and continues no sequence")]
-    NoSequences,
-    /// A number that is no token.
-    #[error("input number {position} is no token: an integer from 0 to below {vocabulary} is needed")]
-    Token {
-        /// Its index among the inputs.
-        position: usize,
-        /// The model's tokens.
-        vocabulary: usize,
-    },
-    /// A sequence, or the room for what follows it, has the wrong length.
-    #[error(
-        "{tokens} tokens and room for {outputs} probabilities: 1 to {context} tokens and room for {classes} are needed"
-    )]
-    FollowLength {
-        /// Tokens given.
-        tokens: usize,
-        /// The most.
-        context: usize,
-        /// Room given.
-        outputs: usize,
-        /// Probabilities that there are.
-        classes: usize,
-    },
-    /// Labels are not for a whole number of examples.
-    #[error("{labels} labels are not for whole examples of {targets} labels each")]
-    Targets {
-        /// Labels given.
-        labels: usize,
-        /// Labels of an example.
-        targets: usize,
-    },
-    /// Label smoothing by a part that is none.
-    #[error("label smoothing of {part}: from 0 to below 1 is needed")]
-    Smoothing {
-        /// The part, in decimal.
-        part: String,
-    },
-    /// An image without channels, too small for the network's windows, or larger than [`MAX_SIDE`].
-    #[error(
-        "images of {} x {} x {} (channels, height, width): at least one channel and sides from {least} to {MAX_SIDE} are \
-         needed", image[0], image[1], image[2]
-    )]
-    Image {
-        /// Channels, height and width.
-        image: [usize; 3],
-        /// The least side.
-        least: usize,
-    },
-    /// A parameter's shape is no shape.
-    #[error("parameter {parameter}: {source}")]
-    Shape {
-        /// Its name.
-        parameter: String,
-        /// What is wrong with it.
-        source: ShapeError,
-    },
-    /// Buffers for this many examples would not fit an address space.
-    #[error(
-        "buffers for shards of {max_examples} examples do not fit memory; use more, smaller logical shards"
-    )]
-    TooLarge {
-        /// The size asked for.
-        max_examples: usize,
-    },
-    /// The number of parameter tensors is not the model's.
-    #[error("the model has {expected} parameters, but {found} were given")]
-    ParameterCount {
-        /// The model's.
-        expected: usize,
-        /// Those given.
-        found: usize,
-    },
-    /// A parameter tensor has the wrong length.
-    #[error("parameter {parameter} has {expected} elements, but {found} were given")]
-    ParameterLength {
-        /// Its name.
-        parameter: String,
-        /// Its elements.
-        expected: usize,
-        /// Those given.
-        found: usize,
-    },
-    /// Inputs and labels do not agree.
-    #[error("{labels} labels call for {expected} input numbers, but {found} were given")]
-    InputLength {
-        /// Labels given.
-        labels: usize,
-        /// Numbers that as many examples have.
-        expected: usize,
-        /// Numbers given.
-        found: usize,
-    },
-    /// Inputs and room for the answers do not agree.
-    #[error(
-        "{inputs} input numbers, {features} an example, and room for {outputs} probabilities, {classes} an example, are \
-         not for one number of examples"
-    )]
-    OutputLength {
-        /// Numbers given.
-        inputs: usize,
-        /// Numbers of one example.
-        features: usize,
-        /// Room given.
-        outputs: usize,
-        /// Probabilities of one example.
-        classes: usize,
-    },
-    /// The batch is larger than the model was built for.
-    #[error("a batch of {examples} examples, but the model was built for at most {max_examples}")]
-    TooManyExamples {
-        /// Examples given.
-        examples: usize,
-        /// Examples that there is room for.
-        max_examples: usize,
-    },
-    /// A label names no class.
-    #[error(
-        "example {example} has label {label}, but there are {classes} classes, from 0; check the data set"
-    )]
-    Label {
-        /// Index in the batch.
-        example: usize,
-        /// Its label.
-        label: u32,
-        /// The model's classes.
-        classes: usize,
-    },
 }

@@ -25,6 +25,8 @@ pub enum Purpose {
     Noise = 4,
     /// What a model of sequences goes on with.
     Sample = 5,
+    /// Dropout of attention's probabilities.
+    AttentionDropout = 6,
 }
 
 /// A stream of random numbers, addressed by counter.
@@ -57,6 +59,28 @@ impl Philox {
     #[inline(always)]
     pub fn uniform(&self, counter: u32) -> [f32; 4] {
         self.block(counter).map(unit)
+    }
+
+    /// [`uniform`](Self::uniform) of several counters at once: number `i` of counter `lane` is `[i][lane]`.
+    #[inline(always)]
+    pub(crate) fn uniforms<const LANES: usize>(&self, counters: [u32; LANES]) -> [[f32; LANES]; 4] {
+        let [step_low, step_high] = self.step;
+        let mut words = [counters, [step_low; LANES], [step_high; LANES], [self.purpose; LANES]];
+        let mut key = self.key;
+        for _ in 0..ROUNDS {
+            let products = |words: [u32; LANES], by: u32| words.map(|word| u64::from(word) * u64::from(by));
+            let (first, second) = (products(words[0], MULTIPLIERS[0]), products(words[2], MULTIPLIERS[1]));
+            words = std::array::from_fn(|word| {
+                std::array::from_fn(|lane| match word {
+                    0 => (second[lane] >> 32) as u32 ^ words[1][lane] ^ key[0],
+                    1 => second[lane] as u32,
+                    2 => (first[lane] >> 32) as u32 ^ words[3][lane] ^ key[1],
+                    _ => first[lane] as u32,
+                })
+            });
+            key = next_key(key);
+        }
+        words.map(|words| words.map(unit))
     }
 
     /// Four normal numbers of mean 0 and deviation 1 from block `counter`, by Box and Muller (1958). None is beyond
@@ -117,14 +141,25 @@ impl Draws {
     }
 }
 
+/// Rounds of Philox4x32-10.
+const ROUNDS: usize = 10;
+/// What its words are multiplied by.
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+
+/// The key of the next round.
+#[inline(always)]
+fn next_key(key: [u32; 2]) -> [u32; 2] {
+    [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)]
+}
+
 /// Ten rounds of Philox on four words: multiply, exchange, and add the key of the round.
 #[inline(always)]
 fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let [low_0, high_0] = halves(u64::from(counter[0]) * 0xD251_1F53);
-        let [low_1, high_1] = halves(u64::from(counter[2]) * 0xCD9E_8D57);
+    for _ in 0..ROUNDS {
+        let [low_0, high_0] = halves(u64::from(counter[0]) * u64::from(MULTIPLIERS[0]));
+        let [low_1, high_1] = halves(u64::from(counter[2]) * u64::from(MULTIPLIERS[1]));
         counter = [high_1 ^ counter[1] ^ key[0], low_1, high_0 ^ counter[3] ^ key[1], low_0];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = next_key(key);
     }
     counter
 }
@@ -194,6 +229,17 @@ mod tests {
         let purposes =
             [Purpose::Initialize, Purpose::Shuffle, Purpose::Dropout, Purpose::Noise, Purpose::Sample];
         assert_eq!(purposes.map(|purpose| purpose as u32), [1, 2, 3, 4, 5]);
+        assert_eq!(Purpose::AttentionDropout as u32, 6);
+    }
+
+    #[test]
+    fn numbers_drawn_side_by_side_are_those_drawn_alone() {
+        let stream = Philox::new(9, Purpose::AttentionDropout, 1 << 33 | 5, 3);
+        let counters = [0, 1, 7, u32::MAX, 1 << 31];
+        let found = stream.uniforms(counters);
+        for (lane, counter) in counters.into_iter().enumerate() {
+            assert_eq!(found.map(|numbers| numbers[lane]), stream.uniform(counter));
+        }
     }
 
     #[test]

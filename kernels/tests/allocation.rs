@@ -3,7 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
 
 use testudo_kernels::optimizer::{Slice, StepInputs, shipped};
-use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec, add_checked, first_non_finite};
+use testudo_kernels::{Batch, ModelSpec, Optimizer, OptimizerSpec, Precision, add_checked, first_non_finite};
 
 #[test]
 fn the_steady_state_allocates_nothing() {
@@ -12,13 +12,14 @@ fn the_steady_state_allocates_nothing() {
         ModelSpec::Cnn { image: [2, 7, 8], classes: 10, label_smoothing: 0.0 },
         ModelSpec::ResNet18 { image: [2, 3, 4], classes: 10, label_smoothing: 0.0 },
     ] {
-        steps(&spec);
+        steps(&spec, Precision::F32);
+        steps(&spec, Precision::Bf16);
     }
 }
 
-fn steps(spec: &ModelSpec) {
+fn steps(spec: &ModelSpec, precision: Precision) {
     let features = spec.input_elements();
-    let mut model = spec.build(96).unwrap();
+    let mut model = spec.build_in(precision, 96).unwrap();
     let values: Vec<Vec<f32>> = spec
         .parameters()
         .unwrap()
@@ -69,10 +70,12 @@ fn buffers_are_as_large_as_said() {
         (ModelSpec::ResNet18 { image: [3, 16, 12], classes: 10, label_smoothing: 0.0 }, &[1, 17]),
     ] {
         let widest = spec.parameters().unwrap().iter().map(|p| p.shape.elements()).max().unwrap();
-        for &examples in examples {
-            let said = 4 * (spec.buffer_elements(examples).unwrap() + widest);
+        let precisions = [Precision::F32, Precision::Bf16];
+        for (&examples, precision) in examples.iter().flat_map(|e| precisions.map(|precision| (e, precision)))
+        {
+            let said = 4 * (spec.buffer_elements(precision, examples).unwrap() + widest);
             let mut model = None;
-            let counted = allocation_counter::measure(|| model = spec.build(examples).ok());
+            let counted = allocation_counter::measure(|| model = spec.build_in(precision, examples).ok());
             assert!(model.is_some());
             let (held, beside) = (counted.bytes_current as usize, 64 << 10);
             assert!(held <= said + beside, "{spec:?} for {examples}: {held} of {said}");

@@ -4,7 +4,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // helpers of the tests fail as tests do
 
 use serde_json::Value;
-use testudo_kernels::{Batch, Initial, Loss, Model, ModelError, ModelSpec, Update};
+use testudo_kernels::{Batch, Initial, Loss, Model, ModelError, ModelSpec, Precision, Update};
 
 /// Element `i` of tensor `index` of what `fixtures/generate.py` calls a pattern.
 fn pattern(count: usize, index: usize, bound: f64, middle: f64) -> Vec<f32> {
@@ -301,7 +301,7 @@ fn images_that_fit_no_network_are_refused() {
         let error = spec.parameters().unwrap_err();
         assert!(matches!(error, ModelError::Image { .. } | ModelError::Shape { .. }), "{error}");
         assert_eq!(spec.build(1).err(), Some(error.clone()));
-        assert_eq!(spec.buffer_elements(1), Err(error));
+        assert_eq!(spec.buffer_elements(Precision::Bf16, 1), Err(error));
     }
     for label_smoothing in [-0.1, 1.0, f32::NAN] {
         let spec = ModelSpec::ResNet18 { image: [1, 8, 8], classes: 2, label_smoothing };

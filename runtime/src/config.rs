@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use testudo_kernels::Norm;
+use testudo_kernels::{Norm, Precision};
 
 pub use limits::Limits;
 pub use optimizer::Optimizer;
@@ -197,6 +197,8 @@ pub struct Training {
     pub patience: Option<u32>,
     /// How much better a loss has to be.
     pub min_improvement: f64,
+    /// What workers compute in.
+    pub precision: Precision,
     /// Whether differing arithmetic is refused.
     pub determinism: Determinism,
 }
@@ -315,6 +317,8 @@ pub enum Model {
         width: usize,
         /// Share of numbers that training drops.
         dropout: f64,
+        /// Share of attention's probabilities that training drops.
+        attention_dropout: f64,
         /// The norm before each branch.
         norm: Norm,
     },

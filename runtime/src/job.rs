@@ -15,6 +15,7 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         workers: config.cluster.workers,
         servers: config.cluster.servers,
         model: model(&config.model),
+        precision: config.training.precision,
         optimizer: config.optimizer.spec(),
         learning_rate: config.optimizer.learning_rate,
         schedule: schedule(&config.schedule),
@@ -72,15 +73,18 @@ pub(crate) fn model(model: &config::Model) -> ModelSpec {
         config::Model::ResNet18 { image, classes, label_smoothing } => {
             ModelSpec::ResNet18 { image: *image, classes: *classes, label_smoothing: *label_smoothing as f32 }
         }
-        config::Model::Gpt { context, layers, heads, width, dropout, norm } => ModelSpec::Gpt(GptSpec {
-            vocabulary: config::Model::BYTES,
-            context: *context,
-            layers: *layers,
-            heads: *heads,
-            width: *width,
-            dropout: *dropout as f32,
-            norm: *norm,
-        }),
+        config::Model::Gpt { context, layers, heads, width, dropout, attention_dropout, norm } => {
+            ModelSpec::Gpt(GptSpec {
+                vocabulary: config::Model::BYTES,
+                context: *context,
+                layers: *layers,
+                heads: *heads,
+                width: *width,
+                dropout: *dropout as f32,
+                attention_dropout: *attention_dropout as f32,
+                norm: *norm,
+            })
+        }
     }
 }
 

@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use testudo_actors::plan::Plan;
 use testudo_actors::replay::{Replay, ReplayError, ReplayedStep};
-use testudo_actors::worker::ShardCompute;
 use testudo_actors::{Determinism, JobError, JobSpec, SignedJob};
 use testudo_transport::Trust;
 
@@ -365,7 +364,7 @@ fn compute(
     last: u64,
     watcher: &mut dyn Watcher,
 ) -> Result<Replay, ReplayError> {
-    let model = job.model.build(ShardCompute::largest_batch(job))?;
+    let model = job.build_model()?;
     let resumed = from.map(|(whole, identities)| {
         let resume = testudo_actors::Resume {
             step: whole.step(),

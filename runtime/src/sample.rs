@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. What follows is a function of (model, prompt, temperature, top k, seed): the same on every machine, and its beginning
 //!    does not depend on how many bytes are asked for.
-//! 2. The model sees the last bytes that its context has room for.
+//! 2. The model sees the last bytes that its context has room for. As long as that is all of them, each byte costs what is
+//!    new of it; beyond, every byte changes its position, and the whole context is computed anew.
 //! 3. Bytes of no weight are never chosen: those beyond the `top_k` likeliest, and all but the likeliest at temperature 0.
 
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ pub struct Continuation<'a> {
     parameters: &'a [&'a [f32]],
     choice: Choice,
     tokens: VecDeque<f32>,
+    /// How many of them the model has seen where they stand.
+    known: usize,
     probabilities: Vec<f32>,
     step: u64,
 }
@@ -51,8 +54,15 @@ impl<'a> Continuation<'a> {
         choice: Choice,
     ) -> Continuation<'a> {
         let probabilities = vec![0.0; model.classes()];
-        let mut new =
-            Continuation { tokens: VecDeque::new(), probabilities, model, parameters, choice, step: 0 };
+        let mut new = Continuation {
+            tokens: VecDeque::new(),
+            known: 0,
+            probabilities,
+            model,
+            parameters,
+            choice,
+            step: 0,
+        };
         prompt.iter().for_each(|byte| new.push(*byte));
         new
     }
@@ -62,7 +72,9 @@ impl<'a> Continuation<'a> {
     /// # Errors
     /// The prompt is empty, or the model is not of bytes.
     pub fn next_byte(&mut self) -> Result<u8, ModelError> {
-        self.model.follow(self.parameters, self.tokens.make_contiguous(), &mut self.probabilities)?;
+        let (known, tokens) = (self.known, self.tokens.make_contiguous());
+        self.model.follow_on(self.parameters, known, tokens, &mut self.probabilities)?;
+        self.known = tokens.len();
         let draw = Philox::new(self.choice.seed, Purpose::Sample, self.step, 0).uniform(0);
         self.step += 1;
         let byte = choose(&self.choice, &self.probabilities, draw[0]);
@@ -73,6 +85,7 @@ impl<'a> Continuation<'a> {
     fn push(&mut self, byte: u8) {
         if self.tokens.len() >= self.model.input_elements() {
             self.tokens.pop_front();
+            self.known = 0;
         }
         self.tokens.push_back(f32::from(byte));
     }
@@ -174,6 +187,13 @@ mod tests {
     }
 
     fn continued(choice: Choice, prompt: &[u8], bytes: usize) -> Vec<u8> {
+        with_model(|model, values| {
+            let mut text = Continuation::new(model, values, prompt, choice);
+            (0..bytes).map(|_| text.next_byte().unwrap()).collect()
+        })
+    }
+
+    fn with_model<T>(with: impl FnOnce(&mut dyn Model, &[&[f32]]) -> T) -> T {
         let spec = ModelSpec::Gpt(GptSpec {
             vocabulary: 256,
             context: 8,
@@ -181,6 +201,7 @@ mod tests {
             heads: 2,
             width: 16,
             dropout: 0.0,
+            attention_dropout: 0.0,
             norm: Norm::Layer,
         });
         let draw = |spec: &testudo_kernels::ParameterSpec| {
@@ -192,9 +213,25 @@ mod tests {
         };
         let values: Vec<Vec<f32>> = spec.parameters().unwrap().iter().map(draw).collect();
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let mut model = spec.build(1).unwrap();
-        let mut text = Continuation::new(model.as_mut(), &values, prompt, choice);
-        (0..bytes).map(|_| text.next_byte().unwrap()).collect()
+        with(spec.build(1).unwrap().as_mut(), &values)
+    }
+
+    /// Nothing is kept of what the model has seen that would change a byte: from a prompt that leaves room, to a context that is
+    /// full, and on.
+    #[test]
+    fn what_is_seen_anew_gives_the_same_bytes() {
+        let text = continued(CHOICE, b"It", 30);
+        with_model(|model, values| {
+            let (mut seen, mut probabilities) = (b"It".to_vec(), [0.0; 256]);
+            for (step, byte) in text.iter().enumerate() {
+                let last = &seen[seen.len().saturating_sub(8)..];
+                let tokens: Vec<f32> = last.iter().copied().map(f32::from).collect();
+                model.follow(values, &tokens, &mut probabilities).unwrap();
+                let draw = Philox::new(CHOICE.seed, Purpose::Sample, step as u64, 0).uniform(0)[0];
+                assert_eq!(choose(&CHOICE, &probabilities, draw), *byte, "{step}");
+                seen.push(*byte);
+            }
+        });
     }
 
     /// Invariants 1 and 2.

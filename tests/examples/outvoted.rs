@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     math.initialise()?;
     let sets = dataset(&config, &job)?;
     let worker = |lie: Option<Lie>| -> Result<ShardCompute, Box<dyn std::error::Error>> {
-        let model = perhaps(job.model.build(ShardCompute::largest_batch(&job))?, lie);
+        let model = perhaps(job.build_model()?, lie);
         let (train, test) = (Arc::clone(&sets.0), Arc::clone(&sets.1));
         Ok(ShardCompute::new(Arc::clone(&job), Arc::clone(&map), model, train, test, Box::new(NoSink))?)
     };

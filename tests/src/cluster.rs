@@ -207,7 +207,7 @@ impl WorkerSetup for ToySetup {
     }
 
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
-        Ok(liar::perhaps(job.model.build(ShardCompute::largest_batch(job))?, self.lie))
+        Ok(liar::perhaps(job.build_model()?, self.lie))
     }
 
     fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {

@@ -186,7 +186,7 @@ impl Simulation {
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
-                    liar::perhaps(job.model.build(ShardCompute::largest_batch(&job)).unwrap(), lie(index)),
+                    liar::perhaps(job.build_model().unwrap(), lie(index)),
                     Arc::clone(&train),
                     Arc::clone(&test),
                     Box::new(toy::NoSink),

@@ -59,6 +59,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         workers,
         servers,
         model: ModelSpec::Mlp { inputs: INPUTS, hidden: vec![24, 16], classes: CLASSES },
+        precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("momentum").unwrap(),
         learning_rate: 0.05,
         schedule: Schedule::Constant,

@@ -7,7 +7,6 @@ use testudo_actors::message::{Body, Finished, Outcome, Pull, Push, PushRefusal, 
 use testudo_actors::placement::SliceId;
 use testudo_actors::replay::Replay;
 use testudo_actors::server::SumOrder;
-use testudo_actors::worker::ShardCompute;
 use testudo_actors::{Checkpoints, Codecs, JobSpec, Resume};
 use testudo_kernels::{Aggregation, Codec};
 use testudo_tests::cluster::{Cluster, Links};
@@ -199,7 +198,7 @@ fn replays_and_resumptions_understand_codecs() {
         };
         let (finished, cluster) = simulate(job.clone(), 9);
         let begin = |from: Option<(Resume, &mut dyn PartSource)>| {
-            let model = job.model.build(ShardCompute::largest_batch(&job)).unwrap();
+            let model = job.build_model().unwrap();
             Replay::new(&job, model, toy::data(), from).unwrap()
         };
         let mut replay = begin(None);

@@ -1,5 +1,5 @@
-//! A byte-level GPT as processes: the same bits for any number of workers under dropout, steps that can be computed again,
-//! a loss over every target, and a signed model that continues a prompt.
+//! A byte-level GPT as processes, in mixed precision: the same bits for any number of workers under dropout, of attention's
+//! probabilities too, steps that can be computed again, a loss over every target, and a signed model that continues a prompt.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ fn write_job(dir: &Path) -> PathBuf {
     std::fs::write(dir.join("text"), sentence.repeat(60)).unwrap();
     let file = dir.join("gpt.toml");
     let toml = "[job]\nname = \"gpt\"\n[cluster]\nworkers = 2\nservers = 2\n[training]\nseed = 5\nepochs = 6\n\
-                batch_size = 12\nlogical_shards = 4\n[model]\nkind = \"gpt\"\ncontext = 20\nlayers = 2\nheads = 2\n\
-                width = 24\ndropout = 0.1\n[optimizer]\nkind = \"adamw\"\nlearning_rate = 0.01\n[data]\nkind = \"text\"\n\
+                batch_size = 12\nlogical_shards = 4\nprecision = \"bf16\"\n[model]\nkind = \"gpt\"\ncontext = 20\nlayers = 2\nheads = 2\n\
+                width = 24\ndropout = 0.1\nattention_dropout = 0.1\n[optimizer]\nkind = \"adamw\"\nlearning_rate = 0.01\n[data]\nkind = \"text\"\n\
                 path = \"text\"\nstride = 10\n[transport]\nslice_bytes = 4096\n";
     std::fs::write(&file, toml).unwrap();
     file
@@ -49,6 +49,7 @@ fn a_gpt_is_trained_checked_and_continued() {
     for key in ["params_blake3", "test_loss", "bits_per_byte", "test_accuracy", "final_loss", "steps"] {
         assert_eq!(summary[key], again[key], "{key}");
     }
+    assert_eq!(summary["precision"], "bf16");
     // A uniform guess costs 8 bits; one that knows the letters' frequencies, some 4.
     let bits = summary["bits_per_byte"].as_f64().unwrap();
     assert!(bits < 3.0, "{bits}");
@@ -181,6 +182,7 @@ fn gradients_and_losses_are_means_over_targets() {
         heads: 1,
         width: 4,
         dropout: 0.0,
+        attention_dropout: 0.0,
         norm: Norm::Rms,
     };
     let model = ModelSpec::Gpt(size);

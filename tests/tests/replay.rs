@@ -9,7 +9,6 @@ use testudo_actors::message::Finished;
 use testudo_actors::placement::Slice;
 use testudo_actors::replay::{Replay, ReplayError};
 use testudo_actors::server::SumOrder;
-use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointError, Checkpoints, JobSpec, Resume};
 use testudo_kernels::{OptimizerSpec, Schedule};
 use testudo_tests::files::{self, text};
@@ -348,7 +347,7 @@ fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
         let mut cluster = Simulation::new(job.clone(), seed, SumOrder::Canonical);
         let finished = cluster.finish();
         let begin = |from: Option<(Resume, &mut dyn PartSource)>| {
-            let model = job.model.build(ShardCompute::largest_batch(&job)).unwrap();
+            let model = job.build_model().unwrap();
             Replay::new(&job, model, toy::data(), from).unwrap()
         };
         let mut whole = begin(None);
@@ -393,7 +392,7 @@ fn a_replay_has_the_bits_of_any_cluster_for_every_optimizer() {
 #[test]
 fn there_is_no_step_beyond_the_last() {
     let job = JobSpec { epochs: 1, ..toy::job(1, 1, 6, 1) };
-    let model = job.model.build(ShardCompute::largest_batch(&job)).unwrap();
+    let model = job.build_model().unwrap();
     let mut replay = Replay::new(&job, model, toy::data(), None).unwrap();
     let planned = testudo_actors::plan::Plan::new(&job).planned_steps();
     for _ in 0..planned {

@@ -5,7 +5,6 @@ use testudo_actors::checkpoint::{Mark, Snapshot};
 use testudo_actors::message::{Finished, Outcome};
 use testudo_actors::replay::Replay;
 use testudo_actors::server::SumOrder;
-use testudo_actors::worker::ShardCompute;
 use testudo_actors::{Checkpoints, JobError, JobSpec, Resume};
 use testudo_kernels::Aggregation;
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
@@ -112,7 +111,7 @@ fn a_replay_has_the_bits_of_the_run() {
         let mut simulation = Simulation::new(job(rule, 2), 5, SumOrder::Canonical);
         let finished = simulation.finish();
         let job = job(rule, 3);
-        let model = job.model.build(ShardCompute::largest_batch(&job)).unwrap();
+        let model = job.build_model().unwrap();
         let mut replay = Replay::new(&job, model, toy::data(), None).unwrap();
         for step in &simulation.steps {
             assert_eq!(replay.advance().unwrap().loss.to_bits(), step.loss.to_bits());

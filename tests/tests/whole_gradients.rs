@@ -5,7 +5,6 @@ use testudo_actors::checkpoint::Snapshot;
 use testudo_actors::message::Outcome;
 use testudo_actors::replay::Replay;
 use testudo_actors::server::SumOrder;
-use testudo_actors::worker::ShardCompute;
 use testudo_actors::{Checkpoints, JobSpec, Resume};
 use testudo_kernels::{Aggregation, OptimizerSpec};
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
@@ -111,7 +110,7 @@ fn a_clipped_run_is_resumed_and_replayed() {
     assert_eq!(Simulation::resumed(again, 2, SumOrder::Canonical, parts).finish().params_blake3, expected);
 
     let job = job(2, 2);
-    let model = job.model.build(ShardCompute::largest_batch(&job)).unwrap();
+    let model = job.build_model().unwrap();
     let mut replay = Replay::new(&job, model, toy::data(), None).unwrap();
     for _ in 0..STEPS {
         let _ = replay.advance().unwrap();

@@ -8,7 +8,7 @@ use testudo_transport::{Expected, Identity, Role, SpiffeId, Trust};
 use super::{JobError, JobSpec, MAX_SIGNED_JOB};
 
 /// Domain separation: what the operator's key signs begins with this, so that the signature means nothing elsewhere.
-const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 5\0";
+const SIGNATURE_CONTEXT: &[u8] = b"testudo job specification, format 6\0";
 
 /// A job with the operator's signature and certificate, as it is stored and sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

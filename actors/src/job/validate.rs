@@ -114,8 +114,7 @@ impl JobSpec {
             }
         }
         self.optimizer.validate().map_err(|e| JobError::Invalid(e.to_string()))?;
-        self.model.parameters().map_err(|e| JobError::Invalid(e.to_string()))?;
-        Ok(())
+        self.validate_network()
     }
 
     /// A robust rule needs enough votes, each one worker's, and each about something.

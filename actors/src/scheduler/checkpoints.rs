@@ -230,6 +230,7 @@ mod tests {
             workers: 1,
             servers: 2,
             model: ModelSpec::Mlp { inputs: 8, hidden: vec![8], classes: 4 },
+            precision: testudo_kernels::Precision::F32,
             optimizer: OptimizerSpec::shipped("sgd").unwrap(),
             learning_rate: 0.1,
             schedule: Schedule::Constant,

@@ -27,6 +27,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         workers: 2,
         servers: 3,
         model: ModelSpec::Custom { name: "m".into(), inputs: 1, classes: 2, parameters: parameters() },
+        precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("momentum").unwrap().with("weight_decay", 0.01),
         learning_rate: 0.1,
         schedule: Schedule::Constant,

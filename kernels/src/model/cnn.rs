@@ -6,12 +6,15 @@
 //! order (channel, y, x), as `nn.Flatten` makes it.
 
 use super::check::{check_batch, check_inputs};
+use super::output::Output;
 use super::parameter::uniform_layer;
+use super::working::Working;
 use super::{Batch, Loss, Model, ModelError, ParameterSpec};
 use crate::layers::{
-    Convolution, Ends, Image, Linear, Panels, Pool, Rows, buffer, probabilities, relu, relu_gradient,
-    scratch_elements, smoothed_cross_entropy, sum_examples, sum_positions, take, take_mut,
+    Convolution, Ends, Image, Kept, Linear, Panels, Pool, Rows, buffer, relu, relu_gradient, sum_examples,
+    sum_positions, take_mut,
 };
+use crate::precision::Precision;
 
 /// Side of the convolutions' kernels.
 const KERNEL: usize = 3;
@@ -60,17 +63,16 @@ impl Layers {
         Ok(specs)
     }
 
-    /// Features of what is kept for the backward pass: the image, what each layer made of it, the logits last.
-    fn widths(&self) -> [usize; 6] {
+    /// Features of what is kept for the backward pass: the image, and what each layer but the last made of it.
+    fn widths(&self) -> [usize; 5] {
         let [first, second] = &self.convolutions;
-        let [hidden, last] = self.linear;
+        let [hidden, _] = self.linear;
         [
             self.image.features(),
             first.output().features(),
             second.output().features(),
             hidden.inputs,
             hidden.outputs,
-            last.outputs,
         ]
     }
 
@@ -87,6 +89,11 @@ impl Layers {
     fn widest(&self) -> usize {
         self.widths().into_iter().max().unwrap_or(0)
     }
+
+    /// The same, if activations are kept otherwise than they are read.
+    fn read(&self, precision: Precision) -> usize {
+        if precision == Precision::F32 { 0 } else { self.widest() }
+    }
 }
 
 /// Least side of an image.
@@ -100,28 +107,36 @@ pub(super) fn parameters(image: [usize; 3], classes: usize) -> Result<Vec<Parame
 pub(super) fn buffer_elements(
     image: [usize; 3],
     classes: usize,
+    precision: Precision,
     examples: usize,
 ) -> Result<usize, ModelError> {
     let layers = Layers::new(image, classes)?;
-    let kept = layers.widths().into_iter().fold(layers.widest().saturating_mul(2), usize::saturating_add);
+    let beside = layers.widest().saturating_mul(2).saturating_add(classes);
+    let beside = beside.saturating_add(layers.read(precision)).saturating_mul(examples);
+    let widths = layers.widths().into_iter().fold(0, usize::saturating_add);
+    let kept = Kept::size(precision, widths.saturating_mul(examples));
     let [ordered, packed] = layers.scratch(examples);
-    Ok(kept.saturating_mul(examples).saturating_add(ordered).saturating_add(packed))
+    Ok(kept.saturating_add(beside).saturating_add(ordered).saturating_add(packed))
 }
 
 pub(super) struct Cnn {
     specs: Vec<ParameterSpec>,
     layers: Layers,
     smoothing: f32,
+    precision: Precision,
+    weights: Working,
     max_examples: usize,
     /// As [`Layers::widths`], in panels.
-    activations: [Vec<f32>; 6],
+    activations: [Kept; 5],
+    output: Output,
+    /// Where activations are read that are kept otherwise.
+    read: Vec<f32>,
     deltas: [Vec<f32>; 2],
     /// Gradient of the parameter at work.
     gradient: Vec<f32>,
     /// The weights at work in another order.
     ordered: Vec<f32>,
     packed: Vec<f32>,
-    scratch: Vec<f32>,
 }
 
 impl Cnn {
@@ -129,66 +144,74 @@ impl Cnn {
         image: [usize; 3],
         classes: usize,
         smoothing: f32,
+        precision: Precision,
         max_examples: usize,
     ) -> Result<Self, ModelError> {
         let layers = Layers::new(image, classes)?;
         let specs = layers.parameters()?;
         let panels = Panels::new(max_examples);
         let buffer = |elements: usize| buffer(elements, max_examples);
-        let [a, b, c, d, e, f] = layers.widths().map(|width| buffer(panels.elements(width)));
+        let [a, b, c, d, e] =
+            layers.widths().map(|width| Kept::new(precision, panels.elements(width), max_examples));
         let widest = layers.widest();
         let weights = specs.iter().map(|spec| spec.shape.elements()).max().unwrap_or(0);
         let [ordered, packed] = layers.scratch(max_examples);
         Ok(Self {
-            activations: [a?, b?, c?, d?, e?, f?],
+            activations: [a?, b?, c?, d?, e?],
+            output: Output::new(classes, precision, panels, max_examples)?,
+            read: buffer(panels.elements(layers.read(precision)))?,
             deltas: [buffer(panels.elements(widest))?, buffer(panels.elements(widest))?],
             gradient: buffer(weights)?,
             ordered: buffer(ordered)?,
             packed: buffer(packed)?,
-            scratch: buffer(scratch_elements(panels))?,
+            weights: Working::new(precision, &specs, max_examples)?,
             specs,
             layers,
             smoothing,
+            precision,
             max_examples,
         })
     }
 
-    /// Fills the activations; the last are the logits. Parameters are as many as the model's.
+    /// Leaves activations and logits.
     fn logits(&mut self, parameters: &[&[f32]], inputs: &[f32], panels: Panels) {
-        let [w1, b1, w2, b2, w3, b3, w4, b4] = parameters else { return };
+        self.weights.take(parameters);
+        let at = |index: usize| self.weights.at(parameters, index);
         let Layers { image, convolutions: [first, second], pool, linear } = &self.layers;
         let widths = self.layers.widths();
-        let [x, y1, y2, flat, hidden, logits] = &mut self.activations;
-        let [delta, _] = &mut self.deltas;
-        let x = take_mut(x, panels, widths[0]);
-        if image.channels == 1 {
-            panels.fill(inputs, widths[0], x);
-        } else {
-            let channels = take_mut(delta, panels, widths[0]);
-            panels.fill(inputs, widths[0], channels);
-            image.to_pixels(panels, channels, x);
-        }
-        let y1 = take_mut(y1, panels, widths[1]);
-        first.forward(w1, Ends { bias: Some(b1), rectify: true }, panels, x, y1, &mut self.ordered);
-        let y2 = take_mut(y2, panels, widths[2]);
-        second.forward(w2, Ends { bias: Some(b2), rectify: true }, panels, y1, y2, &mut self.ordered);
-        let pooled = take_mut(delta, panels, widths[3]);
-        pool.greatest(panels, y2, pooled);
-        let flat = take_mut(flat, panels, widths[3]);
-        pool.output().to_channels(panels, pooled, flat);
-        let hidden = take_mut(hidden, panels, widths[4]);
-        linear[0].forward(w3, b3, panels, flat, hidden);
-        relu(hidden);
-        linear[1].forward(w4, b4, panels, hidden, take_mut(logits, panels, widths[5]));
+        let sizes = widths.map(|width| panels.elements(width));
+        let [x, y1, y2, flat, hidden] = &mut self.activations;
+        let ([room, other], read) = (&mut self.deltas, &mut self.read);
+        x.keep(sizes[0], room, |x| {
+            if image.channels == 1 {
+                panels.fill(inputs, widths[0], x);
+            } else {
+                let channels = take_mut(other, panels, widths[0]);
+                panels.fill(inputs, widths[0], channels);
+                image.to_pixels(panels, channels, x);
+            }
+        });
+        let ends = |bias| Ends { bias: Some(bias), rectify: true };
+        let from = x.read(sizes[0], read);
+        y1.keep(sizes[1], room, |y| first.forward(at(0), ends(at(1)), panels, from, y, &mut self.ordered));
+        let from = y1.read(sizes[1], read);
+        y2.keep(sizes[2], room, |y| second.forward(at(2), ends(at(3)), panels, from, y, &mut self.ordered));
+        let pooled = take_mut(other, panels, widths[3]);
+        pool.greatest(panels, y2.read(sizes[2], read), pooled);
+        flat.keep(sizes[3], room, |flat| pool.output().to_channels(panels, pooled, flat));
+        let from = flat.read(sizes[3], read);
+        hidden.keep(sizes[4], room, |hidden| {
+            linear[0].forward(at(4), at(5), panels, from, hidden);
+            relu(hidden);
+        });
+        linear[1].forward(at(6), at(7), panels, hidden.read(sizes[4], read), self.output.logits(panels));
     }
 
     /// As [`Cnn::logits`]; the logits become their own gradients.
     fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>, smoothing: f32) -> Loss {
         let panels = Panels::new(batch.labels.len());
         self.logits(parameters, batch.inputs, panels);
-        let classes = self.classes();
-        let logits = take_mut(&mut self.activations[5], panels, classes);
-        smoothed_cross_entropy(smoothing, panels, classes, logits, batch.labels, &mut self.scratch)
+        self.output.loss(panels, smoothing, batch.labels)
     }
 }
 
@@ -216,10 +239,9 @@ impl Model for Cnn {
         let panels = Panels::new(batch.labels.len());
         let Layers { convolutions: [first, second], pool, linear, .. } = &self.layers;
         let widths = self.layers.widths();
-        let [x, y1, y2, flat, hidden, logits] = &self.activations;
-        let [x, y1, y2, flat, hidden] = [(x, 0), (y1, 1), (y2, 2), (flat, 3), (hidden, 4)]
-            .map(|(buffer, i)| take(buffer, panels, widths[i]));
-        let [delta, next] = &mut self.deltas;
+        let sizes = widths.map(|width| panels.elements(width));
+        let [x, y1, y2, flat, hidden] = &self.activations;
+        let ([delta, next], read, precision) = (&mut self.deltas, &mut self.read, self.precision);
         let (gradient, ordered, packed) = (&mut self.gradient, &mut self.ordered, &mut self.packed);
         let mut hand_over = |index: usize, elements: usize, compute: &mut dyn FnMut(&mut [f32])| {
             let gradient = gradient.get_mut(..elements).unwrap_or_default();
@@ -227,16 +249,17 @@ impl Model for Cnn {
             ready(index, gradient);
         };
         let elements = |index: usize| self.specs.get(index).map_or(0, |spec| spec.shape.elements());
-        let weights = |index: usize| parameters.get(index).copied().unwrap_or_default();
+        let weights = |index: usize| self.weights.at(parameters, index);
 
-        let dy = take(logits, panels, widths[5]);
+        let (dy, hidden) = (self.output.gradients(panels), hidden.read(sizes[4], read));
         hand_over(6, elements(6), &mut |dw| linear[1].weights(panels, dy, Rows::Panels(hidden), dw, packed));
         hand_over(7, elements(7), &mut |db| sum_examples(panels, dy, db));
         let dx = take_mut(delta, panels, widths[4]);
         linear[1].backward(weights(6), panels, dy, dx);
         relu_gradient(dx, hidden);
+        precision.round(dx);
 
-        let dy = &*dx;
+        let (dy, flat) = (&*dx, flat.read(sizes[3], read));
         hand_over(4, elements(4), &mut |dw| linear[0].weights(panels, dy, Rows::Panels(flat), dw, packed));
         hand_over(5, elements(5), &mut |db| sum_examples(panels, dy, db));
         let dx = take_mut(next, panels, widths[3]);
@@ -244,16 +267,18 @@ impl Model for Cnn {
         let pooled = take_mut(delta, panels, widths[3]);
         pool.output().to_pixels(panels, dx, pooled);
         let dx = take_mut(next, panels, widths[2]);
-        pool.greatest_gradient(true, panels, y2, pooled, dx);
+        pool.greatest_gradient(true, panels, y2.read(sizes[2], read), pooled, dx);
+        precision.round(dx);
 
-        let dy = &*dx;
+        let (dy, y1) = (&*dx, y1.read(sizes[1], read));
         hand_over(2, elements(2), &mut |dw| second.weights(panels, dy, y1, dw, ordered, packed));
         hand_over(3, elements(3), &mut |db| sum_positions(panels, second.output().pixels(), dy, db));
         let dx = take_mut(delta, panels, widths[1]);
         second.backward(weights(2), panels, dy, dx, ordered);
         relu_gradient(dx, y1);
+        precision.round(dx);
 
-        let dy = &*dx;
+        let (dy, x) = (&*dx, x.read(sizes[0], read));
         hand_over(0, elements(0), &mut |dw| first.weights(panels, dy, x, dw, ordered, packed));
         hand_over(1, elements(1), &mut |db| sum_positions(panels, first.output().pixels(), dy, db));
         Ok(loss)
@@ -271,11 +296,9 @@ impl Model for Cnn {
         out: &mut [f32],
     ) -> Result<(), ModelError> {
         let examples = check_inputs(self, self.max_examples, parameters, inputs, out)?;
-        let (panels, classes) = (Panels::new(examples), self.classes());
+        let panels = Panels::new(examples);
         self.logits(parameters, inputs, panels);
-        let logits = take_mut(&mut self.activations[5], panels, classes);
-        probabilities(panels, classes, logits, &mut self.scratch);
-        panels.empty(logits, classes, out);
+        self.output.probabilities(panels, out);
         Ok(())
     }
 }
@@ -302,13 +325,16 @@ mod tests {
             let inputs: Vec<f32> = (0..examples * 144).map(|i| ((i * 29) % 83) as f32 / 40.0 - 1.0).collect();
             let labels: Vec<u32> = (0..examples as u32).map(|e| e % 10).collect();
             forced::assert_same(|| {
-                let mut model = Cnn::new([2, 9, 8], 10, 0.1, examples + 3).unwrap();
                 let mut bits = Vec::new();
                 let batch = Batch::new(&inputs, &labels);
-                let loss = model.gradients(&values, batch, &mut |index, gradient| {
-                    bits.push((index, gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()));
+                let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+                    let mut model = Cnn::new([2, 9, 8], 10, 0.1, precision, examples + 3).unwrap();
+                    model.gradients(&values, batch, &mut |index, gradient| {
+                        bits.push((index, gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()));
+                    })
                 });
-                (loss, bits)
+                assert_ne!(losses[0], losses[1]);
+                (losses, bits)
             });
         }
     }

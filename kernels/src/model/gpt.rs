@@ -12,8 +12,8 @@
 //! `mlp.proj.weight`, `mlp.proj.bias`; then `lnf.weight`, `lnf.bias`. With RMS norm, norms have no bias. Weights are
 //! normal with deviation 0.02, those that end a branch (`proj`) with that over sqrt(2 layers); norms begin at one.
 //!
-//! Dropout, where there is any, is of the embeddings' sum and of what each branch adds; attention's probabilities are
-//! whole.
+//! Dropout, where there is any, is of the embeddings' sum and of what each branch adds; that of attention's probabilities has a
+//! rate of its own.
 
 mod passes;
 
@@ -21,9 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{check_batch, check_inputs, check_parameters};
 use super::{Batch, Initial, Loss, Model, ModelError, ParameterSpec, Update};
-use crate::layers::Norm;
+use crate::layers::{Drops, Kept, Known, Norm};
+use crate::precision::Precision;
 use crate::shape::Shape;
-use passes::Passes;
+use passes::{Passes, Sequences};
 
 /// The size of a GPT.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct GptSpec {
     pub width: usize,
     /// Share of numbers that training drops, 0 to below 1.
     pub dropout: f32,
+    /// Share of attention's probabilities that training drops, 0 to below 1; GPT-2 has that of `dropout`.
+    #[serde(default)]
+    pub attention_dropout: f32,
     /// The norm before each branch.
     pub norm: Norm,
 }
@@ -78,8 +82,17 @@ impl GptSpec {
         if !self.width.is_multiple_of(self.heads) {
             return bad(format!("heads is {}, which does not divide width, {}", self.heads, self.width));
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return bad(format!("dropout is {}; a share from 0 to below 1 is needed", self.dropout));
+        for (name, rate) in [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)] {
+            if !(0.0..1.0).contains(&rate) {
+                return bad(format!("{name} is {rate}; a share from 0 to below 1 is needed"));
+            }
+        }
+        if self.attention_dropout > 0.0 && !Drops::fits(self.layers, self.heads, self.context) {
+            return bad(format!(
+                "layers x heads x context x context is too much for attention_dropout, which is {}: a random number is drawn for \
+                 each, and 2^34 have numbers of their own",
+                self.attention_dropout
+            ));
         }
         Ok(())
     }
@@ -137,13 +150,15 @@ impl GptSpec {
         2 + index * (8 + 2 * self.of_norm())
     }
 
-    /// At least as many numbers as the buffers of a model for `examples` examples hold.
+    /// At least as many numbers, of four bytes each, as the buffers of a model for `examples` examples hold, copies of weights
+    /// aside.
     #[must_use]
-    pub fn buffer_elements(&self, examples: u64) -> u64 {
+    pub fn buffer_elements(&self, precision: Precision, examples: u64) -> u64 {
         let [context, layers, heads, width, vocabulary] =
             [self.context, self.layers, self.heads, self.width, self.vocabulary].map(|n| n as u64);
         // See `Passes`: kept of each block, and shared by all; a vector of padding beyond the tokens, and packed tiles.
-        let block = width.saturating_mul(10).saturating_add(heads).saturating_add(4);
+        let operands = Kept::size(precision, self.width.saturating_mul(8)) as u64;
+        let block = width.saturating_mul(2).saturating_add(operands).saturating_add(heads).saturating_add(4);
         let shared = width.saturating_mul(12).saturating_add(vocabulary).saturating_add(8);
         let token = layers.saturating_mul(block).saturating_add(shared);
         let tokens = examples.saturating_mul(context).saturating_add(64);
@@ -166,12 +181,34 @@ pub(super) struct Gpt {
     specs: Vec<ParameterSpec>,
     max_examples: usize,
     passes: Passes,
+    /// The tokens of the last sequence that was followed on, and what attention knows of them in each block.
+    followed: Vec<f32>,
+    known: Vec<Known>,
 }
 
 impl Gpt {
-    pub(super) fn new(spec: &GptSpec, max_examples: usize) -> Result<Gpt, ModelError> {
+    pub(super) fn new(spec: &GptSpec, precision: Precision, max_examples: usize) -> Result<Gpt, ModelError> {
         let specs = spec.parameters()?;
-        Ok(Gpt { passes: Passes::new(spec, &specs, max_examples)?, spec: spec.clone(), specs, max_examples })
+        let passes = Passes::new(spec, &specs, precision, max_examples)?;
+        let (followed, known) = (Vec::new(), Vec::new());
+        Ok(Gpt { passes, spec: spec.clone(), specs, max_examples, followed, known })
+    }
+
+    /// Whether these tokens can be followed, and `out` takes what follows.
+    fn check_followed(&self, parameters: &[&[f32]], tokens: &[f32], out: &[f32]) -> Result<(), ModelError> {
+        check_parameters(self, parameters)?;
+        let (context, vocabulary) = (self.spec.context, self.spec.vocabulary);
+        let room = self.max_examples.min(1).saturating_mul(context);
+        if tokens.is_empty() || tokens.len() > room || out.len() != vocabulary {
+            let (tokens, outputs) = (tokens.len(), out.len());
+            return Err(ModelError::FollowLength { tokens, context, outputs, classes: vocabulary });
+        }
+        self.check_tokens(tokens)
+    }
+
+    /// Where batches of whole examples stand, if they are trained on.
+    fn examples(&self, place: Option<super::Place>) -> Sequences<'static> {
+        Sequences::Each { positions: self.spec.context, place }
     }
 
     /// Whether every token is one.
@@ -219,8 +256,8 @@ impl Model for Gpt {
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError> {
         self.check(parameters, batch)?;
-        let (context, place) = (self.spec.context, Some(batch.place));
-        self.passes.forward(&self.spec, parameters, batch.inputs, context, place);
+        let sequences = self.examples(Some(batch.place));
+        self.passes.forward(&self.spec, parameters, batch.inputs, sequences);
         let loss = self.passes.loss(&self.spec, batch.labels);
         self.passes.backward(&self.spec, parameters, batch, ready);
         Ok(self.counted(loss))
@@ -228,7 +265,8 @@ impl Model for Gpt {
 
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError> {
         self.check(parameters, batch)?;
-        self.passes.forward(&self.spec, parameters, batch.inputs, self.spec.context, None);
+        let sequences = self.examples(None);
+        self.passes.forward(&self.spec, parameters, batch.inputs, sequences);
         let loss = self.passes.loss(&self.spec, batch.labels);
         Ok(self.counted(loss))
     }
@@ -242,22 +280,41 @@ impl Model for Gpt {
     ) -> Result<(), ModelError> {
         check_inputs(self, self.max_examples, parameters, inputs, out)?;
         self.check_tokens(inputs)?;
-        self.passes.forward(&self.spec, parameters, inputs, self.spec.context, None);
+        let sequences = self.examples(None);
+        self.passes.forward(&self.spec, parameters, inputs, sequences);
         self.passes.following(&self.spec, self.spec.context, out);
         Ok(())
     }
 
     fn follow(&mut self, parameters: &[&[f32]], tokens: &[f32], out: &mut [f32]) -> Result<(), ModelError> {
-        check_parameters(self, parameters)?;
-        let (context, vocabulary) = (self.spec.context, self.spec.vocabulary);
-        let room = self.max_examples.min(1).saturating_mul(context);
-        if tokens.is_empty() || tokens.len() > room || out.len() != vocabulary {
-            let (tokens, outputs) = (tokens.len(), out.len());
-            return Err(ModelError::FollowLength { tokens, context, outputs, classes: vocabulary });
-        }
-        self.check_tokens(tokens)?;
-        self.passes.forward(&self.spec, parameters, tokens, tokens.len(), None);
+        self.check_followed(parameters, tokens, out)?;
+        let sequences = Sequences::Each { positions: tokens.len(), place: None };
+        self.passes.forward(&self.spec, parameters, tokens, sequences);
         self.passes.following(&self.spec, tokens.len(), out);
+        Ok(())
+    }
+
+    fn follow_on(
+        &mut self,
+        parameters: &[&[f32]],
+        known: usize,
+        tokens: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        self.check_followed(parameters, tokens, out)?;
+        if self.known.is_empty() {
+            self.known = self.passes.known(&self.spec)?;
+            self.followed.reserve_exact(self.spec.context);
+        }
+        // What the caller takes for known must have been here; the last token's logits are always wanted.
+        let same = self.followed.iter().zip(tokens).take_while(|(before, token)| before == token).count();
+        let known = known.min(same).min(tokens.len().saturating_sub(1));
+        let new = tokens.get(known..).unwrap_or_default();
+        self.followed.clear();
+        let sequences = Sequences::Extended { known, by: &mut self.known };
+        self.passes.forward(&self.spec, parameters, new, sequences);
+        self.passes.following(&self.spec, new.len(), out);
+        self.followed.extend_from_slice(tokens);
         Ok(())
     }
 }

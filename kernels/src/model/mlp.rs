@@ -4,25 +4,29 @@
 //! the input's gradient is computed. The first layer's input gradient is not computed at all.
 
 use super::check::{check_batch, check_inputs};
+use super::output::Output;
 use super::parameter::uniform_layer;
+use super::working::Working;
 use super::{Batch, Loss, MAX_LAYERS, Model, ModelError, ParameterSpec};
-use crate::layers::{
-    Linear, Panels, Rows, buffer, cross_entropy, probabilities, relu, relu_gradient, scratch_elements,
-    sum_examples, take, take_mut,
-};
+use crate::layers::{Kept, Linear, Panels, Rows, buffer, relu, relu_gradient, sum_examples, take, take_mut};
+use crate::precision::Precision;
 
 pub(super) struct Mlp {
     specs: Vec<ParameterSpec>,
     layers: Vec<Linear>,
+    precision: Precision,
+    weights: Working,
     max_examples: usize,
-    /// The inputs, then each layer's output, in panels.
-    activations: Vec<Vec<f32>>,
+    /// The inputs, then what each layer but the last made, in panels.
+    activations: Vec<Kept>,
+    output: Output,
+    /// Where activations are read that are kept otherwise.
+    read: Vec<f32>,
     /// Gradients of the output and of the input of the layer at work, in panels.
     deltas: [Vec<f32>; 2],
     /// Gradient of the parameter at work.
     gradient: Vec<f32>,
     packed: Vec<f32>,
-    scratch: Vec<f32>,
 }
 
 /// The parameters of an MLP. Weights and biases are uniform within 1/sqrt(inputs), as PyTorch's `nn.Linear` draws them.
@@ -43,14 +47,24 @@ pub(super) fn buffer_elements(
     inputs: usize,
     hidden: &[usize],
     classes: usize,
+    precision: Precision,
     examples: usize,
 ) -> Result<usize, ModelError> {
     let layers = layers(inputs, hidden, classes)?;
     let widest = layers.iter().map(|layer| layer.outputs).max().unwrap_or(0);
-    let widths = layers.iter().map(|layer| layer.outputs).fold(inputs, usize::saturating_add);
+    let widths = layers.iter().map(|layer| layer.inputs).fold(0, usize::saturating_add);
     let packed = layers.iter().map(|layer| layer.packed_elements(examples)).max().unwrap_or(0);
-    let kept = widest.saturating_mul(2).saturating_add(widths);
-    Ok(kept.saturating_mul(examples).saturating_add(packed))
+    let beside = widest.saturating_mul(2).saturating_add(classes).saturating_add(read(&layers, precision));
+    let kept = Kept::size(precision, widths.saturating_mul(examples));
+    Ok(beside.saturating_mul(examples).saturating_add(kept).saturating_add(packed))
+}
+
+/// Features of the widest input of a layer, if activations are kept otherwise than they are read.
+fn read(layers: &[Linear], precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => layers.iter().map(|layer| layer.inputs).max().unwrap_or(0),
+    }
 }
 
 fn layers(inputs: usize, hidden: &[usize], classes: usize) -> Result<Vec<Linear>, ModelError> {
@@ -74,43 +88,56 @@ impl Mlp {
         inputs: usize,
         hidden: &[usize],
         classes: usize,
+        precision: Precision,
         max_examples: usize,
     ) -> Result<Self, ModelError> {
         let specs = parameters(inputs, hidden, classes)?;
         let layers = layers(inputs, hidden, classes)?;
         let panels = Panels::new(max_examples);
         let buffer = |elements: usize| buffer(elements, max_examples);
-        let widths = || std::iter::once(inputs).chain(layers.iter().map(|layer| layer.outputs));
-        let activations = widths().map(|width| buffer(panels.elements(width))).collect::<Result<_, _>>()?;
+        let kept = |layer: &Linear| Kept::new(precision, panels.elements(layer.inputs), max_examples);
         let widest = layers.iter().map(|layer| layer.outputs).max().unwrap_or(0);
         let weights = specs.iter().map(|spec| spec.shape.elements()).max().unwrap_or(0);
         let packed = layers.iter().map(|layer| layer.packed_elements(max_examples)).max().unwrap_or(0);
         Ok(Self {
-            activations,
+            activations: layers.iter().map(kept).collect::<Result<_, _>>()?,
+            output: Output::new(classes, precision, panels, max_examples)?,
+            read: buffer(panels.elements(read(&layers, precision)))?,
             deltas: [buffer(panels.elements(widest))?, buffer(panels.elements(widest))?],
             gradient: buffer(weights)?,
             packed: buffer(packed)?,
-            scratch: buffer(scratch_elements(panels))?,
+            weights: Working::new(precision, &specs, max_examples)?,
             specs,
             layers,
+            precision,
             max_examples,
         })
     }
 
-    /// Fills the activations; the last are the logits.
+    /// Leaves activations and logits.
     fn logits(&mut self, parameters: &[&[f32]], inputs: &[f32], panels: Panels) {
+        self.weights.take(parameters);
+        let [room, _] = &mut self.deltas;
         let mut activations = self.activations.as_mut_slice();
-        if let Some(input) = activations.first_mut() {
-            panels.fill(inputs, self.layers[0].inputs, input);
+        if let (Some(input), Some(first)) = (activations.first_mut(), self.layers.first()) {
+            input.keep(panels.elements(first.inputs), &mut self.read, |x| {
+                panels.fill(inputs, first.inputs, x);
+            });
         }
-        for (layer, values) in self.layers.iter().zip(parameters.chunks_exact(2)) {
-            let [x, rest @ ..] = std::mem::take(&mut activations) else { break };
+        for (index, layer) in self.layers.iter().enumerate() {
+            let Some((x, rest)) = std::mem::take(&mut activations).split_first_mut() else { break };
             activations = rest;
-            let ([y, following @ ..], [weights, bias]) = (&mut *activations, values) else { break };
-            let (x, y) = (take(x, panels, layer.inputs), take_mut(y, panels, layer.outputs));
-            layer.forward(weights, bias, panels, x, y);
-            if !following.is_empty() {
-                relu(y);
+            let x = x.read(panels.elements(layer.inputs), &mut self.read);
+            let at = |index: usize| self.weights.at(parameters, index);
+            let (weights, bias) = (at(2 * index), at(2 * index + 1));
+            match activations.first_mut() {
+                Some(hidden) => hidden.keep(panels.elements(layer.outputs), room, |y| {
+                    layer.forward(weights, bias, panels, x, y);
+                    relu(y);
+                }),
+                None => {
+                    layer.forward(weights, bias, panels, x, self.output.logits(panels));
+                }
             }
         }
     }
@@ -119,17 +146,7 @@ impl Mlp {
     fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Loss {
         let panels = Panels::new(batch.labels.len());
         self.logits(parameters, batch.inputs, panels);
-        let classes = self.classes();
-        match self.activations.last_mut() {
-            Some(logits) => cross_entropy(
-                panels,
-                classes,
-                take_mut(logits, panels, classes),
-                batch.labels,
-                &mut self.scratch,
-            ),
-            None => Loss::default(),
-        }
+        self.output.loss(panels, 0.0, batch.labels)
     }
 }
 
@@ -155,15 +172,16 @@ impl Model for Mlp {
         check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch);
         let panels = Panels::new(batch.labels.len());
+        let precision = self.precision;
         let [delta, next] = &mut self.deltas;
-        for (index, layer) in self.layers.iter().enumerate().rev() {
-            let (Some(x), Some(y)) = (self.activations.get(index), self.activations.get(index + 1)) else {
-                break;
+        for (index, (layer, x)) in self.layers.iter().zip(&self.activations).enumerate().rev() {
+            let last = index + 1 == self.layers.len();
+            let dy = if last { self.output.gradients(panels) } else { take(delta, panels, layer.outputs) };
+            let x = x.read(panels.elements(layer.inputs), &mut self.read);
+            let rows = match (index, precision) {
+                (0, Precision::F32) => Rows::Rows(batch.inputs),
+                _ => Rows::Panels(x),
             };
-            // The last layer's delta is where the logits were.
-            let dy = if index + 1 == self.layers.len() { y } else { &*delta };
-            let dy = take(dy, panels, layer.outputs);
-            let rows = if index == 0 { Rows::Rows(batch.inputs) } else { Rows::Panels(x) };
             let elements = layer.inputs * layer.outputs;
             let gradient = self.gradient.get_mut(..elements).unwrap_or_default();
             layer.weights(panels, dy, rows, gradient, &mut self.packed);
@@ -171,10 +189,11 @@ impl Model for Mlp {
             let gradient = self.gradient.get_mut(..layer.outputs).unwrap_or_default();
             sum_examples(panels, dy, gradient);
             ready(2 * index + 1, gradient);
-            if let (true, Some(weights)) = (index > 0, parameters.get(2 * index)) {
+            if index > 0 {
                 let dx = take_mut(next, panels, layer.inputs);
-                layer.backward(weights, panels, dy, dx);
-                relu_gradient(dx, take(x, panels, layer.inputs));
+                layer.backward(self.weights.at(parameters, 2 * index), panels, dy, dx);
+                relu_gradient(dx, x);
+                precision.round(dx);
                 std::mem::swap(delta, next);
             }
         }
@@ -193,14 +212,9 @@ impl Model for Mlp {
         out: &mut [f32],
     ) -> Result<(), ModelError> {
         let examples = check_inputs(self, self.max_examples, parameters, inputs, out)?;
-        let classes = self.classes();
         let panels = Panels::new(examples);
         self.logits(parameters, inputs, panels);
-        if let Some(logits) = self.activations.last_mut() {
-            let logits = take_mut(logits, panels, classes);
-            probabilities(panels, classes, logits, &mut self.scratch);
-            panels.empty(logits, classes, out);
-        }
+        self.output.probabilities(panels, out);
         Ok(())
     }
 }
@@ -227,13 +241,16 @@ mod tests {
             let inputs: Vec<f32> = (0..examples * 21).map(|i| ((i * 29) % 83) as f32 / 40.0 - 1.0).collect();
             let labels: Vec<u32> = (0..examples as u32).map(|e| e % 10).collect();
             forced::assert_same(|| {
-                let mut model = Mlp::new(21, &[34, 19], 10, examples).unwrap();
                 let mut bits = Vec::new();
                 let batch = Batch::new(&inputs, &labels);
-                let loss = model.gradients(&values, batch, &mut |index, gradient| {
-                    bits.push((index, gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()));
+                let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+                    let mut model = Mlp::new(21, &[34, 19], 10, precision, examples).unwrap();
+                    model.gradients(&values, batch, &mut |index, gradient| {
+                        bits.push((index, gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()));
+                    })
                 });
-                (loss, bits)
+                assert_ne!(losses[0], losses[1]);
+                (losses, bits)
             });
         }
     }

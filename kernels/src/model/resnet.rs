@@ -13,12 +13,14 @@
 mod unit;
 
 use super::check::{check_batch, check_inputs};
+use super::output::Output;
 use super::parameter::uniform_layer;
+use super::working::Working;
 use super::{Batch, Loss, Model, ModelError, ParameterSpec};
 use crate::layers::{
-    Image, Linear, Panels, Pool, Rows, buffer, probabilities, relu, relu_gradient, scratch_elements,
-    smoothed_cross_entropy, sum_examples, take, take_mut,
+    Image, Kept, Linear, Panels, Pool, Rows, buffer, relu, relu_gradient, sum_examples, take, take_mut,
 };
+use crate::precision::Precision;
 use crate::simd::vectorized;
 use unit::{Room, Unit, Units};
 
@@ -95,11 +97,16 @@ impl Layers {
         widths.fold(self.image.features().max(self.last.inputs), usize::max)
     }
 
-    /// Features of all that is kept for the backward pass: the image; what each convolution made and what became of it,
-    /// but for shortcuts; the mean over pixels and the logits.
+    /// Features of what is kept for the backward pass: the image; what each convolution made and what became of it, but
+    /// for shortcuts.
     fn kept(&self) -> usize {
-        let fixed = self.image.features().saturating_add(self.last.inputs).saturating_add(self.last.outputs);
-        self.units().map(|unit| unit.output().features().saturating_mul(2)).fold(fixed, usize::saturating_add)
+        let image = self.image.features();
+        self.units().map(|unit| unit.output().features().saturating_mul(2)).fold(image, usize::saturating_add)
+    }
+
+    /// Features of the widest activation, if activations are kept otherwise than they are read.
+    fn read(&self, precision: Precision) -> usize {
+        if precision == Precision::F32 { 0 } else { self.widest() }
     }
 
     fn packed(&self, examples: usize) -> usize {
@@ -120,44 +127,51 @@ pub(super) fn parameters(image: [usize; 3], classes: usize) -> Result<Vec<Parame
 pub(super) fn buffer_elements(
     image: [usize; 3],
     classes: usize,
+    precision: Precision,
     examples: usize,
 ) -> Result<usize, ModelError> {
     let (layers, _) = Layers::new(image, classes)?;
-    let each = layers.widest().saturating_mul(DELTAS).saturating_add(layers.kept());
+    let each = [layers.read(precision), layers.last.inputs, layers.last.outputs]
+        .into_iter()
+        .fold(layers.widest().saturating_mul(DELTAS), usize::saturating_add);
+    let kept = Kept::size(precision, layers.kept().saturating_mul(examples));
     let beside = layers.packed(examples).saturating_add(layers.weights()).saturating_add(layers.statistics);
-    Ok(each.saturating_mul(examples).saturating_add(beside))
+    Ok(each.saturating_mul(examples).saturating_add(kept).saturating_add(beside))
 }
 
 /// Buffers of the widest activation's size for gradients.
 const DELTAS: usize = 4;
 
 /// What one unit's convolution made, and what became of that after norm and ReLU (and the shortcut), in panels.
-struct Kept {
-    raw: Vec<f32>,
-    done: Vec<f32>,
+struct KeptUnit {
+    raw: Kept,
+    done: Kept,
 }
 
 struct KeptBlock {
-    first: Kept,
-    second: Kept,
-    shortcut: Vec<f32>,
+    first: KeptUnit,
+    second: KeptUnit,
+    shortcut: Kept,
 }
 
 pub(super) struct ResNet {
     specs: Vec<ParameterSpec>,
     layers: Layers,
     smoothing: f32,
+    precision: Precision,
+    weights: Working,
     max_examples: usize,
-    input: Vec<f32>,
-    stem: Kept,
+    input: Kept,
+    stem: KeptUnit,
     blocks: Vec<KeptBlock>,
     mean: Vec<f32>,
-    logits: Vec<f32>,
+    output: Output,
     deltas: [Vec<f32>; DELTAS],
+    /// Where activations are read that are kept otherwise.
+    read: Vec<f32>,
     /// Gradient of the parameter at work.
     gradient: Vec<f32>,
     room: Room,
-    scratch: Vec<f32>,
 }
 
 impl ResNet {
@@ -165,98 +179,109 @@ impl ResNet {
         image: [usize; 3],
         classes: usize,
         smoothing: f32,
+        precision: Precision,
         max_examples: usize,
     ) -> Result<Self, ModelError> {
         let (layers, specs) = Layers::new(image, classes)?;
         let panels = Panels::new(max_examples);
         let buffer = |elements: usize| buffer(elements, max_examples);
         let features = |features: usize| buffer(panels.elements(features));
-        let kept = |unit: &Unit| -> Result<Kept, ModelError> {
+        let kept = |features: usize| Kept::new(precision, panels.elements(features), max_examples);
+        let kept_unit = |unit: &Unit| -> Result<KeptUnit, ModelError> {
             let width = unit.output().features();
-            Ok(Kept { raw: features(width)?, done: features(width)? })
+            Ok(KeptUnit { raw: kept(width)?, done: kept(width)? })
         };
         let block = |block: &Block| -> Result<KeptBlock, ModelError> {
             let shortcut = block.shortcut.as_ref().map_or(0, |unit| unit.output().features());
-            let (first, second) = (kept(&block.first)?, kept(&block.second)?);
-            Ok(KeptBlock { first, second, shortcut: features(shortcut)? })
+            let (first, second) = (kept_unit(&block.first)?, kept_unit(&block.second)?);
+            Ok(KeptBlock { first, second, shortcut: kept(shortcut)? })
         };
         let widest = layers.widest();
         let weights = specs.iter().map(|spec| spec.shape.elements()).max().unwrap_or(0);
         let delta = || features(widest);
         Ok(Self {
-            input: features(layers.image.features())?,
-            stem: kept(&layers.stem)?,
+            input: kept(layers.image.features())?,
+            stem: kept_unit(&layers.stem)?,
             blocks: layers.blocks.iter().map(block).collect::<Result<_, _>>()?,
             mean: features(layers.last.inputs)?,
-            logits: features(classes)?,
+            output: Output::new(classes, precision, panels, max_examples)?,
             deltas: [delta()?, delta()?, delta()?, delta()?],
+            read: features(layers.read(precision))?,
             gradient: buffer(weights)?,
             room: Room {
                 statistics: buffer(layers.statistics)?,
                 ordered: buffer(layers.weights())?,
                 packed: buffer(layers.packed(max_examples))?,
             },
-            scratch: buffer(scratch_elements(panels))?,
+            weights: Working::new(precision, &specs, max_examples)?,
             specs,
             layers,
             smoothing,
+            precision,
             max_examples,
         })
     }
 
-    /// Fills the activations; the last are the logits. Norms go by the shard's own statistics if `training`, and else by
-    /// the running ones.
+    /// Leaves activations and logits. Norms go by the shard's own statistics if `training`, and else by the running ones.
     fn logits(&mut self, parameters: &[&[f32]], inputs: &[f32], panels: Panels, training: bool) {
-        let Self { layers, room, .. } = self;
+        self.weights.take(parameters);
+        let Self { layers, room, weights, read, .. } = self;
         let image = layers.image;
-        let x = take_mut(&mut self.input, panels, image.features());
-        let channels = take_mut(&mut self.deltas[0], panels, image.features());
-        panels.fill(inputs, image.features(), channels);
-        image.to_pixels(panels, channels, x);
-        let mut run = |unit: &Unit, x: &[f32], raw: &mut Vec<f32>, y: &mut Vec<f32>| {
-            let width = unit.output().features();
-            let (raw, y) = (take_mut(raw, panels, width), take_mut(y, panels, width));
-            unit.forward(parameters, panels, training, x, raw, y, room);
+        // Where what is kept otherwise is computed: of a shortcut, of a unit, what lies between, what a convolution makes.
+        let [beside, done, hidden, raw] = &mut self.deltas;
+        let size = |unit: &Unit| panels.elements(unit.output().features());
+        let mut run = |unit: &Unit, x: &[f32], kept: &mut Kept, y: &mut [f32]| {
+            unit.forward(weights, parameters, panels, training, x, (kept, raw), y, room);
         };
-        let width = layers.stem.output().features();
-        run(&layers.stem, x, &mut self.stem.raw, &mut self.stem.done);
-        let mut x = take_mut(&mut self.stem.done, panels, width);
-        relu(x);
+        let pixels = panels.elements(image.features());
+        self.input.keep(pixels, done, |x| {
+            let channels = take_mut(beside, panels, image.features());
+            panels.fill(inputs, image.features(), channels);
+            image.to_pixels(panels, channels, x);
+        });
+        let KeptUnit { raw: of_stem, done: stem } = &mut self.stem;
+        stem.keep(size(&layers.stem), done, |y| {
+            run(&layers.stem, self.input.read(pixels, read), of_stem, y);
+            relu(y);
+        });
+        let mut before = &*stem;
         for (block, kept) in layers.blocks.iter().zip(&mut self.blocks) {
             let KeptBlock { first, second, shortcut } = kept;
-            run(&block.first, x, &mut first.raw, &mut first.done);
-            let hidden = take_mut(&mut first.done, panels, block.first.output().features());
-            relu(hidden);
-            run(&block.second, hidden, &mut second.raw, &mut second.done);
-            let width = block.second.output().features();
-            match &block.shortcut {
-                Some(unit) => {
-                    run(unit, x, shortcut, &mut self.deltas[0]);
-                    add_rectified(
-                        take(&self.deltas[0], panels, width),
-                        take_mut(&mut second.done, panels, width),
-                    );
+            let x = before.read(panels.elements(block.first.input().features()), read);
+            first.done.keep(size(&block.first), done, |y| {
+                run(&block.first, x, &mut first.raw, y);
+                relu(y);
+            });
+            let between = first.done.read(size(&block.first), hidden);
+            second.done.keep(size(&block.second), done, |y| {
+                run(&block.second, between, &mut second.raw, y);
+                match &block.shortcut {
+                    Some(unit) => {
+                        let beside = take_mut(beside, panels, unit.output().features());
+                        run(unit, x, shortcut, beside);
+                        add_rectified(beside, y);
+                    }
+                    None => add_rectified(x, y),
                 }
-                None => add_rectified(x, take_mut(&mut second.done, panels, width)),
-            }
-            x = take_mut(&mut second.done, panels, width);
+            });
+            before = &second.done;
         }
         let last = layers.last;
         let mean = take_mut(&mut self.mean, panels, last.inputs);
-        layers.pool.mean(panels, x, mean);
-        if let [.., weights, bias] = parameters {
-            last.forward(weights, bias, panels, mean, take_mut(&mut self.logits, panels, last.outputs));
-        }
+        let width = layers.blocks.last().map_or(&layers.stem, |block| &block.second);
+        layers.pool.mean(panels, before.read(size(width), read), mean);
+        self.precision.round(mean);
+        let index = parameters.len().saturating_sub(2);
+        let at = |index: usize| weights.at(parameters, index);
+        last.forward(at(index), at(index + 1), panels, mean, self.output.logits(panels));
     }
 
     /// As [`ResNet::logits`]; the logits become their own gradients.
     fn forward(&mut self, parameters: &[&[f32]], batch: Batch<'_>, training: bool) -> Loss {
         let panels = Panels::new(batch.labels.len());
         self.logits(parameters, batch.inputs, panels, training);
-        let classes = self.classes();
-        let logits = take_mut(&mut self.logits, panels, classes);
         let smoothing = if training { self.smoothing } else { 0.0 };
-        smoothed_cross_entropy(smoothing, panels, classes, logits, batch.labels, &mut self.scratch)
+        self.output.loss(panels, smoothing, batch.labels)
     }
 }
 
@@ -282,11 +307,11 @@ impl Model for ResNet {
         check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch, true);
         let panels = Panels::new(batch.labels.len());
-        let Self { layers, room, gradient, .. } = self;
+        let Self { layers, room, gradient, weights, read, precision, .. } = self;
         let [delta, a, b, c] = &mut self.deltas;
 
         let last = layers.last;
-        let (mean, dy) = (take(&self.mean, panels, last.inputs), take(&self.logits, panels, last.outputs));
+        let (mean, dy) = (take(&self.mean, panels, last.inputs), self.output.gradients(panels));
         let index = parameters.len().saturating_sub(2);
         let dw = gradient.get_mut(..last.inputs * last.outputs).unwrap_or_default();
         last.weights(panels, dy, Rows::Panels(mean), dw, &mut room.packed);
@@ -295,45 +320,46 @@ impl Model for ResNet {
         sum_examples(panels, dy, db);
         ready(index + 1, db);
         let dmean = take_mut(a, panels, last.inputs);
-        last.backward(parameters.get(index).copied().unwrap_or_default(), panels, dy, dmean);
+        last.backward(weights.at(parameters, index), panels, dy, dmean);
         let width = layers.blocks.last().map_or(0, |block| block.second.output().features());
         layers.pool.mean_gradient(panels, dmean, take_mut(delta, panels, width));
 
         // What the stage at work shares: where its gradients go, and what they are computed in.
-        let mut back = |unit: &Unit, x: &[f32], raw: &[f32], dy: &mut [f32], dx: Option<&mut [f32]>| {
-            unit.backward(parameters, panels, x, raw, dy, dx, gradient, room, ready);
-        };
+        let precision = *precision;
+        let mut back =
+            |unit: &Unit, kept: (&Kept, &Kept, &mut [f32]), dy: &mut [f32], dx: Option<&mut [f32]>| {
+                unit.backward(weights, precision, parameters, panels, kept, dy, dx, gradient, room, ready);
+            };
+        let size = |unit: &Unit| panels.elements(unit.output().features());
         for (index, block) in layers.blocks.iter().enumerate().rev() {
             let Some((before, [kept, ..])) = self.blocks.split_at_checked(index) else { break };
             let (inner, outer) = (block.first.output().features(), block.second.output().features());
             let x = before.last().map_or(&self.stem.done, |before| &before.second.done);
             let width = block.first.input().features();
-            let (x, hidden) = (take(x, panels, width), take(&kept.first.done, panels, inner));
             let dy = take_mut(delta, panels, outer);
-            relu_gradient(dy, take(&kept.second.done, panels, outer));
+            relu_gradient(dy, kept.second.done.read(size(&block.second), read));
             // The shortcut's gradient into `c`, for `delta` is needed whole.
             let dx = take_mut(c, panels, width);
             match &block.shortcut {
                 Some(unit) => {
                     let copy = take_mut(a, panels, outer);
                     copy.copy_from_slice(dy);
-                    back(unit, x, take(&kept.shortcut, panels, outer), copy, Some(dx));
+                    back(unit, (x, &kept.shortcut, read), copy, Some(dx));
                 }
                 None => dx.copy_from_slice(dy),
             }
             let dhidden = take_mut(a, panels, inner);
-            back(&block.second, hidden, take(&kept.second.raw, panels, outer), dy, Some(dhidden));
-            relu_gradient(dhidden, hidden);
+            back(&block.second, (&kept.first.done, &kept.second.raw, read), dy, Some(dhidden));
+            relu_gradient(dhidden, kept.first.done.read(size(&block.first), read));
             let through = take_mut(b, panels, width);
-            back(&block.first, x, take(&kept.first.raw, panels, inner), dhidden, Some(through));
+            back(&block.first, (x, &kept.first.raw, read), dhidden, Some(through));
             crate::aggregate::add(dx, through);
             std::mem::swap(delta, c);
         }
         let width = layers.stem.output().features();
         let dy = take_mut(delta, panels, width);
-        relu_gradient(dy, take(&self.stem.done, panels, width));
-        let x = take(&self.input, panels, layers.image.features());
-        back(&layers.stem, x, take(&self.stem.raw, panels, width), dy, None);
+        relu_gradient(dy, self.stem.done.read(size(&layers.stem), read));
+        back(&layers.stem, (&self.input, &self.stem.raw, read), dy, None);
         Ok(loss)
     }
 
@@ -349,11 +375,9 @@ impl Model for ResNet {
         out: &mut [f32],
     ) -> Result<(), ModelError> {
         let examples = check_inputs(self, self.max_examples, parameters, inputs, out)?;
-        let (panels, classes) = (Panels::new(examples), self.classes());
+        let panels = Panels::new(examples);
         self.logits(parameters, inputs, panels, false);
-        let logits = take_mut(&mut self.logits, panels, classes);
-        probabilities(panels, classes, logits, &mut self.scratch);
-        panels.empty(logits, classes, out);
+        self.output.probabilities(panels, out);
         Ok(())
     }
 }
@@ -390,16 +414,20 @@ mod tests {
         let inputs: Vec<f32> = (0..examples * 60).map(|i| ((i * 29) % 83) as f32 / 40.0 - 1.0).collect();
         let labels: Vec<u32> = (0..examples as u32).map(|e| e % 7).collect();
         forced::assert_same(|| {
-            let mut model = ResNet::new([3, 5, 4], 7, 0.1, examples + 3).unwrap();
             let mut hashes = Vec::new();
             let batch = Batch::new(&inputs, &labels);
-            let loss = model.gradients(&values, batch, &mut |index, gradient| {
-                let hash = gradient.iter().fold(0u64, |hash, value| {
-                    (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3)
+            let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+                let mut model = ResNet::new([3, 5, 4], 7, 0.1, precision, examples + 3).unwrap();
+                let loss = model.gradients(&values, batch, &mut |index, gradient| {
+                    let hash = gradient.iter().fold(0u64, |hash, value| {
+                        (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3)
+                    });
+                    hashes.push((index, hash));
                 });
-                hashes.push((index, hash));
+                (loss, model.evaluate(&values, batch))
             });
-            (loss, model.evaluate(&values, batch), hashes)
+            assert_ne!(losses[0], losses[1]);
+            (losses, hashes)
         });
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use testudo_actors::plan::Plan;
 use testudo_actors::{Codecs, JobSpec, Resume};
 use testudo_kernels::robust::products;
-use testudo_kernels::{Aggregation, Codec};
+use testudo_kernels::{Aggregation, Codec, Precision};
 
 use super::store::Whole;
 use super::{CheckpointError, manifest::Hex};
@@ -34,6 +34,9 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
     let rule =
         (job.aggregation != Aggregation::Mean).then(|| (AGGREGATION.to_owned(), text(&job.aggregation)));
     let clip = job.clip_norm.map(|most| ("training.clip_norm".to_owned(), text(&most)));
+    // Nor of precision, before there was any but one.
+    let precision = (job.precision != Precision::default())
+        .then(|| ("training.precision".to_owned(), text(&job.precision)));
     let decay = (!job.optimizer.no_decay.is_empty())
         .then(|| ("optimizer.no_decay".to_owned(), text(&job.optimizer.no_decay)));
     let all = [
@@ -51,7 +54,7 @@ pub fn settings(job: &JobSpec) -> BTreeMap<String, String> {
         ("data (content)", Hex(job.data.blake3).to_string()),
     ];
     let named = all.into_iter().map(|(name, value)| (name.to_owned(), value));
-    named.chain(planned).chain(rule).chain(clip).chain(decay).chain(codecs(job)).collect()
+    named.chain(planned).chain(rule).chain(clip).chain(precision).chain(decay).chain(codecs(job)).collect()
 }
 
 /// How values travelled, where they lost something on the way; a checkpoint of before there were codecs says nothing of them. A block

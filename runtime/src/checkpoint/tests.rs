@@ -262,6 +262,10 @@ fn a_job_with_other_settings_may_not_go_on_and_hears_which() {
             JobSpec { aggregation: testudo_kernels::Aggregation::Median { hostile: 1 }, ..job.clone() },
             "training.aggregation",
         ),
+        (
+            JobSpec { precision: testudo_kernels::Precision::Bf16, ..job.clone() },
+            "training.precision is \"bf16\", was not set",
+        ),
         (JobSpec { data, ..job.clone() }, "data (content)"),
         (JobSpec { name: "other".into(), ..job.clone() }, "job.name"),
     ] {

@@ -199,6 +199,7 @@ fn leave_results(
         workers,
         servers,
         placement: config.cluster.placement,
+        precision: spec.precision,
         codecs: CodecSummary::new(spec, finished),
         params_blake3: hex(&finished.params_blake3),
         checkpoint_step: finished.checkpoint,

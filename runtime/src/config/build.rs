@@ -6,7 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use testudo_kernels::Norm;
+use testudo_kernels::{Norm, Precision};
 
 use super::keys::{self, Base, Rule};
 use super::problem::{Place, Problem};
@@ -64,6 +64,11 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             evaluate_every: from.integer("training.evaluate_every"),
             patience: values.get("training.patience").map(|_| from.integer("training.patience")),
             min_improvement: from.number("training.min_improvement"),
+            precision: if from.text("training.precision") == "bf16" {
+                Precision::Bf16
+            } else {
+                Precision::F32
+            },
             determinism: match from.text("training.determinism").as_str() {
                 "relaxed" => Determinism::Relaxed,
                 _ => Determinism::Strict,
@@ -203,6 +208,7 @@ impl<'a> Builder<'a> {
                 heads: self.integer("model.heads"),
                 width: self.integer("model.width"),
                 dropout: self.number("model.dropout"),
+                attention_dropout: self.number("model.attention_dropout"),
                 norm: if self.text("model.norm") == "rms" { Norm::Rms } else { Norm::Layer },
             },
             _ => Model::Mlp {

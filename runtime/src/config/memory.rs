@@ -185,7 +185,9 @@ impl Config {
         let model = crate::job::model(&self.model);
         let examples = shard.saturating_add(1).max(model.evaluation_batch() as u64);
         // A model that is none is refused elsewhere.
-        let computed = model.buffer_elements(usize::try_from(examples).unwrap_or(usize::MAX)).unwrap_or(0);
+        let computed = model
+            .buffer_elements(self.training.precision, usize::try_from(examples).unwrap_or(usize::MAX))
+            .unwrap_or(0);
         let given = model.input_elements().saturating_add(model.targets()) as u64;
         (computed as u64).saturating_add(given.saturating_mul(examples)).saturating_mul(4)
     }

@@ -200,13 +200,17 @@ fn network(config: &Config, report: &mut Report<'_>) {
     {
         report(&["model.image"], true, &|| format!("`model.image`: {why}"));
     }
-    if let Model::Gpt { heads, width, .. } = config.model {
+    if let Model::Gpt { heads, width, attention_dropout, .. } = config.model {
         report(&["model.heads", "model.width"], width % heads.max(1) != 0, &|| {
             format!(
                 "`model.heads` is {heads}, which does not divide `model.width` ({width}): use for instance a width of {}",
                 width.next_multiple_of(heads.max(1))
             )
         });
+        let counted = attention_dropout > 0.0 && width % heads.max(1) == 0;
+        if let (true, Err(why)) = (counted, crate::job::model(&config.model).parameters()) {
+            report(&["model.attention_dropout"], true, &|| format!("`model.attention_dropout`: {why}"));
+        }
     }
 }
 

@@ -170,7 +170,7 @@ fn the_effective_file_says_the_same() {
         (MINIMAL, vec![]),
         (FULL, vec![]),
         (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
-        (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9"]),
+        (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9", "training.precision=bf16"]),
         (MINIMAL, vec!["transport.push_codec=bf16", "transport.pull_codec=int8"]),
         (
             MINIMAL,
@@ -200,7 +200,7 @@ fn the_effective_file_says_the_same() {
         (IMAGES, vec![]),
         (IMAGES, vec!["model.kind=resnet18", "model.image=[3, 32, 32]"]),
         (TEXT, vec![]),
-        (TEXT, vec!["data.stride=7", "model.norm=rms", "model.dropout=0.25", "model.layers=2"]),
+        (TEXT, vec!["data.stride=7", "model.norm=rms", "model.attention_dropout=0.25", "model.layers=2"]),
     ];
     let mut written = BTreeSet::new();
     for (text, overrides) in kinds {
@@ -229,9 +229,9 @@ fn collect(prefix: &str, table: &toml::Table, into: &mut BTreeSet<String>) {
 #[test]
 fn texts_have_the_documented_defaults_and_what_does_not_fit_is_refused() {
     let config = parse(TEXT, &[]).unwrap();
-    let (layers, heads, norm) = (4, 4, testudo_kernels::Norm::Layer);
-    let model = Model::Gpt { context: 128, layers, heads, width: 128, dropout: 0.0, norm };
-    assert_eq!(config.model, model);
+    let (layers, heads, norm, dropout) = (4, 4, testudo_kernels::Norm::Layer, 0.0);
+    let (context, width, attention_dropout) = (128, 128, dropout);
+    assert_eq!(config.model, Model::Gpt { context, layers, heads, width, dropout, attention_dropout, norm });
     let path = PathBuf::from("/cluster/novel.txt");
     assert_eq!(config.data, Data::Text { path, stride: None, test_fraction: 0.1 });
     let bits = config.data.bits_per_byte(std::f64::consts::LN_2);

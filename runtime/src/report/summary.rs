@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use testudo_actors::JobSpec;
 use testudo_actors::message::Finished;
-use testudo_kernels::Codec;
+use testudo_kernels::{Codec, Precision};
 
 use super::human;
 use super::metrics::number;
@@ -55,6 +55,9 @@ pub struct Summary {
     /// Who shared a process.
     #[serde(default)]
     pub placement: Placement,
+    /// What workers computed in.
+    #[serde(default)]
+    pub precision: Precision,
     /// How gradients and parameters travelled.
     #[serde(flatten, default)]
     pub codecs: CodecSummary,
@@ -219,7 +222,9 @@ impl Summary {
             ("run directory", self.run_dir.display().to_string()),
         ]);
         let nodes = rows.iter().position(|(name, _)| *name == "nodes").unwrap_or(rows.len());
-        rows.splice(nodes..nodes, self.codecs.rows());
+        let precision = (self.precision != Precision::default())
+            .then(|| ("precision", format!("{}, f32 parameters", self.precision.name())));
+        rows.splice(nodes..nodes, precision.into_iter().chain(self.codecs.rows()));
         rows
     }
 }
@@ -234,6 +239,7 @@ mod tests {
 
     pub(crate) fn summary() -> Summary {
         Summary {
+            precision: Precision::F32,
             codecs: CodecSummary::default(),
             job: "mnist".into(),
             test_accuracy: Some(0.98123),
@@ -286,7 +292,9 @@ mod tests {
             text.starts_with("  bits per byte  2.346 of the text held out\n  test accuracy  98.12 %\n"),
             "{text}"
         );
-        assert!(!table.contains("gradients"), "{table}");
+        assert!(!table.contains("gradients") && !table.contains("precision"), "{table}");
+        let mixed = Summary { precision: Precision::Bf16, ..summary() }.table(false);
+        assert!(mixed.contains("precision      bf16, f32 parameters\n"), "{mixed}");
         let codecs = CodecSummary {
             push_codec: "int8".into(),
             push_ratio: 0.2539,
@@ -331,6 +339,7 @@ mod tests {
             "job",
             "run_dir",
             "stopped_early",
+            "precision",
         ] {
             assert!(value.get(field).is_some_and(|found| !found.is_null()), "{field}");
         }

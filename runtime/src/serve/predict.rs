@@ -83,6 +83,7 @@ mod tests {
             heads: 1,
             width: 4,
             dropout: 0.0,
+            attention_dropout: 0.0,
             norm: Norm::Layer,
         });
         let error =

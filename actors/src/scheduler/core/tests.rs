@@ -25,6 +25,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         workers,
         servers,
         model: ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 2 },
+        precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("sgd").unwrap(),
         learning_rate: 0.1,
         schedule: Schedule::Constant,

@@ -27,6 +27,7 @@ fn job(optimizer: OptimizerSpec) -> Arc<JobSpec> {
         workers: 1,
         servers: 1,
         model: ModelSpec::Custom { name: "m".into(), inputs: 1, classes: 2, parameters: parameters() },
+        precision: testudo_kernels::Precision::F32,
         optimizer,
         learning_rate: 0.1,
         schedule: Schedule::Constant,

@@ -15,6 +15,7 @@ fn job(aggregation: Aggregation, shards: u32) -> Arc<JobSpec> {
         workers: shards,
         servers: 1,
         model: ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 2 },
+        precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("sgd").unwrap(),
         learning_rate: 1.0,
         schedule: Schedule::Constant,

@@ -3,34 +3,48 @@
 //! 1. Every token is an example of the layers, whatever sequence it is of; only attention knows of sequences.
 //! 2. Of each block, what its input, its queries, keys and values, its attention, its middle and its wide layer were is
 //!    kept; norms and GELUs are computed again in the backward pass, to the same bits.
-//! 3. The gradient of the embedding table begins as the output layer's, and is handed over last.
+//! 3. What is an operand of a product is rounded where the precision says so, and kept as such; the stream, and what norms make
+//!    statistics of, is not.
+//! 4. The gradient of the embedding table begins as the output layer's, and is handed over last.
 
+use super::super::working::Working;
 use super::GptSpec;
 use crate::layers::{
-    Attention, AttentionScratch, Dropout, Linear, Normalize, Panels, Rows, add_to_table, buffer,
-    cross_entropy, embed, gelu, gelu_gradient, positions_gradient, probabilities, scratch_elements,
+    Attention, AttentionScratch, Dropout, Drops, Kept, Known, Linear, Normalize, Panels, Rows, add_to_table,
+    buffer, cross_entropy, embed, gelu, gelu_gradient, positions_gradient, probabilities, scratch_elements,
     sum_examples, take, take_mut,
 };
 use crate::model::{Batch, Loss, ModelError, ParameterSpec, Place};
+use crate::precision::Precision;
 
 /// What is kept of a block, in panels.
-struct Kept {
+struct KeptBlock {
     x: Vec<f32>,
     of_first_norm: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
+    qkv: Kept,
+    attended: Kept,
     /// A number for each head of each token.
     of_attention: Vec<f32>,
     middle: Vec<f32>,
     of_second_norm: Vec<f32>,
-    wide: Vec<f32>,
+    wide: Kept,
+}
+
+/// What the tokens of a forward pass are.
+pub(super) enum Sequences<'a> {
+    /// Sequences of `positions` tokens; dropout is for those that have a place in training.
+    Each { positions: usize, place: Option<Place> },
+    /// Those of one sequence that follow the first `known`, which attention has been told of, block by block.
+    Extended { known: usize, by: &'a mut [Known] },
 }
 
 pub(super) struct Passes {
+    precision: Precision,
+    weights: Working,
     panels: Panels,
     positions: usize,
     layers: Layers,
-    blocks: Vec<Kept>,
+    blocks: Vec<KeptBlock>,
     /// The stream after the last block.
     last: Vec<f32>,
     of_last_norm: Vec<f32>,
@@ -57,6 +71,7 @@ struct Layers {
     norm: Normalize,
     attention: Attention,
     dropout: Dropout,
+    attention_dropout: f32,
     qkv: Linear,
     attended: Linear,
     widen: Linear,
@@ -65,13 +80,14 @@ struct Layers {
 }
 
 impl Layers {
-    fn new(spec: &GptSpec) -> Layers {
+    fn new(spec: &GptSpec, precision: Precision) -> Layers {
         let width = spec.width;
         let linear = |inputs, outputs| Linear { inputs, outputs };
         Layers {
             norm: Normalize { norm: spec.norm, features: width },
-            attention: Attention { heads: spec.heads, size: width / spec.heads.max(1) },
+            attention: Attention { heads: spec.heads, size: width / spec.heads.max(1), precision },
             dropout: Dropout::new(spec.dropout, spec.context),
+            attention_dropout: spec.attention_dropout,
             qkv: linear(width, 3 * width),
             attended: linear(width, width),
             widen: linear(width, 4 * width),
@@ -79,34 +95,41 @@ impl Layers {
             head: linear(width, spec.vocabulary),
         }
     }
+
+    /// What is dropped of the attention of a block, in sequences of `positions`.
+    fn drops(self, block: usize, positions: usize, place: Place) -> Option<Drops> {
+        Drops::new(self.attention_dropout, [self.attention.heads, positions, block], place)
+    }
 }
 
 impl Passes {
     pub(super) fn new(
         spec: &GptSpec,
         specs: &[ParameterSpec],
+        precision: Precision,
         max_examples: usize,
     ) -> Result<Passes, ModelError> {
         let too_large = ModelError::TooLarge { max_examples };
         let tokens = max_examples.checked_mul(spec.context).filter(|tokens| u32::try_from(*tokens).is_ok());
         let tokens = tokens.ok_or(too_large.clone())?;
-        let (panels, width, layers) = (Panels::new(tokens), spec.width, Layers::new(spec));
+        let (panels, width, layers) = (Panels::new(tokens), spec.width, Layers::new(spec, precision));
         if !layers.dropout.fits(2 * spec.layers + 1, width) {
             return Err(too_large);
         }
         let room = |elements| buffer(elements, max_examples);
         let features = |features| room(panels.elements(features));
+        let kept = |features| Kept::new(precision, panels.elements(features), max_examples);
         let of_norm = || room(Normalize::kept_elements(panels));
         let blocks = (0..spec.layers).map(|_| {
-            Ok(Kept {
+            Ok(KeptBlock {
                 x: features(width)?,
                 of_first_norm: of_norm()?,
-                qkv: features(3 * width)?,
-                attended: features(width)?,
+                qkv: kept(3 * width)?,
+                attended: kept(width)?,
                 of_attention: room(tokens.saturating_mul(spec.heads))?,
                 middle: features(width)?,
                 of_second_norm: of_norm()?,
-                wide: features(4 * width)?,
+                wide: kept(4 * width)?,
             })
         });
         let linear = [layers.qkv, layers.attended, layers.widen, layers.narrow, layers.head];
@@ -129,38 +152,49 @@ impl Passes {
             packed: room(packed)?,
             scratch: room(scratch_elements(panels).max(Normalize::scratch_elements(panels)))?,
             attention: AttentionScratch::new(layers.attention, spec.context, max_examples)?,
+            weights: Working::new(precision, specs, max_examples)?,
+            precision,
             panels,
             positions: spec.context,
             layers,
         })
     }
 
-    /// Leaves the logits of every token. Sequences are of `positions` tokens; dropout is for those that have a place.
+    /// Room for what attention is told of a sequence, for each block.
+    pub(super) fn known(&self, spec: &GptSpec) -> Result<Vec<Known>, ModelError> {
+        (0..spec.layers).map(|_| Known::new(self.layers.attention, spec.context)).collect()
+    }
+
+    /// Leaves the logits of every token.
     pub(super) fn forward(
         &mut self,
         spec: &GptSpec,
         parameters: &[&[f32]],
         tokens: &[f32],
-        positions: usize,
-        place: Option<Place>,
+        mut sequences: Sequences<'_>,
     ) {
         let panels = Panels::new(tokens.len());
+        let (positions, first, place) = match &sequences {
+            Sequences::Each { positions, place } => (*positions, 0, *place),
+            Sequences::Extended { known, .. } => (tokens.len(), *known, None),
+        };
         (self.panels, self.positions) = (panels, positions);
-        let (width, at) = (spec.width, |index: usize| parameters.get(index).copied().unwrap_or_default());
-        let layers = self.layers;
+        self.weights.take(parameters);
+        let (width, at) = (spec.width, |index: usize| self.weights.at(parameters, index));
+        let (layers, precision) = (self.layers, self.precision);
         let drop = |site: usize, values: &mut [f32]| {
             if let Some(place) = place {
                 layers.dropout.apply(panels, width, place, site, values);
             }
         };
-        let [wide, _] = &mut self.wide;
+        let [wide, room] = &mut self.wide;
         let rows = wide.get_mut(..tokens.len() * width).unwrap_or_default();
-        let places = at(1).get(..positions * width).unwrap_or_default();
+        let places = at(1).get(first * width..(first + positions) * width).unwrap_or_default();
         embed(tokens, at(0), places, width, rows);
-        let first = self.blocks.first_mut().map_or(&mut self.last, |block| &mut block.x);
-        let first = take_mut(first, panels, width);
-        panels.fill(rows, width, first);
-        drop(0, first);
+        let stream = self.blocks.first_mut().map_or(&mut self.last, |block| &mut block.x);
+        let stream = take_mut(stream, panels, width);
+        panels.fill(rows, width, stream);
+        drop(0, stream);
         let mut blocks = self.blocks.as_mut_slice();
         let mut index = 0;
         while let Some((block, rest)) = std::mem::take(&mut blocks).split_first_mut() {
@@ -171,20 +205,38 @@ impl Passes {
             let wide = take_mut(wide, panels, 4 * width);
             let x = take(&block.x, panels, width);
             layers.norm.forward(panels, norm(spec, parameters, base), x, normal, &mut block.of_first_norm);
-            let qkv = take_mut(&mut block.qkv, panels, 3 * width);
-            layers.qkv.forward(at(base + n), at(base + n + 1), panels, normal, qkv);
-            let attended = take_mut(&mut block.attended, panels, width);
-            let (kept, scratch) = (&mut block.of_attention, &mut self.attention);
-            layers.attention.forward(panels, positions, qkv, attended, kept, scratch);
+            precision.round(normal);
+            block.qkv.keep(panels.elements(3 * width), room, |qkv| {
+                layers.qkv.forward(at(base + n), at(base + n + 1), panels, normal, qkv);
+            });
+            let qkv = block.qkv.read(panels.elements(3 * width), room);
+            block.attended.keep(panels.elements(width), branch, |attended| {
+                let (kept, scratch) = (&mut block.of_attention, &mut self.attention);
+                match &mut sequences {
+                    Sequences::Each { .. } => {
+                        let drops = place.and_then(|place| layers.drops(index, positions, place));
+                        layers.attention.forward(panels, positions, drops, qkv, attended, kept, scratch);
+                    }
+                    Sequences::Extended { known, by } => {
+                        if let Some(before) = by.get_mut(index) {
+                            layers.attention.extend(panels, *known, before, qkv, attended, scratch);
+                        }
+                    }
+                }
+            });
+            let attended = block.attended.read(panels.elements(width), room);
             layers.attended.forward(at(base + n + 2), at(base + n + 3), panels, attended, branch);
             drop(2 * index + 1, branch);
             let middle = take_mut(&mut block.middle, panels, width);
             sum(x, branch, middle);
             let second = norm(spec, parameters, base + n + 4);
             layers.norm.forward(panels, second, middle, normal, &mut block.of_second_norm);
-            let kept = take_mut(&mut block.wide, panels, 4 * width);
-            layers.widen.forward(at(base + 2 * n + 4), at(base + 2 * n + 5), panels, normal, kept);
-            gelu(kept, wide);
+            precision.round(normal);
+            block.wide.keep(panels.elements(4 * width), room, |wide| {
+                layers.widen.forward(at(base + 2 * n + 4), at(base + 2 * n + 5), panels, normal, wide);
+            });
+            gelu(block.wide.read(panels.elements(4 * width), room), wide);
+            precision.round(wide);
             layers.narrow.forward(at(base + 2 * n + 6), at(base + 2 * n + 7), panels, wide, branch);
             drop(2 * index + 2, branch);
             let next = rest.first_mut().map_or(&mut self.last, |block| &mut block.x);
@@ -193,8 +245,9 @@ impl Passes {
             index += 1;
         }
         let (last, normal) = (take(&self.last, panels, width), take_mut(&mut self.normal, panels, width));
-        let parameters = norm(spec, parameters, spec.block(spec.layers));
-        layers.norm.forward(panels, parameters, last, normal, &mut self.of_last_norm);
+        let of_norm = norm(spec, parameters, spec.block(spec.layers));
+        layers.norm.forward(panels, of_norm, last, normal, &mut self.of_last_norm);
+        precision.round(normal);
         let logits = take_mut(&mut self.logits, panels, spec.vocabulary);
         layers.head.forward(at(0), &self.zeros, panels, normal, logits);
     }
@@ -225,7 +278,8 @@ impl Passes {
         ready: &mut dyn FnMut(usize, &[f32]),
     ) {
         let (panels, positions, width, layers) = (self.panels, self.positions, spec.width, self.layers);
-        let at = |index: usize| parameters.get(index).copied().unwrap_or_default();
+        let (weights, precision) = (&self.weights, self.precision);
+        let at = |index: usize| weights.at(parameters, index);
         let drop = |site: usize, values: &mut [f32]| {
             layers.dropout.apply(panels, width, batch.place, site, values);
         };
@@ -243,7 +297,8 @@ impl Passes {
         };
 
         // The last norm's results are still there.
-        let logits = take(&self.logits, panels, spec.vocabulary);
+        let logits = take_mut(&mut self.logits, panels, spec.vocabulary);
+        precision.round(logits);
         layers.head.weights(panels, logits, Rows::Panels(normal), &mut self.of_table, out.packed);
         layers.head.backward(at(0), panels, logits, branch);
         stream.fill(0.0);
@@ -253,16 +308,19 @@ impl Passes {
 
         for (index, block) in self.blocks.iter_mut().enumerate().rev() {
             let (base, n) = (spec.block(index), spec.of_norm());
-            let kept = take(&block.wide, panels, 4 * width);
             branch.copy_from_slice(stream);
             drop(2 * index + 2, branch);
-            gelu(kept, wide);
+            precision.round(branch);
+            gelu(block.wide.read(panels.elements(4 * width), other), wide);
+            precision.round(wide);
             out.linear(layers.narrow, base + 2 * n + 6, branch, wide);
             layers.narrow.backward(at(base + 2 * n + 6), panels, branch, other);
-            gelu_gradient(kept, other);
+            gelu_gradient(block.wide.read(panels.elements(4 * width), wide), other);
+            precision.round(other);
             let middle = take(&block.middle, panels, width);
             let second = norm(spec, parameters, base + n + 4);
             layers.norm.forward(panels, second, middle, normal, &mut block.of_second_norm);
+            precision.round(normal);
             out.linear(layers.widen, base + 2 * n + 4, other, normal);
             layers.widen.backward(at(base + 2 * n + 4), panels, other, branch);
             let x = (middle, &block.of_second_norm[..]);
@@ -270,16 +328,22 @@ impl Passes {
 
             branch.copy_from_slice(stream);
             drop(2 * index + 1, branch);
-            let attended = take(&block.attended, panels, width);
+            precision.round(branch);
+            let (of_qkv, of_attended) = wide.split_at_mut(panels.elements(3 * width));
+            let attended = block.attended.read(panels.elements(width), of_attended);
             out.linear(layers.attended, base + n + 2, branch, attended);
             layers.attended.backward(at(base + n + 2), panels, branch, normal);
-            let qkv = take(&block.qkv, panels, 3 * width);
+            precision.round(normal);
+            let qkv = block.qkv.read(panels.elements(3 * width), of_qkv);
             let (done, scratch) = ((attended, &block.of_attention[..]), &mut self.attention);
             let of_qkv = other.get_mut(..panels.elements(3 * width)).unwrap_or_default();
-            layers.attention.backward(panels, positions, qkv, done, normal, of_qkv, scratch);
+            let drops = layers.drops(index, positions, batch.place);
+            layers.attention.backward(panels, positions, drops, qkv, done, normal, of_qkv, scratch);
+            precision.round(of_qkv);
             let x = take(&block.x, panels, width);
             let first = norm(spec, parameters, base);
             layers.norm.forward(panels, first, x, normal, &mut block.of_first_norm);
+            precision.round(normal);
             out.linear(layers.qkv, base + n, of_qkv, normal);
             layers.qkv.backward(at(base + n), panels, of_qkv, branch);
             let x = (x, &block.of_first_norm[..]);

@@ -1,7 +1,9 @@
 //! A convolution without bias and the batch norm of its result.
 
+use super::super::working::Working;
 use super::super::{Initial, ModelError, ParameterSpec, Update};
-use crate::layers::{BatchNorm, Convolution, Ends, Image, Panels, Statistics};
+use crate::layers::{BatchNorm, Convolution, Ends, Image, Kept, Panels, Statistics};
+use crate::precision::Precision;
 use crate::shape::Shape;
 
 /// The part of the running statistics that a step's replace, as PyTorch's `momentum` of `nn.BatchNorm2d`.
@@ -85,20 +87,25 @@ impl Unit {
         self.convolution.packed_elements(examples)
     }
 
-    /// `raw` becomes the convolution of `x`, `y` the norm of that.
+    /// `raw` becomes the convolution of `x`, computed where it says if not where it is kept; `y` the norm of that.
     #[allow(clippy::too_many_arguments)] // what goes in, what comes out, and where it is computed
     pub(super) fn forward(
         &self,
+        weights: &Working,
         parameters: &[&[f32]],
         panels: Panels,
         training: bool,
         x: &[f32],
-        raw: &mut [f32],
+        (raw, place): (&mut Kept, &mut [f32]),
         y: &mut [f32],
         room: &mut Room,
     ) {
-        let Some(&[weight, scale, shift, mean, variance]) = self.parameters(parameters) else { return };
-        self.convolution.forward(weight, Ends::default(), panels, x, raw, &mut room.ordered);
+        let Some(&[_, scale, shift, mean, variance]) = self.parameters(parameters) else { return };
+        let (weight, size) = (weights.at(parameters, self.first), panels.elements(self.output().features()));
+        raw.keep(size, place, |raw| {
+            self.convolution.forward(weight, Ends::default(), panels, x, raw, &mut room.ordered);
+        });
+        let raw = raw.read(size, place);
         let Some(mut by) = self.statistics(&mut room.statistics) else { return };
         if training {
             self.norm.measure(panels, raw, &mut by);
@@ -109,21 +116,24 @@ impl Unit {
     }
 
     /// From the gradient `dy` of its result, which becomes that of what the convolution made, to that of its input, if
-    /// wanted; hands its parameters' over.
+    /// wanted; hands its parameters' over. `x` and `raw` are what [`forward`](Unit::forward) kept, `read` where to read them.
     #[allow(clippy::too_many_arguments)] // as above
     pub(super) fn backward(
         &self,
+        weights: &Working,
+        precision: Precision,
         parameters: &[&[f32]],
         panels: Panels,
-        x: &[f32],
-        raw: &[f32],
+        (x, raw, read): (&Kept, &Kept, &mut [f32]),
         dy: &mut [f32],
         dx: Option<&mut [f32]>,
         gradient: &mut [f32],
         room: &mut Room,
         ready: &mut dyn FnMut(usize, &[f32]),
     ) {
-        let Some(&[weight, scale, ..]) = self.parameters(parameters) else { return };
+        let Some(&[_, scale, ..]) = self.parameters(parameters) else { return };
+        let weight = weights.at(parameters, self.first);
+        let raw = raw.read(panels.elements(self.output().features()), read);
         let Some(by) = self.statistics(&mut room.statistics) else { return };
         let Some((dscale, rest)) = gradient.split_at_mut_checked(scale.len()) else { return };
         let Some(dshift) = rest.get_mut(..scale.len()) else { return };
@@ -134,6 +144,8 @@ impl Unit {
         self.norm.backward(scale, panels, &by, raw, dy, [&mut *dscale, &mut *dshift]);
         ready(self.first + 1, dscale);
         ready(self.first + 2, dshift);
+        precision.round(dy);
+        let x = x.read(panels.elements(self.input.features()), read);
         let dw = gradient.get_mut(..weight.len()).unwrap_or_default();
         self.convolution.weights(panels, dy, x, dw, &mut room.ordered, &mut room.packed);
         ready(self.first, dw);

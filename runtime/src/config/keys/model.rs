@@ -90,6 +90,13 @@ pub(super) static KEYS: &[Key] = &[
         doc: "Share of the embeddings, and of what each branch adds, that training drops at random: the same numbers whoever computes them.",
     },
     Key {
+        path: "model.attention_dropout",
+        rule: Rule::Number { min: 0.0, above: false, max: 1.0, below: true },
+        absent: Absent::Is("0.0"),
+        applies: GPT,
+        doc: "Share of attention's probabilities that training drops at random, the same ones whoever computes them; GPT-2 has that of `model.dropout`. A step then takes longer: a random number is drawn for each, twice.",
+    },
+    Key {
         path: "model.norm",
         rule: Rule::Choice(&["layer", "rms"]),
         absent: Absent::Is("\"layer\""),

@@ -129,6 +129,13 @@ pub(super) static KEYS: &[Key] = &[
         doc: "By how much a test loss must be below the best one to count as better, for `patience`.",
     },
     Key {
+        path: "training.precision",
+        rule: Rule::Choice(&["f32", "bf16"]),
+        absent: Absent::Is("\"f32\""),
+        applies: None,
+        doc: "What workers compute matrix products and convolutions in. With `bf16` (mixed precision), weights, activations and gradients of activations are rounded to bfloat16 before a product, which sums in `f32`; servers keep and update the parameters in `f32`, and losses are not scaled. Activations that wait for the backward pass take half the memory: see [networks](networks.md#mixed-precision). A CPU is no faster for it.",
+    },
+    Key {
         path: "training.determinism",
         rule: Rule::Choice(&["strict", "relaxed"]),
         absent: Absent::Is("\"strict\""),

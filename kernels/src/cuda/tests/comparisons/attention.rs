@@ -5,6 +5,7 @@ use super::{assert_bits, numbers};
 use crate::cuda::{Buffer, Device, DeviceAttention};
 use crate::layers::{Attention, AttentionScratch};
 use crate::linear::Panels;
+use crate::precision::Precision;
 
 /// Sequences shorter than a block of keys, of one, and of several.
 pub(in crate::cuda::tests) fn attention<D: Device>(device: &mut D) {
@@ -15,16 +16,16 @@ pub(in crate::cuda::tests) fn attention<D: Device>(device: &mut D) {
         let (tokens, width) = (positions * examples, heads * size);
         let (qkv, dy) = (numbers(tokens * 3 * width, 1), numbers(tokens * width, 2));
         let panels = Panels::new(tokens);
-        let on_cpu = Attention { heads, size };
+        let on_cpu = Attention { heads, size, precision: Precision::F32 };
         let mut scratch = AttentionScratch::new(on_cpu, positions, 1).unwrap();
         let qkv_panels = in_panels(panels, &qkv, 3 * width);
         let mut out = vec![0.0; panels.elements(width)];
         let mut kept = vec![0.0; tokens * heads];
-        on_cpu.forward(panels, positions, &qkv_panels, &mut out, &mut kept, &mut scratch);
+        on_cpu.forward(panels, positions, None, &qkv_panels, &mut out, &mut kept, &mut scratch);
         let mut gradient = vec![0.0; panels.elements(3 * width)];
         let dy_panels = in_panels(panels, &dy, width);
         let (given, made) = ((&out[..], &kept[..]), &mut gradient);
-        on_cpu.backward(panels, positions, &qkv_panels, given, &dy_panels, made, &mut scratch);
+        on_cpu.backward(panels, positions, None, &qkv_panels, given, &dy_panels, made, &mut scratch);
 
         let on_device = DeviceAttention { heads, size, positions };
         let [d_qkv, d_dy] = [&qkv, &dy].map(|values| Buffer::of(device, "tensor", values).unwrap());

@@ -1,0 +1,27 @@
+//! The network that a job trains, and what it computes in.
+
+use testudo_kernels::{Model, ModelError, ModelSpec, Precision};
+
+use super::{JobError, JobSpec};
+use crate::worker::ShardCompute;
+
+impl JobSpec {
+    /// The network with buffers for what a worker hands it at a time, in the job's precision: what workers compute with, and
+    /// whoever computes a step again.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the job's network is no built-in one, or does not fit memory.
+    pub fn build_model(&self) -> Result<Box<dyn Model>, ModelError> {
+        self.model.build_in(self.precision, ShardCompute::largest_batch(self))
+    }
+
+    pub(super) fn validate_network(&self) -> Result<(), JobError> {
+        if let (ModelSpec::Custom { name, .. }, Precision::Bf16) = (&self.model, self.precision) {
+            return Err(JobError::Invalid(format!(
+                "training.precision is bf16, and the model {name} is the program's own, which decides that for itself: leave it \
+                 at f32"
+            )));
+        }
+        self.model.parameters().map(|_| ()).map_err(|e| JobError::Invalid(e.to_string()))
+    }
+}
