@@ -66,17 +66,16 @@ pub(crate) fn load<S: Simd, const R: usize, const V: usize>(
     let mut tile = [[simd.splat_f32s(0.0); V]; R];
     for (r, sums) in tile.iter_mut().enumerate() {
         let Some(from) = from.get(r * stride..).and_then(|from| from.get(..used)) else { break };
-        if let Some(from) = S::as_simd_f32s(from).0.first_chunk::<V>() {
+        let (whole, part) = S::as_simd_f32s(from);
+        if let Some(from) = whole.first_chunk::<V>() {
             *sums = *from;
             continue;
         }
-        // All vectors, so that the loop is unrolled: a tile that is indexed by what is not constant would live in memory.
-        for (v, sum) in sums.iter_mut().enumerate() {
-            let from = from.get(v * S::F32_LANES..).unwrap_or_default();
-            *sum = match S::as_simd_f32s(from).0.first() {
-                Some(whole) => *whole,
-                None => simd.partial_load_f32s(from),
-            };
+        for (sum, from) in sums.iter_mut().zip(whole) {
+            *sum = *from;
+        }
+        if let (false, Some(sum)) = (part.is_empty(), sums.get_mut(whole.len())) {
+            *sum = simd.partial_load_f32s(part);
         }
     }
     tile
@@ -93,17 +92,16 @@ pub(crate) fn store<S: Simd, const R: usize, const V: usize>(
 ) {
     for (r, sums) in tile.iter().enumerate() {
         let Some(out) = out.get_mut(r * stride..).and_then(|out| out.get_mut(..used)) else { return };
-        if let Some(out) = S::as_mut_simd_f32s(out).0.first_chunk_mut::<V>() {
+        let (whole, part) = S::as_mut_simd_f32s(out);
+        if let Some(out) = whole.first_chunk_mut::<V>() {
             *out = *sums;
             continue;
         }
-        for (v, sum) in sums.iter().enumerate() {
-            let out = out.get_mut(v * S::F32_LANES..).unwrap_or_default();
-            if let Some(out) = out.get_mut(..S::F32_LANES) {
-                S::as_mut_simd_f32s(out).0.iter_mut().for_each(|out| *out = *sum);
-            } else {
-                simd.partial_store_f32s(out, *sum);
-            }
+        for (out, sum) in whole.iter_mut().zip(sums) {
+            *out = *sum;
+        }
+        if let (false, Some(sum)) = (part.is_empty(), sums.get(whole.len())) {
+            simd.partial_store_f32s(part, *sum);
         }
     }
 }
