@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use testudo_kernels::cuda::AnyDevice;
+
 use crate::job::{Best, JobSpec, Resume};
 use crate::placement::{Slice, SliceId};
 
@@ -127,6 +129,11 @@ pub trait ServerSetup: Send {
     /// # Errors
     /// The text is for the operator.
     fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String>;
+
+    /// What the server sums and updates on; `None` is the CPU. Asked for once.
+    fn device(&mut self) -> Option<AnyDevice> {
+        None
+    }
 }
 
 /// A server without a place for checkpoints: it serves jobs that want none.

@@ -246,11 +246,15 @@ pub fn run_server(
         let mine: Vec<_> = map.of_server(index).copied().collect();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
+        let mut math = SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
+            .map_err(|error| NodeError::Bug(error.to_string()))?;
+        if let Some(device) = setup.device() {
+            math = math.with_device(device).map_err(|error| NodeError::Environment(error.to_string()))?;
+        }
         let parts = ServerParts {
             core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat)
                 .with_codec(job.codecs.push),
-            math: SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
-                .map_err(|error| NodeError::Bug(error.to_string()))?,
+            math,
             job,
             source,
             writer,

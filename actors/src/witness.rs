@@ -128,6 +128,7 @@ impl From<MathError> for Heard {
             | MathError::Restored(_)
             | MathError::Order(_)
             | MathError::Weights(_)
+            | MathError::Device(_)
             | MathError::Unknown(_) => Heard::Lost(error.to_string()),
         }
     }

@@ -13,35 +13,41 @@
 //!    on it.
 //! 4. **Out of memory is an error that names the tensor**, and leaves everything as it was.
 
+mod any;
 mod attention;
 mod batch_norm;
 mod buffer;
 mod codec;
 mod device;
 mod driver;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;
 mod generate;
 mod image;
 mod layers;
 mod linear;
-mod mlp;
+mod model;
+mod network;
 mod nvrtc;
 mod operations;
 mod sequence;
 mod source;
 mod update;
 
+pub use any::{AnyDevice, AnyMemory};
 pub use attention::DeviceAttention;
-pub use batch_norm::{DeviceBatchNorm, DeviceStatistics};
+pub use batch_norm::{DeviceBatchNorm, DeviceStatistics, sum_pixels};
 pub use buffer::Buffer;
 pub use codec::{decode, encode, encode_feedback};
-pub use device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};
+pub use device::{Argument, Device, DeviceError, Fetch, Geometry, SCALARS, Scalars};
 pub use driver::Gpu;
 pub use generate::Generated;
 pub use image::{DeviceConvolution, DevicePool, ImageSize};
-pub use layers::{cross_entropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
+pub use layers::{CrossEntropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
 pub use linear::DeviceLinear;
-pub use mlp::{DeviceMlp, Ready};
-pub use operations::{Votes, add, add_checked, divide, first_non_finite};
+pub use model::DeviceModel;
+pub use network::{add_rectified, copy, copy_to, fill, permute, sum_of};
+pub use operations::{Votes, add, add_checked, divide, first_non_finite, first_non_finite_of};
 pub use sequence::{DeviceNorm, Tokens, dropout, positions_gradient};
 pub use source::Source;
 pub use update::{DeviceOptimizer, DeviceSlice};

@@ -17,14 +17,14 @@
 //! A new model is a file beside `mlp.rs` and a variant of [`ModelSpec`]; outside this crate, an implementation of
 //! [`Model`].
 
-mod check;
-mod cnn;
+pub(crate) mod check;
+pub(crate) mod cnn;
 mod error;
 mod gpt;
 mod mlp;
 mod output;
 mod parameter;
-mod resnet;
+pub(crate) mod resnet;
 mod working;
 
 pub use error::ModelError;

@@ -16,6 +16,7 @@
 mod build;
 mod check;
 mod data;
+mod device;
 pub mod docs;
 pub mod keys;
 mod limits;
@@ -37,6 +38,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use testudo_kernels::{Norm, Precision};
 
+pub use device::{ComputeDevice, Servers, Workers};
 pub use limits::Limits;
 pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};
@@ -54,6 +56,10 @@ pub struct Config {
     pub cluster: Cluster,
     /// `[network]`
     pub network: Network,
+    /// `[servers]`
+    pub servers: Servers,
+    /// `[workers]`
+    pub workers: Workers,
     /// `[training]`
     pub training: Training,
     /// `[model]`

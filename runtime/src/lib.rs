@@ -19,6 +19,7 @@ mod cli;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod device;
 pub mod doctor;
 pub mod error;
 pub mod job;

@@ -12,12 +12,15 @@ use testudo_actors::message::Evaluated;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::{CheckpointError, CheckpointSink, FinalModel, JobSpec, Resume, TrainAndTest};
+use testudo_kernels::cuda::AnyDevice;
+use testudo_kernels::{Model, ModelError};
 use testudo_transport::{BindError, CreditConfig, KeyExchange, Role, TransportConfig};
 
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
 use crate::config::{self, Config};
 use crate::data::{Data, DataFiles, LoadError};
+use crate::device;
 use crate::job;
 use crate::report::metrics::{EvaluationRecord, MetricsError, MetricsWriter, StepRecord};
 use crate::telemetry::Progress;
@@ -108,13 +111,14 @@ pub struct Setup {
     model: PathBuf,
     files: Option<DataFiles>,
     data: Option<Data>,
+    device: Option<AnyDevice>,
 }
 
 impl Setup {
     /// For a node of `config` that writes the final model to the file `model`.
     #[must_use]
     pub fn new(config: Config, model: PathBuf) -> Setup {
-        Setup { config, model, files: None, data: None }
+        Setup { config, model, files: None, data: None, device: None }
     }
 
     /// With data from `files`, which are open, instead of those that the cluster file names.
@@ -134,8 +138,16 @@ impl Setup {
 
 impl WorkerSetup for Setup {
     fn prepare(&mut self) -> Result<(), String> {
+        self.device = device::open("workers.device", self.config.workers.device).map_err(|e| e.message)?;
         self.data = Some(self.read()?);
         Ok(())
+    }
+
+    fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
+        match self.device.take() {
+            Some(device) => job.build_model_on(device),
+            None => job.build_model(),
+        }
     }
 
     fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String> {

@@ -128,7 +128,7 @@ pub fn confine(options: &Options) -> Result<(), ServeError> {
         write: vec![options.state.as_path().into()],
         tcp: observability::exports(),
         listen: Some(options.listen.port()),
-        start: None,
+        ..Needs::default()
     };
     process::confine(calls::Role::Node, needs);
     Ok(())

@@ -17,6 +17,7 @@ use testudo_actors::scheduler::{Observer, StepSummary};
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeError, NodeOptions, SignedJob, policy};
+use testudo_kernels::cuda::AnyDevice;
 use testudo_kernels::{Model, ModelError};
 use testudo_transport::pki::WallClock;
 use testudo_transport::{
@@ -185,19 +186,20 @@ impl Observer for Watching {
 pub struct ToySetup {
     adapt: Option<Adapt>,
     lie: Option<Lie>,
+    device: Option<AnyDevice>,
 }
 
 impl ToySetup {
     /// As a job has it.
     #[must_use]
     pub fn plain() -> ToySetup {
-        ToySetup { adapt: None, lie: None }
+        ToySetup { adapt: None, lie: None, device: None }
     }
 
     /// With arithmetic that `adapt` wraps.
     #[must_use]
     pub fn adapted(adapt: Adapt) -> ToySetup {
-        ToySetup { adapt: Some(adapt), lie: None }
+        ToySetup { adapt: Some(adapt), lie: None, device: None }
     }
 }
 
@@ -207,7 +209,11 @@ impl WorkerSetup for ToySetup {
     }
 
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
-        Ok(liar::perhaps(job.build_model()?, self.lie))
+        let model = match self.device.take() {
+            Some(device) => job.build_model_on(device)?,
+            None => job.build_model()?,
+        };
+        Ok(liar::perhaps(model, self.lie))
     }
 
     fn sink(&mut self, _: &JobSpec) -> Box<dyn CheckpointSink> {
@@ -237,6 +243,8 @@ pub struct Wiring {
     pub absent: Vec<u32>,
     /// Where each server writes its parts of checkpoints, by index.
     pub checkpoints: Box<dyn FnMut(u32) -> Box<dyn ServerSetup>>,
+    /// What a worker computes on, by index, if not on the CPU.
+    pub devices: Box<dyn FnMut(u32) -> Option<AnyDevice>>,
     /// What makes checkpoints whole.
     pub ledger: Option<Box<dyn Ledger>>,
     /// Is shown every node's network. What keeps one keeps its connections, beyond the node's end.
@@ -255,6 +263,7 @@ impl Default for Wiring {
             advertise: Box::new(|_, _, address| address),
             absent: Vec::new(),
             checkpoints: Box::new(|_| Box::new(NoCheckpoints)),
+            devices: Box::new(|_| None),
             ledger: None,
             networks: Box::new(|_| {}),
             audit: None,
@@ -340,7 +349,8 @@ impl Cluster {
             let identity = site.identity(Role::Worker, &index.to_string());
             let network = site.network_with(&identity, &dialling);
             (wiring.networks)(&network);
-            let mut setup = ToySetup { adapt: (wiring.adapt)(index), lie: (wiring.lie)(index) };
+            let device = (wiring.devices)(index);
+            let mut setup = ToySetup { adapt: (wiring.adapt)(index), lie: (wiring.lie)(index), device };
             let runtime = site.runtime.handle().clone();
             let id = identity.id().clone();
             let options = NodeOptions {

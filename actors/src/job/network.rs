@@ -1,5 +1,6 @@
 //! The network that a job trains, and what it computes in.
 
+use testudo_kernels::cuda::{AnyDevice, DeviceModel};
 use testudo_kernels::{Model, ModelError, ModelSpec, Precision};
 
 use super::{JobError, JobSpec};
@@ -13,6 +14,22 @@ impl JobSpec {
     /// [`ModelError`] if the job's network is no built-in one, or does not fit memory.
     pub fn build_model(&self) -> Result<Box<dyn Model>, ModelError> {
         self.model.build_in(self.precision, ShardCompute::largest_batch(self))
+    }
+
+    /// The same on a device, which has kernels for `f32`.
+    ///
+    /// # Errors
+    /// [`ModelError`] as there; [`ModelError::Device`] if there are no kernels for what the job asks for, or the device's memory does not
+    /// suffice.
+    pub fn build_model_on(&self, device: AnyDevice) -> Result<Box<dyn Model>, ModelError> {
+        if self.precision != Precision::F32 {
+            let what = format!(
+                "training.precision is {}, and GPUs have kernels for f32 alone: set workers.device to \"cpu\"",
+                self.precision.name()
+            );
+            return Err(ModelError::Device { what });
+        }
+        Ok(Box::new(DeviceModel::new(device, &self.model, ShardCompute::largest_batch(self))?))
     }
 
     pub(super) fn validate_network(&self) -> Result<(), JobError> {

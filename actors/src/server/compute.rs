@@ -82,10 +82,7 @@ pub(super) fn start(
                     Ok(updated) => Mail::Input(Input::Combined { updated }),
                     Err(error) => Mail::Fatal(error.to_string()),
                 }),
-                Work::Written => {
-                    math.snapshot_written();
-                    None
-                }
+                Work::Written => math.snapshot_written().err().map(|error| Mail::Fatal(error.to_string())),
             };
             // The answer first: a snapshot holds nobody up.
             let told = mail.map_or(Ok(()), |mail| mailbox.deliver_blocking(&runtime, mail));

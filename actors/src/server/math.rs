@@ -8,18 +8,21 @@
 //!    next version before all can be.
 //! 5. What an update is, its parameter's rule says ([`super::rules`]). Slices of a tensor that is updated as a whole go to their next
 //!    version together, when the last of them is complete.
+//! 6. On a device ([`SliceMath::with_device`]) every version has the same bits.
 
+mod device;
 mod error;
+mod update;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use testudo_kernels::optimizer::{self, StepInputs};
 use testudo_kernels::robust::products::Products;
 use testudo_kernels::robust::weigh::{Weights, clip};
 use testudo_kernels::{OptimizerError, ParameterSpec, Update, add, first_non_finite};
 use testudo_transport::Payload;
 
+use device::whole;
 pub use error::MathError;
 
 use crate::checkpoint::{RestoredSlice, SliceSnapshot};
@@ -32,6 +35,7 @@ use crate::plan::{HashPlan, Plan};
 use crate::server::contribution::{Contribution, SumOrder};
 use crate::server::held::Held;
 use crate::server::pieces::Pieces;
+use crate::server::resident::{Resident, Vector};
 use crate::server::rules::Rules;
 use crate::server::votes::Votes;
 use crate::server::{SnapshotEvent, Snapshots, Store};
@@ -48,14 +52,15 @@ pub struct Updated {
 
 #[derive(Debug, Default)]
 struct SliceState {
-    partials: Partials<Vec<f32>>,
+    partials: Partials<Vector>,
     votes: Votes,
     arrival: Option<(u32, Vec<f32>)>,
     /// The aggregate of the step before, where the rule keeps that: the last of the tensors that a checkpoint holds.
     aggregate: Option<Vec<f32>>,
     /// The gradient of the step, once it is whole.
-    complete: Option<Vec<f32>>,
-    /// What the rule keeps: tensors of the slice's length, and numbers, which all slices of a parameter have alike.
+    complete: Option<Vector>,
+    /// What the rule keeps: tensors of the slice's length, unless the slice is on the device, and numbers, which all slices of a parameter
+    /// have alike.
     optimizer: Vec<Vec<f32>>,
     scalars: Vec<f64>,
 }
@@ -74,6 +79,8 @@ pub struct SliceMath {
     whole: BTreeMap<u32, Vec<SliceId>>,
     /// What waits for weights, where whole gradients are weighed.
     held: Option<Held>,
+    /// The slices that are updated on a device, if there is one.
+    resident: Option<Resident>,
     snapshots: Snapshots,
     pieces: Pieces,
     store: Arc<Store>,
@@ -103,6 +110,7 @@ impl SliceMath {
         let held = job.weighing().map(|weighing| Held::new(weighing, slices.len()));
         Ok(SliceMath {
             held,
+            resident: None,
             plan: Plan::new(&job),
             tree: job.tree(),
             job,
@@ -140,7 +148,7 @@ impl SliceMath {
             self.store.put(slice.id, values)?;
         }
         self.hash_all(self.job.first_step());
-        Ok(())
+        self.settle()
     }
 
     /// Sets every slice to what a checkpoint holds, at the step that the job resumes from.
@@ -176,7 +184,7 @@ impl SliceMath {
             self.store.begin(id, version, weights)?;
         }
         self.hash_all(version);
-        Ok(())
+        self.settle()
     }
 
     /// Hashes what every slice is at, if that is to be.
@@ -220,17 +228,15 @@ impl SliceMath {
         if !self.is_at(version) {
             return Err(MathError::Order(version));
         }
-        if self.snapshots.order(version) {
-            self.keep_all();
-        }
-        Ok(())
+        if self.snapshots.order(version) { self.keep_all() } else { Ok(()) }
     }
 
     /// The snapshot that was handed out is written, or could not be.
-    pub fn snapshot_written(&mut self) {
-        if self.snapshots.written().is_some() {
-            self.keep_all();
-        }
+    ///
+    /// # Errors
+    /// [`MathError::Device`].
+    pub fn snapshot_written(&mut self) -> Result<(), MathError> {
+        if self.snapshots.written().is_some() { self.keep_all() } else { Ok(()) }
     }
 
     /// What has become of snapshots that fell due.
@@ -238,22 +244,25 @@ impl SliceMath {
         self.snapshots.poll()
     }
 
-    fn keep_all(&mut self) {
-        for slice in self.kept() {
+    fn keep_all(&mut self) -> Result<(), MathError> {
+        for slice in self.kept()? {
             self.snapshots.keep(slice);
         }
+        Ok(())
     }
 
     /// Every slice as it is now, in the model's order.
-    #[must_use]
-    pub fn kept(&self) -> Vec<SliceSnapshot> {
+    ///
+    /// # Errors
+    /// [`MathError::Device`]; never where slices are updated on the CPU.
+    pub fn kept(&self) -> Result<Vec<SliceSnapshot>, MathError> {
         let keep = |(slice, state): &(Slice, SliceState)| {
             let (_, weights) = self.store.current(slice.id)?;
-            Some(state.snapshot(slice, weights))
+            Some(self.snapshot(slice, state, weights))
         };
-        let mut kept: Vec<SliceSnapshot> = self.slices.values().filter_map(keep).collect();
+        let mut kept = self.slices.values().filter_map(keep).collect::<Result<Vec<_>, _>>()?;
         kept.sort_by_key(|s| s.slice.id);
-        kept
+        Ok(kept)
     }
 
     /// A contribution's values from the bytes that came, which are of the length that the core has checked. The sender's credit for
@@ -282,6 +291,10 @@ impl SliceMath {
         if let Some(element) = first_non_finite(&values) {
             return Err(MathError::NotFinite(element as u64));
         }
+        let on_device = self.held.is_none()
+            && order == SumOrder::Canonical
+            && self.resident.as_ref().is_some_and(|resident| resident.holds(id));
+        let mut resident = self.resident.as_mut().filter(|_| on_device);
         let vectors = match order {
             _ if rule.hostile().is_some() => {
                 // Each vote is one shard's: nothing is summed before (a core that lets a larger node pass has a bug).
@@ -290,13 +303,23 @@ impl SliceMath {
                 }
                 let examples = self.plan.shard(&self.plan.step(step), node.first).len();
                 let targets = examples * self.job.model.targets();
-                state.votes.cast(rule, tree.leaves(), node.first, targets, values)?
+                let votes = state.votes.cast(tree.leaves(), node.first, targets, values);
+                match (votes, resident) {
+                    (None, _) => None,
+                    (Some(votes), _) if rule.weighs() => Some(votes.into_iter().map(Vector::Host).collect()),
+                    (Some(votes), Some(resident)) => Some(vec![resident.aggregate(rule, &votes)?]),
+                    (Some(votes), None) => Some(vec![Vector::Host(rule.aggregate(votes)?)]),
+                }
             }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
-                let sum = state.partials.insert(tree, tree.root(), node, values, |mut left, right| {
-                    add(&mut left, &right);
-                    left
+                let (mut failed, values) = (None, Vector::new(values, resident.as_deref_mut())?);
+                let sum = state.partials.insert(tree, tree.root(), node, values, |left, right| {
+                    left.plus(right, resident.as_deref_mut()).unwrap_or_else(|error| {
+                        failed.get_or_insert(error);
+                        Vector::Host(Vec::new())
+                    })
                 });
+                failed.map_or(Ok(()), Err)?;
                 sum.map(|sum| vec![sum])
             }
             SumOrder::Arrival => {
@@ -308,7 +331,7 @@ impl SliceMath {
                     }
                 };
                 if count == tree.leaves() {
-                    Some(vec![sum])
+                    Some(vec![Vector::Host(sum)])
                 } else {
                     state.arrival = Some((count, sum));
                     None
@@ -317,6 +340,7 @@ impl SliceMath {
         };
         let Some(mut vectors) = vectors else { return Ok(None) };
         if let Some(held) = &mut self.held {
+            let vectors: Vec<Vec<f32>> = vectors.into_iter().filter_map(Vector::on_host).collect();
             // A sum of finite values may be none.
             if let Some(element) = vectors.iter().find_map(|vector| first_non_finite(vector)) {
                 let name = "the gradients' sum".into();
@@ -351,7 +375,7 @@ impl SliceMath {
         for (id, mut vectors) in held.ok_or(MathError::Weights(step))? {
             if !self.learns(id.parameter) {
                 let statistics = vectors.pop().ok_or(MathError::Unknown(id))?;
-                updated.extend(self.complete(id, step, statistics)?);
+                updated.extend(self.complete(id, step, Vector::Host(statistics))?);
                 continue;
             }
             let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
@@ -360,7 +384,7 @@ impl SliceMath {
             let mut gradient = weights.combine(vectors)?;
             state.aggregate = keeps.then(|| gradient.clone());
             clip(&mut gradient, weights.clip);
-            updated.extend(self.complete(id, step, gradient)?);
+            updated.extend(self.complete(id, step, Vector::Host(gradient))?);
         }
         Ok(updated)
     }
@@ -369,129 +393,10 @@ impl SliceMath {
     fn learns(&self, parameter: u32) -> bool {
         self.parameters.get(parameter as usize).is_none_or(|p| p.update == Update::Learn)
     }
-
-    /// A slice's gradient is whole: updates it, or all of its tensor if that was the last one it waited for.
-    fn complete(
-        &mut self,
-        id: SliceId,
-        step: u64,
-        mut gradient: Vec<f32>,
-    ) -> Result<Option<Updated>, MathError> {
-        if self.order == (SumOrder::Wrong { step })
-            && let Some(first) = gradient.first_mut()
-        {
-            *first += 1.0;
-        }
-        let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
-        state.complete = Some(gradient);
-        let alone = [id];
-        let slices = self.whole.get(&id.parameter).map_or(&alone[..], Vec::as_slice).to_vec();
-        let is_complete =
-            |id: &SliceId| self.slices.get(id).is_some_and(|(_, state)| state.complete.is_some());
-        if slices.iter().all(is_complete) { self.update(slices, step).map(Some) } else { Ok(None) }
-    }
-
-    /// Turns the complete gradient of a step, a sum or a rule's result, into the next version of `slices`, which are of one
-    /// parameter.
-    fn update(&mut self, slices: Vec<SliceId>, step: u64) -> Result<Updated, MathError> {
-        let Some(first) = slices.first().copied() else { return Ok(Updated { version: step, slices }) };
-        let divisor = self.job.divisor(step);
-        let learning_rate =
-            self.job.learning_rate * self.job.schedule.factor(step, self.plan.planned_steps());
-        let inputs = StepInputs { step: step + 1, learning_rate, divisor };
-        // Out of their places, so that several can be lent at a time.
-        let mut taken = Vec::with_capacity(slices.len());
-        for id in &slices {
-            let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
-            let (version, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
-            let sum = state.complete.take().ok_or(MathError::Unknown(*id))?;
-            taken.push((version, weights, sum, std::mem::take(&mut state.optimizer)));
-        }
-        let mut scalars = self.slices.get(&first).map_or(Vec::new(), |(_, s)| s.scalars.clone());
-        let mut lent: Vec<optimizer::Slice<'_>> = taken
-            .iter_mut()
-            .map(|(_, weights, sum, state)| optimizer::Slice { weights, gradient_to_weights: sum, state })
-            .collect();
-        let updated = self.rules.update(first.parameter, inputs, &mut lent, &mut scalars);
-        updated.map_err(|error| self.diverged(first, step, error))?;
-        let mut version = step;
-        for (id, (before, weights, values, optimizer)) in slices.iter().zip(taken) {
-            drop(weights);
-            version = before + 1;
-            self.put(*id, version, values, optimizer, &scalars)?;
-        }
-        Ok(Updated { version, slices })
-    }
-
-    /// What an error of the update of `first` and the slices after it is to people.
-    fn diverged(&self, first: SliceId, step: u64, error: OptimizerError) -> MathError {
-        let OptimizerError::NotFinite { element, line, name } = error else { return error.into() };
-        let parameter = self.parameters.get(first.parameter as usize).map(|p| p.name.clone());
-        let begin = self.slices.get(&first).map_or(0, |(slice, _)| slice.first);
-        let what =
-            element.map_or("one of the optimizer's numbers".into(), |at| format!("element {}", begin + at));
-        let text = (line as usize).checked_sub(1).and_then(|at| self.job.optimizer.program.lines().nth(at));
-        let place = match text {
-            Some(text) => format!("{what}; line {line} of the optimizer: `{}`", text.trim()),
-            None => format!("{what} of {name}"),
-        };
-        MathError::Diverged { parameter: parameter.unwrap_or_else(|| first.to_string()), step, place }
-    }
-
-    /// Puts a slice's next version in its place, and gives it to whoever is to have it.
-    fn put(
-        &mut self,
-        id: SliceId,
-        version: u64,
-        values: Vec<f32>,
-        optimizer: Vec<Vec<f32>>,
-        scalars: &[f64],
-    ) -> Result<(), MathError> {
-        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
-        state.optimizer = optimizer;
-        state.scalars.clear();
-        state.scalars.extend_from_slice(scalars);
-        self.store.put(id, values)?;
-        let Some((_, weights)) = self.store.current(id) else { return Ok(()) };
-        if self.pieces.wants(version) {
-            self.pieces.hash(version, slice, &weights);
-        }
-        if self.snapshots.wants(version) {
-            self.snapshots.keep(state.snapshot(slice, weights));
-        }
-        Ok(())
-    }
 }
 
-impl SliceState {
-    fn snapshot(&self, slice: &Slice, weights: Arc<Vec<f32>>) -> SliceSnapshot {
-        let state = self.optimizer.iter().chain(&self.aggregate).cloned().collect();
-        SliceSnapshot { slice: *slice, weights, state, scalars: self.scalars.clone() }
-    }
-}
-
-/// The slices of each parameter that is updated as a whole, all of which must be among `slices`.
-fn whole(
-    rules: &Rules,
-    parameters: &[ParameterSpec],
-    slices: impl Iterator<Item = Slice>,
-) -> Result<BTreeMap<u32, Vec<SliceId>>, MathError> {
-    let mut held: BTreeMap<u32, (usize, Vec<SliceId>)> = BTreeMap::new();
-    for slice in slices.filter(|slice| rules.is_whole(slice.id.parameter)) {
-        let (elements, ids) = held.entry(slice.id.parameter).or_default();
-        *elements += slice.elements;
-        ids.push(slice.id);
-    }
-    for (parameter, (elements, ids)) in &mut held {
-        let all = parameters.get(*parameter as usize).map(|p| p.shape.elements());
-        if all != Some(*elements) {
-            return Err(MathError::Incomplete(*parameter));
-        }
-        ids.sort();
-    }
-    Ok(held.into_iter().map(|(parameter, (_, ids))| (parameter, ids)).collect())
-}
-
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

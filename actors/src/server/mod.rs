@@ -11,6 +11,7 @@ mod core;
 mod held;
 mod math;
 mod pieces;
+mod resident;
 mod rules;
 mod serve;
 mod snapshot;

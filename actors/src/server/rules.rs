@@ -57,6 +57,19 @@ impl Rules {
         }
     }
 
+    /// The optimizers that the rules name by their places.
+    pub(super) fn optimizers(&self) -> &[Optimizer] {
+        &self.optimizers
+    }
+
+    /// Which optimizer updates a parameter, if one does.
+    pub(super) fn optimizer_of(&self, parameter: u32) -> Option<usize> {
+        match self.of.get(parameter as usize)? {
+            Rule::Optimizer(at) => Some(*at),
+            Rule::Average { .. } => None,
+        }
+    }
+
     /// Whether its slices are updated together.
     pub(super) fn is_whole(&self, parameter: u32) -> bool {
         let learnt = matches!(self.of.get(parameter as usize), Some(Rule::Optimizer(_)));

@@ -183,6 +183,21 @@ impl DeviceBatchNorm {
     }
 }
 
+/// A bias's gradient where each example has `pixels` pixels of as many channels as `out` is long: each channel's sum.
+///
+/// # Errors
+/// [`DeviceError::Length`], and what a launch may meet.
+pub fn sum_pixels<D: Device>(
+    device: &mut D,
+    (examples, pixels): (usize, usize),
+    gradient: &Numbers<D>,
+    out: &mut Numbers<D>,
+) -> Result<(), DeviceError> {
+    let image = ImageSize { channels: out.elements(), height: pixels, width: 1 };
+    gradient.check(examples.saturating_mul(image.features()))?;
+    DeviceBatchNorm { image }.sum(device, "channel_sums", examples, vec![gradient.input(), out.output()])
+}
+
 fn each<D: Device>(
     device: &mut D,
     kernel: &str,

@@ -4,14 +4,15 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
-use super::device::{Argument, Device, DeviceError};
+use super::device::{Argument, Device, DeviceError, Fetch};
 
-/// `elements` values of type `T` in a device's memory `M`.
+/// `elements` values of type `T` in a device's memory `M`, which may have room for more.
 #[derive(Debug)]
 pub struct Buffer<M, T> {
     name: String,
     memory: M,
     elements: usize,
+    room: usize,
     values: PhantomData<T>,
 }
 
@@ -26,7 +27,7 @@ impl<M, T: Pod> Buffer<M, T> {
         elements: usize,
     ) -> Result<Self, DeviceError> {
         let memory = device.allocate(name, elements.saturating_mul(size_of::<T>()))?;
-        Ok(Self { name: name.into(), memory, elements, values: PhantomData })
+        Ok(Self { name: name.into(), memory, elements, room: elements, values: PhantomData })
     }
 
     /// A tensor of these values.
@@ -45,7 +46,21 @@ impl<M, T: Pod> Buffer<M, T> {
     /// [`DeviceError::Length`], [`DeviceError::Driver`].
     pub fn write<D: Device<Memory = M>>(&mut self, device: &mut D, values: &[T]) -> Result<(), DeviceError> {
         self.check(values.len())?;
-        device.write(&mut self.memory, bytemuck::cast_slice(values))
+        device.write(&mut self.memory, 0, bytemuck::cast_slice(values))
+    }
+
+    /// Replaces some values, from element `first` on.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`] if it has not as many there, [`DeviceError::Driver`].
+    pub fn write_at<D: Device<Memory = M>>(
+        &mut self,
+        device: &mut D,
+        first: usize,
+        values: &[T],
+    ) -> Result<(), DeviceError> {
+        self.holds(first, values.len())?;
+        device.write(&mut self.memory, first * size_of::<T>(), bytemuck::cast_slice(values))
     }
 
     /// Copies all values, when what was launched before is over.
@@ -54,7 +69,53 @@ impl<M, T: Pod> Buffer<M, T> {
     /// [`DeviceError::Length`], [`DeviceError::Driver`].
     pub fn read<D: Device<Memory = M>>(&self, device: &mut D, into: &mut [T]) -> Result<(), DeviceError> {
         self.check(into.len())?;
-        device.read(&self.memory, bytemuck::cast_slice_mut(into))
+        device.read(&self.memory, 0, bytemuck::cast_slice_mut(into))
+    }
+
+    /// Copies some values, from element `first` on, when what was launched before is over.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`] if it has not as many there, [`DeviceError::Driver`].
+    pub fn read_at<D: Device<Memory = M>>(
+        &self,
+        device: &mut D,
+        first: usize,
+        into: &mut [T],
+    ) -> Result<(), DeviceError> {
+        self.holds(first, into.len())?;
+        device.read(&self.memory, first * size_of::<T>(), bytemuck::cast_slice_mut(into))
+    }
+
+    /// Begins to copy all values to the host, beside what is launched from now on.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn fetch<D: Device<Memory = M>>(&self, device: &mut D) -> Result<Fetch, DeviceError> {
+        device.fetch(&self.memory, self.elements * size_of::<T>())
+    }
+
+    /// Makes it a tensor of so many values, as long as there is room: those that it was made with. What they are is unsaid.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`] if there is not.
+    pub fn resize(&mut self, elements: usize) -> Result<(), DeviceError> {
+        if elements > self.room {
+            let (expected, found) = (elements, self.room);
+            return Err(DeviceError::Length { tensor: self.name.clone(), expected, found });
+        }
+        self.elements = elements;
+        Ok(())
+    }
+
+    /// Whether it has `count` values from element `first` on.
+    pub(super) fn holds(&self, first: usize, count: usize) -> Result<(), DeviceError> {
+        match first.checked_add(count) {
+            Some(end) if end <= self.elements => Ok(()),
+            _ => {
+                let (expected, found) = (first.saturating_add(count), self.elements);
+                Err(DeviceError::Length { tensor: self.name.clone(), expected, found })
+            }
+        }
     }
 
     /// A copy of all values.

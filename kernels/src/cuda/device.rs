@@ -1,4 +1,7 @@
 //! What runs kernels: a GPU, or, in tests, the launch emulator. The operations of this module are written once, for both.
+//!
+//! Work is in order, but for [`fetch`](Device::fetch): what it copies is what was launched before it, and what is launched after it need
+//! not wait for the copy.
 
 use super::source::Source;
 use crate::codec::CodecError;
@@ -13,10 +16,14 @@ pub const SCALARS: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct Scalars(pub [f32; SCALARS]);
 
+/// A copy to the host under way, which its device knows by a number. One that nobody collects keeps its room.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Fetch(pub(super) usize);
+
 /// Memory and launches. What is launched runs in order; [`read`](Device::read) waits for it.
-pub trait Device {
+pub trait Device: Send {
     /// Memory on the device.
-    type Memory;
+    type Memory: Send + 'static;
 
     /// Makes room for `bytes` bytes of zero; `tensor` names it in errors.
     ///
@@ -24,17 +31,30 @@ pub trait Device {
     /// [`DeviceError::OutOfMemory`]; nothing has changed then.
     fn allocate(&mut self, tensor: &str, bytes: usize) -> Result<Self::Memory, DeviceError>;
 
-    /// Copies bytes to the start of a memory that has at least as many.
+    /// Copies bytes into a memory that has at least as many from byte `at` on.
     ///
     /// # Errors
     /// [`DeviceError::Driver`].
-    fn write(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), DeviceError>;
+    fn write(&mut self, memory: &mut Self::Memory, at: usize, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Copies bytes from the start of a memory that has at least as many.
+    /// Copies bytes from byte `at` on of a memory that has at least as many there.
     ///
     /// # Errors
     /// [`DeviceError::Driver`], also for what a launch before it met.
-    fn read(&mut self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    fn read(&mut self, memory: &Self::Memory, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Begins to copy the first `bytes` bytes of a memory to the host, beside what is launched from now on. The memory may be written
+    /// again: that waits.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    fn fetch(&mut self, memory: &Self::Memory, bytes: usize) -> Result<Fetch, DeviceError>;
+
+    /// Waits for such a copy, and shows it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`], also for what a launch before it met.
+    fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError>;
 
     /// How many blocks of threads it runs at once, or somewhat more. Kernels go round as often as they must.
     fn blocks(&self) -> u32;
@@ -171,6 +191,9 @@ pub enum DeviceError {
         /// Its source.
         source_name: String,
     },
+    /// Memory of another device: a fault of this crate.
+    #[error("memory was given to a device that it is not on")]
+    Foreign,
     /// A label is not below the number of classes.
     #[error("label {label} is not below the {classes} classes")]
     Label {
@@ -188,6 +211,13 @@ pub enum DeviceError {
     /// As on the CPU.
     #[error(transparent)]
     Aggregation(#[from] AggregationError),
+}
+
+impl DeviceError {
+    /// Other parameters than a network's: a fault of this crate, which checks them.
+    pub(super) fn parameters() -> Self {
+        Self::Length { tensor: "parameters".into(), expected: 0, found: 0 }
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use cudarc::driver::{
 };
 
 use super::buffer::Buffer;
-use super::device::{Argument, Device, DeviceError, Geometry, Scalars};
+use super::device::{Argument, Device, DeviceError, Fetch, Geometry, Scalars};
 use super::nvrtc;
 use super::source::Source;
 
@@ -31,6 +31,18 @@ pub struct Gpu {
     /// What was compiled, in this process: there is no cache on disk.
     modules: HashMap<Source, Module>,
     staging: [Staging; 2],
+    /// Where copies run that others do not wait for.
+    beside: Arc<CudaStream>,
+    /// What they copy into, by their number; used again.
+    fetched: Vec<Slot>,
+}
+
+/// Room for one copy beside others.
+#[derive(Debug)]
+struct Slot {
+    staging: Staging,
+    bytes: usize,
+    taken: bool,
 }
 
 /// A compiled source, with the kernels that were looked up in it.
@@ -61,6 +73,20 @@ impl Gpu {
     /// [`DeviceError::NoLibrary`] says what was looked for and where; [`DeviceError::NoDevice`] how many GPUs there are;
     /// [`DeviceError::Driver`] what the driver said.
     pub fn open(number: u32) -> Result<Self, DeviceError> {
+        Self::libraries()?;
+        let found = CudaContext::device_count().map_err(failed("count the GPUs"))?;
+        let found = u32::try_from(found).unwrap_or_default();
+        if number >= found {
+            return Err(DeviceError::NoDevice { wanted: number, found });
+        }
+        Self::make(number)
+    }
+
+    /// Whether the driver and what compiles kernels are there, without asking the driver for anything: nothing runs beside after it.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoLibrary`] says what was looked for and where.
+    pub fn libraries() -> Result<(), DeviceError> {
         // SAFETY: loading the library runs its initializers; it is NVIDIA's, found by the system's loader as any other is.
         let is_there = unsafe { sys::is_culib_present() };
         if !is_there {
@@ -71,19 +97,18 @@ impl Gpu {
                 "Install it (its libcuda.so.1 comes with the kernel module), or use the CPU",
             ));
         }
-        nvrtc::require()?;
-        let found = CudaContext::device_count().map_err(failed("count the GPUs"))?;
-        let found = u32::try_from(found).unwrap_or_default();
-        if number >= found {
-            return Err(DeviceError::NoDevice { wanted: number, found });
-        }
+        nvrtc::require()
+    }
+
+    fn make(number: u32) -> Result<Self, DeviceError> {
         let opening = failed("open the GPU");
         let context = CudaContext::new(number as usize).map_err(&opening)?;
         let (major, minor) = context.compute_capability().map_err(&opening)?;
         let processors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = context.attribute(processors).map_err(&opening)?;
         let stream = context.new_stream().map_err(&opening)?;
-        let staging = [Staging::new(&context)?, Staging::new(&context)?];
+        let beside = context.new_stream().map_err(&opening)?;
+        let staging = [Staging::new(&context, STAGING_BYTES)?, Staging::new(&context, STAGING_BYTES)?];
         Ok(Self {
             name: context.name().map_err(&opening)?,
             architecture: format!("compute_{major}{minor}"),
@@ -92,6 +117,8 @@ impl Gpu {
             context,
             stream,
             staging,
+            beside,
+            fetched: Vec::new(),
         })
     }
 
@@ -154,10 +181,10 @@ impl Gpu {
 }
 
 impl Staging {
-    fn new(context: &Arc<CudaContext>) -> Result<Self, DeviceError> {
+    fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DeviceError> {
         // Without flags: memory that is written around the cache is slow to read back.
         // SAFETY: the bytes are unset, and every value is a byte; they are written before they are read.
-        let bytes = unsafe { context.alloc_pinned_with_flags(STAGING_BYTES, 0) };
+        let bytes = unsafe { context.alloc_pinned_with_flags(bytes, 0) };
         Ok(Self { bytes: bytes.map_err(failed("make staging buffers"))?, busy: None })
     }
 
@@ -167,6 +194,15 @@ impl Staging {
             event.synchronize().map_err(failed("copy"))?;
         }
         self.bytes.as_mut_slice().map_err(failed("copy"))
+    }
+}
+
+impl Drop for Staging {
+    /// The driver may still copy into it, or out of it.
+    fn drop(&mut self) {
+        if let Some(event) = self.busy.take() {
+            let _ = event.synchronize();
+        }
     }
 }
 
@@ -184,9 +220,9 @@ impl Device for Gpu {
         })
     }
 
-    fn write(&mut self, memory: &mut CudaSlice<u8>, bytes: &[u8]) -> Result<(), DeviceError> {
+    fn write(&mut self, memory: &mut CudaSlice<u8>, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         let copying = failed("copy to the GPU");
-        let mut start = 0;
+        let mut start = at;
         for (index, chunk) in bytes.chunks(STAGING_BYTES).enumerate() {
             let staging = &mut self.staging[index % 2];
             let staged = &mut staging.wait()?[..chunk.len()];
@@ -201,9 +237,41 @@ impl Device for Gpu {
         Ok(())
     }
 
-    fn read(&mut self, memory: &CudaSlice<u8>, bytes: &mut [u8]) -> Result<(), DeviceError> {
+    fn fetch(&mut self, memory: &CudaSlice<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
         let copying = failed("copy from the GPU");
-        let mut start = 0;
+        let fits = |(_, slot): &(usize, &Slot)| !slot.taken && slot.staging.bytes.len() >= bytes;
+        let free = self.fetched.iter().enumerate().filter(fits);
+        let slot = match free.min_by_key(|(_, slot)| slot.staging.bytes.len()) {
+            Some((slot, _)) => slot,
+            None => {
+                let staging = Staging::new(&self.context, bytes.max(1))?;
+                self.fetched.push(Slot { staging, bytes: 0, taken: false });
+                self.fetched.len() - 1
+            }
+        };
+        let Some(Slot { staging, bytes: copied, taken }) = self.fetched.get_mut(slot) else {
+            return Err(too_short("fetch"));
+        };
+        let Some(part) = memory.try_slice(..bytes) else { return Err(too_short("fetch")) };
+        if bytes > 0 {
+            // The memory's own events make this stream wait for what was launched before, and later writers wait for this stream.
+            self.beside.memcpy_dtoh(&part, &mut staging.wait()?[..bytes]).map_err(&copying)?;
+            staging.busy = Some(self.beside.record_event(None).map_err(&copying)?);
+        }
+        (*copied, *taken) = (bytes, true);
+        Ok(Fetch(slot))
+    }
+
+    fn collect(&mut self, Fetch(slot): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        let Some(slot) = self.fetched.get_mut(slot) else { return Err(too_short("collect")) };
+        slot.taken = false;
+        show(&slot.staging.wait()?[..slot.bytes]);
+        Ok(())
+    }
+
+    fn read(&mut self, memory: &CudaSlice<u8>, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let copying = failed("copy from the GPU");
+        let mut start = at;
         // While one chunk comes, the one before is copied on.
         let mut before: Option<(usize, &mut [u8])> = None;
         for (index, chunk) in bytes.chunks_mut(STAGING_BYTES).enumerate() {

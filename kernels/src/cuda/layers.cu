@@ -85,9 +85,9 @@ extern "C" __global__ void sum_examples(const float *gradient, float *out, u32 f
 // threads for each example in turn. `logits` is examples x classes; every label is below `classes`.
 //
 // The sum over classes is in ascending order, as on the CPU, so one thread adds what all of them computed: a class's exponential
-// costs some thirty operations, its addition one.
+// costs some thirty operations, its addition one. So is the logits' mean, which `smoothing`, from 0 to below 1, takes as softmax.rs says.
 extern "C" __global__ void cross_entropy(
-    float *logits, const u32 *labels, float *losses, u32 *correct, u32 classes, u64 examples)
+    float *logits, const u32 *labels, float *losses, u32 *correct, float smoothing, u32 classes, u64 examples)
 {
     __shared__ float greatest_of[SOFTMAX_THREADS];
     __shared__ u32 class_of[SOFTMAX_THREADS];
@@ -124,6 +124,16 @@ extern "C" __global__ void cross_entropy(
         }
         greatest = greatest_of[0];
         best = class_of[0];
+        float stands_for_label = of_label;
+        if (smoothing > 0.0f && thread == 0) {
+            float all = 0.0f;
+            for (u32 c = 0; c < classes; c++) {
+                all = all + row[c];
+            }
+            stands_for_label = fmaf(1.0f - smoothing, of_label, smoothing * (all / (float)classes));
+        }
+        // The mean is of logits, which the next loop writes over.
+        __syncthreads();
         for (u32 c = thread; c < classes; c += SOFTMAX_THREADS) {
             row[c] = t_exp(row[c] - greatest);
         }
@@ -134,14 +144,18 @@ extern "C" __global__ void cross_entropy(
                 all = all + row[c];
             }
             sum = all;
-            losses[example] = t_ln(all) - (of_label - greatest);
+            losses[example] = t_ln(all) - (stands_for_label - greatest);
             // No class compares as greater than a NaN in the first place, or than minus infinity alone.
             const u32 chosen = of_first != of_first || best == classes ? 0 : best;
             correct[example] = chosen == label && of_label == of_label ? 1 : 0;
         }
         __syncthreads();
         for (u32 c = thread; c < classes; c += SOFTMAX_THREADS) {
-            row[c] = row[c] / sum - (c == label ? 1.0f : 0.0f);
+            float gradient = row[c] / sum;
+            if (smoothing > 0.0f) {
+                gradient = gradient - smoothing / (float)classes;
+            }
+            row[c] = gradient - (c == label ? 1.0f - smoothing : 0.0f);
         }
     }
 }

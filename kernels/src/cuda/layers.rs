@@ -90,36 +90,75 @@ pub fn sum_examples<D: Device>(
 /// Threads of a block, as layers.cu has them.
 const SOFTMAX_THREADS: u32 = 128;
 
-/// Turns logits (examples x `classes`) into the gradient of softmax with cross-entropy in place, and says the loss: the CPU's bits,
-/// which `layers/softmax.rs` defines.
-///
-/// # Errors
-/// [`DeviceError::Label`] if a label is not below `classes`, [`DeviceError::Length`], and what a launch may meet.
-pub fn cross_entropy<D: Device>(
-    device: &mut D,
-    logits: &mut Buffer<D::Memory, f32>,
-    labels: &[u32],
+/// Softmax with cross-entropy, its gradient and the loss: the CPU's bits, which `layers/softmax.rs` defines.
+#[derive(Debug)]
+pub struct CrossEntropy<M> {
     classes: usize,
-) -> Result<Loss, DeviceError> {
-    logits.check(labels.len().saturating_mul(classes))?;
-    if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
-        return Err(DeviceError::Label { label: *label, classes });
+    labels: Buffer<M, u32>,
+    losses: Buffer<M, f32>,
+    correct: Buffer<M, u32>,
+}
+
+impl<M> CrossEntropy<M> {
+    /// With room for `targets` targets of `classes` classes each.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn new<D: Device<Memory = M>>(
+        device: &mut D,
+        classes: usize,
+        targets: usize,
+    ) -> Result<Self, DeviceError> {
+        Ok(Self {
+            classes,
+            labels: Buffer::zeros(device, "labels", targets)?,
+            losses: Buffer::zeros(device, "losses", targets)?,
+            correct: Buffer::zeros(device, "correct", targets)?,
+        })
     }
-    let examples = labels.len();
-    let labels = Buffer::of(device, "labels", labels)?;
-    let mut losses = Buffer::<_, f32>::zeros(device, "losses", examples)?;
-    let mut correct = Buffer::<_, u32>::zeros(device, "correct", examples)?;
-    let geometry = Geometry::new(examples, 1, SOFTMAX_THREADS, device.blocks());
-    let arguments = &mut [
-        logits.output(),
-        labels.input(),
-        losses.output(),
-        correct.output(),
-        Argument::U32(classes as u32),
-        Argument::U64(examples as u64),
-    ];
-    device.launch(&Source::layers(), "cross_entropy", geometry, arguments)?;
-    let loss_sum = losses.to_vec(device)?.into_iter().fold(0.0, |sum, loss| sum + f64::from(loss));
-    let correct = correct.to_vec(device)?.into_iter().sum();
-    Ok(Loss { loss_sum, correct, examples: examples as u32 })
+
+    /// Turns logits (a row of classes for each label) into their gradient in place. The part `smoothing`, from 0 to below 1, of what is
+    /// asked for is all classes alike.
+    ///
+    /// # Errors
+    /// [`DeviceError::Label`] if a label is no class, [`DeviceError::Length`], and what a launch may meet.
+    pub fn launch<D: Device<Memory = M>>(
+        &mut self,
+        device: &mut D,
+        smoothing: f32,
+        logits: &mut Buffer<M, f32>,
+        labels: &[u32],
+    ) -> Result<(), DeviceError> {
+        let (classes, targets) = (self.classes, labels.len());
+        logits.check(targets.saturating_mul(classes))?;
+        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
+            return Err(DeviceError::Label { label: *label, classes });
+        }
+        self.labels.resize(targets)?;
+        self.losses.resize(targets)?;
+        self.correct.resize(targets)?;
+        self.labels.write(device, labels)?;
+        let geometry = Geometry::new(targets, 1, SOFTMAX_THREADS, device.blocks());
+        let arguments = &mut [
+            logits.output(),
+            self.labels.input(),
+            self.losses.output(),
+            self.correct.output(),
+            Argument::F32(smoothing),
+            Argument::U32(classes as u32),
+            Argument::U64(targets as u64),
+        ];
+        device.launch(&Source::layers(), "cross_entropy", geometry, arguments)
+    }
+
+    /// The loss of the last launch, whose targets count as examples.
+    ///
+    /// # Errors
+    /// What a launch may meet.
+    pub fn loss<D: Device<Memory = M>>(&self, device: &mut D) -> Result<Loss, DeviceError> {
+        let losses = self.losses.to_vec(device)?;
+        let loss_sum = losses.iter().fold(0.0, |sum, loss| sum + f64::from(*loss));
+        let correct = self.correct.to_vec(device)?.into_iter().sum();
+        Ok(Loss { loss_sum, correct, examples: losses.len() as u32 })
+    }
 }

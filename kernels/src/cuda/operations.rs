@@ -47,10 +47,23 @@ pub fn first_non_finite<D: Device>(
     device: &mut D,
     values: &Buffer<D::Memory, f32>,
 ) -> Result<Option<usize>, DeviceError> {
+    first_non_finite_of(device, &[values])
+}
+
+/// The lowest index at which one of several tensors has a value that is NaN or infinite.
+///
+/// # Errors
+/// What a launch may meet.
+pub fn first_non_finite_of<D: Device>(
+    device: &mut D,
+    tensors: &[&Buffer<D::Memory, f32>],
+) -> Result<Option<usize>, DeviceError> {
     let mut first = Buffer::of(device, "first", &[NONE])?;
-    let geometry = Geometry::each(values.elements(), device.blocks());
-    let arguments = &mut [values.input(), Argument::U64(values.elements() as u64), first.output()];
-    device.launch(&Source::aggregate(), "first_non_finite", geometry, arguments)?;
+    for values in tensors {
+        let geometry = Geometry::each(values.elements(), device.blocks());
+        let arguments = &mut [values.input(), Argument::U64(values.elements() as u64), first.output()];
+        device.launch(&Source::aggregate(), "first_non_finite", geometry, arguments)?;
+    }
     found(device, &first)
 }
 

@@ -45,7 +45,7 @@ impl DeviceNorm {
         self.launch(device, "norm_forward", rows, arguments)
     }
 
-    /// Adds the gradient of x to `dx`, and sets those of weight and bias. `normal` is room for as much as x takes.
+    /// Adds the gradient of x to `dx`, and sets those of weight and, if there is one, bias. `normal` is room for as much as x takes.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and what a launch may meet.
@@ -56,7 +56,7 @@ impl DeviceNorm {
         weight: &Numbers<D>,
         (x, kept): (&Numbers<D>, &Numbers<D>),
         (dy, dx, normal): (&Numbers<D>, &mut Numbers<D>, &mut Numbers<D>),
-        (of_weight, of_bias): (&mut Numbers<D>, &mut Numbers<D>),
+        (of_weight, of_bias): (&mut Numbers<D>, Option<&mut Numbers<D>>),
     ) -> Result<(), DeviceError> {
         let elements = rows.saturating_mul(self.features);
         [x, dy, dx, normal].iter().try_for_each(|tensor| tensor.check(elements))?;
@@ -65,7 +65,7 @@ impl DeviceNorm {
         let arguments =
             vec![x.input(), kept.input(), weight.input(), dy.input(), dx.output(), normal.output()];
         self.launch(device, "norm_backward", rows, arguments)?;
-        if self.norm == Norm::Layer {
+        if let Some(of_bias) = of_bias {
             sum_examples(device, dy, rows, of_bias)?;
         }
         sum_examples(device, normal, rows, of_weight)

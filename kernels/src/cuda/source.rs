@@ -84,6 +84,8 @@ shipped! {
     batch_norm: "batch_norm.cu",
     /// Convolution and pooling.
     image: "image.cu",
+    /// What networks do between their layers.
+    network: "network.cu",
 }
 
 impl Source {
@@ -108,7 +110,7 @@ impl Source {
     }
 
     /// The files that it consists of, in order: name and text.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "emulator"))]
     pub(super) fn parts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.parts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }

@@ -3,8 +3,8 @@
 
 mod comparisons;
 mod emulated;
-mod emulator;
 #[cfg(feature = "gpu-tests")]
 mod gpu;
 mod nvrtc;
+mod overlap;
 mod programs;

@@ -3,6 +3,7 @@
 use super::buffer::Buffer;
 use super::device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};
 use super::generate::Generated;
+use super::operations::first_non_finite_of;
 use crate::optimizer::{Optimizer, OptimizerError, StepInputs};
 
 /// A program with its constants, made ready for a device: the twin of [`Optimizer`].
@@ -69,8 +70,49 @@ impl DeviceOptimizer {
         &mut self,
         device: &mut D,
         inputs: StepInputs,
-        slice: DeviceSlice<'_, D::Memory>,
+        mut slice: DeviceSlice<'_, D::Memory>,
         scalars: &mut [f64],
+    ) -> Result<(), DeviceError> {
+        self.launch(device, inputs, &mut slice, scalars, false)?;
+        self.host.store_scalars(scalars);
+        Ok(())
+    }
+
+    /// The same, and looks at every new value: as [`Optimizer::update_checked`].
+    ///
+    /// # Errors
+    /// As [`DeviceOptimizer::update_tensor`], and [`OptimizerError::NotFinite`] as there.
+    pub fn update_checked<D: Device>(
+        &mut self,
+        device: &mut D,
+        inputs: StepInputs,
+        mut slice: DeviceSlice<'_, D::Memory>,
+        scalars: &mut [f64],
+    ) -> Result<(), DeviceError> {
+        self.launch(device, inputs, &mut slice, scalars, true)?;
+        let new = std::iter::once(&*slice.gradient_to_weights).chain(&*slice.state);
+        let tensors: Vec<_> = new.collect();
+        if let Some(at) = first_non_finite_of(device, &tensors)? {
+            let mut element = |tensor: &Buffer<D::Memory, f32>| {
+                let mut value = [0.0];
+                tensor.read_at(device, at, &mut value).map(|()| value[0])
+            };
+            let weights = (element(slice.weights)?, element(slice.gradient_to_weights)?);
+            let state = slice.state.iter().map(element).collect::<Result<Vec<f32>, _>>()?;
+            return Err(self.host.not_finite_at(at, weights, &state).into());
+        }
+        self.host.store_scalars(scalars);
+        Ok(())
+    }
+
+    /// All passes of a step; before the last, new scalars are looked at if they are to be.
+    fn launch<D: Device>(
+        &mut self,
+        device: &mut D,
+        inputs: StepInputs,
+        slice: &mut DeviceSlice<'_, D::Memory>,
+        scalars: &[f64],
+        looks: bool,
     ) -> Result<(), DeviceError> {
         self.host.check(inputs, scalars)?;
         let elements = slice.weights.elements();
@@ -82,9 +124,12 @@ impl DeviceOptimizer {
         slice.state.iter().try_for_each(|state| state.check(elements))?;
         let last = self.kernels.reductions.len();
         for level in 0..last {
-            self.reduce(device, level, inputs, &slice, scalars)?;
+            self.reduce(device, level, inputs, slice, scalars)?;
         }
         let values = self.scalars_at(last, inputs, elements, scalars);
+        if looks {
+            self.host.check_scalars()?;
+        }
         let mut arguments = vec![slice.weights.input(), slice.gradient_to_weights.output()];
         arguments.extend(slice.state.iter_mut().map(Buffer::output));
         arguments.extend([
@@ -94,9 +139,7 @@ impl DeviceOptimizer {
         ]);
         let kernel = format!("{}_update", self.kernels.name);
         let geometry = Geometry::each(elements, device.blocks());
-        device.launch(&self.kernels.source, &kernel, geometry, &mut arguments)?;
-        self.host.store_scalars(scalars);
-        Ok(())
+        device.launch(&self.kernels.source, &kernel, geometry, &mut arguments)
     }
 
     /// A pass that sums. What it finds comes back to the host, which the scalars of the next pass follow from.

@@ -3,7 +3,7 @@
 use super::{Batch, Model, ModelError};
 
 /// Whether parameters and a labelled batch have the lengths and labels that the model calls for.
-pub(super) fn check_batch(
+pub(crate) fn check_batch(
     model: &dyn Model,
     max_examples: usize,
     parameters: &[&[f32]],
@@ -31,7 +31,7 @@ pub(super) fn check_batch(
 
 /// Whether parameters, inputs and the room for answers have the lengths that the model calls for; how many examples
 /// there are.
-pub(super) fn check_inputs(
+pub(crate) fn check_inputs(
     model: &dyn Model,
     max_examples: usize,
     parameters: &[&[f32]],
@@ -51,7 +51,7 @@ pub(super) fn check_inputs(
 }
 
 /// Whether parameters have the lengths that the model calls for.
-pub(super) fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Result<(), ModelError> {
+pub(crate) fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Result<(), ModelError> {
     let specs = model.parameters();
     if parameters.len() != specs.len() {
         return Err(ModelError::ParameterCount { expected: specs.len(), found: parameters.len() });
@@ -63,4 +63,13 @@ pub(super) fn check_parameters(model: &dyn Model, parameters: &[&[f32]]) -> Resu
         }
     }
     Ok(())
+}
+
+/// Whether every token is one of the vocabulary's.
+pub(crate) fn check_tokens(vocabulary: usize, tokens: &[f32]) -> Result<(), ModelError> {
+    let is_token = |value: f32| value >= 0.0 && value < vocabulary as f32 && value.fract() == 0.0;
+    match tokens.iter().position(|token| !is_token(*token)) {
+        Some(position) => Err(ModelError::Token { position, vocabulary }),
+        None => Ok(()),
+    }
 }

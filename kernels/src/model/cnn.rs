@@ -17,13 +17,13 @@ use crate::layers::{
 use crate::precision::Precision;
 
 /// Side of the convolutions' kernels.
-const KERNEL: usize = 3;
+pub(crate) const KERNEL: usize = 3;
 /// Channels of the convolutions.
-const CHANNELS: [usize; 2] = [32, 64];
+pub(crate) const CHANNELS: [usize; 2] = [32, 64];
 /// Side of the pooled windows.
-const POOL: usize = 2;
+pub(crate) const POOL: usize = 2;
 /// Width of the first fully connected layer.
-const HIDDEN: usize = 128;
+pub(crate) const HIDDEN: usize = 128;
 
 /// The layers for images of one size.
 struct Layers {
@@ -97,7 +97,7 @@ impl Layers {
 }
 
 /// Least side of an image.
-const LEAST: usize = 2 * (KERNEL - 1) + POOL;
+pub(crate) const LEAST: usize = 2 * (KERNEL - 1) + POOL;
 
 pub(super) fn parameters(image: [usize; 3], classes: usize) -> Result<Vec<ParameterSpec>, ModelError> {
     Layers::new(image, classes)?.parameters()

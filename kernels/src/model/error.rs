@@ -1,6 +1,7 @@
 //! Why a model cannot be built, or refuses a batch.
 
 use super::{MAX_LAYERS, MAX_SIDE};
+use crate::cuda::DeviceError;
 use crate::shape::ShapeError;
 
 /// Why a model cannot be built, or refuses a batch.
@@ -151,6 +152,12 @@ pub enum ModelError {
         /// Examples that there is room for.
         max_examples: usize,
     },
+    /// The device that a model computes on failed, or has no kernels for it.
+    #[error("{what}")]
+    Device {
+        /// What it said: of memory, which tensor there was none for.
+        what: String,
+    },
     /// A label names no class.
     #[error(
         "example {example} has label {label}, but there are {classes} classes, from 0; check the data set"
@@ -163,4 +170,10 @@ pub enum ModelError {
         /// The model's classes.
         classes: usize,
     },
+}
+
+impl From<DeviceError> for ModelError {
+    fn from(error: DeviceError) -> ModelError {
+        ModelError::Device { what: error.to_string() }
+    }
 }

@@ -19,7 +19,7 @@ mod passes;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{check_batch, check_inputs, check_parameters};
+use super::check::{check_batch, check_inputs, check_parameters, check_tokens};
 use super::{Batch, Initial, Loss, Model, ModelError, ParameterSpec, Update};
 use crate::layers::{Drops, Kept, Known, Norm};
 use crate::precision::Precision;
@@ -211,14 +211,8 @@ impl Gpt {
         Sequences::Each { positions: self.spec.context, place }
     }
 
-    /// Whether every token is one.
     fn check_tokens(&self, tokens: &[f32]) -> Result<(), ModelError> {
-        let vocabulary = self.spec.vocabulary;
-        let is_token = |value: f32| value >= 0.0 && value < vocabulary as f32 && value.fract() == 0.0;
-        match tokens.iter().position(|token| !is_token(*token)) {
-            Some(position) => Err(ModelError::Token { position, vocabulary }),
-            None => Ok(()),
-        }
+        check_tokens(self.spec.vocabulary, tokens)
     }
 
     fn check(&self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<(), ModelError> {

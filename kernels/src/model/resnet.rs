@@ -25,8 +25,8 @@ use crate::simd::vectorized;
 use unit::{Room, Unit, Units};
 
 /// Channels of each stage; each has [`BLOCKS`] blocks.
-const STAGES: [usize; 4] = [64, 128, 256, 512];
-const BLOCKS: usize = 2;
+pub(crate) const STAGES: [usize; 4] = [64, 128, 256, 512];
+pub(crate) const BLOCKS: usize = 2;
 /// Least side of an image: any, since convolutions are padded.
 const LEAST: usize = 1;
 

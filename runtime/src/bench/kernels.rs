@@ -1,11 +1,13 @@
 //! Bandwidth of kernels on a GPU: the bytes that each must read and write over its time, as a share of what a copy within the
-//! GPU's memory reaches. Compute-bound kernels are not measured here.
+//! GPU's memory reaches. And models' gradient steps there, parameters in and gradients out included.
 
 use std::time::Instant;
 
-use testudo_kernels::cuda::{self, Buffer, Device, DeviceError, DeviceOptimizer, DeviceSlice, Gpu, Votes};
+use testudo_kernels::cuda::{
+    self, Buffer, Device, DeviceError, DeviceModel, DeviceOptimizer, DeviceSlice, Gpu, Votes,
+};
 use testudo_kernels::optimizer::{Optimizer, StepInputs, shipped};
-use testudo_kernels::{Aggregation, Codec};
+use testudo_kernels::{Aggregation, Batch, Codec, GptSpec, Model, ModelError, ModelSpec, Norm};
 
 use crate::bench::transport::median;
 use crate::error::Failure;
@@ -43,12 +45,29 @@ pub fn run(number: u32, mib: u32, json: bool) -> Result<(), Failure> {
         let share = line.gb_per_second / copy;
         say!("{:<24} {:>8.0} GB/s {:>5.0} % of a copy", line.name, line.gb_per_second, 100.0 * share);
     }
+    let steps = models(number).map_err(Failure::failed)?;
+    say!("gradient steps:");
+    for step in &steps {
+        say!("{:<24} {:>8} examples {:>10.3} ms", step.name, step.examples, step.milliseconds);
+    }
     if json {
+        let models: serde_json::Map<String, serde_json::Value> = steps
+            .iter()
+            .map(|step| {
+                (
+                    step.name.to_owned(),
+                    serde_json::json!({ "examples": step.examples, "milliseconds": step.milliseconds }),
+                )
+            })
+            .collect();
         let kernels: serde_json::Map<String, serde_json::Value> = lines
             .iter()
             .map(|line| (line.name.clone(), serde_json::json!({ "gb_per_second": line.gb_per_second, "share_of_copy": line.gb_per_second / copy })))
             .collect();
-        say!("{}", serde_json::json!({ "gpu": gpu.name(), "mib": mib, "kernels": kernels }));
+        say!(
+            "{}",
+            serde_json::json!({ "gpu": gpu.name(), "mib": mib, "kernels": kernels, "models": models })
+        );
     }
     Ok(())
 }
@@ -88,6 +107,64 @@ fn measure(gpu: &mut Gpu, elements: usize) -> Result<Vec<Line>, DeviceError> {
     let median = Votes::new(gpu, Aggregation::Median { hostile: 0 }, VOTES)?;
     line("median of 7", 8.0, time(gpu, |gpu| median.aggregate(gpu, &votes, &mut a))?);
     Ok(lines)
+}
+
+/// A model's gradient step.
+struct Step {
+    name: &'static str,
+    examples: usize,
+    milliseconds: f64,
+}
+
+/// The models that are measured, with batches as they are trained with.
+fn measured() -> [(&'static str, ModelSpec, usize); 4] {
+    let gpt = GptSpec {
+        vocabulary: 256,
+        context: 256,
+        layers: 6,
+        heads: 6,
+        width: 384,
+        dropout: 0.0,
+        attention_dropout: 0.0,
+        norm: Norm::Layer,
+    };
+    let label_smoothing = 0.0;
+    [
+        ("mlp", ModelSpec::Mlp { inputs: 784, hidden: vec![512, 256], classes: 10 }, 1024),
+        ("cnn", ModelSpec::Cnn { image: [1, 28, 28], classes: 10, label_smoothing }, 256),
+        ("resnet18", ModelSpec::ResNet18 { image: [3, 32, 32], classes: 10, label_smoothing }, 128),
+        ("gpt", ModelSpec::Gpt(gpt), 16),
+    ]
+}
+
+fn models(number: u32) -> Result<Vec<Step>, ModelError> {
+    let mut steps = Vec::new();
+    for (name, spec, examples) in measured() {
+        let mut model = DeviceModel::new(Gpu::open(number)?, &spec, examples)?;
+        let owned: Vec<Vec<f32>> = model
+            .parameters()
+            .iter()
+            .map(|parameter| {
+                let mut values = vec![0.0; parameter.shape.elements()];
+                parameter.initialize(1, 0, &mut values);
+                values
+            })
+            .collect();
+        let parameters: Vec<&[f32]> = owned.iter().map(Vec::as_slice).collect();
+        // Tokens are classes; for images, any numbers will do.
+        let input = |at: usize| (at % spec.classes()) as f32;
+        let inputs: Vec<f32> = (0..examples * spec.input_elements()).map(input).collect();
+        let label = |at: usize| (at % spec.classes()) as u32;
+        let labels: Vec<u32> = (0..examples * spec.targets()).map(label).collect();
+        let mut milliseconds = Vec::new();
+        for _ in 0..=REPEAT {
+            let start = Instant::now();
+            model.gradients(&parameters, Batch::new(&inputs, &labels), &mut |_, _| {})?;
+            milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        steps.push(Step { name, examples, milliseconds: median(milliseconds.into_iter().skip(1)) });
+    }
+    Ok(steps)
 }
 
 /// Seconds of one launch.

@@ -19,7 +19,8 @@ use tracing::level_filters::LevelFilter;
 use crate::audit::Begun;
 use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::cli::args::{NodeArguments, NodeRole};
-use crate::config::Config;
+use crate::config::{ComputeDevice, Config};
+use crate::device;
 use crate::error::Failure;
 use crate::launch::local::end_with_parent;
 use crate::process::handing::{self, Handed};
@@ -158,6 +159,14 @@ fn needs<'a>(
     for folder in &folders {
         let _ = Disk.create_dir(folder);
     }
+    let device = match role {
+        NodeRole::Scheduler => ComputeDevice::Cpu,
+        NodeRole::Server => config.servers.device,
+        NodeRole::Worker => config.workers.device,
+        // What either uses.
+        NodeRole::Peer if config.servers.device == ComputeDevice::Cpu => config.workers.device,
+        NodeRole::Peer => config.servers.device,
+    };
     // The list of revoked certificates is replaced, so its folder is what is read.
     let crl = config.security.crl.as_deref().map(|file| folder_of(file).as_path().into());
     // So are the files of the identities, when they are renewed.
@@ -165,6 +174,7 @@ fn needs<'a>(
     Needs {
         read: crl.into_iter().chain(identities).collect(),
         write: folders.iter().map(|folder| folder.as_path().into()).collect(),
+        devices: device::files(device),
         tcp: observability::exports(),
         start: None,
         listen: None,

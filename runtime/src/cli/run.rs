@@ -14,6 +14,7 @@ use crate::cli::naming::Naming;
 use crate::cli::resume;
 use crate::config::{Checkpoint, Config};
 use crate::data::Data;
+use crate::device;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
 use crate::process::paths::Needs;
@@ -78,6 +79,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     };
     let free = user::try_as(user.as_ref(), || node::check_addresses(&config));
     free.map_err(Failure::misconfigured)?.map_err(Failure::misconfigured)?;
+    let devices = user::try_as(user.as_ref(), || device::look(&config));
+    let devices = devices.map_err(Failure::misconfigured)??;
     let program = Program::open(user.as_ref())
         .map_err(|e| Failure::failed(format!("this program cannot start nodes: {e}")))?;
     let run_dir = match (former, &arguments.run_dir) {
@@ -111,6 +114,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         run_dir.path().display()
     ));
     display.progress.note(&Protections::read().to_string());
+    devices.iter().for_each(|line| display.progress.note(line));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -13,9 +13,9 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Aggregation, Audit, Checkpoint, Cluster, Config, Data, Determinism, Job, KeyExchange, Limits, Model,
-    Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation, Schedule, SchedulerNetwork,
-    Security, SecurityFiles, ServersNetwork, Training, Transport,
+    Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
+    Limits, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation, Schedule,
+    SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Training, Transport, Workers,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -52,6 +52,8 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 advertise: from.texts("network.servers.advertise").map(str::to_string).collect(),
             },
         },
+        servers: Servers { device: from.device("servers.device") },
+        workers: Workers { device: from.device("workers.device") },
         training: Training {
             seed: from.integer("training.seed"),
             epochs: from.integer("training.epochs"),
@@ -152,6 +154,10 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn text(&self, path: &str) -> String {
         self.values.text(path).unwrap_or_default().to_string()
+    }
+
+    fn device(&self, path: &str) -> ComputeDevice {
+        self.values.text(path).and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
     fn optional_text(&self, path: &str) -> Option<String> {

@@ -12,6 +12,7 @@ mod audit;
 mod checkpoint;
 mod cluster;
 mod data;
+mod devices;
 mod limits;
 mod model;
 mod network;
@@ -28,6 +29,7 @@ pub use optimizer::OWN as OWN_PROGRAM;
 static SECTIONS: &[&[Key]] = &[
     cluster::KEYS,
     network::KEYS,
+    devices::KEYS,
     training::KEYS,
     model::KEYS,
     optimizer::KEYS,

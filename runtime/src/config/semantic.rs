@@ -11,7 +11,7 @@ use testudo_transport::Role;
 use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
-use super::{Config, Data, Model, Placement};
+use super::{ComputeDevice, Config, Data, Model, Placement, Precision};
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
@@ -45,6 +45,19 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
                 "`cluster.servers` is {} and `cluster.workers` {}, but with `cluster.placement = \"colocated\"` every process \
                  is one of each: leave `cluster.servers` out, or set it to {}",
                 cluster.servers, cluster.workers, cluster.workers
+            )
+        },
+    );
+    let precise = training.precision == Precision::F32;
+    let whole = !matches!(config.model, Model::Gpt { attention_dropout, .. } if attention_dropout > 0.0);
+    report(
+        &["workers.device", "training.precision", "model.kind"],
+        config.workers.device != ComputeDevice::Cpu && !(precise && whole),
+        &|| {
+            format!(
+                "`workers.device` is \"{}\", and GPUs have no kernels for `training.precision = \"bf16\"` and for \
+                 `model.attention_dropout`: leave these out, or use \"cpu\"",
+                config.workers.device
             )
         },
     );

@@ -178,7 +178,7 @@ fn the_effective_file_says_the_same() {
         ),
         (MINIMAL, vec!["transport.push_codec=1bit", "checkpoint.at_end=false"]),
         (MINIMAL, vec!["transport.push_codec=2bit", "checkpoint.at_end=false", "transport.push_threshold=2"]),
-        (MINIMAL, vec!["schedule.kind=onecycle", "schedule.start_fraction=0.1"]),
+        (MINIMAL, vec!["schedule.kind=onecycle", "servers.device=cuda:1", "workers.device=auto"]),
         (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
         (
             MINIMAL,

@@ -45,6 +45,8 @@ pub struct Needs {
     pub read: Vec<Place>,
     /// Folders in which it reads, writes and deletes.
     pub write: Vec<Place>,
+    /// Devices that it reads, writes and commands.
+    pub devices: Vec<PathBuf>,
     /// The program that it starts more processes of.
     pub start: Option<Program>,
     /// Whether it opens TCP connections: to a collector of traces or metrics.
@@ -107,6 +109,10 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
     }
     for place in &needs.write {
         rules = allow(rules, place, write)?;
+    }
+    let command = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
+    for device in &needs.devices {
+        rules = allow(rules, &Place::from(device.as_path()), command)?;
     }
     if let Some(program) = needs.start {
         // A copy in memory has no path, and needs no right.

@@ -178,7 +178,7 @@ impl Simulation {
 
     pub(super) fn server_written(&mut self, i: usize) {
         let Some(snapshot) = self.servers[i].writing.take() else { return };
-        self.servers[i].math.snapshot_written();
+        self.servers[i].math.snapshot_written().unwrap();
         let (version, slices) = (snapshot.version, snapshot.slices.len() as u32);
         self.parts.entry(version).or_default().insert(i as u32, snapshot);
         self.say_part(i, version, PartOutcome::Written { bytes: 0, blake3: [0; 32], slices });

@@ -1,5 +1,6 @@
 //! Why arithmetic stops.
 
+use testudo_kernels::cuda::DeviceError;
 use testudo_kernels::{AggregationError, CodecError, OptimizerError};
 
 use crate::placement::SliceId;
@@ -44,6 +45,9 @@ pub enum MathError {
     /// Weights of a step whose products this server has not posted, or that cannot be.
     #[error("the scheduler sent weights of step {0} that this server cannot use")]
     Weights(u64),
+    /// The device that slices are updated on: of memory, the error names the tensor.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A slice or length that the core should have refused: a bug.
     #[error("no such slice or length: {0}")]
     Unknown(SliceId),

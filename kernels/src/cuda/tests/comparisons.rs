@@ -4,6 +4,7 @@ mod attention;
 mod codecs;
 mod images;
 mod layers;
+mod models;
 mod optimizers;
 mod sequence;
 
@@ -14,8 +15,9 @@ use crate::robust::{self, Aggregation};
 pub(super) use attention::attention;
 pub(super) use codecs::codecs;
 pub(super) use images::images;
-pub(super) use layers::{layers, linear, training};
-pub(super) use optimizers::{optimizer, refused_updates, totals};
+pub(super) use layers::{layers, linear};
+pub(super) use models::{models, training};
+pub(super) use optimizers::{checked, optimizer, refused_updates, totals};
 pub(super) use sequence::sequence;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014): a value for each index.
@@ -138,7 +140,8 @@ pub(super) fn refusals<D: Device>(device: &mut D) {
     let mut into = Buffer::of(device, "sum", &four).unwrap();
     let refused = cuda::add(device, &mut into, &other).unwrap_err();
     assert_eq!(refused, DeviceError::Length { tensor: "other".into(), expected: 4, found: 3 });
-    let refused = cuda::cross_entropy(device, &mut into, &[0, 2], 2).unwrap_err();
+    let mut softmax = cuda::CrossEntropy::new(device, 2, 2).unwrap();
+    let refused = softmax.launch(device, 0.0, &mut into, &[0, 2]).unwrap_err();
     assert_eq!(refused, DeviceError::Label { label: 2, classes: 2 });
     let mut short = Buffer::of(device, "bytes", &[0u8; 7]).unwrap();
     let refused = cuda::encode(device, Codec::F16, &into, &mut short).unwrap_err();

@@ -1,8 +1,8 @@
 //! Kernels on the emulator: the same bits as on the CPU, in whatever order threads run; and what the emulator notices.
 
-use super::emulator::{Emulator, is_there};
 use super::{comparisons, programs};
-use crate::cuda::{Argument, Buffer, Device, DeviceError, Geometry, Source};
+use crate::cuda::emulator::{Emulator, is_there};
+use crate::cuda::{Argument, Buffer, Device, DeviceError, DeviceModel, Geometry, Source};
 use crate::math;
 
 /// Invariants 1 and 3, with few blocks and many, and threads in any order.
@@ -57,21 +57,81 @@ fn products_have_the_bits_of_the_cpu() {
     everywhere(comparisons::linear, &[Source::linear()]);
 }
 
+/// Whole models of a kind: with few blocks and threads in order, and with others in some other.
+fn whole(kind: &str, orders: &[(u32, u32)], sources: &[Source]) {
+    if !is_there() {
+        return;
+    }
+    let program = Emulator::new(sources);
+    for (seed, blocks) in orders.iter().copied() {
+        let device = || {
+            let mut device = program.another();
+            (device.seed, device.blocks) = (seed, blocks);
+            device
+        };
+        comparisons::models(kind, device);
+    }
+}
+
+const ORDERS: [(u32, u32); 2] = [(0, 7), (1, 3)];
+
+#[test]
+fn perceptrons_have_the_bits_of_the_cpu() {
+    whole("mlp", &ORDERS, &[Source::linear(), Source::layers()]);
+}
+
+#[test]
+fn convolutional_networks_have_the_bits_of_the_cpu() {
+    let images = [Source::image(), Source::network(), Source::batch_norm()];
+    whole("cnn", &ORDERS, &[&[Source::linear(), Source::layers()][..], &images].concat());
+}
+
+#[test]
+fn gpts_have_the_bits_of_the_cpu() {
+    let sequences = [Source::sequence(), Source::attention(), Source::network()];
+    whole("gpt", &ORDERS, &[&[Source::linear(), Source::layers()][..], &sequences].concat());
+}
+
+#[test]
+fn residual_networks_have_the_bits_of_the_cpu() {
+    let images = [Source::image(), Source::network(), Source::batch_norm(), Source::aggregate()];
+    // One order: it has eleven million parameters.
+    whole("resnet18", &ORDERS[1..], &[&[Source::linear(), Source::layers()][..], &images].concat());
+}
+
 #[test]
 fn training_a_perceptron_has_the_bits_of_the_cpu() {
+    if !is_there() {
+        return;
+    }
     let mut adam = programs::named("adam");
     let optimizer = adam.device.kernels().source().clone();
-    everywhere(
-        |device| comparisons::training(device, &mut adam),
-        &[Source::linear(), Source::layers(), optimizer],
-    );
+    let program = Emulator::new(&[Source::linear(), Source::layers(), optimizer]);
+    comparisons::training(|| program.another(), &mut adam);
+}
+
+/// Invariant 4, of a whole model: what there was no memory for is named, and a smaller one is built.
+#[test]
+fn a_model_that_does_not_fit_names_the_tensor() {
+    let spec = crate::ModelSpec::Mlp { inputs: 30, hidden: vec![20], classes: 4 };
+    let of_memory = |memory| {
+        let mut device = Emulator::without_kernels();
+        device.memory = memory;
+        DeviceModel::new(device, &spec, 2).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let said = of_memory(2_000).unwrap_err();
+    assert!(said.contains("tensor fc1.weight: it takes 2400 bytes, and 1"), "{said}");
+    let said = of_memory(5_000).unwrap_err();
+    assert!(said.contains("tensor gradient of fc1.weight"), "{said}");
+    assert_eq!(of_memory(8_000), Ok(()));
 }
 
 #[test]
 fn shipped_optimizers_have_the_bits_of_the_cpu() {
     let mut pairs = programs::shipped();
     pairs.push(programs::sums());
-    let sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    let mut sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    sources.push(Source::aggregate());
     everywhere(
         |device| {
             comparisons::totals(device, &pairs[0]);
@@ -79,6 +139,7 @@ fn shipped_optimizers_have_the_bits_of_the_cpu() {
                 for (elements, rate) in [(0, 0.01), (1, 0.01), (613, 0.0), (2 * 4096 + 203, 0.01)] {
                     comparisons::optimizer(device, pair, elements, rate);
                 }
+                comparisons::checked(device, pair, 613);
             }
         },
         &sources,
@@ -88,11 +149,13 @@ fn shipped_optimizers_have_the_bits_of_the_cpu() {
 #[test]
 fn random_optimizers_have_the_bits_of_the_cpu() {
     let mut pairs = programs::random(60);
-    let sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    let mut sources: Vec<Source> = pairs.iter().map(|pair| pair.device.kernels().source().clone()).collect();
+    sources.push(Source::aggregate());
     everywhere(
         |device| {
             for pair in &mut pairs {
                 comparisons::optimizer(device, pair, 300, 0.1);
+                comparisons::checked(device, pair, 300);
             }
         },
         &sources,

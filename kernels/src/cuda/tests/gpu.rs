@@ -51,7 +51,14 @@ fn products_have_the_bits_of_the_cpu_on_a_gpu() {
 
 #[test]
 fn training_a_perceptron_has_the_bits_of_the_cpu_on_a_gpu() {
-    comparisons::training(&mut gpu(), &mut programs::named("adam"));
+    comparisons::training(gpu, &mut programs::named("adam"));
+}
+
+#[test]
+fn models_have_the_bits_of_the_cpu_on_a_gpu() {
+    for kind in ["mlp", "cnn", "gpt", "resnet18"] {
+        comparisons::models(kind, gpu);
+    }
 }
 
 #[test]
@@ -63,6 +70,7 @@ fn optimizers_have_the_bits_of_the_cpu_on_a_gpu() {
         for (elements, rate) in [(0, 0.01), (1, 0.01), (613, 0.0), (1 << 20, 0.01)] {
             comparisons::optimizer(&mut gpu, pair, elements, rate);
         }
+        comparisons::checked(&mut gpu, pair, 70_000);
     }
 }
 

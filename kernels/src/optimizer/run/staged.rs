@@ -1,6 +1,7 @@
 //! A step whose passes over the tensor run elsewhere, on a GPU: scalars are computed here, since f64 functions and
 //! their bits are this crate's.
 
+use super::explain::Element;
 use super::{Optimizer, OptimizerError, StepInputs};
 use crate::optimizer::check_step;
 use crate::optimizer::language::NodeId;
@@ -47,5 +48,24 @@ impl Optimizer {
         for (scalar, node) in scalars.iter_mut().zip(self.program.graph().scalars()) {
             *scalar = self.values[node.index()];
         }
+    }
+
+    /// Refuses new scalar states that are not finite, once all passes but the last are over.
+    pub(crate) fn check_scalars(&self) -> Result<(), OptimizerError> {
+        let is_finite = |id: &NodeId| self.values.get(id.index()).is_some_and(|value| value.is_finite());
+        match self.program.graph().scalars().iter().all(is_finite) {
+            true => Ok(()),
+            false => Err(self.not_finite(None, None)),
+        }
+    }
+
+    /// What is said of element `at` of a tensor, of which not every new value is finite: the weight was `weight`.
+    pub(crate) fn not_finite_at(
+        &self,
+        at: usize,
+        (weight, new_weight): (f32, f32),
+        new_state: &[f32],
+    ) -> OptimizerError {
+        self.not_finite(Some(at), Some(&Element { weight, new_weight, new_state }))
     }
 }

@@ -25,6 +25,7 @@ use crate::checkpoint::retention::{Retention, read_deletions};
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::{Layout, keys, writer};
 use crate::config::{self, Config};
+use crate::device::{self, OnDevice};
 use crate::error::Failure;
 use crate::node::{Metrics, transport};
 use crate::rundir::{RunDir, in_words};
@@ -191,7 +192,8 @@ impl Node {
     pub(super) fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
         let parts = Arc::new(Parts::default());
         telemetry::server(&self.meter, &parts);
-        let mut setup = Timed::new(self.checkpoints(key), parts);
+        let device = device::open("servers.device", self.config.servers.device)?;
+        let mut setup = OnDevice::new(Timed::new(self.checkpoints(key), parts), device);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 

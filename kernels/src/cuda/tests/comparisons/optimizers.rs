@@ -49,6 +49,38 @@ pub(in crate::cuda::tests) fn optimizer<D: Device>(
     }
 }
 
+/// A step that looks at what it makes: of numbers on which arithmetic breaks, the same element and line are blamed.
+pub(in crate::cuda::tests) fn checked<D: Device>(device: &mut D, pair: &mut Pair, elements: usize) {
+    let program = pair.host.program().clone();
+    let tensors = program.state_tensors().len();
+    let initial: Vec<f64> = program.scalar_states().iter().map(|scalar| scalar.initial).collect();
+    for (seed, make, rate) in
+        [(1, numbers as fn(usize, u64) -> Vec<f32>, 0.01), (2, hard, 0.01), (3, numbers, 1e38)]
+    {
+        let (weights, mut out) = (make(elements, seed), make(elements, 10 + seed));
+        let mut states: Vec<Vec<f32>> =
+            (0..tensors as u64).map(|state| numbers(elements, 20 + state)).collect();
+        let of = |device: &mut D, values: &Vec<f32>| Buffer::of(device, "tensor", values).unwrap();
+        let (on_device, mut on_device_out) = (of(device, &weights), of(device, &out));
+        let mut on_device_states: Vec<_> = states.iter().map(|state| of(device, state)).collect();
+        let (mut scalars, mut on_device_scalars) = (initial.clone(), initial.clone());
+        let inputs = StepInputs { step: 1, learning_rate: rate, divisor: 30.0 };
+        let slice = Slice { weights: &weights, gradient_to_weights: &mut out, state: &mut states };
+        let expected = pair.host.update_checked(inputs, &mut [slice], &mut scalars);
+        let slice = DeviceSlice {
+            weights: &on_device,
+            gradient_to_weights: &mut on_device_out,
+            state: &mut on_device_states,
+        };
+        let found = pair.device.update_checked(device, inputs, slice, &mut on_device_scalars);
+        assert_eq!(found, expected.clone().map_err(DeviceError::from), "{}", pair.text);
+        if expected.is_ok() {
+            assert_bits(&on_device_out.to_vec(device).unwrap(), &out, &pair.text);
+            assert_eq!(on_device_scalars, scalars, "{}", pair.text);
+        }
+    }
+}
+
 /// Optimizers refuse what they refuse on the CPU.
 pub(in crate::cuda::tests) fn refused_updates<D: Device>(device: &mut D, adam: &mut Pair, lamb: &mut Pair) {
     let zeros = |device: &mut D, elements| Buffer::zeros(device, "tensor", elements).unwrap();

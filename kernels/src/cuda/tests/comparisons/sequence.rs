@@ -78,7 +78,8 @@ fn norms<D: Device>(device: &mut D, norm: Norm, rows: usize, features: usize) {
     let mut d_of_weight = Buffer::zeros(device, "weight's gradient", features).unwrap();
     let mut d_of_bias = Buffer::zeros(device, "bias's gradient", bias.len()).unwrap();
     let given = (d_dy, &mut d_dx, &mut d_normal);
-    let made = (&mut d_of_weight, &mut d_of_bias);
+    let has_bias = norm == Norm::Layer;
+    let made = (&mut d_of_weight, has_bias.then_some(&mut d_of_bias));
     on_device.backward(device, rows, d_weight, (d_x, &d_kept), given, made).unwrap();
     assert_bits(&d_dx.to_vec(device).unwrap(), &in_rows(panels, &dx, features), &what);
     assert_bits(&d_of_weight.to_vec(device).unwrap(), &of_weight, &what);

@@ -1,0 +1,134 @@
+//! Slices that are updated on a device.
+
+use std::collections::BTreeMap;
+
+use testudo_kernels::cuda::{AnyDevice, DeviceError};
+use testudo_kernels::optimizer::StepInputs;
+use testudo_kernels::{ParameterSpec, add};
+
+use super::{MathError, SliceMath, Updated};
+use crate::placement::{Slice, SliceId};
+use crate::server::resident::{Resident, Vector};
+use crate::server::rules::Rules;
+
+impl SliceMath {
+    /// Updates on `device` what an optimizer updates, from the first version on; sums contributions to it there, and applies rules that look
+    /// at each number by itself.
+    ///
+    /// # Errors
+    /// [`MathError::Device`] when the optimizer has no kernels.
+    pub fn with_device(mut self, device: AnyDevice) -> Result<SliceMath, MathError> {
+        self.resident = Some(Resident::new(device, self.rules.optimizers())?);
+        Ok(self)
+    }
+
+    /// Brings every slice to the device, once all are at their first version.
+    pub(super) fn settle(&mut self) -> Result<(), MathError> {
+        let Some(resident) = &mut self.resident else { return Ok(()) };
+        let mut units: BTreeMap<SliceId, Vec<SliceId>> = BTreeMap::new();
+        for id in self.slices.keys().filter(|id| self.rules.optimizer_of(id.parameter).is_some()) {
+            let unit = self.whole.get(&id.parameter).cloned().unwrap_or_else(|| vec![*id]);
+            if let Some(first) = unit.first() {
+                units.insert(*first, unit);
+            }
+        }
+        for (first, unit) in units {
+            let mut kept = Vec::with_capacity(unit.len());
+            for id in &unit {
+                let (slice, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
+                let (_, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
+                kept.push((*slice, weights, std::mem::take(&mut state.optimizer)));
+            }
+            let name = self.parameters.get(first.parameter as usize).map_or("", |p| p.name.as_str());
+            let lent =
+                kept.iter().map(|(slice, weights, state)| (*slice, weights.as_slice(), state.as_slice()));
+            resident.keep(name, lent.collect())?;
+        }
+        Ok(())
+    }
+
+    /// As [`update`](SliceMath::update), of slices that are on the device.
+    pub(super) fn update_on_device(
+        &mut self,
+        slices: Vec<SliceId>,
+        step: u64,
+        inputs: StepInputs,
+    ) -> Result<Updated, MathError> {
+        let Some(first) = slices.first().copied() else { return Ok(Updated { version: step, slices }) };
+        let mut gradients = Vec::with_capacity(slices.len());
+        for id in &slices {
+            let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
+            gradients.push(state.complete.take().ok_or(MathError::Unknown(*id))?);
+        }
+        let mut scalars = self.slices.get(&first).map_or(Vec::new(), |(_, s)| s.scalars.clone());
+        let optimizer = self.rules.optimizer_of(first.parameter);
+        let (Some(optimizer), Some(resident)) = (optimizer, &mut self.resident) else {
+            return Err(MathError::Unknown(first));
+        };
+        let updated = resident.update(first, optimizer, inputs, gradients, &mut scalars);
+        let updated = updated.map_err(|error| match error {
+            DeviceError::Optimizer(error) => self.diverged(first, step, error),
+            other => other.into(),
+        })?;
+        let mut version = step;
+        for (id, values) in slices.iter().zip(updated) {
+            let (before, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
+            drop(weights);
+            version = before + 1;
+            self.put(*id, version, values, Vec::new(), &scalars)?;
+        }
+        Ok(Updated { version, slices })
+    }
+}
+
+impl Vector {
+    /// Values, brought to `resident` if there is one.
+    pub(super) fn new(values: Vec<f32>, resident: Option<&mut Resident>) -> Result<Vector, DeviceError> {
+        match resident {
+            Some(resident) => resident.take(&values),
+            None => Ok(Vector::Host(values)),
+        }
+    }
+
+    /// The sum of two, this one first.
+    pub(super) fn plus(self, right: Vector, resident: Option<&mut Resident>) -> Result<Vector, DeviceError> {
+        match (self, right, resident) {
+            (left, right, Some(resident)) => resident.add(left, right),
+            (Vector::Host(mut left), Vector::Host(right), None) => {
+                add(&mut left, &right);
+                Ok(Vector::Host(left))
+            }
+            _ => Err(DeviceError::Foreign),
+        }
+    }
+
+    /// Its values, if they are not on a device.
+    pub(super) fn on_host(self) -> Option<Vec<f32>> {
+        match self {
+            Vector::Host(values) => Some(values),
+            Vector::Device(_) => None,
+        }
+    }
+}
+
+/// The slices of each parameter that is updated as a whole, all of which must be among `slices`.
+pub(super) fn whole(
+    rules: &Rules,
+    parameters: &[ParameterSpec],
+    slices: impl Iterator<Item = Slice>,
+) -> Result<BTreeMap<u32, Vec<SliceId>>, MathError> {
+    let mut held: BTreeMap<u32, (usize, Vec<SliceId>)> = BTreeMap::new();
+    for slice in slices.filter(|slice| rules.is_whole(slice.id.parameter)) {
+        let (elements, ids) = held.entry(slice.id.parameter).or_default();
+        *elements += slice.elements;
+        ids.push(slice.id);
+    }
+    for (parameter, (elements, ids)) in &mut held {
+        let all = parameters.get(*parameter as usize).map(|p| p.shape.elements());
+        if all != Some(*elements) {
+            return Err(MathError::Incomplete(*parameter));
+        }
+        ids.sort();
+    }
+    Ok(held.into_iter().map(|(parameter, (_, ids))| (parameter, ids)).collect())
+}

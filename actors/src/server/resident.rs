@@ -1,0 +1,233 @@
+//! A server's slices on a device: weights and what the optimizer keeps of them live there from step to step.
+//!
+//! 1. The bits are the CPU's: sums in the reduction tree's order, medians and trimmed means, and every program of the optimizer language
+//!    have twins there (`kernels/src/cuda/`). What has none stays on the CPU: running means, rules that weigh whole gradients and
+//!    clipping, whose results are brought here for the update.
+//! 2. A slice goes to its next version whole or not at all; when memory runs out, the error names the tensor, and what is here is as it
+//!    was.
+//! 3. Memory is used again: what a step leaves is taken by the next, so there is never more of it than once was used at a time.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+
+use testudo_kernels::cuda::{
+    self, AnyDevice, AnyMemory, Buffer, DeviceError, DeviceOptimizer, DeviceSlice, Votes,
+};
+use testudo_kernels::optimizer::StepInputs;
+use testudo_kernels::{Aggregation, Optimizer};
+
+use crate::placement::{Slice, SliceId};
+
+/// Numbers on the device.
+type Tensor = Buffer<AnyMemory, f32>;
+
+/// A vector of a slice's length, where it is.
+#[derive(Debug)]
+pub(super) enum Vector {
+    Host(Vec<f32>),
+    Device(Tensor),
+}
+
+/// Slices that are updated together: one, or all of a tensor.
+#[derive(Debug)]
+struct Unit {
+    slices: Vec<Slice>,
+    weights: Tensor,
+    state: Vec<Tensor>,
+}
+
+/// The slices of one server on its device.
+#[derive(Debug)]
+pub(super) struct Resident {
+    /// Reading waits for the device, and changes nothing that is seen.
+    device: RefCell<AnyDevice>,
+    optimizers: Vec<DeviceOptimizer>,
+    /// By first slice.
+    units: BTreeMap<SliceId, Unit>,
+    /// Of each slice, its unit and its first element there.
+    places: HashMap<SliceId, (SliceId, usize)>,
+    /// The rule for so many votes, once it was needed.
+    rule: Option<(usize, Votes<AnyMemory>)>,
+    /// Memory to be used again, by elements.
+    spare: HashMap<usize, Vec<Tensor>>,
+}
+
+impl Resident {
+    /// With the programs of `optimizers`.
+    pub(super) fn new(device: AnyDevice, optimizers: &[Optimizer]) -> Result<Resident, DeviceError> {
+        let compile = |(index, optimizer): (usize, &Optimizer)| {
+            DeviceOptimizer::new(&format!("optimizer_{index}"), optimizer.clone())
+        };
+        Ok(Resident {
+            device: RefCell::new(device),
+            optimizers: optimizers.iter().enumerate().map(compile).collect::<Result<_, _>>()?,
+            units: BTreeMap::new(),
+            places: HashMap::new(),
+            rule: None,
+            spare: HashMap::new(),
+        })
+    }
+
+    /// Takes slices that are updated together, in order, with the weights and the optimizer's tensors of each.
+    pub(super) fn keep(
+        &mut self,
+        name: &str,
+        slices: Vec<(Slice, &[f32], &[Vec<f32>])>,
+    ) -> Result<(), DeviceError> {
+        let device = self.device.get_mut();
+        let elements = slices.iter().map(|(slice, ..)| slice.elements).sum();
+        let tensors = slices.first().map_or(0, |(_, _, state)| state.len());
+        let mut weights = Tensor::zeros(device, name, elements)?;
+        let mut state = Vec::with_capacity(tensors);
+        for tensor in 0..tensors {
+            let name = format!("optimizer state {} of {name}", tensor + 1);
+            state.push(Tensor::zeros(device, &name, elements)?);
+        }
+        let mut first = 0;
+        let Some(unit) = slices.first().map(|(slice, ..)| slice.id) else { return Ok(()) };
+        for (slice, values, kept) in &slices {
+            weights.write_at(device, first, values)?;
+            for (tensor, kept) in state.iter_mut().zip(*kept) {
+                tensor.write_at(device, first, kept)?;
+            }
+            self.places.insert(slice.id, (unit, first));
+            first += slice.elements;
+        }
+        let slices = slices.into_iter().map(|(slice, ..)| slice).collect();
+        self.units.insert(unit, Unit { slices, weights, state });
+        Ok(())
+    }
+
+    /// Whether a slice is here.
+    pub(super) fn holds(&self, id: SliceId) -> bool {
+        self.places.contains_key(&id)
+    }
+
+    /// Brings a vector here.
+    pub(super) fn take(&mut self, values: &[f32]) -> Result<Vector, DeviceError> {
+        let mut tensor = self.room(values.len())?;
+        tensor.write(self.device.get_mut(), values)?;
+        Ok(Vector::Device(tensor))
+    }
+
+    /// Memory for a vector; what it holds is unsaid.
+    fn room(&mut self, elements: usize) -> Result<Tensor, DeviceError> {
+        match self.spare.get_mut(&elements).and_then(Vec::pop) {
+            Some(tensor) => Ok(tensor),
+            None => Tensor::zeros(self.device.get_mut(), "gradient", elements),
+        }
+    }
+
+    fn leave(&mut self, tensor: Tensor) {
+        self.spare.entry(tensor.elements()).or_default().push(tensor);
+    }
+
+    /// The sum of two vectors, the left one first.
+    pub(super) fn add(&mut self, left: Vector, right: Vector) -> Result<Vector, DeviceError> {
+        let (mut left, right) = (self.here(left)?, self.here(right)?);
+        cuda::add(self.device.get_mut(), &mut left, &right)?;
+        self.leave(right);
+        Ok(Vector::Device(left))
+    }
+
+    fn here(&mut self, vector: Vector) -> Result<Tensor, DeviceError> {
+        match vector {
+            Vector::Device(tensor) => Ok(tensor),
+            Vector::Host(values) => {
+                let mut tensor = self.room(values.len())?;
+                tensor.write(self.device.get_mut(), &values)?;
+                Ok(tensor)
+            }
+        }
+    }
+
+    /// What a rule that looks at each number by itself makes of votes.
+    pub(super) fn aggregate(&mut self, rule: Aggregation, votes: &[Vec<f32>]) -> Result<Vector, DeviceError> {
+        let (count, elements) = (votes.len(), votes.first().map_or(0, Vec::len));
+        if self.rule.as_ref().is_none_or(|(known, _)| *known != count) {
+            self.rule = Some((count, Votes::new(self.device.get_mut(), rule, count)?));
+        }
+        let (mut all, mut result) = (self.room(count.saturating_mul(elements))?, self.room(elements)?);
+        let device = self.device.get_mut();
+        for (vote, values) in votes.iter().enumerate() {
+            all.write_at(device, vote * elements, values)?;
+        }
+        if let Some((_, rule)) = &self.rule {
+            rule.aggregate(device, &all, &mut result)?;
+        }
+        self.leave(all);
+        Ok(Vector::Device(result))
+    }
+
+    /// One step of one of the optimizers on the slices that are updated together and begin with `first`: `gradients` has one vector for each.
+    /// Returns their new weights.
+    pub(super) fn update(
+        &mut self,
+        first: SliceId,
+        optimizer: usize,
+        inputs: StepInputs,
+        gradients: Vec<Vector>,
+        scalars: &mut [f64],
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
+        let unknown = || DeviceError::Length { tensor: first.to_string(), expected: 1, found: 0 };
+        let mut gradient = self.join(gradients)?;
+        let device = self.device.get_mut();
+        let unit = self.units.get_mut(&first).ok_or_else(unknown)?;
+        let optimizer = self.optimizers.get_mut(optimizer).ok_or_else(unknown)?;
+        let slice = DeviceSlice {
+            weights: &unit.weights,
+            gradient_to_weights: &mut gradient,
+            state: &mut unit.state,
+        };
+        optimizer.update_checked(device, inputs, slice, scalars)?;
+        let before = std::mem::replace(&mut unit.weights, gradient);
+        let (mut new, mut at) = (Vec::with_capacity(unit.slices.len()), 0);
+        for slice in &unit.slices {
+            let mut values = vec![0.0; slice.elements];
+            unit.weights.read_at(device, at, &mut values)?;
+            at += slice.elements;
+            new.push(values);
+        }
+        self.leave(before);
+        Ok(new)
+    }
+
+    /// One tensor of vectors that follow each other.
+    fn join(&mut self, mut vectors: Vec<Vector>) -> Result<Tensor, DeviceError> {
+        if vectors.len() == 1
+            && let Some(vector) = vectors.pop()
+        {
+            return self.here(vector);
+        }
+        let length = |vector: &Vector| match vector {
+            Vector::Host(values) => values.len(),
+            Vector::Device(tensor) => tensor.elements(),
+        };
+        let mut whole = self.room(vectors.iter().map(length).sum())?;
+        let mut first = 0;
+        for vector in vectors {
+            let elements = length(&vector);
+            match vector {
+                Vector::Host(values) => whole.write_at(self.device.get_mut(), first, &values)?,
+                Vector::Device(tensor) => {
+                    cuda::copy_to(self.device.get_mut(), &tensor, first, &mut whole)?;
+                    self.leave(tensor);
+                }
+            }
+            first += elements;
+        }
+        Ok(whole)
+    }
+
+    /// The optimizer's tensors of a slice; `None` if it is not here.
+    pub(super) fn state(&self, slice: &Slice) -> Result<Option<Vec<Vec<f32>>>, DeviceError> {
+        let Some((unit, first)) = self.places.get(&slice.id) else { return Ok(None) };
+        let Some(unit) = self.units.get(unit) else { return Ok(None) };
+        let device = &mut *self.device.borrow_mut();
+        let read = |tensor: &Tensor| {
+            let mut values = vec![0.0; slice.elements];
+            tensor.read_at(device, *first, &mut values).map(|()| values)
+        };
+        unit.state.iter().map(read).collect::<Result<_, _>>().map(Some)
+    }
+}

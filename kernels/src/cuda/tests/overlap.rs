@@ -1,0 +1,121 @@
+//! How gradients leave a device: beside the kernels of the layers before theirs.
+
+use std::sync::{Arc, Mutex};
+
+use crate::cuda::{Argument, Device, DeviceError, DeviceModel, Fetch, Geometry, Source};
+use crate::model::{Batch, Model, ModelSpec};
+
+/// Computes nothing, and takes note of what it is asked for, in order.
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+impl Recorder {
+    fn note(&self, what: impl Into<String>) -> usize {
+        let mut log = self.0.lock().unwrap();
+        log.push(what.into());
+        log.len()
+    }
+}
+
+impl Device for Recorder {
+    type Memory = Vec<u8>;
+
+    fn allocate(&mut self, _: &str, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        Ok(vec![0; bytes])
+    }
+
+    fn write(&mut self, _: &mut Vec<u8>, _: usize, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn read(&mut self, _: &Vec<u8>, _: usize, _: &mut [u8]) -> Result<(), DeviceError> {
+        self.note("read");
+        Ok(())
+    }
+
+    fn fetch(&mut self, _: &Vec<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
+        self.note(format!("fetch {}", bytes / 4));
+        Ok(Fetch(bytes))
+    }
+
+    fn collect(&mut self, Fetch(bytes): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        self.note(format!("collect {}", bytes / 4));
+        show(&vec![0; bytes]);
+        Ok(())
+    }
+
+    fn blocks(&self) -> u32 {
+        1
+    }
+
+    fn launch(
+        &mut self,
+        source: &Source,
+        kernel: &str,
+        _: Geometry,
+        arguments: &mut [Argument<'_, Vec<u8>>],
+    ) -> Result<(), DeviceError> {
+        source.check(kernel, arguments)?;
+        self.note(kernel);
+        Ok(())
+    }
+}
+
+/// A gradient's copy begins before the next kernel is launched, and nobody waits for it until two more layers are under way. Nothing
+/// waits for the device before: the loss is read last.
+#[test]
+fn gradients_leave_while_layers_before_theirs_are_at_work() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let spec = ModelSpec::Mlp { inputs: 2, hidden: vec![3, 5, 7], classes: 11 };
+    let mut model = DeviceModel::new(Recorder(Arc::clone(&log)), &spec, 1).unwrap();
+    let owned: Vec<Vec<f32>> =
+        model.parameters().iter().map(|parameter| vec![0.0; parameter.shape.elements()]).collect();
+    let parameters: Vec<&[f32]> = owned.iter().map(Vec::as_slice).collect();
+    let mut order = Vec::new();
+    model
+        .gradients(&parameters, Batch::new(&[0.0; 2], &[0]), &mut |index, sum| {
+            order.push(index);
+            assert_eq!(sum.len(), parameters[index].len());
+        })
+        .unwrap();
+    assert_eq!(order, [6, 7, 4, 5, 2, 3, 0, 1]);
+    let log = log.lock().unwrap();
+    let at = |what: &str| log.iter().position(|noted| noted == what).unwrap();
+    let backward = &log[at("cross_entropy") + 1..];
+    assert_eq!(
+        backward,
+        [
+            "linear_weights",
+            "fetch 77",
+            "sum_examples",
+            "fetch 11",
+            "linear_backward",
+            "relu_gradient",
+            "linear_weights",
+            "fetch 35",
+            "sum_examples",
+            "fetch 7",
+            "linear_backward",
+            "relu_gradient",
+            "linear_weights",
+            "fetch 15",
+            "collect 77",
+            "sum_examples",
+            "fetch 5",
+            "collect 11",
+            "linear_backward",
+            "relu_gradient",
+            "linear_weights",
+            "fetch 6",
+            "collect 35",
+            "sum_examples",
+            "fetch 3",
+            "collect 7",
+            "collect 15",
+            "collect 5",
+            "collect 6",
+            "collect 3",
+            "read",
+            "read"
+        ]
+    );
+}

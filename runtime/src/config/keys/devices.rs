@@ -1,0 +1,27 @@
+//! The rows that say what nodes compute on.
+
+use super::super::device;
+use super::{Absent, Key, Rule};
+
+const DEVICE: Rule = Rule::Text {
+    check: device::check,
+    allowed: "`auto`, `cpu`, or `cuda:` and a GPU's number, as in `cuda:0`",
+};
+
+/// In the order of the reference page.
+pub(super) static KEYS: &[Key] = &[
+    Key {
+        path: "servers.device",
+        rule: DEVICE,
+        absent: Absent::Is("\"cpu\""),
+        applies: None,
+        doc: "What servers sum and update on: the CPU, a GPU, or with `auto` the first GPU, if there is one. The result does not depend on it. A GPU that is asked for and missing is an error. See [GPUs](gpu.md).",
+    },
+    Key {
+        path: "workers.device",
+        rule: DEVICE,
+        absent: Absent::Is("\"cpu\""),
+        applies: None,
+        doc: "What workers compute gradients on, likewise. The result does not depend on it.",
+    },
+];

@@ -1,0 +1,126 @@
+//! What this machine's nodes compute on: opens what the cluster file asks for.
+//!
+//! 1. A GPU that is asked for by its number and is not there is an error, which says what was looked for and where.
+//! 2. `auto` takes the first GPU; without one it says so, and why, and the CPU computes.
+
+use std::path::PathBuf;
+
+use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
+use testudo_actors::{JobSpec, Resume};
+use testudo_kernels::cuda::{AnyDevice, Gpu};
+
+use crate::config::{ComputeDevice, Config};
+use crate::error::Failure;
+
+/// Where the kernel shows devices.
+const DEVICES: &str = "/dev";
+
+/// Opens what the key `key` asks for; `None` is the CPU.
+///
+/// # Errors
+/// When it is not there, with what was looked for and where.
+pub fn open(key: &str, device: ComputeDevice) -> Result<Option<AnyDevice>, Failure> {
+    let (number, wanted) = match device {
+        ComputeDevice::Cpu => return Ok(None),
+        ComputeDevice::Auto => (0, false),
+        ComputeDevice::Cuda(number) => (number, true),
+    };
+    match Gpu::open(number) {
+        Ok(gpu) => {
+            let name = format!("cuda:{number}, {}", gpu.name());
+            tracing::info!("{key} = \"{device}\": {name} computes");
+            Ok(Some(AnyDevice::new(name, gpu)))
+        }
+        Err(error) if wanted => Err(Failure::misconfigured(format!("{key} = \"{device}\": {error}"))),
+        Err(error) => {
+            tracing::info!("{key} = \"auto\": the CPU computes, for there is no GPU: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Looks whether what `config` asks for can be there, before any node is started: the libraries alone, for a launcher has no use for the
+/// driver's threads. A line for each `auto` that will be the CPU.
+///
+/// # Errors
+/// When a GPU is asked for by its number and there are none, with what was looked for and where.
+pub fn look(config: &Config) -> Result<Vec<String>, Failure> {
+    let asked = [("servers.device", config.servers.device), ("workers.device", config.workers.device)];
+    let asked: Vec<_> = asked.into_iter().filter(|(_, device)| *device != ComputeDevice::Cpu).collect();
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Err(error) = Gpu::libraries() else { return Ok(Vec::new()) };
+    let line = |(key, device): (&str, ComputeDevice)| match device {
+        ComputeDevice::Cuda(_) => {
+            Err(Failure::misconfigured(format!("{key} = \"{device}\": there is no GPU: {error}")))
+        }
+        _ => Ok(format!("{key} = \"auto\": the CPU computes, for there is no GPU: {error}")),
+    };
+    asked.into_iter().map(line).collect()
+}
+
+/// The files through which the driver reaches GPUs, for a process that computes on `device`.
+#[must_use]
+pub fn files(device: ComputeDevice) -> Vec<PathBuf> {
+    if device == ComputeDevice::Cpu {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(DEVICES) else { return Vec::new() };
+    let is_driver = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("nvidia"))
+    };
+    entries.flatten().map(|entry| entry.path()).filter(is_driver).collect()
+}
+
+/// A server's set-up with a device.
+#[derive(Debug)]
+pub(crate) struct OnDevice<T> {
+    inner: T,
+    device: Option<AnyDevice>,
+}
+
+impl<T> OnDevice<T> {
+    /// `inner`, computing on `device`.
+    pub(crate) fn new(inner: T, device: Option<AnyDevice>) -> OnDevice<T> {
+        OnDevice { inner, device }
+    }
+}
+
+impl<T: ServerSetup> ServerSetup for OnDevice<T> {
+    fn writer(&mut self, job: &JobSpec, server: u32) -> Result<Box<dyn PartWriter>, String> {
+        self.inner.writer(job, server)
+    }
+
+    fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
+        self.inner.source(job, resume)
+    }
+
+    fn device(&mut self) -> Option<AnyDevice> {
+        self.device.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    /// Invariant 1, whether it is the driver, the compiler or the GPU that is missing.
+    #[test]
+    fn a_gpu_that_is_asked_for_and_missing_is_an_error() {
+        let failure = open("servers.device", ComputeDevice::Cuda(9999)).unwrap_err();
+        assert_eq!(failure.status, Status::Misconfigured);
+        let said = &failure.message;
+        assert!(said.starts_with("servers.device = \"cuda:9999\": "), "{said}");
+        assert!(["libcuda", "libnvrtc", "GPU"].iter().any(|word| said.contains(word)), "{said}");
+    }
+
+    #[test]
+    fn the_cpu_needs_nothing() {
+        assert!(open("workers.device", ComputeDevice::Cpu).unwrap().is_none());
+        assert!(files(ComputeDevice::Cpu).is_empty());
+        // Where there is a GPU it is taken, else the CPU: never an error.
+        open("workers.device", ComputeDevice::Auto).unwrap();
+    }
+}
