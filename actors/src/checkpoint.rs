@@ -2,8 +2,9 @@
 //! business.
 //!
 //! A **checkpoint** is everything that training needs to go on from one step: the parameters and the optimizer's state at
-//! one version, in as many parts as there are servers, and a manifest that names the parts. Servers write parts
-//! ([`PartWriter`]), the scheduler writes the manifest once every part is there ([`Ledger`]), and servers of a resumed run
+//! one version, in as many parts as there are servers, where error feedback keeps residuals a part from each worker with those of its
+//! logical shards, and a manifest that names the parts. Servers and workers write parts
+//! ([`PartWriter`]), the scheduler writes the manifest once every part is there ([`Ledger`]), and those of a resumed run
 //! read what they keep from whichever parts hold it ([`PartSource`]). The **final model** is an export for others to use
 //! ([`CheckpointSink`]).
 
@@ -76,6 +77,24 @@ pub struct Snapshot {
     pub slices: Vec<SliceSnapshot>,
 }
 
+/// What error feedback has kept back of one logical shard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShardResiduals {
+    /// The shard.
+    pub shard: u32,
+    /// A number for each element of each parameter, in the model's order.
+    pub values: Vec<Vec<f32>>,
+}
+
+/// The residuals of one worker's logical shards at one version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResidualSnapshot {
+    /// Updates applied since initialisation: the residuals are those after so many steps.
+    pub version: u64,
+    /// By shard, ascending.
+    pub shards: Vec<ShardResiduals>,
+}
+
 /// What a stored part is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartReceipt {
@@ -85,13 +104,25 @@ pub struct PartReceipt {
     pub blake3: [u8; 32],
 }
 
-/// Stores one server's parts. Called on a thread of its own, so it may take its time.
+/// Stores one server's parts, or one worker's. Called on a thread of its own, so it may take its time.
 pub trait PartWriter: Send {
     /// Stores `snapshot`; when this returns, the part outlasts a crash.
     ///
     /// # Errors
     /// When it could not be stored. Training goes on.
     fn write(&mut self, snapshot: &Snapshot) -> Result<PartReceipt, CheckpointError>;
+
+    /// As [`write`](PartWriter::write), for the residuals of worker `worker`.
+    ///
+    /// # Errors
+    /// As above; always, in a place that is for servers alone.
+    fn write_residuals(
+        &mut self,
+        _worker: u32,
+        _snapshot: &ResidualSnapshot,
+    ) -> Result<PartReceipt, CheckpointError> {
+        Err(CheckpointError("this place takes no residuals".into()))
+    }
 }
 
 /// One slice as a checkpoint holds it.
@@ -107,22 +138,30 @@ pub struct RestoredSlice {
     pub scalars: Vec<f64>,
 }
 
-/// Reads slices out of the checkpoint that a job resumes from. Called on the server's compute thread.
+/// Reads the checkpoint that a job resumes from. Called on a node's compute thread.
 pub trait PartSource: Send {
     /// The values of every slice in `wanted`, whichever part holds them.
     ///
     /// # Errors
     /// When the checkpoint is not the job's, or is damaged; nothing of it may be used then.
     fn load(&mut self, job: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError>;
+
+    /// The residuals of these logical shards, in that order.
+    ///
+    /// # Errors
+    /// As [`load`](PartSource::load), and when the checkpoint holds none.
+    fn residuals(&mut self, _job: &JobSpec, _shards: &[u32]) -> Result<Vec<ShardResiduals>, CheckpointError> {
+        Err(CheckpointError("it holds no residuals of error feedback".into()))
+    }
 }
 
-/// Gives a server the places of its checkpoints, once the job is known and checked.
+/// Gives a node the places of its checkpoints, once the job is known and checked: a server, and a worker that keeps residuals.
 pub trait ServerSetup: Send {
-    /// Where server `server` of `job` writes its parts. Asked for only if the job wants checkpoints.
+    /// Where the server or worker of that index writes its parts. Asked for only if the job wants any of it.
     ///
     /// # Errors
     /// The text is for the operator.
-    fn writer(&mut self, job: &JobSpec, server: u32) -> Result<Box<dyn PartWriter>, String>;
+    fn writer(&mut self, job: &JobSpec, index: u32) -> Result<Box<dyn PartWriter>, String>;
 
     /// The checkpoint that `job` resumes from.
     ///
@@ -150,6 +189,17 @@ impl ServerSetup for NoCheckpoints {
     }
 }
 
+/// A part that a worker has stored: residuals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredResiduals {
+    /// The worker's index.
+    pub worker: u32,
+    /// The logical shards that it holds, ascending.
+    pub shards: Vec<u32>,
+    /// Size and hash.
+    pub receipt: PartReceipt,
+}
+
 /// A part that a server has stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredPart {
@@ -168,6 +218,8 @@ pub struct Commit {
     pub step: u64,
     /// The parts, by server.
     pub parts: Vec<StoredPart>,
+    /// Those of workers, by worker: every logical shard's residuals once, if the job keeps them.
+    pub residuals: Vec<StoredResiduals>,
     /// Where the run is.
     pub mark: Mark,
 }

@@ -5,6 +5,7 @@
 
 mod member;
 mod refusal;
+mod report;
 mod status;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -13,6 +14,7 @@ use testudo_transport::WireError;
 
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
+pub use report::{HeadName, NodeLoss, PartOutcome, StepTimes};
 pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
 
 use crate::audit::Refusal;
@@ -194,6 +196,22 @@ bodies! {
     16 CheckpointPart {
         /// The checkpoint's version.
         version: u64,
+        /// Whether it is stored.
+        outcome: PartOutcome,
+    }
+    /// The scheduler wants a worker to write its part of a checkpoint of the version that every slice is at.
+    17 ResidualOrder {
+        /// The version.
+        version: u64,
+        /// The logical shards whose residuals it is to hold.
+        shards: Vec<u32>,
+    }
+    /// What has become of a worker's part of a checkpoint.
+    18 ResidualPart {
+        /// The checkpoint's version.
+        version: u64,
+        /// The logical shards whose residuals it holds.
+        shards: Vec<u32>,
         /// Whether it is stored.
         outcome: PartOutcome,
     }
@@ -407,98 +425,5 @@ bodies! {
     }
 }
 
-/// A head of the audit log: a record, and its hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeadName {
-    /// The record's place.
-    pub record: u64,
-    /// Its hash.
-    pub hash: [u8; 32],
-}
-
-/// What has become of a server's part of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PartOutcome {
-    /// It is stored. Where follows from the step and the server's index.
-    Written {
-        /// Its size as stored.
-        bytes: u64,
-        /// BLAKE3 of its bytes as stored.
-        blake3: [u8; 32],
-        /// Slices in it.
-        slices: u32,
-    },
-    /// The one before was still being written when it fell due.
-    Skipped,
-    /// It could not be stored; why, for the operator.
-    Failed(String),
-}
-
-/// The loss of one tree node in one step: sums, folded in the tree's order.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NodeLoss {
-    /// The node.
-    pub node: Node,
-    /// Sum of its examples' losses, over all their targets.
-    pub loss_sum: f64,
-    /// How many targets were classified right.
-    pub correct: u64,
-    /// Examples counted; 0 when a step was found complete after its worker died before it could report.
-    pub examples: u64,
-}
-
-/// Where a worker's step went, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepTimes {
-    /// Forward and backward passes.
-    pub compute_us: u64,
-    /// From the end of the backward pass until every push was acknowledged.
-    pub send_us: u64,
-    /// Waiting for the step's parameters before it began.
-    pub wait_us: u64,
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn bodies_survive_the_wire_and_nothing_may_trail() {
-        let push = Push {
-            epoch: 3,
-            step: 700,
-            slice: SliceId { parameter: 1, index: 2 },
-            node: Node { first: 4, leaves: 4 },
-            codec: 0,
-        };
-        let mut bytes = push.encode();
-        assert_eq!(Push::decode(&bytes).unwrap(), push);
-        bytes.push(0);
-        assert!(Push::decode(&bytes).is_err());
-    }
-
-    /// What others read and write by hand (`tests/python/attacks/worker.py`): a change here is a change of the wire.
-    #[test]
-    fn a_membership_has_these_bytes() {
-        let lease =
-            Lease { node: Node { first: 4, leaves: 3 }, worker: 2, since: 5, from_step: 300, alone_from: 6 };
-        let membership = Membership {
-            epoch: 1,
-            servers: vec![ServerMember { index: 0, address: "h:1".into() }],
-            workers: vec![WorkerMember { index: 2, incarnation: 1, commitment: [7; 32] }],
-            leases: vec![lease],
-            until: 9,
-        };
-        let head = [&[1, 1, 0, 3][..], b"h:1", &[1, 2, 1], &[7; 32]].concat();
-        assert_eq!(membership.encode(), [&head[..], &[1, 4, 3, 2, 5, 0xac, 0x02, 6, 9]].concat());
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_a_body_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (Join::decode(&bytes), Welcome::decode(&bytes), Membership::decode(&bytes), NodeDone::decode(&bytes));
-            let _ = (Push::decode(&bytes), Pull::decode(&bytes), StatusReport::decode(&bytes), Heartbeat::decode(&bytes));
-        }
-    }
-}
+mod tests;

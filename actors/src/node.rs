@@ -12,7 +12,7 @@ use testudo_transport::{Class, Connection, Identity, Outgoing, Receiver, Role, S
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::checkpoint::{CheckpointSink, PartSource, ServerSetup};
+use crate::checkpoint::{CheckpointSink, PartSource, PartWriter, ServerSetup};
 use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{Codecs, JobError, JobSpec, SignedJob};
@@ -137,6 +137,11 @@ pub trait WorkerSetup: Send {
     /// Called when the scheduler has admitted the worker, with what it shows to servers and its line to the scheduler: a test may
     /// say more under its name than it does itself.
     fn joined(&mut self, _secret: &Secret, _scheduler: &Outbox) {}
+
+    /// Where parts of checkpoints are written and read. Asked for only if the job has residuals to keep, or begins with some.
+    fn checkpoints(&mut self) -> Option<&mut dyn ServerSetup> {
+        None
+    }
 
     /// The arithmetic, just built; a test may watch it.
     fn adapt(&mut self, compute: ShardCompute) -> ShardCompute {
@@ -291,8 +296,12 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let shared = Arc::new(map.clone());
         let compute =
             ShardCompute::new(Arc::clone(&job), shared, setup.model(&job)?, train, test, setup.sink(&job))?;
+        let (source, writer) = residuals(&job, index, setup).map_err(NodeError::Environment)?;
         let parts = WorkerParts {
+            index,
             compute: setup.adapt(compute),
+            source,
+            writer,
             slices: map.slices().len(),
             core: WorkerCore::new(index, job.tree(), map, names, (job.first_step(), plan.steps()), heartbeat)
                 .with_codecs(job.codecs),
@@ -310,6 +319,22 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
         let _address = WorkerActor::new(parts, over).start();
         finish(&options.network, result).await
     })
+}
+
+type Residuals = (Option<Box<dyn PartSource>>, Option<Box<dyn PartWriter>>);
+
+/// Where a worker's residuals come from, and where they go.
+fn residuals(job: &JobSpec, index: u32, setup: &mut dyn WorkerSetup) -> Result<Residuals, String> {
+    let resume = job.resume.as_ref().filter(|_| job.codecs.push.feeds_back());
+    if resume.is_none() && !job.keeps_residuals() {
+        return Ok((None, None));
+    }
+    let places = setup.checkpoints();
+    let places =
+        places.ok_or("this worker has no place for checkpoints, and the job has residuals in them")?;
+    let source = resume.map(|resume| places.source(job, resume)).transpose()?;
+    let writer = job.keeps_residuals().then(|| places.writer(job, index)).transpose()?;
+    Ok((source, writer))
 }
 
 async fn finish(

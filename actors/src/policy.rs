@@ -107,6 +107,8 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         data(Hello::KIND, "hello", WORKER, SERVER, 0),
         control(CheckpointOrder::KIND, "checkpoint order", SCHEDULER, SERVER, SMALL),
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),
+        control(ResidualOrder::KIND, "residual order", SCHEDULER, WORKER, TEXT),
+        control(ResidualPart::KIND, "residual part", WORKER, SCHEDULER, TEXT),
         control(ParameterPieces::KIND, "parameter pieces", SERVER, SCHEDULER, PIECES),
         control(HashOrder::KIND, "hash order", SCHEDULER, SERVER, SMALL),
         row(GradientProducts::KIND, "gradient products", SERVER, SCHEDULER, Class::Control, SMALL, PRODUCTS),

@@ -127,18 +127,21 @@ impl Replay {
             Arc::clone(&store),
             SumOrder::Canonical,
         )?;
-        match source {
-            Some(source) => math.restore(source.load(&job, map.slices())?)?,
-            None => math.initialise()?,
-        }
         let (train, test) = data;
-        let compute =
+        let mut compute =
             ShardCompute::new(Arc::clone(&job), Arc::clone(&map), model, train, test, Box::new(NoSink))?;
         let tree = job.tree();
         let nodes = match job.sums_shards() {
             true => vec![tree.root()],
             false => (0..tree.leaves()).map(Node::leaf).collect(),
         };
+        match source {
+            Some(source) => {
+                math.restore(source.load(&job, map.slices())?)?;
+                compute.restore(source, &nodes)?;
+            }
+            None => math.initialise()?,
+        }
         let mut replay = Replay {
             plan: Plan::new(&job),
             tree,

@@ -4,6 +4,7 @@
 //! are the seed's choice. A failing run is a seed.
 
 mod choice;
+mod deliver;
 mod kept;
 mod server;
 mod worker;
@@ -12,24 +13,24 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use testudo_actors::checkpoint::{Commit, Committed, PartSource, Snapshot};
+use testudo_actors::checkpoint::{Commit, Committed, PartSource, ResidualSnapshot, Snapshot};
 use testudo_actors::message::{
-    Evaluated, Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal, Witnessed,
+    Evaluated, Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal,
 };
 use testudo_actors::placement::SliceMap;
 use testudo_actors::plan::Plan;
 use testudo_actors::scheduler::{
     Command, Effect as SchedulerEffect, Input as SchedulerInput, SchedulerCore, ToMember,
 };
-use testudo_actors::server::{Input as ServerInput, PushInput, ServerCore, SliceMath, Store, SumOrder};
+use testudo_actors::server::{Input as ServerInput, ServerCore, SliceMath, Store, SumOrder};
 use testudo_actors::witness::{Key, Witness};
 use testudo_actors::worker::{Input as WorkerInput, ShardCompute, WorkerCore};
 use testudo_actors::{JobSpec, Time};
 
 pub use choice::Choice;
-pub use kept::Kept;
+pub use kept::{Kept, KeptResiduals};
 use server::Server;
-use worker::{Work, Worker};
+use worker::Worker;
 
 use crate::liar::{self, Lie};
 use crate::toy;
@@ -93,9 +94,13 @@ pub struct Simulation {
     pub refused: Vec<(u32, PushRefusal)>,
     /// Every message with values that was sent, gradients and parameters: its kind, its body, its payload.
     pub carried: Vec<(u8, Vec<u8>, Values)>,
+    /// A worker that says that it has written other shards' residuals than its own.
+    pub foreign_residuals: Option<u32>,
     answers: Vec<Result<String, String>>,
     /// Checkpoints: by version, what each server wrote.
     pub parts: BTreeMap<u64, BTreeMap<u32, Snapshot>>,
+    /// By version, what each worker wrote last of its residuals, and how many such parts were written by then.
+    pub residuals: BTreeMap<u64, BTreeMap<u32, (u64, ResidualSnapshot)>>,
     /// Those that were committed, in order.
     pub commits: Vec<Commit>,
     /// The parameters' hashes that were formed, with their versions.
@@ -192,6 +197,8 @@ impl Simulation {
                     Box::new(toy::NoSink),
                 )
                 .unwrap(),
+                restored: None,
+                writing: None,
                 work: VecDeque::new(),
                 events: VecDeque::new(),
                 alive: true,
@@ -210,8 +217,10 @@ impl Simulation {
             notices: Vec::new(),
             refused: Vec::new(),
             carried: Vec::new(),
+            foreign_residuals: None,
             answers: Vec::new(),
             parts: BTreeMap::new(),
+            residuals: BTreeMap::new(),
             commits: Vec::new(),
             evaluations: Vec::new(),
             hashes: Vec::new(),
@@ -226,6 +235,26 @@ impl Simulation {
             simulation.join(Member { role: MemberRole::Worker, index });
         }
         simulation
+    }
+
+    /// The same, whose workers begin with these residuals.
+    #[must_use]
+    pub fn with_residuals(mut self, restored: &[ResidualSnapshot]) -> Simulation {
+        for worker in &mut self.workers {
+            worker.restored = Some(restored.to_vec());
+        }
+        self
+    }
+
+    /// What is kept of a checkpoint that was committed: servers' parts, and workers'.
+    ///
+    /// # Panics
+    /// When there is no such checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self, step: u64) -> (Vec<Snapshot>, Vec<ResidualSnapshot>) {
+        let commit = self.commits.iter().find(|commit| commit.step == step).expect("it was committed");
+        let residuals = commit.residuals.iter().map(|part| self.residuals[&step][&part.worker].1.clone());
+        (self.parts[&step].values().cloned().collect(), residuals.collect())
     }
 
     fn join(&mut self, member: Member) {
@@ -303,6 +332,7 @@ impl Simulation {
         node.alive = false;
         node.work.clear();
         node.events.clear();
+        node.writing = None;
         let names: Vec<String> =
             self.links.keys().filter(|n| n.starts_with(&format!("worker/{worker}>"))).cloned().collect();
         for name in names {
@@ -357,6 +387,9 @@ impl Simulation {
             if !worker.events.is_empty() {
                 options.push(Move::WorkerEvent(i));
             }
+            if worker.writing.is_some() {
+                options.push(Move::WorkerWritten(i));
+            }
         }
         if options.is_empty() {
             return false;
@@ -372,6 +405,7 @@ impl Simulation {
             Move::ServerWork(i) => self.server_work(i),
             Move::ServerWritten(i) => self.server_written(i),
             Move::WorkerWork(i) => self.worker_work(i),
+            Move::WorkerWritten(i) => self.worker_written(i),
             Move::WorkerEvent(i) => {
                 let event = self.workers[i].events.pop_front().unwrap();
                 self.worker_input(i, event);
@@ -394,67 +428,6 @@ impl Simulation {
         }
     }
 
-    fn deliver(&mut self, wire: Wire) {
-        match wire {
-            Wire::ToScheduler(input) => {
-                self.scheduler.handle(self.clock, input);
-                self.drain_scheduler();
-            }
-            Wire::ToServer(i, input) => {
-                let again = match (&input, self.duplicate) {
-                    (ServerInput::Push(p), true) => Some(PushInput {
-                        worker: p.worker,
-                        reply: Reply { worker: u32::MAX, ..p.reply.clone() },
-                        push: p.push.clone(),
-                        values: p.values.clone(),
-                        bytes: p.bytes,
-                        digest: p.digest,
-                    }),
-                    _ => None,
-                };
-                self.servers[i as usize].core.handle(self.clock, input);
-                if let Some(again) = again {
-                    self.servers[i as usize].core.handle(self.clock, ServerInput::Push(again));
-                }
-                self.drain_server(i as usize);
-            }
-            Wire::ToServerMember(i, message) => match message {
-                ToMember::Membership(membership) => {
-                    self.servers[i as usize].core.handle(self.clock, ServerInput::Membership(membership));
-                    self.drain_server(i as usize);
-                }
-                ToMember::Checkpoint(order) => self.servers[i as usize].orders.push_back(order.version),
-                ToMember::Hash(order) => self.servers[i as usize].hash_orders.push_back(order.version),
-                ToMember::Weights(weights) => self.servers[i as usize].weights.push_back(weights),
-                _ => {}
-            },
-            Wire::ToWorker(i, input) => self.worker_input(i as usize, input),
-            Wire::ToWorkerMember(i, message) => {
-                let input = match message {
-                    ToMember::Membership(m) => WorkerInput::Membership(m),
-                    ToMember::Extended(e) => WorkerInput::Extended { epoch: e.epoch, until: e.until },
-                    ToMember::Evaluate(e) => WorkerInput::Evaluate(e),
-                    ToMember::Export(e) => WorkerInput::Export(e),
-                    ToMember::Witnessed(Witnessed { key }) => {
-                        self.workers[i as usize].work.push_back(Work::Witness(key));
-                        return;
-                    }
-                    ToMember::Checkpoint(order) => panic!("a worker is ordered to write {order:?}"),
-                    ToMember::Hash(order) => panic!("a worker is ordered to hash {order:?}"),
-                    ToMember::Weights(weights) => panic!("a worker is ordered to combine {weights:?}"),
-                    ToMember::Shutdown(_) => {
-                        let member = Member { role: MemberRole::Worker, index: i };
-                        self.workers[i as usize].alive = false;
-                        let gone = SchedulerInput::Gone { member, connection: member, reason: "left".into() };
-                        self.post(format!("{member}>scheduler"), Wire::ToScheduler(gone));
-                        return;
-                    }
-                };
-                self.worker_input(i as usize, input);
-            }
-        }
-    }
-
     fn drain_scheduler(&mut self) {
         while let Some(effect) = self.scheduler.poll() {
             match effect {
@@ -473,6 +446,11 @@ impl Simulation {
                 }
                 SchedulerEffect::Commit(commit) => {
                     let step = commit.step;
+                    for part in &commit.residuals {
+                        let (number, stored) = &self.residuals[&step][&part.worker];
+                        assert_eq!(part.receipt.bytes, *number, "what is committed was written over");
+                        assert!(stored.shards.iter().map(|s| s.shard).eq(part.shards.iter().copied()));
+                    }
                     self.commits.push(commit);
                     let result = Ok(Committed { step, manifest_blake3: [0; 32], deleted: Vec::new() });
                     let input = SchedulerInput::Committed { step, result };
@@ -501,5 +479,6 @@ enum Move {
     ServerWork(usize),
     ServerWritten(usize),
     WorkerWork(usize),
+    WorkerWritten(usize),
     WorkerEvent(usize),
 }

@@ -186,7 +186,7 @@ fn witnesses_understand_every_codec() {
     }
 }
 
-/// A replay has the bits of the run, and what a run resumes from without residuals is whole.
+/// A replay has the bits of the run, and so has a resumption; residuals in checkpoints are `residuals.rs`'s.
 #[test]
 fn replays_and_resumptions_understand_codecs() {
     for codecs in ALL {
@@ -346,10 +346,9 @@ fn jobs_that_cannot_work_are_refused() {
         (of(Codec::TopK { fraction: 0.9 }, Codec::F32), "at most 0.5"),
         (of(Codec::F32, Codec::TwoBit { threshold: 1.0 }), "use f32, f16, bf16 or int8"),
         (JobSpec { slice_bytes: 4, ..of(Codec::F32, Codec::Int8) }, "use larger slices"),
-        (JobSpec { checkpoints, ..of(Codec::Int8, Codec::F32) }, "no checkpoint holds"),
     ] {
         let error = job.validate().unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
-    JobSpec { checkpoints, ..of(Codec::Bf16, Codec::Int8) }.validate().unwrap();
+    JobSpec { checkpoints, ..of(Codec::Int8, Codec::Int8) }.validate().unwrap();
 }

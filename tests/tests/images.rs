@@ -64,9 +64,11 @@ fn run(file: &Path, dir: &Path, options: &[&str]) -> Value {
     process::run(PROGRAM, &all, file.parent().unwrap()).succeeded().json()
 }
 
-fn check(kind: &str, steps: u64, accuracy: f64) {
+fn check(kind: &str, steps: u64, accuracy: f64, transport: &str) {
     let folder = tempfile::tempdir().unwrap();
     let file = write_job(folder.path(), kind, steps);
+    let text_of_file = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text_of_file}[transport]\n{transport}")).unwrap();
     let [one, three] = ["one", "three"].map(|name| folder.path().join(name));
     let summary = run(&file, &one, &["--workers", "1", "--servers", "1"]);
     let again = run(&file, &three, &["--workers", "3"]);
@@ -92,13 +94,20 @@ fn check(kind: &str, steps: u64, accuracy: f64) {
 
 #[test]
 fn a_convolutional_network_is_trained_resumed_and_replayed() {
-    check("cnn", 24, 0.95);
+    check("cnn", 24, 0.95, "");
 }
 
 /// The one network with running statistics. It has 11 million parameters, so the fewest steps must do.
 #[test]
 fn a_residual_network_is_trained_resumed_and_replayed() {
-    check("resnet18", 2, 0.0);
+    check("resnet18", 2, 0.0, "");
+}
+
+/// Running statistics as codecs bring them: what is summed is each shard's as it was encoded, and what is computed with is what every
+/// worker decodes.
+#[test]
+fn running_statistics_travel_in_codecs_to_the_same_bits() {
+    check("resnet18", 2, 0.0, "push_codec = \"bf16\"\npull_codec = \"int8\"\n");
 }
 
 /// A request of more rows than are computed at a time has the answers of each alone.

@@ -59,13 +59,13 @@ impl JobSpec {
                 self.logical_shards
             ));
         }
-        if push.feeds_back() && (self.checkpoints.wanted() || self.resume.is_some()) {
-            return bad(format!(
-                "transport.push_codec is {push}, whose residuals no checkpoint holds: set checkpoint.every_steps to 0 and \
-                 checkpoint.at_end to false, or use f32, f16 or bf16"
-            ));
-        }
         Ok(())
+    }
+
+    /// Whether checkpoints hold what error feedback keeps at the workers.
+    #[must_use]
+    pub fn keeps_residuals(&self) -> bool {
+        self.codecs.push.feeds_back() && self.checkpoints.wanted()
     }
 
     /// Whether workers sum the shards that they hold. What is a vote, or is encoded with losses, goes by itself.

@@ -338,6 +338,7 @@ impl SchedulerActor {
             ToMember::Export(body) => self.tell(connection, &body),
             ToMember::Witnessed(body) => self.tell(connection, &body),
             ToMember::Checkpoint(body) => self.tell(connection, &body),
+            ToMember::Residuals(body) => self.tell(connection, &body),
             ToMember::Hash(body) => self.tell(connection, &body),
             ToMember::Weights(body) => self.tell(connection, &body),
             ToMember::Shutdown(body) => self.tell(connection, &body),

@@ -1,18 +1,21 @@
 //! Which checkpoints are whole. Pure.
 //!
-//! 1. A checkpoint is committed when every server that keeps a slice has stored its part of that version, and the step is
-//!    complete; never before.
+//! 1. A checkpoint is committed when every server that keeps a slice has stored its part of that version, workers every logical shard's
+//!    residuals if the job keeps them, and the step is complete; never before.
 //! 2. Commits are in the order of their steps, one at a time.
 //! 3. A version of which a part is missing for good is given up, with a notice that says whose part and why. The last
 //!    checkpoint of a run is only given up when a part could not be stored.
 //! 4. What servers say about versions that are not due, and what they say twice, changes nothing.
+//! 5. Residuals that died with a worker are in no checkpoint: one whose step was not complete by then needs them from who computes
+//!    their shards now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::{Commit, Committed, Mark, PartReceipt, StoredPart};
 use crate::job::JobSpec;
-use crate::message::{CheckpointPart, PartOutcome};
+use crate::message::{CheckpointPart, PartOutcome, ResidualPart};
 use crate::placement::SliceMap;
+use crate::scheduler::residuals::Residuals;
 
 /// Versions that may wait for parts; with more, the oldest is given up. A server works at one and skips the others, so
 /// only one that says nothing makes them pile up.
@@ -24,6 +27,7 @@ const MAX_CLOSED: usize = 2 * MAX_OPEN;
 #[derive(Debug, Default)]
 struct Open {
     parts: BTreeMap<u32, PartOutcome>,
+    residuals: Residuals,
     /// Samples and loss, once the step is complete.
     mark: Option<Mark>,
 }
@@ -34,6 +38,10 @@ pub(super) struct Checkpoints {
     every: u64,
     at_end: bool,
     holders: BTreeSet<u32>,
+    /// Logical shards whose residuals are kept; 0 if none are.
+    shards: u32,
+    /// Steps below this one may have been begun when a worker was lost.
+    lost_until: u64,
     open: BTreeMap<u64, Open>,
     /// Nothing at or below this version will be opened.
     floor: u64,
@@ -52,6 +60,8 @@ impl Checkpoints {
             every: job.checkpoints.every_steps,
             at_end: job.checkpoints.at_end,
             holders: holders(job),
+            shards: if job.keeps_residuals() { job.logical_shards } else { 0 },
+            lost_until: 0,
             open: BTreeMap::new(),
             floor: first,
             closed: BTreeSet::new(),
@@ -112,21 +122,73 @@ impl Checkpoints {
         is_news
     }
 
+    /// A worker says what has become of its part. Whether it had said nothing of it before.
+    pub(super) fn residuals(&mut self, worker: u32, part: ResidualPart, ahead: u64) -> bool {
+        let ResidualPart { version, shards, outcome } = part;
+        if self.shards == 0 || !self.is_due(version) || version > ahead {
+            return false;
+        }
+        self.open.entry(version).or_default().residuals.add(worker, shards, outcome)
+    }
+
+    /// A worker is lost that may have begun the steps below `until`: what it has stored counts where all is stored of a complete step
+    /// (invariant 5).
+    pub(super) fn lose(&mut self, worker: u32, until: u64) {
+        if self.shards == 0 {
+            return;
+        }
+        self.lost_until = self.lost_until.max(until);
+        for open in self.open.values_mut() {
+            if open.mark.is_none() || !open.residuals.are_whole(self.shards) {
+                open.residuals.forget(worker);
+            }
+        }
+    }
+
+    /// Whether residuals are missing that a worker can still be told to write: those of the last version.
+    pub(super) fn last_lacks_residuals(&self) -> bool {
+        let last = self.last.filter(|_| self.at_end && self.shards > 0);
+        last.and_then(|last| self.open.get(&last)).is_some_and(|open| !open.residuals.are_whole(self.shards))
+    }
+
+    /// Whether a worker's part of the last version with exactly these shards' residuals is not stored.
+    pub(super) fn last_lacks(&self, worker: u32, shards: &[u32]) -> bool {
+        let open = self.last.and_then(|last| self.open.get(&last));
+        self.last_lacks_residuals() && open.is_some_and(|open| !open.residuals.has(worker, shards))
+    }
+
+    /// Whether the residuals of a version are stored; why they never will be; `None` while that is open.
+    fn residuals_of(&self, version: u64, open: &Open) -> Option<Result<(), String>> {
+        if self.shards == 0 || open.residuals.are_whole(self.shards) {
+            return Some(Ok(()));
+        }
+        if let Some(why) = open.residuals.failed() {
+            return Some(Err(why));
+        }
+        if self.at_end && self.last == Some(version) {
+            return None;
+        }
+        let lost = || "residuals were lost with a worker".to_owned();
+        open.residuals.skipped().or_else(|| (version <= self.lost_until).then(lost)).map(Err)
+    }
+
     /// The next version that can be settled: committed, or given up with a notice.
     pub(super) fn settle(&mut self) -> Option<Result<Commit, String>> {
         if self.committing.is_some() {
             return None;
         }
         let whole = |open: &Open| open.mark.is_some() && open.parts.len() == self.holders.len();
-        let (version, open) = self.open.iter().find(|(version, open)| {
-            let waits = self.at_end && self.last == Some(**version);
+        let settled = |(version, open): (&u64, &Open)| {
+            let waits = self.at_end && self.last == Some(*version);
             let skipped = open.parts.values().any(|o| *o == PartOutcome::Skipped);
-            whole(open) && !(waits && skipped)
-        })?;
-        let version = *version;
+            (whole(open) && !(waits && skipped)).then(|| self.residuals_of(*version, open)).flatten()
+        };
+        let found = self.open.iter().find_map(|entry| Some((*entry.0, entry.1, settled(entry)?)));
+        let (version, open, residuals) = found?;
         let mark = open.mark.unwrap_or_default();
         let mut parts = Vec::new();
-        let mut missing = None;
+        let mut missing = residuals.err();
+        let residuals = open.residuals.stored();
         for (server, outcome) in &open.parts {
             match outcome {
                 PartOutcome::Written { bytes, blake3, slices } => parts.push(StoredPart {
@@ -145,14 +207,14 @@ impl Checkpoints {
         Some(match missing {
             Some(why) => Err(format!("no checkpoint at step {version}: {why}")),
             None => {
-                // Servers write in order: what is older and not whole will not be.
+                // All write in order: what is older and not whole will not be.
                 while let Some(older) = self.open.first_entry().filter(|open| *open.key() < version) {
                     let older = *older.key();
                     self.open.remove(&older);
                     self.close(older);
                 }
                 self.committing = Some(version);
-                Ok(Commit { step: version, parts, mark })
+                Ok(Commit { step: version, parts, residuals, mark })
             }
         })
     }
@@ -200,6 +262,11 @@ impl Checkpoints {
             .filter(|server| !matches!(open.parts.get(server), Some(PartOutcome::Written { .. })))
             .map(|server| format!("server/{server}"))
             .collect();
+        if missing.is_empty() {
+            return Some(format!(
+                "waiting for workers to write the residuals of the checkpoint at step {version}"
+            ));
+        }
         Some(format!("waiting for {} to write the checkpoint at step {version}", missing.join(", ")))
     }
 }
@@ -212,145 +279,4 @@ pub(super) fn holders(job: &JobSpec) -> BTreeSet<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use testudo_kernels::{ModelSpec, OptimizerSpec, Schedule};
-
-    use super::*;
-    use crate::job::{Checkpoints as Wanted, DataSpec, Determinism, Evaluation, FORMAT};
-
-    fn mark(samples: u64, last_loss: Option<f64>) -> Mark {
-        Mark { samples, last_loss, best: None }
-    }
-
-    fn checkpoints(every_steps: u64, at_end: bool) -> Checkpoints {
-        Checkpoints::new(&JobSpec {
-            format: FORMAT,
-            name: "job".into(),
-            trust_domain: "test.local".into(),
-            workers: 1,
-            servers: 2,
-            model: ModelSpec::Mlp { inputs: 8, hidden: vec![8], classes: 4 },
-            precision: testudo_kernels::Precision::F32,
-            optimizer: OptimizerSpec::shipped("sgd").unwrap(),
-            learning_rate: 0.1,
-            schedule: Schedule::Constant,
-            seed: 1,
-            epochs: 100,
-            batch_size: 8,
-            logical_shards: 1,
-            aggregation: testudo_kernels::Aggregation::Mean,
-            clip_norm: None,
-            max_steps: None,
-            evaluation: Evaluation::default(),
-            data: DataSpec { train_examples: 64, test_examples: 8, blake3: [0; 32] },
-            slice_bytes: 16,
-            codecs: crate::Codecs::default(),
-            determinism: Determinism::Strict,
-            heartbeat_ms: 100,
-            heartbeat_timeout_ms: 1000,
-            export: true,
-            checkpoints: Wanted { every_steps, at_end },
-            audit: crate::job::Audit::default(),
-            witness_rate: 0.0,
-            resume: None,
-        })
-    }
-
-    fn written(version: u64) -> CheckpointPart {
-        CheckpointPart {
-            version,
-            outcome: PartOutcome::Written { bytes: 9, blake3: [version as u8; 32], slices: 1 },
-        }
-    }
-
-    fn skipped(version: u64) -> CheckpointPart {
-        CheckpointPart { version, outcome: PartOutcome::Skipped }
-    }
-
-    fn committed(step: u64) -> Result<Committed, String> {
-        Ok(Committed { step, manifest_blake3: [0; 32], deleted: Vec::new() })
-    }
-
-    /// Invariants 1 and 2.
-    #[test]
-    fn a_checkpoint_is_committed_when_every_part_and_the_step_are_there() {
-        let mut all = checkpoints(5, false);
-        all.part(0, written(5), 8);
-        assert_eq!(all.settle(), None);
-        all.passed(5, mark(40, Some(0.5)));
-        assert_eq!(all.settle(), None, "server/1 has not written");
-        assert!(all.waits_for().is_some_and(|text| text.contains("server/1") && text.contains("step 5")));
-        all.part(1, written(5), 8);
-        let Some(Ok(commit)) = all.settle() else { panic!("it is whole") };
-        assert_eq!((commit.step, commit.parts.len(), commit.mark.samples), (5, 2, 40));
-        all.passed(10, mark(80, None));
-        all.part(0, written(10), 13);
-        all.part(1, written(10), 13);
-        assert_eq!(all.settle(), None, "one at a time");
-        assert_eq!(all.committed(5, &committed(5)), None);
-        assert!(matches!(all.settle(), Some(Ok(Commit { step: 10, .. }))));
-        assert!(!all.is_settled());
-        assert!(all.committed(10, &Err("disk full".into())).is_some_and(|text| text.contains("disk full")));
-        assert_eq!((all.newest(), all.is_settled()), (Some(5), true));
-    }
-
-    /// Invariant 3.
-    #[test]
-    fn a_skipped_one_is_given_up_but_never_the_last() {
-        let mut all = checkpoints(5, true);
-        all.part(0, written(5), 8);
-        all.part(1, skipped(5), 8);
-        all.passed(5, mark(40, None));
-        let Some(Err(notice)) = all.settle() else { panic!("given up") };
-        assert!(notice.contains("server/1 was still writing") && notice.contains("step 5"), "{notice}");
-        assert!(all.is_settled());
-        // The last version is due anyway; the server that skipped it writes it on the order.
-        all.part(1, skipped(10), 10);
-        all.part(0, written(10), 10);
-        assert!(all.end(10, mark(80, None)));
-        assert_eq!(all.settle(), None);
-        all.part(1, written(10), 10);
-        assert!(matches!(all.settle(), Some(Ok(Commit { step: 10, .. }))));
-    }
-
-    #[test]
-    fn a_part_that_failed_is_told_and_training_ends_all_the_same() {
-        let mut all = checkpoints(0, true);
-        assert_eq!(all.passed(5, mark(40, None)), None);
-        assert!(all.end(7, mark(56, None)) && !all.is_settled());
-        let failed = CheckpointPart { version: 7, outcome: PartOutcome::Failed("no space".into()) };
-        all.part(0, failed, 7);
-        all.part(1, written(7), 7);
-        assert!(matches!(all.settle(), Some(Err(notice)) if notice.contains("server/0: no space")));
-        assert_eq!((all.is_settled(), all.newest()), (true, None));
-    }
-
-    /// Invariant 4.
-    #[test]
-    fn what_is_not_due_or_said_twice_changes_nothing() {
-        let mut all = checkpoints(5, false);
-        for version in [0, 3, 10, 1_000_000] {
-            all.part(0, written(version), 8);
-        }
-        all.part(7, written(5), 8);
-        assert!(all.is_settled(), "neither due, nor possible yet, nor anybody's");
-        all.part(0, written(5), 8);
-        all.part(0, CheckpointPart { version: 5, outcome: PartOutcome::Failed("no".into()) }, 8);
-        all.part(1, written(5), 8);
-        all.passed(5, mark(40, None));
-        assert!(matches!(all.settle(), Some(Ok(_))));
-        assert_eq!(all.committed(4, &committed(4)), None);
-        assert!(!all.is_settled());
-        all.committed(5, &committed(5));
-        all.part(0, written(5), 8);
-        assert!(all.is_settled(), "what is settled is not opened again");
-    }
-
-    #[test]
-    fn versions_that_never_become_whole_do_not_pile_up() {
-        let mut all = checkpoints(1, false);
-        let notices = (1..=200).filter_map(|version| all.passed(version, mark(version, None))).count();
-        assert_eq!(notices, 200 - MAX_OPEN);
-        assert_eq!(all.open.len(), MAX_OPEN);
-    }
-}
+mod tests;

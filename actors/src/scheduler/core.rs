@@ -176,6 +176,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::Testimony { worker, testimony, values } => self.testified(now, worker, &testimony, values),
             Input::Given { worker, given, values } => self.was_given(now, worker, &given, values),
             Input::CheckpointPart { server, part } => self.part(now, server, part),
+            Input::ResidualPart { worker, part } => self.residual_part(now, worker, part),
             Input::Pieces { server, told } => self.pieces(now, server, told),
             Input::Products { server, step, bytes } => self.products(now, server, step, &bytes),
             Input::Committed { step, result } => self.committed(now, step, result),

@@ -10,6 +10,7 @@ mod ledger;
 mod parameters;
 mod progress;
 mod refusals;
+mod residuals;
 mod revoke;
 mod tasks;
 mod weighing;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::inbox::{Asked, Request};
+use crate::checkpoint::{PartSource, PartWriter};
 use crate::contributions::{self, Pushed};
 use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};
@@ -20,7 +21,8 @@ use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Contributions, Exported, Failure, Given, Heartbeat, NodeDone, Pull, Push, ServerMember, Testimony,
+    Body, Contributions, Exported, Failure, Given, Heartbeat, NodeDone, PartOutcome, Pull, Push,
+    ResidualPart, ServerMember, Testimony,
 };
 use crate::node::NodeError;
 use crate::numbers;
@@ -30,8 +32,8 @@ use crate::signer::Signer;
 use crate::time::Clock;
 use crate::tree::Node;
 use crate::worker::dial::Dialling;
-use crate::worker::thread::{self, Work};
-use crate::worker::{Effect, Input, ShardCompute, WorkerCore};
+use crate::worker::thread::{self, Checkpointing, Work};
+use crate::worker::{Effect, Input, ShardCompute, WorkerCore, writer};
 
 mod inbox;
 
@@ -98,19 +100,26 @@ pub enum Mail {
         /// The values.
         values: Vec<f32>,
     },
+    /// What has become of this worker's part of a checkpoint.
+    Residuals(ResidualPart),
     /// The arithmetic cannot go on.
     Fatal(String),
 }
 
 /// What a worker's shell is made of.
-#[derive(Debug)]
 pub struct WorkerParts {
     /// The job.
     pub job: Arc<JobSpec>,
+    /// Which worker it is.
+    pub index: u32,
     /// The decisions.
     pub core: WorkerCore<Values>,
     /// The arithmetic.
     pub compute: ShardCompute,
+    /// The checkpoint to begin with, if it holds residuals.
+    pub source: Option<Box<dyn PartSource>>,
+    /// Where residuals go, if the job keeps any.
+    pub writer: Option<Box<dyn PartWriter>>,
     /// How many parameters the model has.
     pub parameters: usize,
     /// Streams to each server, by priority: the first layers' slices overtake the last layers', because the next step
@@ -132,13 +141,21 @@ pub struct WorkerParts {
     pub runtime: Handle,
 }
 
+impl std::fmt::Debug for WorkerParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerParts").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
 /// The actix shell of a [`WorkerCore`].
-#[derive(Debug)]
 pub struct WorkerActor {
     job: Arc<JobSpec>,
     core: WorkerCore<Values>,
     clock: Clock,
+    index: u32,
     compute: Option<ShardCompute>,
+    source: Option<Box<dyn PartSource>>,
+    writer: Option<Box<dyn PartWriter>>,
     work: Option<mpsc::Sender<Work>>,
     parameters: usize,
     lanes: u32,
@@ -163,6 +180,12 @@ pub struct WorkerActor {
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
 }
 
+impl std::fmt::Debug for WorkerActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerActor").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
 impl WorkerActor {
     /// A shell; `over` is told how it ended.
     #[must_use]
@@ -171,7 +194,10 @@ impl WorkerActor {
             job: parts.job,
             core: parts.core,
             clock: Clock::start(),
+            index: parts.index,
             compute: Some(parts.compute),
+            source: parts.source,
+            writer: parts.writer,
             work: None,
             parameters: parts.parameters,
             lanes: parts.lanes,
@@ -347,6 +373,25 @@ impl WorkerActor {
         actix::ActorContext::stop(context);
     }
 
+    fn start_threads(
+        &mut self,
+        work: mpsc::Receiver<Work>,
+        mailbox: &Mailbox<WorkerActor>,
+        in_flight: Arc<Semaphore>,
+    ) -> std::io::Result<()> {
+        let mut checkpointing = Checkpointing { source: self.source.take(), ..Checkpointing::default() };
+        if let Some(parts) = self.writer.take() {
+            let (sender, receiver) = mpsc::sync_channel(writer::WAITING);
+            checkpointing.snapshots = Some(sender);
+            writer::start(parts, self.index, receiver, mailbox.clone(), self.runtime.clone())?;
+        }
+        if let Some(compute) = self.compute.take() {
+            let runtime = self.runtime.clone();
+            thread::start(compute, checkpointing, work, mailbox.clone(), runtime, in_flight)?;
+        }
+        Ok(())
+    }
+
     fn connect(&mut self, context: &mut Context<Self>, servers: Vec<ServerMember>) {
         self.expected = servers.len();
         let mailbox = Mailbox::new(context.address());
@@ -378,10 +423,7 @@ impl Actor for WorkerActor {
         let (sender, receiver) = mpsc::channel();
         self.work = Some(sender);
         let in_flight = Arc::new(Semaphore::new(SLICES_IN_FLIGHT));
-        if let Some(compute) = self.compute.take()
-            && let Err(error) =
-                thread::start(compute, receiver, mailbox.clone(), self.runtime.clone(), in_flight)
-        {
+        if let Err(error) = self.start_threads(receiver, &mailbox, in_flight) {
             return self
                 .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
@@ -437,6 +479,12 @@ impl Handler<Letter<Mail>> for WorkerActor {
             Mail::Exported(exported) => self.tell(&exported),
             Mail::Testimony { step, node, values } => self.tell_values(&Testimony { step, node }, values),
             Mail::Given { version, values } => self.tell_values(&Given { version }, values),
+            Mail::Residuals(part) => {
+                if part.outcome != PartOutcome::Skipped {
+                    self.work(context, Work::ResidualsWritten);
+                }
+                self.tell(&part);
+            }
             Mail::Fatal(reason) => self.fatal(reason),
         }
     }

@@ -1,9 +1,12 @@
-//! A worker's arithmetic: gradients of whole tree nodes, evaluation, the final hash.
+//! A worker's arithmetic: gradients of whole tree nodes, evaluation, the final hash, residuals in checkpoints.
 //!
 //! 1. Each logical shard is computed by itself; shards of one node are added in the order of the reduction tree, so the
 //!    sum of a node has the same bits whoever computes it, in one piece or in many.
 //! 2. A parameter's slices leave the moment its gradient is complete, while the rest of the backward pass is still to
 //!    run.
+
+mod checkpoints;
+mod evaluate;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,15 +14,16 @@ use std::time::Instant;
 use bytes::Bytes;
 use testudo_kernels::{Batch, Codec, CodecError, Distortion, Model, ModelError, Place, add, permutation};
 
-use crate::checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, params_blake3};
+use crate::checkpoint::{CheckpointError, CheckpointSink};
 use crate::dataset::Dataset;
 use crate::job::JobSpec;
-use crate::message::{Evaluate, EvaluationResult, Export, Exported, NodeLoss};
+use crate::message::NodeLoss;
 use crate::placement::{SliceId, SliceMap};
 use crate::plan::Plan;
 use crate::tree::{Node, Partials, ReductionTree};
 use crate::witness::{Choice, Key};
 use crate::worker::encode::{Encoder, Witnessed};
+use crate::worker::residuals::Residuals;
 
 /// What the arithmetic hands over as it goes.
 #[derive(Debug)]
@@ -72,6 +76,9 @@ pub enum ComputeError {
     /// The final model could not be stored.
     #[error("the final model could not be stored: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// The residuals of the checkpoint to begin with cannot be used.
+    #[error("the checkpoint cannot be used: {0}")]
+    Restore(CheckpointError),
     /// The push codec cannot say a gradient.
     #[error(
         "element {element} of the gradient of {parameter} (logical shard {shard}) in step {step} is not finite, residual included: \
@@ -163,6 +170,9 @@ impl ShardCompute {
                 )));
             }
         }
+        let sizes = model.parameters().iter().map(|p| p.shape.elements()).collect();
+        let every = if job.keeps_residuals() { job.checkpoints.every_steps } else { 0 };
+        let encoder = Encoder::new(job.codecs.push, Residuals::new(sizes, every, job.first_step()));
         let zeros: Vec<Vec<f32>> = model.parameters().iter().map(|p| vec![0.0; p.shape.elements()]).collect();
         Ok(ShardCompute {
             plan,
@@ -177,7 +187,7 @@ impl ShardCompute {
             inputs: Vec::new(),
             labels: Vec::new(),
             spare: Vec::new(),
-            encoder: Encoder::new(job.codecs.push),
+            encoder,
             exact: None,
             pace: None,
             witnessed: None,
@@ -259,17 +269,6 @@ impl ShardCompute {
         }
     }
 
-    /// How the adopted parameters differ from the exact ones.
-    fn pulled(&self) -> Distortion {
-        let Some(exact) = &self.exact else { return Distortion::default() };
-        let mut all = Distortion::default();
-        for (exact, current) in exact.iter().zip(&self.current) {
-            let lost = exact.iter().zip(current).map(|(exact, current)| exact - current);
-            all.add(Distortion::new(lost, exact.iter().copied()));
-        }
-        all
-    }
-
     /// The adopted parameters, in the model's order.
     #[must_use]
     pub fn parameters(&self) -> &[Vec<f32>] {
@@ -303,6 +302,7 @@ impl ShardCompute {
                 let first = (range.start as u64).saturating_sub(place.first);
                 self.load_training(range);
                 let at = Place { seed: self.job.seed, step, first };
+                self.encoder.begin(shard, step);
                 let loss = self.shard(at, *node, shard, &mut sums, &mut emit)?;
                 total =
                     losses.insert(self.tree, *node, Node::leaf(shard), loss, |l: NodeLoss, r: NodeLoss| {
@@ -323,6 +323,7 @@ impl ShardCompute {
                 emit(Event::Computed { step, loss, compute_us, pushed });
             }
         }
+        self.encoder.residuals().passed(step + 1);
         Ok(())
     }
 
@@ -393,50 +394,6 @@ impl ShardCompute {
             correct: u64::from(loss.correct),
             examples: u64::from(loss.examples),
         })
-    }
-
-    /// Evaluates part of the test set with the adopted parameters, in fixed blocks counted from the part's start.
-    ///
-    /// # Errors
-    /// [`ComputeError`] when the model refuses.
-    pub fn evaluate(&mut self, order: &Evaluate) -> Result<EvaluationResult, ComputeError> {
-        let end = order.first.saturating_add(order.examples).min(self.test.len() as u64) as usize;
-        let mut result = EvaluationResult {
-            version: order.version,
-            first: order.first,
-            examples: order.examples,
-            loss_sum: 0.0,
-            correct: 0,
-        };
-        let mut first = order.first as usize;
-        while first < end {
-            let stop = end.min(first + self.job.model.evaluation_batch());
-            load(self.test.as_ref(), first..stop, &mut self.inputs, &mut self.labels);
-            let parameters: Vec<&[f32]> =
-                self.exact.as_ref().unwrap_or(&self.current).iter().map(Vec::as_slice).collect();
-            let loss = self.model.evaluate(&parameters, Batch::new(&self.inputs, &self.labels))?;
-            result.loss_sum += loss.loss_sum;
-            result.correct += u64::from(loss.correct);
-            first = stop;
-        }
-        Ok(result)
-    }
-
-    /// Hashes the adopted parameters, and stores them if the order says so.
-    ///
-    /// # Errors
-    /// [`ComputeError::Checkpoint`] when they cannot be stored.
-    pub fn export(&mut self, order: &Export) -> Result<Exported, ComputeError> {
-        let specs = self.model.parameters();
-        let tensors: Vec<NamedTensor<'_>> = specs
-            .iter()
-            .zip(self.exact.as_ref().unwrap_or(&self.current))
-            .map(|(spec, values)| NamedTensor { name: &spec.name, dims: spec.shape.dims(), values })
-            .collect();
-        let params_blake3 = params_blake3(&tensors);
-        let model = FinalModel { job: &self.job.name, version: order.version, params_blake3, tensors };
-        let bytes = if order.write { self.sink.export(&model)? } else { 0 };
-        Ok(Exported { version: order.version, params_blake3, bytes, pulled: self.pulled() })
     }
 }
 

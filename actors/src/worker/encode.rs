@@ -2,11 +2,9 @@
 //!
 //! 1. Under a lossy codec, what is encoded is one logical shard's gradient of one slice, so its bytes are a function of the shard and
 //!    of what was encoded of it before, whoever computes it.
-//! 2. Residuals belong to (logical shard, slice). A shard that is computed here for the first time begins with none.
+//! 2. Residuals belong to (logical shard, slice): see [`residuals`](super::residuals).
 //! 3. Nothing that is not finite is encoded where the codec could not say it: the shard, the parameter and the element are named.
 //! 4. Memory: a copy of the parameters for each logical shard computed here, under a codec with feedback; none under others.
-
-use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use testudo_kernels::{Codec, CodecError, Distortion};
@@ -14,6 +12,7 @@ use testudo_kernels::{Codec, CodecError, Distortion};
 use crate::numbers::SlicePool;
 use crate::placement::{Slice, SliceId};
 use crate::witness::Choice;
+use crate::worker::residuals::Residuals;
 
 /// Elements of a slice, from its start, whose error is measured: a look at the codec, not a pass over the gradient. A whole number of
 /// every codec's blocks.
@@ -32,19 +31,19 @@ pub(super) struct Witnessed {
 pub(super) struct Encoder {
     codec: Codec,
     pool: SlicePool,
-    /// By logical shard and parameter: what the servers have not been told.
-    residuals: BTreeMap<u32, Vec<Vec<f32>>>,
+    /// What the servers have not been told.
+    residuals: Residuals,
     meant: Vec<f32>,
     sent: Vec<f32>,
     distortion: Distortion,
 }
 
 impl Encoder {
-    pub(super) fn new(codec: Codec) -> Encoder {
+    pub(super) fn new(codec: Codec, residuals: Residuals) -> Encoder {
         Encoder {
             codec,
             pool: SlicePool::default(),
-            residuals: BTreeMap::new(),
+            residuals,
             meant: Vec::new(),
             sent: Vec::new(),
             distortion: Distortion::default(),
@@ -68,7 +67,7 @@ impl Encoder {
         for slice in slices {
             let place = slice.first..slice.first + slice.elements;
             let Some(part) = sum.get(place.clone()) else { continue };
-            let values = self.encode(shard, slice, sum.len(), part).map_err(|error| (slice.first, error))?;
+            let values = self.encode(shard, slice, part).map_err(|error| (slice.first, error))?;
             if let Some(Witnessed { decoded, .. }) = witnessed.as_deref_mut()
                 && !lossless
             {
@@ -84,8 +83,8 @@ impl Encoder {
         Ok(())
     }
 
-    /// `values` as they travel: of `slice` of a parameter of `of` elements, summed over the logical shard `shard` under a lossy codec.
-    fn encode(&mut self, shard: u32, slice: &Slice, of: usize, values: &[f32]) -> Result<Bytes, CodecError> {
+    /// `values` as they travel: of `slice`, summed over the logical shard `shard` under a lossy codec.
+    fn encode(&mut self, shard: u32, slice: &Slice, values: &[f32]) -> Result<Bytes, CodecError> {
         let codec = self.codec;
         if codec.is_lossless() {
             return Ok(self.pool.copy(values));
@@ -102,23 +101,27 @@ impl Encoder {
             self.distortion.add(Distortion::new(lost, values.iter().take(sample).copied()));
             return Ok(bytes);
         }
-        let parameter = slice.id.parameter as usize;
-        let residuals = self.residuals.entry(shard).or_default();
-        if residuals.len() <= parameter {
-            residuals.resize_with(parameter + 1, Vec::new);
-        }
-        let whole = residuals.get_mut(parameter).ok_or(CodecError::Residual { elements: of, found: 0 })?;
-        whole.resize(of, 0.0);
-        let found = whole.len();
-        let residual = whole
-            .get_mut(slice.first..slice.first + slice.elements)
-            .ok_or(CodecError::Residual { elements: values.len(), found })?;
+        let place = slice.first..slice.first + slice.elements;
+        let residual = self.residuals.slice(shard, slice.id.parameter as usize, place);
+        let residual = residual.ok_or(CodecError::Residual { elements: values.len(), found: 0 })?;
         self.meant.clear();
         self.meant.extend(residual.iter().zip(values).take(sample).map(|(residual, value)| residual + value));
         let bytes = self.pool.fill(len, |bytes| codec.encode_feedback(values, residual, bytes))?;
         let lost = residual.iter().take(sample).copied();
         self.distortion.add(Distortion::new(lost, self.meant.iter().copied()));
         Ok(bytes)
+    }
+
+    /// `shard` is about to be computed in `step`.
+    pub(super) fn begin(&mut self, shard: u32, step: u64) {
+        if self.codec.feeds_back() {
+            self.residuals.begin(shard, step);
+        }
+    }
+
+    /// What is kept back.
+    pub(super) fn residuals(&mut self) -> &mut Residuals {
+        &mut self.residuals
     }
 
     /// What was lost since the last call, as sampled.
@@ -135,11 +138,19 @@ mod tests {
         Slice { id: SliceId { parameter: 1, index: 0 }, first, elements, server: 0 }
     }
 
+    /// For two parameters, the second of which has `elements`.
+    fn encoder(codec: Codec, elements: usize) -> Encoder {
+        Encoder::new(codec, Residuals::new(vec![1, elements], 0, 0))
+    }
+
     /// Invariants 1 and 2: what a shard's slice begins with is its own, and only that.
     #[test]
     fn a_residual_is_of_one_shard_and_slice() {
-        let mut encoder = Encoder::new(Codec::TwoBit { threshold: 1.0 });
-        let mut emitted = |shard, first| encoder.encode(shard, &slice(first, 4), 8, &[0.75; 4]).unwrap()[0];
+        let mut encoder = encoder(Codec::TwoBit { threshold: 1.0 }, 8);
+        for shard in [0, 3, 7] {
+            encoder.begin(shard, 0);
+        }
+        let mut emitted = |shard, first| encoder.encode(shard, &slice(first, 4), &[0.75; 4]).unwrap()[0];
         assert_eq!([emitted(0, 0), emitted(0, 4), emitted(3, 0)], [0; 3], "0.75 is below the threshold");
         assert_eq!([emitted(0, 0), emitted(3, 0)], [0xff; 2], "and twice that is not");
         assert_eq!([emitted(0, 0), emitted(0, 4), emitted(7, 0)], [0xff, 0xff, 0]);
@@ -149,8 +160,9 @@ mod tests {
     fn what_is_lost_is_measured() {
         let values: Vec<f32> = (0..3000).map(|at| (at % 7) as f32 + 0.01).collect();
         let mut lost = |codec| {
-            let mut encoder = Encoder::new(codec);
-            encoder.encode(0, &slice(0, 3000), 3000, &values).unwrap();
+            let mut encoder = encoder(codec, 3000);
+            encoder.begin(0, 0);
+            encoder.encode(0, &slice(0, 3000), &values).unwrap();
             let lost = encoder.take_distortion().relative();
             assert_eq!(encoder.take_distortion(), Distortion::default());
             lost
@@ -169,8 +181,9 @@ mod tests {
     /// Invariant 3.
     #[test]
     fn what_is_no_number_is_named() {
-        let mut encoder = Encoder::new(Codec::Int8);
-        let error = encoder.encode(0, &slice(0, 4), 8, &[0.0, 1.0, f32::NAN, 0.0]).unwrap_err();
+        let mut encoder = encoder(Codec::Int8, 8);
+        encoder.begin(0, 0);
+        let error = encoder.encode(0, &slice(0, 4), &[0.0, 1.0, f32::NAN, 0.0]).unwrap_err();
         assert_eq!(error, CodecError::NotFinite(2));
     }
 }

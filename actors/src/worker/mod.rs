@@ -8,7 +8,10 @@ mod compute;
 mod core;
 mod dial;
 mod encode;
+mod residuals;
 mod thread;
+mod writer;
 
 pub use compute::{ComputeError, Event, Pace, ShardCompute};
 pub use core::{Effect, Input, WorkerCore, WorkerError};
+pub use residuals::ResidualEvent;

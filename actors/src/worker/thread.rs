@@ -11,41 +11,71 @@ use testudo_transport::Payload;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::checkpoint::{PartSource, ResidualSnapshot};
 use crate::compute_thread::{PANICKED, PanicGuard};
 use crate::mailbox::Mailbox;
-use crate::message::{Evaluate, Export};
+use crate::message::{Evaluate, Export, PartOutcome, ResidualPart};
 use crate::numbers;
 use crate::placement::SliceId;
 use crate::tree::Node;
 use crate::witness::Key;
 use crate::worker::actor::{Mail, Values, WorkerActor};
-use crate::worker::{Event, Input, ShardCompute};
+use crate::worker::{Event, Input, ResidualEvent, ShardCompute};
 
 /// Work for the thread.
 pub(super) enum Work {
-    Install { slice: SliceId, codec: Codec, values: Payload },
-    InstallExact { slice: SliceId, values: Payload },
-    Adopt { version: u64 },
+    Install {
+        slice: SliceId,
+        codec: Codec,
+        values: Payload,
+    },
+    InstallExact {
+        slice: SliceId,
+        values: Payload,
+    },
+    Adopt {
+        version: u64,
+    },
     Witness(Key),
-    Compute { step: u64, nodes: Vec<Node> },
+    Compute {
+        step: u64,
+        nodes: Vec<Node>,
+    },
     Evaluate(Evaluate),
     Export(Export),
+    /// The scheduler wants residuals of the version that was computed with last.
+    Residuals {
+        version: u64,
+        shards: Vec<u32>,
+    },
+    /// The writer is free again.
+    ResidualsWritten,
+}
+
+/// Where residuals come from and where they go.
+#[derive(Default)]
+pub(super) struct Checkpointing {
+    /// The checkpoint to begin with, if the job resumes from one and its push codec keeps residuals.
+    pub(super) source: Option<Box<dyn PartSource>>,
+    /// To the writer thread; there is room for the one snapshot that is ever under way.
+    pub(super) snapshots: Option<mpsc::SyncSender<ResidualSnapshot>>,
 }
 
 /// Starts the thread. It ends when `work`'s sender is dropped or the actor is gone.
 pub(super) fn start(
     compute: ShardCompute,
+    checkpointing: Checkpointing,
     work: mpsc::Receiver<Work>,
     mailbox: Mailbox<WorkerActor>,
     runtime: Handle,
     in_flight: Arc<Semaphore>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let mut thread = Thread { compute, mailbox, runtime, in_flight, gone: false };
+    let mut thread = Thread { compute, checkpointing, mailbox, runtime, in_flight, gone: false };
     std::thread::Builder::new().name("compute".into()).spawn(move || {
         let fatal = Mail::Fatal(PANICKED.into());
         let _guard = PanicGuard::new(thread.mailbox.clone(), thread.runtime.clone(), fatal);
         while let Ok(work) = work.recv() {
-            if let Err(reason) = thread.carry_out(work) {
+            if let Err(reason) = thread.carry_out(work).and_then(|()| thread.hand_over()) {
                 thread.deliver(Mail::Fatal(reason));
             }
             if thread.gone {
@@ -57,6 +87,7 @@ pub(super) fn start(
 
 struct Thread {
     compute: ShardCompute,
+    checkpointing: Checkpointing,
     mailbox: Mailbox<WorkerActor>,
     runtime: Handle,
     in_flight: Arc<Semaphore>,
@@ -66,6 +97,26 @@ struct Thread {
 impl Thread {
     fn deliver(&mut self, mail: Mail) {
         self.gone |= self.mailbox.deliver_blocking(&self.runtime, mail).is_err();
+    }
+
+    /// Hands residuals that are to be kept to the writer, or says that some were skipped.
+    fn hand_over(&mut self) -> Result<(), String> {
+        while let Some(event) = self.compute.poll_residuals() {
+            match event {
+                ResidualEvent::Skipped(version) => {
+                    let part = ResidualPart { version, shards: Vec::new(), outcome: PartOutcome::Skipped };
+                    self.deliver(Mail::Residuals(part));
+                }
+                ResidualEvent::Ready(snapshot) => {
+                    if let Some(writer) = &self.checkpointing.snapshots
+                        && writer.try_send(snapshot).is_err()
+                    {
+                        return Err("a bug in Testudo: two snapshots at once; please report it".into());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn carry_out(&mut self, work: Work) -> Result<(), String> {
@@ -85,7 +136,10 @@ impl Thread {
             }
             Work::Witness(key) => self.compute.witness(&key),
             Work::Compute { step, nodes } => {
-                let Thread { compute, mailbox, runtime, in_flight, gone } = self;
+                if let Some(mut source) = self.checkpointing.source.take() {
+                    self.compute.restore(source.as_mut(), &nodes).map_err(|e| e.to_string())?;
+                }
+                let Thread { compute, mailbox, runtime, in_flight, gone, .. } = self;
                 let emit = |event| {
                     let mail = match event {
                         Event::Gradient { step, node, slice, values } => {
@@ -113,6 +167,8 @@ impl Thread {
                 let exported = self.compute.export(&order).map_err(|e| e.to_string())?;
                 self.deliver(Mail::Exported(exported));
             }
+            Work::Residuals { version, shards } => self.compute.order_residuals(version, shards),
+            Work::ResidualsWritten => self.compute.residuals_written(),
         }
         Ok(())
     }

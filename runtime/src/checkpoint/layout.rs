@@ -7,6 +7,7 @@
 //!   head.json                             the newest checkpoint, signed
 //!   deletions.jsonl                       what was deleted, when and why
 //!   step-00000060/server-0.part.age       server 0's slices at step 60, encrypted
+//!   step-00000060/worker-0.part.age       the residuals of worker 0's logical shards, where error feedback keeps any
 //!   step-00000060/manifest.sig            the manifest's signature
 //!   step-00000060/manifest.json           names every part by its hash; the checkpoint is whole once this is here
 //!   superseded/step-00000080-0123456789abcdef/   what was newer when the run was resumed from an earlier step
@@ -92,6 +93,12 @@ impl Layout {
         self.step(step).join(part_name(server))
     }
 
+    /// One worker's part.
+    #[must_use]
+    pub fn residuals(&self, step: u64, worker: u32) -> PathBuf {
+        self.step(step).join(residuals_name(worker))
+    }
+
     /// The steps that have a folder, in order, whole or not. A folder whose name is not exactly what is written for a step
     /// is nobody's.
     ///
@@ -124,6 +131,12 @@ impl Layout {
 #[must_use]
 pub fn part_name(server: u32) -> String {
     format!("server-{server}.part.age")
+}
+
+/// The file name of a worker's part.
+#[must_use]
+pub fn residuals_name(worker: u32) -> String {
+    format!("worker-{worker}.part.age")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The scheduler's side: a checkpoint becomes whole.
 //!
-//! The order of writes is what invariant 1 of [`super`] rests on: parts (by their servers), signature, manifest under a
+//! The order of writes is what invariant 1 of [`super`] rests on: parts (by servers and workers), signature, manifest under a
 //! temporary name, its rename, the head, and only then deletions.
 
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::Identity;
 
 use super::head::Head;
-use super::layout::{Layout, part_name};
-use super::manifest::{self, DataPosition, Hex, Manifest, PartEntry};
+use super::layout::{Layout, part_name, residuals_name};
+use super::manifest::{self, DataPosition, Hex, Manifest, PartEntry, ResidualEntry};
 use super::retention::{self, Retention};
 use super::storage::{Storage, replace};
 use super::store::{Checkpoints, TrustedCas};
@@ -144,6 +144,13 @@ impl RunLedger {
             bytes: part.receipt.bytes,
             blake3: Hex(part.receipt.blake3),
         });
+        let residuals = commit.residuals.iter().map(|part| ResidualEntry {
+            name: residuals_name(part.worker),
+            worker: part.worker,
+            shards: part.shards.clone(),
+            bytes: part.receipt.bytes,
+            blake3: Hex(part.receipt.blake3),
+        });
         Manifest {
             format,
             job: self.job.name.clone(),
@@ -153,6 +160,7 @@ impl RunLedger {
             step: commit.step,
             parent: self.parent,
             parts: parts.collect(),
+            residuals: residuals.collect(),
             settings: resume::settings(&self.job),
             data: DataPosition { epoch: position.epoch, first: position.first },
             samples: commit.mark.samples,

@@ -5,15 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use testudo_actors::checkpoint::{PartSource, RestoredSlice};
+use testudo_actors::checkpoint::{PartSource, RestoredSlice, ShardResiduals};
 use testudo_actors::placement::{Slice, SliceId};
 use testudo_actors::{JobSpec, Resume};
 
 use super::CheckpointError;
 use super::keys::Identities;
 use super::layout::Layout;
-use super::manifest::{Hex, Manifest, read_small};
-use super::part::{self, Frame, Run, Scalar};
+use super::manifest::{Hex, Manifest, ResidualEntry, read_small};
+use super::part::{self, Frame, Holder, Run, Scalar};
 
 /// One parameter of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,7 +112,8 @@ pub fn load(
                 }
             }
         };
-        let (runs, scalars) = part::read(&path, entry.receipt(), identities, frame, entry.server, &mut take)?;
+        let holder = Holder::Server(entry.server);
+        let (runs, scalars) = part::read(&path, entry.receipt(), identities, frame, holder, &mut take)?;
         seen.extend(runs);
         numbers.extend(scalars);
     }
@@ -123,6 +124,61 @@ pub fn load(
         slice.scalars = scalars.get(slice.id.parameter as usize).cloned().unwrap_or_default();
     }
     Ok(restored)
+}
+
+/// The residuals of the logical shards in `wanted`, in that order, out of those parts of `manifest`'s checkpoint that hold any.
+/// `frame` is the checkpoint's. Nothing is set aside for a shard before its part's header has shown that it is there whole.
+///
+/// # Errors
+/// As [`load_all`], and [`CheckpointError::Damaged`] when the residuals of a shard are in no part.
+pub fn residuals(
+    layout: &Layout,
+    manifest: &Manifest,
+    identities: &Identities,
+    frame: &Frame,
+    wanted: &[u32],
+) -> Result<Vec<ShardResiduals>, CheckpointError> {
+    let mut found: BTreeMap<u32, Vec<Vec<f32>>> = BTreeMap::new();
+    let is_wanted = |shard: &u32| wanted.contains(shard);
+    for entry in manifest.residuals.iter().filter(|entry| entry.shards.iter().any(is_wanted)) {
+        let mut take = |run: Run, done: usize, piece: &[f32]| {
+            let Some(shard) = entry.shards.get(run.kind).filter(|shard| is_wanted(shard)) else { return };
+            let values = found.entry(*shard).or_insert_with(|| vec![Vec::new(); frame.parameters.len()]);
+            let Some(values) = values.get_mut(run.parameter) else { return };
+            values.resize(frame.parameters.get(run.parameter).map_or(0, |(_, elements)| *elements), 0.0);
+            let first = run.first + done;
+            if let Some(target) = values.get_mut(first..first + piece.len()) {
+                target.copy_from_slice(piece);
+            }
+        };
+        read_residuals(layout, manifest, identities, frame, entry, &mut take)?;
+    }
+    let of = |shard: &u32| match found.remove(shard) {
+        Some(values) => Ok(ShardResiduals { shard: *shard, values }),
+        None => {
+            let reason = format!("the residuals of logical shard {shard} are not there");
+            Err(CheckpointError::damaged(&layout.step(manifest.step), reason))
+        }
+    };
+    wanted.iter().map(of).collect()
+}
+
+/// Reads a worker's part, and checks that all it is said to hold is there, each value once.
+///
+/// # Errors
+/// As [`load_all`].
+pub fn read_residuals(
+    layout: &Layout,
+    manifest: &Manifest,
+    identities: &Identities,
+    frame: &Frame,
+    entry: &ResidualEntry,
+    take: &mut dyn FnMut(Run, usize, &[f32]),
+) -> Result<(), CheckpointError> {
+    let path = layout.residuals(manifest.step, entry.worker);
+    let (frame, holder) = (frame.of_residuals(&entry.shards), Holder::Worker(entry.worker));
+    let (runs, _) = part::read(&path, entry.receipt(), identities, &frame, holder, take)?;
+    tiles(&frame, runs).map_err(|reason| CheckpointError::damaged(&path, reason))
 }
 
 /// Whether the runs cover every kind of every parameter, each element once.
@@ -166,7 +222,7 @@ fn scalars(frame: &Frame, found: &[Scalar]) -> Result<Vec<Vec<f64>>, String> {
     frame.parameters.iter().zip(all).map(whole).collect()
 }
 
-/// Where a server of a resumed run gets its slices.
+/// Where a node of a resumed run gets what it begins with.
 #[derive(Debug)]
 pub struct Source {
     layout: Layout,
@@ -180,23 +236,37 @@ impl Source {
     pub fn new(layout: Layout, identities: Identities, resume: Resume) -> Source {
         Source { layout, identities, resume }
     }
+
+    /// The manifest is the one whose hash the operator signed with the job, so it needs no other word.
+    fn manifest(&self) -> Result<Manifest, CheckpointError> {
+        let path = self.layout.manifest(self.resume.step);
+        let bytes = read_small(&path)?;
+        if blake3::hash(&bytes) != blake3::Hash::from_bytes(self.resume.manifest_blake3) {
+            let reason = format!("the job resumes from manifest {}", Hex(self.resume.manifest_blake3));
+            return Err(CheckpointError::damaged(&path, reason));
+        }
+        Manifest::parse(&path, &bytes, self.resume.step)
+    }
 }
 
 impl PartSource for Source {
-    /// The manifest is the one whose hash the operator signed with the job, so it needs no other word.
     fn load(
         &mut self,
         job: &JobSpec,
         wanted: &[Slice],
     ) -> Result<Vec<RestoredSlice>, testudo_actors::CheckpointError> {
-        let path = self.layout.manifest(self.resume.step);
-        let bytes = read_small(&path)?;
-        if blake3::hash(&bytes) != blake3::Hash::from_bytes(self.resume.manifest_blake3) {
-            let reason = format!("the job resumes from manifest {}", Hex(self.resume.manifest_blake3));
-            return Err(CheckpointError::damaged(&path, reason).into());
-        }
-        let manifest = Manifest::parse(&path, &bytes, self.resume.step)?;
+        let manifest = self.manifest()?;
         let frame = Frame::new(job, self.resume.step)?;
         Ok(load(&self.layout, &manifest, &self.identities, &frame, wanted)?)
+    }
+
+    fn residuals(
+        &mut self,
+        job: &JobSpec,
+        shards: &[u32],
+    ) -> Result<Vec<ShardResiduals>, testudo_actors::CheckpointError> {
+        let manifest = self.manifest()?;
+        let frame = Frame::new(job, self.resume.step)?;
+        Ok(residuals(&self.layout, &manifest, &self.identities, &frame, shards)?)
     }
 }

@@ -4,7 +4,7 @@
 //! P-256 signature over a fixed context and the manifest's bytes as they are. The manifest's own BLAKE3 is what the next
 //! manifest, the head, a resumed job and the audit log know it by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ pub use testudo_observability::audit::Hex;
 use testudo_transport::{Expected, Identity, Role, Trust};
 
 use super::CheckpointError;
-use super::layout::part_name;
+use super::layout::{part_name, residuals_name};
 use super::part::open_regular;
 use super::store::TrustedCas;
 
@@ -59,6 +59,30 @@ impl PartEntry {
     }
 }
 
+/// A worker's part, as the manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResidualEntry {
+    /// Its file name, which follows from the worker's index.
+    pub name: String,
+    /// The worker that wrote it.
+    pub worker: u32,
+    /// The logical shards whose residuals it holds, ascending.
+    pub shards: Vec<u32>,
+    /// Its size.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes.
+    pub blake3: Hex,
+}
+
+impl ResidualEntry {
+    /// Size and hash.
+    #[must_use]
+    pub fn receipt(&self) -> PartReceipt {
+        PartReceipt { bytes: self.bytes, blake3: self.blake3.0 }
+    }
+}
+
 /// Where the next step's examples begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +113,9 @@ pub struct Manifest {
     pub parent: Option<Hex>,
     /// The parts, by server.
     pub parts: Vec<PartEntry>,
+    /// Those of workers, by worker, where error feedback keeps residuals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residuals: Vec<ResidualEntry>,
     /// What a job that resumes must agree in, each in the words of [`super::resume`].
     pub settings: BTreeMap<String, String>,
     /// Where the next step's examples begin.
@@ -161,7 +188,27 @@ impl Manifest {
                 return refuse(format!("{:?} is no name of a part", part.name));
             }
         }
+        for (part, next) in manifest.residuals.iter().zip(manifest.residuals.iter().skip(1)) {
+            if part.worker >= next.worker {
+                return refuse(format!("worker {} stands twice or out of order", next.worker));
+            }
+        }
+        let mut shards = BTreeSet::new();
+        for part in &manifest.residuals {
+            if part.name != residuals_name(part.worker) {
+                return refuse(format!("{:?} is no name of a worker's part", part.name));
+            }
+            if let Some(twice) = part.shards.iter().find(|shard| !shards.insert(**shard)) {
+                return refuse(format!("the residuals of logical shard {twice} stand twice"));
+            }
+        }
         Ok(manifest)
+    }
+
+    /// The file name of every part, with its size and hash.
+    pub fn files(&self) -> impl Iterator<Item = (&str, PartReceipt)> {
+        let parts = self.parts.iter().map(|part| (part.name.as_str(), part.receipt()));
+        parts.chain(self.residuals.iter().map(|part| (part.name.as_str(), part.receipt())))
     }
 
     /// When it was written, as it says.

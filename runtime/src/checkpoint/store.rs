@@ -181,8 +181,9 @@ impl Checkpoints {
     /// # Errors
     /// [`CheckpointError`] for the first that is not what the manifest says.
     pub fn check_parts(&self, whole: &Whole) -> Result<(), CheckpointError> {
-        for entry in &whole.manifest.parts {
-            part::check(&self.layout.part(whole.step(), entry.server), entry.receipt())?;
+        let folder = self.layout.step(whole.step());
+        for (name, receipt) in whole.manifest.files() {
+            part::check(&folder.join(name), receipt)?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Whole checkpoints: written, found, loaded, deleted, and what a crash at any write leaves.
 
 mod crash;
+mod residuals;
 mod site;
 
 use std::time::Duration;

@@ -1,9 +1,11 @@
-//! A server's side: its part of each checkpoint, and what it begins with when a run is resumed.
+//! A server's or worker's side: its part of each checkpoint, and what it begins with when a run is resumed.
 
 use std::sync::Arc;
 
 use age::x25519;
-use testudo_actors::checkpoint::{PartReceipt, PartSource, PartWriter, ServerSetup, Snapshot};
+use testudo_actors::checkpoint::{
+    PartReceipt, PartSource, PartWriter, ResidualSnapshot, ServerSetup, Snapshot,
+};
 use testudo_actors::{JobSpec, Resume};
 
 use super::CheckpointError;
@@ -13,7 +15,7 @@ use super::load::Source;
 use super::part::{self, Frame};
 use super::storage::{Disk, Storage};
 
-/// Writes one server's parts.
+/// Writes one node's parts.
 #[derive(Debug)]
 pub struct RunParts {
     layout: Layout,
@@ -35,24 +37,40 @@ impl RunParts {
     ) -> Result<RunParts, CheckpointError> {
         Ok(RunParts { layout, storage, frame: Frame::new(job, 0)?, recipients })
     }
-}
 
-impl PartWriter for RunParts {
-    fn write(&mut self, snapshot: &Snapshot) -> Result<PartReceipt, testudo_actors::CheckpointError> {
-        let step = snapshot.version;
+    /// Makes room for a part of the checkpoint at `step`, which must not be whole.
+    fn begin(&mut self, step: u64) -> Result<(), CheckpointError> {
         if self.layout.manifest(step).exists() {
             let path = self.layout.step(step);
-            return Err(CheckpointError::malformed(&path, "a whole checkpoint is there already").into());
+            return Err(CheckpointError::malformed(&path, "a whole checkpoint is there already"));
         }
         let folder = self.layout.step(step);
         self.storage.create_dir(&folder).map_err(CheckpointError::io("make", &folder))?;
         self.frame.step = step;
-        let path = self.layout.part(step, snapshot.server);
-        Ok(part::write(self.storage.as_ref(), &path, &self.frame, snapshot, &self.recipients)?)
+        Ok(())
     }
 }
 
-/// A server's places, as its cluster file and command line say.
+impl PartWriter for RunParts {
+    fn write(&mut self, snapshot: &Snapshot) -> Result<PartReceipt, testudo_actors::CheckpointError> {
+        self.begin(snapshot.version)?;
+        let path = self.layout.part(snapshot.version, snapshot.server);
+        Ok(part::write(self.storage.as_ref(), &path, &self.frame, snapshot, &self.recipients)?)
+    }
+
+    fn write_residuals(
+        &mut self,
+        worker: u32,
+        snapshot: &ResidualSnapshot,
+    ) -> Result<PartReceipt, testudo_actors::CheckpointError> {
+        self.begin(snapshot.version)?;
+        let path = self.layout.residuals(snapshot.version, worker);
+        let (storage, part) = (self.storage.as_ref(), (worker, snapshot));
+        Ok(part::write_residuals(storage, &path, &self.frame, part, &self.recipients)?)
+    }
+}
+
+/// A node's places, as its cluster file and command line say.
 #[derive(Debug)]
 pub struct Setup {
     layout: Layout,

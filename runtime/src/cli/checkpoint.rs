@@ -124,8 +124,8 @@ fn list(run_dir: &Path, as_json: bool) -> Result<(), Failure> {
             Ok(whole) => say!(
                 "step {step}  {}  {} part{}, {}  manifest {}",
                 crate::rundir::timestamp(whole.manifest.created_at()),
-                whole.manifest.parts.len(),
-                if whole.manifest.parts.len() == 1 { "" } else { "s" },
+                whole.manifest.files().count(),
+                if whole.manifest.files().count() == 1 { "" } else { "s" },
                 crate::report::human::bytes(bytes(whole)),
                 whole.manifest_blake3
             ),
@@ -139,7 +139,7 @@ fn list(run_dir: &Path, as_json: bool) -> Result<(), Failure> {
 }
 
 fn bytes(whole: &Whole) -> u64 {
-    whole.manifest.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+    whole.manifest.files().fold(0, |sum, (_, part)| sum.saturating_add(part.bytes))
 }
 
 fn row(step: u64, whole: &Result<Whole, CheckpointError>) -> Value {
@@ -149,7 +149,7 @@ fn row(step: u64, whole: &Result<Whole, CheckpointError>) -> Value {
             "manifest_blake3": whole.manifest_blake3,
             "parent": whole.manifest.parent,
             "created": whole.manifest.created,
-            "parts": whole.manifest.parts.len(),
+            "parts": whole.manifest.files().count(),
             "bytes": bytes(whole),
             "recipients": whole.manifest.recipients,
         }),
@@ -175,8 +175,7 @@ fn verify(
     let mut problems = checkpoints.verify(&mut checked).map_err(Failure::failed)?;
     if let Some(identities) = &identities {
         for whole in &checked {
-            let read = Frame::of(&whole.manifest)
-                .and_then(|frame| load::load_all(checkpoints.layout(), &whole.manifest, identities, &frame));
+            let read = open_all(&checkpoints, whole, identities);
             problems.extend(read.err().map(|error| error.to_string()));
         }
     }
@@ -198,6 +197,21 @@ fn verify(
     }
 }
 
+/// Reads everything that a checkpoint holds.
+fn open_all(
+    checkpoints: &Checkpoints,
+    whole: &Whole,
+    identities: &Identities,
+) -> Result<(), CheckpointError> {
+    let (layout, manifest) = (checkpoints.layout(), &whole.manifest);
+    let frame = Frame::of(manifest)?;
+    load::load_all(layout, manifest, identities, &frame)?;
+    for entry in &manifest.residuals {
+        load::read_residuals(layout, manifest, identities, &frame, entry, &mut |_, _, _| {})?;
+    }
+    Ok(())
+}
+
 /// The checkpoint that was asked for, checked, and what opens it.
 fn source(arguments: &SourceArguments) -> Result<(Checkpoints, Whole, Identities), Failure> {
     let (_, checkpoints) = open(&arguments.run_dir)?;
@@ -214,11 +228,11 @@ fn source(arguments: &SourceArguments) -> Result<(Checkpoints, Whole, Identities
 fn decrypt(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
     let (checkpoints, whole, identities) = source(arguments)?;
     Disk.create_dir(out).map_err(|e| Failure::file(out, "cannot be made", e))?;
-    for entry in &whole.manifest.parts {
-        let path = checkpoints.layout().part(whole.step(), entry.server);
-        let target = out.join(format!("server-{}.safetensors", entry.server));
+    let folder = checkpoints.layout().step(whole.step());
+    for (name, receipt) in whole.manifest.files() {
+        let target = out.join(name.replace(".part.age", ".safetensors"));
         let temporary = target.with_extension("safetensors.tmp");
-        let copied = copy(&path, entry.receipt(), &identities, &temporary);
+        let copied = copy(&folder.join(name), receipt, &identities, &temporary);
         if let Err(failure) = copied {
             let _ = Disk.remove_file(&temporary);
             return Err(failure);

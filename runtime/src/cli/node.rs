@@ -131,7 +131,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
             node.scheduler(job, metrics, key, audit.map(Begun::start).transpose())
         }
         Inputs::Server(ServerInputs { key }) => node.server(key),
-        Inputs::Worker(WorkerInputs { setup, .. }) => node.worker(setup),
+        Inputs::Worker(WorkerInputs { setup, key, .. }) => node.worker(setup, key, Arc::default()),
         Inputs::Peer(ServerInputs { key }, WorkerInputs { setup, .. }) => match nodes.next() {
             Some(worker) => run_peer((node, key), (worker, setup)),
             None => Err(Failure::misconfigured("a peer is two nodes")),
@@ -143,7 +143,7 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     result
 }
 
-/// What a node of that role still opens. A worker writes the model alone, and reads no checkpoint.
+/// What a node of that role still opens. A worker writes the model alone, unless error feedback gives it a part in checkpoints.
 fn needs<'a>(
     role: NodeRole,
     run_dir: &RunDir,
@@ -151,6 +151,9 @@ fn needs<'a>(
     sources: impl Iterator<Item = &'a Source>,
 ) -> Needs {
     let folders = match role {
+        NodeRole::Worker if crate::job::codecs(&config.transport).push.feeds_back() => {
+            vec![run_dir.checkpoints(), run_dir.checkpoint_final()]
+        }
         NodeRole::Worker => vec![run_dir.checkpoint_final()],
         NodeRole::Scheduler | NodeRole::Server => vec![run_dir.checkpoints()],
         NodeRole::Peer => vec![run_dir.checkpoints(), run_dir.checkpoint_final()],

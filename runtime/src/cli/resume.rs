@@ -55,9 +55,9 @@ pub(super) fn from(
             )));
         }
     };
-    for entry in &whole.manifest.parts {
-        let path = layout.part(whole.step(), entry.server);
-        Plaintext::open(&path, entry.receipt(), &identities).map_err(Failure::misconfigured)?;
+    for (name, receipt) in whole.manifest.files() {
+        let path = layout.step(whole.step()).join(name);
+        Plaintext::open(&path, receipt, &identities).map_err(Failure::misconfigured)?;
     }
     let steps = Plan::new(spec).steps();
     if whole.step() > steps {

@@ -122,6 +122,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let inputs = Inputs {
         data: Some(Arc::new(files)),
         key: opening.map(Arc::new),
+        residuals: spec.codecs.push.feeds_back(),
         program,
         allow_root: arguments.allow_root,
     };

@@ -135,9 +135,12 @@ impl Config {
             Role::Worker => {
                 // Two versions, a shard's gradient, its file, and sums along one path of the tree.
                 let copies = 4 + u64::from(shards.max(1).ilog2()) + 1;
-                // The exact parameters that are evaluated; and, if all others die, the residuals of every shard.
+                // The exact parameters that are evaluated; and, if all others die, the residuals of every shard, once more for the
+                // checkpoint that is being written.
                 let copies = copies + u64::from(!codecs.pull.is_lossless());
-                let copies = copies + if codecs.push.feeds_back() { shards } else { 0 };
+                let kept = self.checkpoint.at_end || self.checkpoint.every_steps > 0;
+                let residuals = if kept { 2 * shards } else { shards };
+                let copies = copies + if codecs.push.feeds_back() { residuals } else { 0 };
                 let shard = u64::from(self.training.step_examples()) / shards.max(1);
                 let activations = self.activation_bytes(shard);
                 let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);

@@ -261,14 +261,6 @@ fn codecs(config: &Config, report: &mut Report<'_>) {
                  would send {accumulate} times as much: leave it out, and use a larger `training.batch_size`"
         )
     });
-    let (kept, paths) =
-        (&config.checkpoint, ["checkpoint.every_steps", "checkpoint.at_end", "transport.push_codec"]);
-    report(&paths, push.feeds_back() && (kept.every_steps > 0 || kept.at_end), &|| {
-        format!(
-            "`transport.push_codec` is {push}, whose residuals no checkpoint holds, so a resumed run could not go on as if it had \
-             not stopped: set `checkpoint.every_steps` to 0 and `checkpoint.at_end` to false, or use f32, f16 or bf16"
-        )
-    });
 }
 
 /// Who listens on loopback is reached from loopback alone.

@@ -174,10 +174,10 @@ fn the_effective_file_says_the_same() {
         (MINIMAL, vec!["transport.push_codec=bf16", "transport.pull_codec=int8"]),
         (
             MINIMAL,
-            vec!["transport.push_codec=topk", "checkpoint.at_end=false", "transport.push_fraction=0.1"],
+            vec!["transport.push_codec=topk", "checkpoint.every_steps=5", "transport.push_fraction=0.1"],
         ),
-        (MINIMAL, vec!["transport.push_codec=1bit", "checkpoint.at_end=false"]),
-        (MINIMAL, vec!["transport.push_codec=2bit", "checkpoint.at_end=false", "transport.push_threshold=2"]),
+        (MINIMAL, vec!["transport.push_codec=1bit"]),
+        (MINIMAL, vec!["transport.push_codec=2bit", "transport.push_threshold=2"]),
         (MINIMAL, vec!["schedule.kind=onecycle", "servers.device=cuda:1", "workers.device=auto"]),
         (MINIMAL, vec!["training.aggregation=trimmed_mean", "cluster.workers=4"]),
         (

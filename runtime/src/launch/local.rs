@@ -48,6 +48,8 @@ pub struct Inputs {
     pub data: Option<Arc<DataFiles>>,
     /// What opens the checkpoint that servers and witnesses begin with, if it is not the run's own key.
     pub key: Option<Arc<KeyFile>>,
+    /// Whether workers begin with something of it, too: residuals of error feedback.
+    pub residuals: bool,
     /// What to execute for a node.
     pub program: Program,
     /// Whether nodes may be root.
@@ -134,7 +136,7 @@ impl Local {
                 .inputs
                 .key
                 .as_deref()
-                .filter(|_| matches!(role, Role::Server | Role::Scheduler | Role::Peer))
+                .filter(|_| role != Role::Worker || self.inputs.residuals)
                 .map(|key| key.as_fd()),
         }
     }

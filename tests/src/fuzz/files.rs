@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use testudo::checkpoint::keys::Identities;
-use testudo::checkpoint::manifest::{DataPosition, Hex, Manifest, PartEntry, Signature};
-use testudo::checkpoint::part::{self, Frame};
+use testudo::checkpoint::manifest::{DataPosition, Hex, Manifest, PartEntry, ResidualEntry, Signature};
+use testudo::checkpoint::part::{self, Frame, Holder};
 use testudo::checkpoint::safetensors::{self, Metadata, Tensor};
 use testudo::signing::bundle::{open, seal};
 use testudo::signing::key::SigningKey;
@@ -21,10 +21,13 @@ const EXPORT: u8 = 1;
 const PART_HEADER: u8 = 2;
 const PART: u8 = 3;
 const SIGNATURE: u8 = 4;
+const RESIDUALS_HEADER: u8 = 5;
 
 /// The step of the folder that the inputs stand in.
 const STEP: u64 = 7;
 const SERVER: u32 = 1;
+const WORKER: u32 = 2;
+const SHARDS: [u32; 2] = [0, 3];
 
 fn nowhere() -> &'static Path {
     Path::new("/run/checkpoint/file")
@@ -69,8 +72,8 @@ fn stored(bytes: &[u8]) -> (PathBuf, PartReceipt) {
     (path, PartReceipt { bytes: bytes.len() as u64, blake3: *blake3::hash(bytes).as_bytes() })
 }
 
-/// What a checkpoint consists of; the first byte says which of it: a manifest, an export, a part's header, a part, the
-/// manifest's signature.
+/// What a checkpoint consists of; the first byte says which of it: a manifest, an export, a server's part's header, a part, the
+/// manifest's signature, a worker's part's header.
 ///
 /// A manifest names nothing outside its folder and means the same when it is written again; runs stay inside their
 /// parameters; an export holds no more values than bytes; what nobody encrypted to the key, and what no scheduler signed, is
@@ -80,9 +83,9 @@ pub fn checkpoint(input: &[u8]) {
     match what {
         MANIFEST => {
             let Ok(manifest) = Manifest::parse(nowhere(), bytes, STEP) else { return };
-            for part in &manifest.parts {
-                let plain = Path::new(&part.name).components().count() == 1 && !part.name.contains("..");
-                assert!(plain, "{:?} is outside", part.name);
+            for (name, _) in manifest.files() {
+                let plain = Path::new(name).components().count() == 1 && !name.contains("..");
+                assert!(plain, "{name:?} is outside");
             }
             let written = manifest.to_bytes(nowhere()).unwrap();
             assert_eq!(Manifest::parse(nowhere(), &written, STEP).unwrap(), manifest);
@@ -96,9 +99,12 @@ pub fn checkpoint(input: &[u8]) {
                 assert_eq!(tensor.shape.iter().product::<usize>(), tensor.values.len());
             }
         }
-        PART_HEADER => {
-            let frame = frame();
-            for run in part::parse_header(bytes, &frame, SERVER).unwrap_or_default() {
+        PART_HEADER | RESIDUALS_HEADER => {
+            let (frame, holder) = match what {
+                PART_HEADER => (frame(), Holder::Server(SERVER)),
+                _ => (frame().of_residuals(&SHARDS), Holder::Worker(WORKER)),
+            };
+            for run in part::parse_header(bytes, &frame, holder).unwrap_or_default() {
                 let (_, elements) = &frame.parameters[run.parameter];
                 assert!(run.kind < frame.kinds.len() + frame.scalars.len() && run.elements > 0);
                 assert!(run.first.checked_add(run.elements).is_some_and(|end| end <= *elements));
@@ -108,7 +114,8 @@ pub fn checkpoint(input: &[u8]) {
             let (path, receipt) = stored(bytes);
             let mut values = 0;
             let mut take = |_, _, piece: &[f32]| values += piece.len();
-            let read = part::read(&path, receipt, &DISK.identities, &frame(), SERVER, &mut take);
+            let holder = Holder::Server(SERVER);
+            let read = part::read(&path, receipt, &DISK.identities, &frame(), holder, &mut take);
             assert!(values * 4 <= bytes.len(), "{values} values out of {} bytes", bytes.len());
             if read.is_err() {
                 let other = PartReceipt { bytes: receipt.bytes, blake3: [0; 32] };
@@ -172,6 +179,7 @@ pub(super) fn checkpoints() -> Vec<Seed> {
         step: STEP,
         parent: Some(hex(4)),
         parts: vec![part(0), part(1)],
+        residuals: Vec::new(),
         settings: testudo::checkpoint::resume::settings(&crate::toy::job(1, 1, 1, 1)),
         data: DataPosition { epoch: 1, first: 64 },
         samples: 4096,
@@ -183,6 +191,14 @@ pub(super) fn checkpoints() -> Vec<Seed> {
         encryption,
         tensors,
     };
+    let residuals = |worker: u32, shards: &[u32]| ResidualEntry {
+        name: testudo::checkpoint::layout::residuals_name(worker),
+        worker,
+        shards: shards.to_vec(),
+        bytes: 900,
+        blake3: hex(5),
+    };
+    let lossy = Manifest { residuals: vec![residuals(0, &[0, 2]), residuals(2, &[1])], ..manifest.clone() };
     let (weights, shape) = ([0.5_f32; 6], [2_usize, 3]);
     let tensor = Tensor { name: "fc.weight", shape: &shape, values: &weights };
     let said =
@@ -194,6 +210,9 @@ pub(super) fn checkpoints() -> Vec<Seed> {
          \"weights/fc.bias@0\":{{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}}}",
         part::FORMAT
     );
+    let kept = header
+        .replace(&format!("\"server\":\"{SERVER}\""), &format!("\"worker\":\"{WORKER}\""))
+        .replace("weights/", "residual-3/");
     let plain = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12]].concat();
     let recipients = DISK.identities.recipients();
     let recipients = recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
@@ -205,6 +224,8 @@ pub(super) fn checkpoints() -> Vec<Seed> {
     let signature = Signature::make(&super::NODE, b"context", b"another manifest").unwrap();
     vec![
         ("manifest", with(MANIFEST, &manifest.to_bytes(nowhere()).unwrap())),
+        ("manifest-residuals", with(MANIFEST, &lossy.to_bytes(nowhere()).unwrap())),
+        ("residuals-header", with(RESIDUALS_HEADER, kept.as_bytes())),
         ("export", with(EXPORT, &std::fs::read(export).unwrap())),
         ("part-header", with(PART_HEADER, header.as_bytes())),
         ("part", with(PART, &encrypted)),

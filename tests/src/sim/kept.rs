@@ -1,6 +1,8 @@
 //! What a simulated cluster resumes from: snapshots that servers kept, cut and placed in any other way.
 
-use testudo_actors::checkpoint::{PartSource, RestoredSlice, SliceSnapshot, Snapshot};
+use testudo_actors::checkpoint::{
+    PartSource, ResidualSnapshot, RestoredSlice, ShardResiduals, SliceSnapshot, Snapshot,
+};
 use testudo_actors::placement::Slice;
 use testudo_actors::{CheckpointError, JobSpec};
 
@@ -11,6 +13,22 @@ pub struct Kept(pub Vec<Snapshot>);
 impl PartSource for Kept {
     fn load(&mut self, _: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError> {
         Ok(restored(&self.0, wanted))
+    }
+}
+
+/// The same, with what workers kept.
+#[derive(Clone, Debug)]
+pub struct KeptResiduals(pub Vec<Snapshot>, pub Vec<ResidualSnapshot>);
+
+impl PartSource for KeptResiduals {
+    fn load(&mut self, _: &JobSpec, wanted: &[Slice]) -> Result<Vec<RestoredSlice>, CheckpointError> {
+        Ok(restored(&self.0, wanted))
+    }
+
+    fn residuals(&mut self, _: &JobSpec, shards: &[u32]) -> Result<Vec<ShardResiduals>, CheckpointError> {
+        let of = |shard: &u32| self.1.iter().flat_map(|kept| &kept.shards).find(|kept| kept.shard == *shard);
+        let missing = || CheckpointError("a shard is missing".into());
+        shards.iter().map(|shard| of(shard).cloned().ok_or_else(missing)).collect()
     }
 }
 

@@ -2,20 +2,29 @@
 
 use std::collections::VecDeque;
 
-use testudo_actors::message::{Body, Evaluate, Export, Given, MemberRole, NodeDone, Push, Testimony};
+use testudo_actors::checkpoint::ResidualSnapshot;
+use testudo_actors::message::{
+    Body, Evaluate, Export, Given, MemberRole, NodeDone, PartOutcome, Push, ResidualPart, Testimony,
+};
 use testudo_actors::placement::SliceId;
 use testudo_actors::scheduler::Input as SchedulerInput;
 use testudo_actors::server::{Input as ServerInput, PushInput};
 use testudo_actors::tree::Node;
 use testudo_actors::witness::Key;
-use testudo_actors::worker::{Effect as WorkerEffect, Event, Input as WorkerInput, ShardCompute, WorkerCore};
+use testudo_actors::worker::{
+    Effect as WorkerEffect, Event, Input as WorkerInput, ResidualEvent, ShardCompute, WorkerCore,
+};
 use testudo_kernels::Codec;
 
-use super::{About, Reply, Simulation, Values, Wire};
+use super::{About, KeptResiduals, Reply, Simulation, Values, Wire};
 
 pub(super) struct Worker {
     pub(super) core: WorkerCore<Values>,
     pub(super) compute: ShardCompute,
+    /// What a resumed worker begins with.
+    pub(super) restored: Option<Vec<ResidualSnapshot>>,
+    /// Residuals on their way to disk.
+    pub(super) writing: Option<ResidualSnapshot>,
     pub(super) work: VecDeque<Work>,
     pub(super) events: VecDeque<WorkerInput<Values>>,
     pub(super) alive: bool,
@@ -29,6 +38,7 @@ pub(super) enum Work {
     Compute(u64, Vec<Node>),
     Evaluate(Evaluate),
     Export(Export),
+    Residuals(u64, Vec<u32>),
 }
 
 impl Simulation {
@@ -109,7 +119,11 @@ impl Simulation {
                 }
             }
             Work::Witness(key) => worker.compute.witness(&key),
+            Work::Residuals(version, shards) => worker.compute.order_residuals(version, shards),
             Work::Compute(step, nodes) => {
+                if let Some(residuals) = worker.restored.take() {
+                    worker.compute.restore(&mut KeptResiduals(Vec::new(), residuals), &nodes).unwrap();
+                }
                 let (events, mut told) = (&mut worker.events, Vec::new());
                 let emit = |event| {
                     events.push_back(match event {
@@ -141,5 +155,40 @@ impl Simulation {
                 self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
             }
         }
+        self.keep_residuals(i);
+    }
+
+    /// Residuals that are to be kept go to the writer; what was skipped is said.
+    fn keep_residuals(&mut self, i: usize) {
+        while let Some(event) = self.workers[i].compute.poll_residuals() {
+            match event {
+                ResidualEvent::Ready(snapshot) => {
+                    assert!(self.workers[i].writing.replace(snapshot).is_none(), "two snapshots at once");
+                }
+                ResidualEvent::Skipped(version) => {
+                    let part = ResidualPart { version, shards: Vec::new(), outcome: PartOutcome::Skipped };
+                    self.say_residuals(i, part);
+                }
+            }
+        }
+    }
+
+    pub(super) fn worker_written(&mut self, i: usize) {
+        let Some(snapshot) = self.workers[i].writing.take() else { return };
+        self.workers[i].compute.residuals_written();
+        let (version, shards) = (snapshot.version, snapshot.shards.iter().map(|s| s.shard).collect());
+        let number =
+            1 + self.residuals.values().flat_map(|of| of.values()).map(|(n, _)| *n).max().unwrap_or(0);
+        self.residuals.entry(version).or_default().insert(i as u32, (number, snapshot));
+        let outcome = PartOutcome::Written { bytes: number, blake3: [0; 32], slices: 0 };
+        self.say_residuals(i, ResidualPart { version, shards, outcome });
+        self.keep_residuals(i);
+    }
+
+    fn say_residuals(&mut self, i: usize, part: ResidualPart) {
+        let lies = self.foreign_residuals == Some(i as u32);
+        let part = if lies { ResidualPart { shards: vec![0, 5], ..part } } else { part };
+        let input = SchedulerInput::ResidualPart { worker: i as u32, part };
+        self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
     }
 }

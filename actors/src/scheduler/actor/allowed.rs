@@ -4,7 +4,7 @@ use testudo_transport::{Rate, Role};
 
 use super::SchedulerActor;
 use crate::message::{
-    Body, Contributions, Countersigned, EvaluationResult, Exported, Given, NodeDone, Testimony,
+    Body, Contributions, Countersigned, EvaluationResult, Exported, Given, NodeDone, ResidualPart, Testimony,
 };
 
 /// What a worker may say beside its steps: results of evaluations, answers to what is asked again after a change of members.
@@ -25,6 +25,7 @@ impl SchedulerActor {
                 | Contributions::KIND
                 | EvaluationResult::KIND
                 | Exported::KIND
+                | ResidualPart::KIND
                 | Testimony::KIND
                 | Given::KIND
                 | Countersigned::KIND

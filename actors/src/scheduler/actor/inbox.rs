@@ -9,8 +9,8 @@ use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
 use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
-    Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, Resume, Revoke, Status,
-    Stop, Testimony,
+    Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, ResidualPart, Resume,
+    Revoke, Status, Stop, Testimony,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -71,6 +71,9 @@ impl SchedulerActor {
                 server: index,
                 part: CheckpointPart::decode(body).map_err(unreadable)?,
             },
+            ResidualPart::KIND => {
+                Input::ResidualPart { worker: index, part: ResidualPart::decode(body).map_err(unreadable)? }
+            }
             ParameterPieces::KIND => {
                 Input::Pieces { server: index, told: ParameterPieces::decode(body).map_err(unreadable)? }
             }

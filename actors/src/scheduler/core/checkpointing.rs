@@ -2,8 +2,12 @@
 
 use super::{Effect, LEASED_AHEAD, SchedulerCore, ToMember};
 use crate::checkpoint::{Committed, Mark};
-use crate::message::{CheckpointOrder, CheckpointPart, Member, MemberRole};
+use crate::lease::reassign;
+use crate::message::{
+    CheckpointOrder, CheckpointPart, Member, MemberRole, PartOutcome, ResidualOrder, ResidualPart,
+};
 use crate::time::Time;
+use crate::tree::Node;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn part(&mut self, now: Time, server: u32, part: CheckpointPart) {
@@ -14,6 +18,57 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let ahead = self.progress.completed().saturating_add(LEASED_AHEAD);
         if self.checkpoints.part(server, part, ahead) {
             self.last_progress = now;
+        }
+    }
+
+    pub(super) fn residual_part(&mut self, now: Time, worker: u32, part: ResidualPart) {
+        if self.hear(now, Member { role: MemberRole::Worker, index: worker }).is_none() {
+            return;
+        }
+        let held = |shard: &u32| {
+            self.leases.iter().any(|l| l.worker == worker && l.node.covers(&Node::leaf(*shard)))
+        };
+        let shards = &part.shards;
+        let is_its_own = shards.len() <= self.job.logical_shards as usize
+            && shards.is_sorted_by(|a, b| a < b)
+            && shards.iter().all(held);
+        let part = match is_its_own {
+            true => part,
+            false => {
+                let why = "it wrote residuals of logical shards that it does not hold".to_owned();
+                ResidualPart { shards: Vec::new(), outcome: PartOutcome::Failed(why), ..part }
+            }
+        };
+        let ahead = self.progress.completed().saturating_add(LEASED_AHEAD);
+        if self.checkpoints.residuals(worker, part, ahead) {
+            self.last_progress = now;
+        }
+    }
+
+    /// A worker is lost after the last step. What it had not written of its residuals is lost with it: who is left writes that there
+    /// are none, which is what training would go on with.
+    pub(super) fn lose_last_residuals(&mut self, worker: u32, survivors: &[u32]) {
+        self.checkpoints.lose(worker, self.until);
+        if !self.checkpoints.last_lacks_residuals() {
+            return;
+        }
+        self.count_lost(worker);
+        let completed = self.progress.completed();
+        self.leases = reassign(&self.leases, worker, survivors, self.epoch + 1, (|_| completed, None));
+        self.order_residuals(completed);
+    }
+
+    /// Tells every worker that has not to write the residuals of the shards that it holds.
+    fn order_residuals(&mut self, version: u64) {
+        for index in self.live(MemberRole::Worker) {
+            let held = self.leases.iter().filter(|l| l.worker == index);
+            let mut shards: Vec<u32> =
+                held.flat_map(|l| l.node.first..l.node.first.saturating_add(l.node.leaves)).collect();
+            shards.sort_unstable();
+            if !shards.is_empty() && self.checkpoints.last_lacks(index, &shards) {
+                let order = ToMember::Residuals(ResidualOrder { version, shards });
+                self.send(Member { role: MemberRole::Worker, index }, order);
+            }
         }
     }
 
@@ -48,6 +103,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.checkpoints.end(version, mark) {
             let order = ToMember::Checkpoint(CheckpointOrder { version });
             self.send_all(MemberRole::Server, &order);
+            self.order_residuals(version);
         }
     }
 

@@ -4,7 +4,7 @@ use crate::checkpoint::{Commit, Committed};
 use crate::message::{
     CheckpointOrder, CheckpointPart, Evaluate, Evaluated, EvaluationResult, Export, Exported, Given,
     GradientWeights, HashOrder, Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome,
-    ParameterPieces, Shutdown, Testimony, Witnessed,
+    ParameterPieces, ResidualOrder, ResidualPart, Shutdown, Testimony, Witnessed,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -70,6 +70,13 @@ pub enum Input<C> {
         server: u32,
         /// What it says.
         part: CheckpointPart,
+    },
+    /// A worker says what has become of its part of a checkpoint.
+    ResidualPart {
+        /// The worker's index.
+        worker: u32,
+        /// What it says.
+        part: ResidualPart,
     },
     /// A server tells what it keeps of a version.
     Pieces {
@@ -172,6 +179,8 @@ pub enum ToMember {
     Witnessed(Witnessed),
     /// Write a checkpoint.
     Checkpoint(CheckpointOrder),
+    /// Write residuals: for workers alone.
+    Residuals(ResidualOrder),
     /// Combine what a step contributes, and update.
     Weights(GradientWeights),
     /// Tell what is kept of the last version.

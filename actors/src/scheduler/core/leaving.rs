@@ -109,6 +109,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
             Phase::Forming | Phase::Training => {
                 self.lose_residuals(member.index);
+                self.checkpoints.lose(member.index, self.until);
                 let progress = &self.progress;
                 // Who is lost began no step from the horizon on.
                 let alone_from = self.job.sums_shards().then_some(self.until);
@@ -127,7 +128,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.moved = true;
                 self.give_back(member.index);
             }
-            Phase::Finishing => self.give_back(member.index),
+            Phase::Finishing => {
+                self.give_back(member.index);
+                self.lose_last_residuals(member.index, &survivors);
+            }
             Phase::Over => {}
         }
     }
@@ -135,9 +139,18 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// What error feedback kept of the shards that `worker` held is lost with it, and with that what its heirs would have to be
     /// told of to contribute the same.
     fn lose_residuals(&mut self, worker: u32) {
-        if !self.job.codecs.push.feeds_back() || self.epoch == 0 {
+        // Before training begins there are none yet, or those of a checkpoint, which whoever begins reads.
+        if !self.job.codecs.push.feeds_back() || self.phase == Phase::Forming {
             return;
         }
+        self.count_lost(worker);
+        if self.witness.is_some() {
+            self.heed(Heard::Lost("contributions follow from residuals that are lost".into()));
+        }
+    }
+
+    /// Says that the residuals of the shards that `worker` holds are lost.
+    pub(super) fn count_lost(&mut self, worker: u32) {
         let shards: u32 = self.leases.iter().filter(|l| l.worker == worker).map(|l| l.node.leaves).sum();
         self.residuals_lost = self.residuals_lost.saturating_add(shards);
         self.effects.push_back(Effect::Notice(format!(
@@ -145,9 +158,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
              without them, and no longer gives the bits of a run that lost none",
             self.job.codecs.push
         )));
-        if self.witness.is_some() {
-            self.heed(Heard::Lost("contributions follow from residuals that are lost".into()));
-        }
     }
 
     /// A node says that it cannot go on. A worker's word ends no run that others can go on with: it is lost, as if it had died

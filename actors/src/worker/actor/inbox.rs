@@ -7,7 +7,7 @@ use testudo_transport::Message;
 use super::{Values, WorkerActor};
 use crate::message::{
     AuditHead, Body, Evaluate, Export, LeaseExtended, Membership, PullRefused, PushAccepted, PushRefused,
-    Revocations, Shutdown, SliceVersion, Witnessed,
+    ResidualOrder, Revocations, Shutdown, SliceVersion, Witnessed,
 };
 use crate::placement::SliceId;
 use crate::tree::Node;
@@ -95,6 +95,12 @@ impl WorkerActor {
             Witnessed::KIND => {
                 let Witnessed { key } = Witnessed::decode(&message.body).map_err(unreadable)?;
                 self.work(context, Work::Witness(key));
+                return Ok(());
+            }
+            ResidualOrder::KIND => {
+                let ResidualOrder { version, shards } =
+                    ResidualOrder::decode(&message.body).map_err(unreadable)?;
+                self.work(context, Work::Residuals { version, shards });
                 return Ok(());
             }
             Evaluate::KIND => Input::Evaluate(Evaluate::decode(&message.body).map_err(unreadable)?),

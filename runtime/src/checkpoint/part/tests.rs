@@ -1,11 +1,15 @@
 //! Invariant 2 of the checkpoints: nothing is used before it is checked. Threats, class G.
 
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use testudo_actors::checkpoint::{PartReceipt, ResidualSnapshot, ShardResiduals, SliceSnapshot, Snapshot};
 use testudo_actors::placement::{Slice, SliceId};
 
 use super::*;
-use crate::checkpoint::keys;
+use crate::checkpoint::keys::{self, Identities};
 use crate::checkpoint::layout::Layout;
 use crate::checkpoint::storage::Disk;
 
@@ -48,7 +52,8 @@ impl Place {
             }
             _ => found.push((run, values.to_vec())),
         };
-        let (_, scalars) = read(&self.path(), receipt, &self.identities, &self.frame, 2, &mut take)?;
+        let holder = Holder::Server(2);
+        let (_, scalars) = read(&self.path(), receipt, &self.identities, &self.frame, holder, &mut take)?;
         assert!(scalars.iter().all(|s| s.scalar == 0 && s.value == 0.5 + s.parameter as f64), "{scalars:?}");
         Ok(found)
     }
@@ -174,7 +179,8 @@ fn another_key_opens_nothing() {
     let receipt = place.write(&snapshot());
     let other = Place::new();
     let error =
-        read(&place.path(), receipt, &other.identities, &place.frame, 2, &mut |_, _, _| {}).unwrap_err();
+        read(&place.path(), receipt, &other.identities, &place.frame, Holder::Server(2), &mut |_, _, _| {})
+            .unwrap_err();
     assert!(
         matches!(error, CheckpointError::Key { .. }) && error.to_string().contains("--identity-file"),
         "{error}"
@@ -185,15 +191,20 @@ fn another_key_opens_nothing() {
 fn another_servers_jobs_or_steps_part_is_refused() {
     let place = Place::new();
     let receipt = place.write(&snapshot());
-    let other = |frame: Frame, server: u32, part: &str| {
+    let other = |frame: Frame, holder: Holder, part: &str| {
         let error =
-            read(&place.path(), receipt, &place.identities, &frame, server, &mut |_, _, _| {}).unwrap_err();
+            read(&place.path(), receipt, &place.identities, &frame, holder, &mut |_, _, _| {}).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     };
-    other(place.frame.clone(), 1, "server");
-    other(Frame { step: 61, ..place.frame.clone() }, 2, "step");
-    other(Frame { job: "other".into(), ..place.frame.clone() }, 2, "job");
-    other(Frame { kinds: vec![WEIGHTS.into()], ..place.frame.clone() }, 2, "none of this job's");
+    other(place.frame.clone(), Holder::Server(1), "server");
+    other(place.frame.clone(), Holder::Worker(2), "worker");
+    other(Frame { step: 61, ..place.frame.clone() }, Holder::Server(2), "step");
+    other(Frame { job: "other".into(), ..place.frame.clone() }, Holder::Server(2), "job");
+    other(
+        Frame { kinds: vec![WEIGHTS.into()], ..place.frame.clone() },
+        Holder::Server(2),
+        "none of this job's",
+    );
 }
 
 /// What one with the recipients' public keys could encrypt, if a manifest were to name it.
@@ -263,4 +274,50 @@ fn links_are_not_followed() {
     std::fs::rename(place.path(), &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, place.path()).unwrap();
     assert!(matches!(place.read(receipt).unwrap_err(), CheckpointError::Io { .. }));
+}
+
+/// A worker's part: what is in it is its own, and whole.
+#[test]
+fn residuals_are_read_as_they_were_written() {
+    let place = Place::new();
+    let shard = |shard: u32| ShardResiduals {
+        shard,
+        values: vec![vec![shard as f32; 10], (0..40_000).map(|at| at as f32 + shard as f32).collect()],
+    };
+    let snapshot = ResidualSnapshot { version: 60, shards: vec![shard(1), shard(4)] };
+    let recipients = place.identities.recipients();
+    let receipt = write_residuals(&Disk, &place.path(), &place.frame, (3, &snapshot), &recipients).unwrap();
+    let found = |frame: &Frame, holder: Holder| {
+        let (mut values, mut count) = (BTreeMap::<(usize, usize), Vec<f32>>::new(), 0);
+        let mut take = |run: Run, _: usize, piece: &[f32]| {
+            count += piece.len();
+            values.entry((run.kind, run.parameter)).or_default().extend(piece);
+        };
+        read(&place.path(), receipt, &place.identities, frame, holder, &mut take)?;
+        Ok::<_, CheckpointError>((values, count))
+    };
+    let frame = place.frame.of_residuals(&[1, 4]);
+    let (values, count) = found(&frame, Holder::Worker(3)).unwrap();
+    assert_eq!(count, 2 * 40_010);
+    for (kind, shard) in [shard(1), shard(4)].into_iter().enumerate() {
+        for (parameter, wanted) in shard.values.into_iter().enumerate() {
+            assert_eq!(values[&(kind, parameter)], wanted);
+        }
+    }
+    for (frame, holder, why) in [
+        (place.frame.of_residuals(&[1]), Holder::Worker(3), "none of this job's"),
+        (place.frame.of_residuals(&[1, 2]), Holder::Worker(3), "none of this job's"),
+        (place.frame.clone(), Holder::Worker(3), "none of this job's"),
+        (frame.clone(), Holder::Worker(1), "worker"),
+        (frame, Holder::Server(3), "server"),
+    ] {
+        let error = found(&frame, holder).unwrap_err().to_string();
+        assert!(error.contains(why), "{why}: {error}");
+    }
+    // Values for another model are not written.
+    let other = ResidualSnapshot {
+        version: 60,
+        shards: vec![ShardResiduals { shard: 0, values: vec![vec![0.0; 10]] }],
+    };
+    assert!(write_residuals(&Disk, &place.path(), &place.frame, (3, &other), &recipients).is_err());
 }

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::site::{Site, values};
+use testudo_kernels::Codec;
+
+use super::site::{Site, shard_residuals, values};
 use crate::checkpoint::load;
 use crate::checkpoint::part::Frame;
 use crate::checkpoint::resume;
@@ -183,7 +185,7 @@ fn a_crash_at_every_write_leaves_the_last_one_whole() {
     for lossy in [false, true] {
         let mut operations = 0;
         loop {
-            let site = Site::new();
+            let site = Site::with_codec(Codec::Int8);
             site.write(4, 2);
             let resume =
                 |site: &Site| resume::resume(&site.job, &site.checkpoints().newest(None).unwrap()).unwrap();
@@ -211,6 +213,12 @@ fn a_crash_at_every_write_leaves_the_last_one_whole() {
             let loaded = load::load_all(all.layout(), &whole.manifest, &site.identities(), &frame).unwrap();
             for parameter in loaded {
                 assert_eq!(parameter.weights, values(whole.step(), 0.0, 0, parameter.weights.len()), "{at}");
+            }
+            let shards = [0, 1, 2, 3];
+            let residuals =
+                load::residuals(all.layout(), &whole.manifest, &site.identities(), &frame, &shards).unwrap();
+            for (shard, kept) in shards.into_iter().zip(residuals) {
+                assert_eq!(kept, shard_residuals(&site.job, shard, whole.step()), "{at}");
             }
             let mut checked = Vec::new();
             let problems = all.verify(&mut checked).unwrap();

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::checkpoint::{
-    Commit, Committed, Ledger as _, Mark, PartWriter as _, SliceSnapshot, Snapshot, StoredPart,
+    Commit, Committed, Ledger as _, Mark, PartWriter as _, ResidualSnapshot, ShardResiduals, SliceSnapshot,
+    Snapshot, StoredPart, StoredResiduals,
 };
 use testudo_actors::placement::{Slice, SliceMap};
-use testudo_actors::{DataSpec, JobSpec, Resume, SignedJob};
+use testudo_actors::{Codecs, DataSpec, JobSpec, Resume, SignedJob};
+use testudo_kernels::Codec;
 use testudo_transport::{Identity, JobCa, Role};
 
 use crate::checkpoint::keys::{self, Identities};
@@ -30,13 +32,19 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) fn new() -> Site {
+        Site::with_codec(Codec::F32)
+    }
+
+    /// For a job whose gradients travel so: with residuals, if the codec feeds back.
+    pub(super) fn with_codec(push: Codec) -> Site {
         let text = "[job]\nname = \"toy\"\n[training]\nseed = 7\nepochs = 9\nbatch_size = 64\nlogical_shards = 4\n\
                     [model]\nkind = \"mlp\"\ninputs = 12\nhidden = [10]\nclasses = 4\n\
                     [optimizer]\nkind = \"momentum\"\nlearning_rate = 0.1\n\
                     [data]\nkind = \"mnist\"\npath = \".\"\n[transport]\nslice_bytes = 128\n";
         let config = Config::parse::<&str>(text, Path::new("toy.toml"), &[]).unwrap();
         let data = DataSpec { train_examples: 640, test_examples: 64, blake3: [3; 32] };
-        let job = JobSpec { workers: 2, servers: 2, ..crate::job::spec(&config, data) };
+        let codecs = Codecs { push, pull: Codec::F32 };
+        let job = JobSpec { workers: 2, servers: 2, codecs, ..crate::job::spec(&config, data) };
         let hour = Duration::from_secs(3600);
         let ca = JobCa::create(&job.trust_domain, &job.name, hour).unwrap();
         let issue = |role| ca.issue(&job.member(role, 0).unwrap(), hour).unwrap();
@@ -118,8 +126,24 @@ impl Site {
             let receipt = writer.write(&snapshot).map_err(|e| e.to_string())?;
             parts.push(StoredPart { server, slices: snapshot.slices.len() as u32, receipt });
         }
-        let commit =
-            Commit { step, parts, mark: Mark { samples: step * 64, last_loss: Some(0.25), best: None } };
+        let mut residuals = Vec::new();
+        for worker in (0..job.workers).filter(|_| job.keeps_residuals()) {
+            let storage = Arc::clone(storage) as Arc<dyn Storage>;
+            let mut writer =
+                RunParts::new(self.layout(), storage, &job, self.identities().recipients()).unwrap();
+            // Of four logical shards, every second.
+            let shards = vec![worker, worker + 2];
+            let kept = |shard: &u32| shard_residuals(&job, *shard, step);
+            let snapshot = ResidualSnapshot { version: step, shards: shards.iter().map(kept).collect() };
+            let receipt = writer.write_residuals(worker, &snapshot).map_err(|e| e.to_string())?;
+            residuals.push(StoredResiduals { worker, shards, receipt });
+        }
+        let commit = Commit {
+            step,
+            parts,
+            residuals,
+            mark: Mark { samples: step * 64, last_loss: Some(0.25), best: None },
+        };
         ledger.commit(&commit).map_err(|e| e.to_string())
     }
 }
@@ -142,4 +166,10 @@ fn snapshot(job: &JobSpec, server: u32, step: u64) -> Snapshot {
         scalars: Vec::new(),
     };
     Snapshot { version: step, server, slices: slices(job, server).into_iter().map(keep).collect() }
+}
+
+/// Residuals that tell step, shard and place.
+pub(super) fn shard_residuals(job: &JobSpec, shard: u32, step: u64) -> ShardResiduals {
+    let elements = job.model.parameters().unwrap().into_iter().map(|p| p.shape.elements());
+    ShardResiduals { shard, values: elements.map(|n| values(step, shard as f32 / 8.0, 0, n)).collect() }
 }

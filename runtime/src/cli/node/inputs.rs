@@ -11,7 +11,7 @@ use testudo_actors::node::WorkerSetup;
 use testudo_transport::{Expected, Identity};
 
 use crate::audit::{AuditLog, Begun};
-use crate::checkpoint::keys::KeyFile;
+use crate::checkpoint::keys::{Identities, KeyFile};
 use crate::cli::args::{NodeArguments, NodeRole};
 use crate::config::Config;
 use crate::data::DataFiles;
@@ -32,7 +32,7 @@ pub(super) struct SchedulerInputs {
     pub(super) job: SignedJob,
     pub(super) metrics: Metrics,
     /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
-    pub(super) key: Option<KeyFile>,
+    pub(super) key: Option<Identities>,
     pub(super) audit: Option<Begun>,
     /// The key that signs the audit log, and where renewals of its certificate come from.
     pub(super) audit_key: Option<(Identity, Source)>,
@@ -40,11 +40,13 @@ pub(super) struct SchedulerInputs {
 
 pub(super) struct ServerInputs {
     /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
-    pub(super) key: Option<KeyFile>,
+    pub(super) key: Option<Identities>,
 }
 
 pub(super) struct WorkerInputs {
     pub(super) setup: Box<dyn WorkerSetup>,
+    /// What opens the residuals that it begins with, if it is not the run's own key; a peer's is its server's.
+    pub(super) key: Option<Identities>,
     /// Bytes of examples that it will hold.
     pub(super) data: u64,
 }
@@ -57,7 +59,7 @@ impl WorkerInputs {
         setup: Option<Box<dyn WorkerSetup>>,
     ) -> Result<WorkerInputs, Failure> {
         if let Some(setup) = setup {
-            return Ok(WorkerInputs { setup, data: 0 });
+            return Ok(WorkerInputs { setup, key: None, data: 0 });
         }
         let files = match data {
             Some(handed) => DataFiles::of_descriptors(&config.data, handed)
@@ -66,7 +68,7 @@ impl WorkerInputs {
         };
         let data = files.announced_bytes();
         let setup = Setup::new(config.clone(), run_dir.model()).with_files(files);
-        Ok(WorkerInputs { setup: Box::new(setup), data })
+        Ok(WorkerInputs { setup: Box::new(setup), key: None, data })
     }
 }
 
@@ -88,6 +90,7 @@ impl Inputs {
             (None, None) => None,
         };
         let key = key.transpose().map_err(Failure::misconfigured)?;
+        let key = key.map(|file| file.identities().clone());
         match arguments.role {
             NodeRole::Scheduler => {
                 let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
@@ -104,7 +107,10 @@ impl Inputs {
                 Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit, audit_key })))
             }
             NodeRole::Server => Ok(Inputs::Server(ServerInputs { key })),
-            NodeRole::Worker => Ok(Inputs::Worker(WorkerInputs::open(config, run_dir, data, setup)?)),
+            NodeRole::Worker => {
+                let worker = WorkerInputs::open(config, run_dir, data, setup)?;
+                Ok(Inputs::Worker(WorkerInputs { key, ..worker }))
+            }
             NodeRole::Peer => {
                 Ok(Inputs::Peer(ServerInputs { key }, WorkerInputs::open(config, run_dir, data, setup)?))
             }

@@ -12,14 +12,14 @@ use testudo_actors::node::{NodeOptions, WorkerSetup, run_scheduler, run_server, 
 use testudo_actors::outbox::Outbox;
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
-use testudo_actors::{CheckpointSink, JobSpec, NodeError, SignedJob, TrainAndTest};
+use testudo_actors::{CheckpointSink, JobSpec, NodeError, ServerSetup, SignedJob, TrainAndTest};
 use testudo_kernels::{Model, ModelError};
 use testudo_observability::Meter;
 use testudo_transport::pki::{RevocationPolicy, read_crl};
 use testudo_transport::{Endpoint, Identity, MemoryOptions, PkiError, Role};
 
 use crate::audit::{AuditLog, AuditLogError};
-use crate::checkpoint::keys::KeyFile;
+use crate::checkpoint::keys::Identities;
 use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::{Retention, read_deletions};
 use crate::checkpoint::storage::Disk;
@@ -126,7 +126,7 @@ impl Node {
         self,
         signed: SignedJob,
         mut observer: Metrics,
-        key: Option<KeyFile>,
+        key: Option<Identities>,
         audit: Result<Option<AuditLog>, AuditLogError>,
     ) -> Result<(), Failure> {
         observer = observer.with_source(Box::new(self.checkpoints(key)));
@@ -162,10 +162,10 @@ impl Node {
     }
 
     /// This run's checkpoints, opened with `key` or with the run's own.
-    fn checkpoints(&self, key: Option<KeyFile>) -> writer::Setup {
+    fn checkpoints(&self, key: Option<Identities>) -> writer::Setup {
         let layout = Layout::new(&self.run_dir.checkpoints());
         let recipients = self.config.checkpoint.recipients.clone();
-        writer::Setup::new(layout, recipients, key.map(|key| key.identities().clone()))
+        writer::Setup::new(layout, recipients, key)
     }
 
     fn ledger(&self, signed: &SignedJob) -> Result<Option<RunLedger>, Failure> {
@@ -189,7 +189,7 @@ impl Node {
         ledger.map(Some).map_err(Failure::misconfigured)
     }
 
-    pub(super) fn server(self, key: Option<KeyFile>) -> Result<(), Failure> {
+    pub(super) fn server(self, key: Option<Identities>) -> Result<(), Failure> {
         let parts = Arc::new(Parts::default());
         telemetry::server(&self.meter, &parts);
         let device = device::open("servers.device", self.config.servers.device)?;
@@ -197,8 +197,16 @@ impl Node {
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 
-    pub(super) fn worker(self, mut setup: Box<dyn WorkerSetup>) -> Result<(), Failure> {
-        run_worker(self.options()?, setup.as_mut()).map_err(failure)
+    /// `begun` is set when the arithmetic is.
+    pub(super) fn worker(
+        self,
+        inner: Box<dyn WorkerSetup>,
+        key: Option<Identities>,
+        begun: Arc<AtomicBool>,
+    ) -> Result<(), Failure> {
+        let checkpoints = self.checkpoints(key);
+        let mut setup = Placed { inner, checkpoints, begun };
+        run_worker(self.options()?, &mut setup).map_err(failure)
     }
 }
 
@@ -214,13 +222,14 @@ impl Drop for OrEnd {
     }
 }
 
-/// Takes note that the worker begins.
-struct Noting {
+/// Gives the worker the run's checkpoints, and takes note that it begins.
+struct Placed {
     inner: Box<dyn WorkerSetup>,
+    checkpoints: writer::Setup,
     begun: Arc<AtomicBool>,
 }
 
-impl WorkerSetup for Noting {
+impl WorkerSetup for Placed {
     fn prepare(&mut self) -> Result<(), String> {
         self.inner.prepare()
     }
@@ -237,6 +246,10 @@ impl WorkerSetup for Noting {
         self.inner.sink(job)
     }
 
+    fn checkpoints(&mut self) -> Option<&mut dyn ServerSetup> {
+        Some(&mut self.checkpoints)
+    }
+
     fn joined(&mut self, secret: &Secret, scheduler: &Outbox) {
         self.inner.joined(secret, scheduler);
     }
@@ -250,14 +263,14 @@ impl WorkerSetup for Noting {
 /// Runs a peer: its server on this thread, its worker on another. What the server keeps is lost with it, so its end is the
 /// process's; a worker that fails once it has begun is lost, as any, and its leases move.
 pub(super) fn run_peer(
-    (server, key): (Node, Option<KeyFile>),
+    (server, key): (Node, Option<Identities>),
     (worker, setup): (Node, Box<dyn WorkerSetup>),
 ) -> Result<(), Failure> {
     let begun = Arc::new(AtomicBool::new(false));
-    let setup = Noting { inner: setup, begun: Arc::clone(&begun) };
+    let opening = key.clone();
     let run = move || {
-        let _or_end = OrEnd(begun);
-        if let Err(failure) = worker.worker(Box::new(setup)) {
+        let _or_end = OrEnd(Arc::clone(&begun));
+        if let Err(failure) = worker.worker(setup, opening, begun) {
             tracing::error!("its worker: {}", in_words(&failure.message));
         }
     };

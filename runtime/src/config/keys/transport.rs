@@ -17,7 +17,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::Choice(&["f32", "f16", "bf16", "int8", "2bit", "1bit", "topk"]),
         absent: Absent::Is("\"f32\""),
         applies: None,
-        doc: "How gradients travel from workers to servers: see [codecs](codecs.md). All but `f32` lose something, and encode every logical shard by itself: let there be as many of them as workers. `int8`, `2bit`, `1bit` and `topk` keep what they lose in residuals at the workers, which no checkpoint holds yet: they need `checkpoint.every_steps = 0` and `checkpoint.at_end = false`.",
+        doc: "How gradients travel from workers to servers: see [codecs](codecs.md). All but `f32` lose something, and encode every logical shard by itself: let there be as many of them as workers. `int8`, `2bit`, `1bit` and `topk` keep what they lose in residuals at the workers, which have a part in checkpoints then.",
     },
     Key {
         path: "transport.push_threshold",

@@ -149,3 +149,15 @@ fn small_slices_have_their_tables_counted() {
         );
     }
 }
+
+/// Residuals of every shard, which the last survivor would hold, and their copy while a checkpoint of them is being written.
+#[test]
+fn residuals_are_counted_and_so_is_their_copy() {
+    let own = |overrides: &[&str]| parse(overrides).own_bytes(Role::Worker, 0);
+    let config = parse(&[]);
+    let copies = u64::from(config.training.step_shards()) * config.parameter_bytes();
+    let (kept, lost) =
+        (&["transport.push_codec=int8"][..], &["transport.push_codec=int8", "checkpoint.at_end=false"]);
+    assert_eq!(own(lost) - own(&["transport.push_codec=bf16"]), copies);
+    assert_eq!(own(kept) - own(lost), copies);
+}

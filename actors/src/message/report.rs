@@ -1,0 +1,56 @@
+//! What nodes report, inside several messages.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tree::Node;
+
+/// A head of the audit log: a record, and its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadName {
+    /// The record's place.
+    pub record: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+/// What has become of a node's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PartOutcome {
+    /// It is stored. Where follows from the step, the node's role and its index.
+    Written {
+        /// Its size as stored.
+        bytes: u64,
+        /// BLAKE3 of its bytes as stored.
+        blake3: [u8; 32],
+        /// Slices in it; of a worker's, logical shards.
+        slices: u32,
+    },
+    /// The one before was still being written when it fell due.
+    Skipped,
+    /// It could not be stored; why, for the operator.
+    Failed(String),
+}
+
+/// The loss of one tree node in one step: sums, folded in the tree's order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeLoss {
+    /// The node.
+    pub node: Node,
+    /// Sum of its examples' losses, over all their targets.
+    pub loss_sum: f64,
+    /// How many targets were classified right.
+    pub correct: u64,
+    /// Examples counted; 0 when a step was found complete after its worker died before it could report.
+    pub examples: u64,
+}
+
+/// Where a worker's step went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTimes {
+    /// Forward and backward passes.
+    pub compute_us: u64,
+    /// From the end of the backward pass until every push was acknowledged.
+    pub send_us: u64,
+    /// Waiting for the step's parameters before it began.
+    pub wait_us: u64,
+}
