@@ -19,6 +19,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("payloads are little-endian numbers in place; big-endian hosts are not supported yet");
 
+pub mod active;
 pub mod allowance;
 pub mod audit;
 pub mod checkpoint;

@@ -29,6 +29,7 @@ pub mod robust;
 pub mod schedule;
 pub mod shape;
 mod simd;
+pub mod stage;
 
 pub use aggregate::{add, add_checked, first_non_finite};
 pub use codec::{Codec, CodecError, Distortion};

@@ -144,6 +144,11 @@ impl Limited {
         self.0.left_out.load(Ordering::Relaxed)
     }
 
+    /// Whether a line of that place may be written now; if not, it is counted.
+    pub(crate) fn allows(&self, metadata: &Metadata<'_>) -> bool {
+        self.make_writer_for(metadata).0.is_some()
+    }
+
     /// Tells what was left out and not told yet: the log ends.
     pub(crate) fn end(&self) {
         let mut log = self.log();

@@ -1,4 +1,4 @@
-//! Numbers for an OpenTelemetry collector: who has them hands over a closure, once, and it is asked before every export.
+//! Numbers for an OpenTelemetry collector, and for Prometheus: who has them hands over a closure, once, and it is asked before every export and scrape.
 //!
 //! Nothing is recorded when something happens: the numbers are those that a node keeps anyway, so a collector that is slow, away
 //! or that refuses costs no memory and holds nobody up. Names, units and attributes follow the semantic conventions of
@@ -9,13 +9,17 @@
 //!    above all, can become one.
 //! 2. So a metric has no more series than the product of its attributes' sets, whatever anybody sends; and never more than
 //!    [`MAX_SERIES`], which the SDK is told too.
-//! 3. Without a collector no closure is kept.
+//! 3. Without a collector, and where nothing is scraped, no closure is kept.
+
+use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, MeterProvider as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Stream};
+
+use crate::scrape::{Kind, Number, Registry};
 
 /// Values that an attribute may have at most.
 pub const MAX_VALUES: usize = 32;
@@ -98,13 +102,19 @@ where
     }
 }
 
-/// Where numbers are handed over. Without a collector it takes none.
+/// What has a metric's series read.
+type Series<N> = Arc<dyn Fn() -> Vec<(Vec<KeyValue>, N)> + Send + Sync>;
+
+/// Where numbers are handed over. Without a collector, and where nothing is scraped, it takes none.
 #[derive(Debug, Clone, Default)]
-pub struct Meter(Option<opentelemetry::metrics::Meter>);
+pub struct Meter {
+    exported: Option<opentelemetry::metrics::Meter>,
+    scraped: Option<Registry>,
+}
 
 impl Meter {
-    pub(crate) fn of(provider: Option<&SdkMeterProvider>) -> Meter {
-        Meter(provider.map(|provider| provider.meter(SCOPE)))
+    pub(crate) fn of(provider: Option<&SdkMeterProvider>, scraped: Option<Registry>) -> Meter {
+        Meter { exported: provider.map(|provider| provider.meter(SCOPE)), scraped }
     }
 
     /// A sum that only grows, since the process began.
@@ -119,9 +129,10 @@ impl Meter {
         by: K,
         read: impl Fn() -> R + Send + Sync + 'static,
     ) {
-        let Some(meter) = &self.0 else { return };
+        let Some(series) = self.series(of, Kind::Counter, by, read, Number::Whole) else { return };
+        let Some(meter) = &self.exported else { return };
         let counter = meter.u64_observable_counter(of.name).with_unit(of.unit).with_description(of.what);
-        counter.with_callback(move |observer| each(observer, &by, read())).build();
+        counter.with_callback(move |observer| each(observer, series())).build();
     }
 
     /// How much there is of something now, so that the sum over processes means something.
@@ -136,27 +147,62 @@ impl Meter {
         by: K,
         read: impl Fn() -> R + Send + Sync + 'static,
     ) {
-        let Some(meter) = &self.0 else { return };
+        let Some(series) = self.series(of, Kind::Level, by, read, Number::Whole) else { return };
+        let Some(meter) = &self.exported else { return };
         let level =
             meter.i64_observable_up_down_counter(of.name).with_unit(of.unit).with_description(of.what);
-        let read =
-            move || read().into_iter().map(|(value, now)| (value, i64::try_from(now).unwrap_or(i64::MAX)));
-        level.with_callback(move |observer| each(observer, &by, read())).build();
+        let signed = move || {
+            let signed = |(by, now)| (by, i64::try_from(now).unwrap_or(i64::MAX));
+            series().into_iter().map(signed).collect::<Vec<(Vec<KeyValue>, i64)>>()
+        };
+        level.with_callback(move |observer| each(observer, signed())).build();
     }
 
     /// A measurement, whose sum over processes means nothing; `None` while there is none.
     pub fn gauge(&self, of: &Instrument, read: impl Fn() -> Option<f64> + Send + Sync + 'static) {
-        let Some(meter) = &self.0 else { return };
+        self.gauge_by(of, (), move || read().map(|now| ((), now)));
+    }
+
+    /// The same for each series of `by`.
+    pub fn gauge_by<K: By, R: IntoIterator<Item = (K::Value, f64)>>(
+        &self,
+        of: &Instrument,
+        by: K,
+        read: impl Fn() -> R + Send + Sync + 'static,
+    ) {
+        let Some(series) = self.series(of, Kind::Gauge, by, read, Number::Real) else { return };
+        let Some(meter) = &self.exported else { return };
         let gauge = meter.f64_observable_gauge(of.name).with_unit(of.unit).with_description(of.what);
-        gauge.with_callback(move |observer| each(observer, &(), read().map(|now| ((), now)))).build();
+        gauge.with_callback(move |observer| each(observer, series())).build();
+    }
+
+    /// Who has a metric's series read, where anybody wants it; keeps it for who scrapes.
+    fn series<K: By, N: 'static, R: IntoIterator<Item = (K::Value, N)>>(
+        &self,
+        of: &Instrument,
+        kind: Kind,
+        by: K,
+        read: impl Fn() -> R + Send + Sync + 'static,
+        number: fn(N) -> Number,
+    ) -> Option<Series<N>> {
+        if self.exported.is_none() && self.scraped.is_none() {
+            return None;
+        }
+        let series: Series<N> = Arc::new(move || {
+            read().into_iter().filter_map(|(value, now)| Some((by.attributes(value)?, now))).collect()
+        });
+        if let Some(registry) = &self.scraped {
+            let series = Arc::clone(&series);
+            registry
+                .keep(of, kind, move || series().into_iter().map(|(by, now)| (by, number(now))).collect());
+        }
+        Some(series)
     }
 }
 
-fn each<K: By, N>(observer: &dyn AsyncInstrument<N>, by: &K, read: impl IntoIterator<Item = (K::Value, N)>) {
-    for (value, number) in read {
-        if let Some(attributes) = by.attributes(value) {
-            observer.observe(number, &attributes);
-        }
+fn each<N>(observer: &dyn AsyncInstrument<N>, series: Vec<(Vec<KeyValue>, N)>) {
+    for (attributes, number) in series {
+        observer.observe(number, &attributes);
     }
 }
 
@@ -240,7 +286,7 @@ mod tests {
         let (seen, provider) = pipeline();
         let few: Attribute<u16> = Attribute::new("number", &NUMBERS[..4], NUMBER.word);
         let all = || (0..=u16::MAX).map(|n| (n, u64::from(n)));
-        Meter::of(Some(&provider)).counter_by(&OF, few, all);
+        Meter::of(Some(&provider), None).counter_by(&OF, few, all);
         provider.force_flush().unwrap();
         let expected = [("number=one", 1), ("number=three", 3), ("number=two", 2), ("number=zero", 0)];
         let expected = expected.map(|(series, value)| (series.to_owned(), value));
@@ -251,7 +297,7 @@ mod tests {
     #[test]
     fn the_sdk_is_told_how_many_series_there_may_be() {
         let (seen, provider) = pipeline();
-        let meter = Meter::of(Some(&provider)).0.unwrap();
+        let meter = Meter::of(Some(&provider), None).exported.unwrap();
         meter
             .u64_observable_counter(OF.name)
             .with_callback(|observer| {

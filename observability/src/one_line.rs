@@ -28,7 +28,8 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
-fn escaped(body: &str) -> Cow<'_, str> {
+/// `body` as it may stand in a line.
+pub(crate) fn escaped(body: &str) -> Cow<'_, str> {
     // U+2028 and U+2029 separate lines and paragraphs.
     let forges = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     if !body.contains(forges) {

@@ -17,11 +17,12 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Dispatch;
@@ -31,10 +32,13 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::export::{self, Environment, Signal};
+use crate::export::{self, Clients, Environment, Tally};
 use crate::limit::Limited;
-use crate::metrics::{Instrument, Meter};
+use crate::logs::Exported;
+use crate::metrics::{Attribute, Instrument, Meter};
 use crate::one_line::OneLine;
+use crate::scrape::Registry;
+use crate::steps::Steps;
 
 /// The environment variable that filters the log file.
 pub const LOG_FILTER_VARIABLE: &str = "TESTUDO_LOG";
@@ -45,12 +49,40 @@ pub const DEFAULT_FILTER: &str = "info";
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// Targets whose spans are exported: every crate of this workspace, by prefix.
 const OWN_TARGETS: &str = "testudo";
+/// The target of spans that only say in the log where a line belongs: no collector hears of them, whatever they are in.
+pub const LOG_ONLY: &str = "testudo_actors::log";
 /// What [`crate::limit`] left out.
 const LINES_LEFT_OUT: Instrument = Instrument {
     name: "testudo.log.left_out",
     unit: "{line}",
     what: "Lines that were left out of the log because their place in the program had written its rate.",
 };
+
+/// What a collector was not told.
+const LOST: Instrument = Instrument {
+    name: "testudo.telemetry.dropped",
+    unit: "{item}",
+    what: "Spans and lines of the log that no collector has: too many waited for it, or it did not take them.",
+};
+
+/// Of which signal, and why.
+const SIGNAL: Attribute<Lost> = Attribute::new("signal", &[Lost::Traces, Lost::Logs], |lost| match lost {
+    Lost::Traces => "traces",
+    Lost::Logs => "logs",
+});
+const WHY: Attribute<bool> =
+    Attribute::new(
+        "error.type",
+        &[false, true],
+        |failed| if failed { "export_failed" } else { "queue_full" },
+    );
+
+/// What is kept for a collector in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Traces,
+    Logs,
+}
 
 /// Where the full log goes.
 #[derive(Default)]
@@ -129,18 +161,20 @@ pub enum InitError {
         /// The URL.
         url: String,
     },
-    /// An OTLP protocol other than `http/protobuf`.
+    /// An OTLP protocol that is not spoken.
     #[error(
-        "OTEL_EXPORTER_OTLP_PROTOCOL={found:?} is not served: use http/protobuf (a collector's port 4318) or unset it"
+        "OTEL_EXPORTER_OTLP_PROTOCOL={found:?} is not served: use http/protobuf (a collector's port 4318), grpc (its port 4317), or unset it"
     )]
     Protocol {
         /// The variable's value.
         found: String,
     },
-    /// An exporter other than `otlp` and `none`.
-    #[error("{variable}={found:?} is not served: use otlp or none, or unset it")]
+    /// An exporter that is not there.
+    #[error(
+        "{variable}={found:?} is not served: use otlp or none (for metrics prometheus, too), or unset it"
+    )]
     Exporter {
-        /// `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER`.
+        /// `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER`.
         variable: &'static str,
         /// The variable's value.
         found: String,
@@ -151,6 +185,30 @@ pub enum InitError {
         export::SHORTEST_INTERVAL.as_millis()
     )]
     Interval {
+        /// The variable's value.
+        found: String,
+    },
+    /// A choice of steps that is none.
+    #[error(
+        "OTEL_TRACES_SAMPLER with {found:?} is not served: use always_on, always_off, or traceidratio with OTEL_TRACES_SAMPLER_ARG from 0 to 1 (0.01 for one step in a hundred)"
+    )]
+    Sampler {
+        /// The sampler, or its argument.
+        found: String,
+    },
+    /// Metrics would be shown to others.
+    #[error(
+        "OTEL_EXPORTER_PROMETHEUS_HOST={found:?} is no loopback address: metrics are served to this machine alone; use 127.0.0.1 or ::1, or unset it"
+    )]
+    PrometheusHost {
+        /// The variable's value.
+        found: String,
+    },
+    /// No port.
+    #[error(
+        "OTEL_EXPORTER_PROMETHEUS_PORT={found:?} is no port: write a number up to 65535 (0 for any), or unset it"
+    )]
+    PrometheusPort {
         /// The variable's value.
         found: String,
     },
@@ -173,14 +231,27 @@ pub enum InitError {
 pub struct Guard {
     tracer: Option<SdkTracerProvider>,
     meter: Option<SdkMeterProvider>,
+    logger: Option<SdkLoggerProvider>,
     log: Option<Limited>,
+    registry: Option<Registry>,
+    steps: Option<Steps>,
 }
 
 impl Guard {
     /// Where this process's numbers are told; what is told is exported where the environment names a collector.
     #[must_use]
     pub fn meter(&self) -> Meter {
-        Meter::of(self.meter.as_ref())
+        Meter::of(self.meter.as_ref(), self.registry.clone())
+    }
+
+    /// What is told, for whoever scrapes it; `None` where nothing says that metrics are to be scraped.
+    #[must_use]
+    pub fn registry(&self) -> Option<Registry> {
+        self.registry.clone()
+    }
+
+    fn new(log: Option<Limited>) -> Guard {
+        Guard { tracer: None, meter: None, logger: None, log, registry: None, steps: None }
     }
 }
 
@@ -189,12 +260,13 @@ impl Drop for Guard {
         if let Some(log) = &self.log {
             log.end();
         }
-        let (tracer, meter) = (self.tracer.take(), self.meter.take());
+        let (tracer, meter, logger) = (self.tracer.take(), self.meter.take(), self.logger.take());
         let deadline = Instant::now() + FLUSH_DEADLINE;
         // Beside each other: a collector that is slow to take the one does not cost the other.
         let flushes = [
             tracer.and_then(|spans| flush(move || spans.shutdown_with_timeout(FLUSH_DEADLINE))),
             meter.and_then(|metrics| flush(move || metrics.shutdown_with_timeout(FLUSH_DEADLINE))),
+            logger.and_then(|lines| flush(move || lines.shutdown_with_timeout(FLUSH_DEADLINE))),
         ];
         for flushed in flushes.into_iter().flatten() {
             let _ = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -219,8 +291,19 @@ fn flush(shut_down: impl FnOnce() -> OTelSdkResult + Send + 'static) -> Option<m
 /// # Errors
 /// See [`InitError`].
 pub fn init(options: Options) -> Result<Guard, InitError> {
-    let (dispatch, guard) = build(options, &Environment::from_process())?;
+    init_with(options, &Environment::from_process())
+}
+
+/// The same from an environment that was read before, and a cluster file was added to.
+///
+/// # Errors
+/// See [`InitError`].
+pub fn init_with(options: Options, environment: &Environment) -> Result<Guard, InitError> {
+    let (dispatch, mut guard) = build(options, environment)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::AlreadySet)?;
+    if let Some(steps) = guard.steps.take() {
+        steps.install();
+    }
     Ok(guard)
 }
 
@@ -230,23 +313,20 @@ pub fn init(options: Options) -> Result<Guard, InitError> {
 /// # Errors
 /// See [`InitError`]; [`InitError::AlreadySet`] cannot occur.
 pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, Guard), InitError> {
-    let filter = environment.log_filter.as_deref().unwrap_or(DEFAULT_FILTER);
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| InitError::Filter { found: filter.to_string(), reason: error.to_string() })?;
     let writer: Option<Box<dyn Write + Send>> = match options.log {
         LogTarget::Nowhere => None,
         LogTarget::Writer(writer) => Some(writer),
         LogTarget::File(path) => Some(Box::new(open(path)?)),
     };
     let limited = writer.map(|writer| Limited::new(Box::new(OneLine(writer))));
+    let directives = filter(environment)?;
     let log = limited.clone().map(|limited| {
         tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_timer(SystemTime)
             .with_target(true)
             .with_writer(limited)
-            .with_filter(filter)
+            .with_filter(directives)
     });
     let stderr = (options.stderr != LevelFilter::OFF).then(|| {
         tracing_subscriber::fmt::layer()
@@ -256,26 +336,50 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
             .with_writer(|| OneLine(std::io::stderr()))
             .with_filter(options.stderr)
     });
-    let mut guard = Guard { tracer: None, meter: None, log: limited };
+    let (mut guard, mut lost, mut clients) = (Guard::new(limited), Vec::new(), Clients::default());
+    guard.registry = environment.scraped_at()?.map(|_| Registry::new(&options.role_name));
     let spans = if environment.is_disabled() {
         None
     } else {
-        let provider = export::tracer(&options.role_name, environment)?;
-        // Per-message spans are at debug: recorded for a collector, and free where there is none.
-        let is_exported = environment.url(Signal::Traces)?.is_some();
-        let level = if is_exported { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        let layer = tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer("testudo"))
-            .with_filter(Targets::new().with_target(OWN_TARGETS, level));
-        guard.tracer = Some(provider);
-        Some(layer)
+        let traces = export::tracer(&options.role_name, environment, &mut clients)?;
+        let level = if traces.spans.is_some() { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        if let Some((spans, tally)) = traces.spans {
+            guard.steps = Some(Steps::new(spans, environment.sample_every()?));
+            lost.push((Lost::Traces, tally));
+        }
+        let targets = Targets::new().with_target(OWN_TARGETS, level).with_target(LOG_ONLY, LevelFilter::OFF);
+        let tracer = traces.provider.tracer("testudo");
+        guard.tracer = Some(traces.provider);
+        Some(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(targets))
     };
-    guard.meter = export::meter(&options.role_name, environment)?;
+    let mut exported = None;
+    if let Some((provider, tally)) = export::logger(&options.role_name, environment, &mut clients)? {
+        exported = Some(Exported::new(&provider).with_filter(filter(environment)?));
+        guard.logger = Some(provider);
+        lost.push((Lost::Logs, tally));
+    }
+    guard.meter = export::meter(&options.role_name, environment, &mut clients)?;
     if let Some(log) = guard.log.clone() {
         guard.meter().counter(&LINES_LEFT_OUT, move || log.left_out());
     }
-    let subscriber = tracing_subscriber::registry().with(spans).with(log).with(stderr);
+    // Without a queue nothing can be dropped.
+    if !lost.is_empty() {
+        guard.meter().counter_by(&LOST, (SIGNAL, WHY), move || {
+            let both = |(of, tally): &(Lost, Arc<Tally>)| {
+                [((*of, false), tally.full()), ((*of, true), tally.failed())]
+            };
+            lost.iter().flat_map(both).collect::<Vec<_>>()
+        });
+    }
+    let subscriber = tracing_subscriber::registry().with(spans).with(exported).with(log).with(stderr);
     Ok((Dispatch::new(subscriber), guard))
+}
+
+/// What is let into the log.
+fn filter(environment: &Environment) -> Result<EnvFilter, InitError> {
+    let filter = environment.log_filter.as_deref().unwrap_or(DEFAULT_FILTER);
+    let parsed = EnvFilter::builder().parse(filter);
+    parsed.map_err(|error| InitError::Filter { found: filter.to_string(), reason: error.to_string() })
 }
 
 fn open(path: PathBuf) -> Result<std::fs::File, InitError> {

@@ -26,6 +26,7 @@ mod optimizer;
 mod problem;
 mod read;
 mod semantic;
+mod telemetry;
 mod transport;
 mod value;
 
@@ -42,6 +43,7 @@ pub use device::{ComputeDevice, Servers, Workers};
 pub use limits::Limits;
 pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};
+pub use telemetry::Telemetry;
 pub use transport::{KeyExchange, PullCodec, PushCodec, Transport};
 
 /// Largest cluster file that is read, in bytes: thousands of times a real one.
@@ -80,6 +82,8 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     /// `[audit]`
     pub audit: Audit,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
     /// `[output]`
     pub output: Output,
 }

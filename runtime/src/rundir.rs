@@ -18,6 +18,7 @@
 //!   checkpoint/final/model.sig            its signature
 //!   checkpoint/model.pub.pem              the key that the signature verifies under
 //!   logs/worker-1.log                     each node's log
+//!   prometheus/worker-1.json              where each node's metrics are scraped, if they are
 //!   identities/worker-1/                  each node's key and certificate
 //!   identities/audit/                     the audit log's key and certificate
 //!   ca/                                   the run's certificate authority; its key is there while the run goes on
@@ -185,6 +186,11 @@ impl RunDir {
     /// Where the scheduler is, while the run goes on.
     pub fn control(&self) -> PathBuf {
         self.at.join("control.json")
+    }
+
+    /// Where a node's metrics are scraped.
+    pub fn scraped(&self, role: &str, index: u32) -> PathBuf {
+        self.at.join("prometheus").join(format!("{role}-{index}.json"))
     }
 
     /// One JSON line a step.

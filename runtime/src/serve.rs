@@ -127,7 +127,7 @@ pub fn confine(options: &Options) -> Result<(), ServeError> {
         read: read.into_iter().map(Place::Path).collect(),
         write: vec![options.state.as_path().into()],
         tcp: observability::exports(),
-        listen: Some(options.listen.port()),
+        listen: vec![options.listen.port()],
         ..Needs::default()
     };
     process::confine(calls::Role::Node, needs);

@@ -13,6 +13,7 @@ mod progress;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use testudo_actors::active::{Method, Side, active};
 use testudo_observability::{Attribute, Instrument, Meter};
 use testudo_transport::{Account, Cause, EndpointStats, Refusals, Role};
 
@@ -77,6 +78,15 @@ const DIRECTION: Attribute<Direction> =
 const HANDSHAKE: Attribute<Handshake> = Attribute::new("outcome", Handshake::ALL, Handshake::word);
 const DROPPED: Attribute<Dropped> = Attribute::new("reason", Dropped::ALL, Dropped::word);
 const MEMORY: Attribute<Memory> = Attribute::new("state", Memory::ALL, Memory::word);
+const SIDE: Attribute<Side> = Attribute::new("role", &[Side::Worker, Side::Server], |side| match side {
+    Side::Worker => "worker",
+    Side::Server => "server",
+});
+const METHOD: Attribute<Method> =
+    Attribute::new("rpc.method", &[Method::Push, Method::Pull], |method| match method {
+        Method::Push => "Push",
+        Method::Pull => "Pull",
+    });
 const CODE: Attribute<Code> = Attribute::new("cause", Code::ALL, Code::as_str);
 
 /// The roles that a peer may have proved, and none.
@@ -122,6 +132,11 @@ const LIMIT: Instrument = metric(
     "By",
     "Bytes that may be promised to peers: what limits.memory_mib leaves them.",
 );
+const ACTIVE: Instrument = metric(
+    "testudo.requests.active",
+    "{request}",
+    "Requests of workers to servers that have no answer yet, on either side.",
+);
 const RESIDENT: Instrument =
     metric("process.memory.usage", "By", "The physical memory that the process uses.");
 const STEPS: Instrument = metric("testudo.steps", "{step}", "Steps that this run has completed.");
@@ -137,6 +152,13 @@ const TEST_ACCURACY: Instrument = metric(
 );
 const DURATION: Instrument =
     metric("testudo.step.duration", "s", "Time between the ends of the last two complete steps.");
+const STAGES: Instrument = metric(
+    "testudo.step.stage.duration",
+    "s",
+    "Time of the last complete step that a worker spent so: mean over the workers.",
+);
+const LEARNING_RATE: Instrument =
+    metric("testudo.learning_rate", "1", "The learning rate of the last complete step's update.");
 const PUSH_ERROR: Instrument = metric(
     "testudo.push.error",
     "1",
@@ -190,6 +212,10 @@ pub(crate) fn node(meter: &Meter, accounts: Vec<Arc<Account>>) {
     process(meter);
     let accounts = Accounts(accounts.into());
     let held = || accounts.clone();
+    meter.level_by(&ACTIVE, (SIDE, METHOD), || {
+        let both = [Side::Worker, Side::Server].map(|side| [(side, Method::Push), (side, Method::Pull)]);
+        both.into_iter().flatten().map(|of| (of, active(of.0, of.1)))
+    });
     let of = held();
     meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.refusals());
     let of = held();
@@ -265,6 +291,10 @@ pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&
     meter.gauge(&TEST_ACCURACY, move || of.test_accuracy());
     let of = Arc::clone(progress);
     meter.gauge(&DURATION, move || of.step_seconds());
+    let of = Arc::clone(progress);
+    meter.gauge_by(&STAGES, progress::STAGE, move || of.stages());
+    let of = Arc::clone(progress);
+    meter.gauge(&LEARNING_RATE, move || of.learning_rate());
     let of = Arc::clone(progress);
     meter.gauge(&PUSH_ERROR, move || of.push_error());
     let of = Arc::clone(progress);

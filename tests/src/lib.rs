@@ -24,6 +24,7 @@ pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod raw;
+pub mod receiver;
 pub mod served;
 pub mod sim;
 pub mod sockets;

@@ -23,7 +23,7 @@ pub const DEADLINE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What launchers of other systems set, and what would change what is printed or where: no test inherits it.
-const ENVIRONMENT: [&str; 12] = [
+const ENVIRONMENT: [&str; 18] = [
     "DMLC_ROLE",
     "DMLC_NUM_WORKER",
     "DMLC_NUM_SERVER",
@@ -34,7 +34,13 @@ const ENVIRONMENT: [&str; 12] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_METRICS_EXPORTER",
     "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_EXPORTER_PROMETHEUS_PORT",
     "OTEL_SDK_DISABLED",
 ];
 

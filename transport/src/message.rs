@@ -1,5 +1,7 @@
 //! Messages as actors see them.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -80,4 +82,7 @@ pub struct Message {
     pub payload: Payload,
     /// BLAKE3 of the payload: one value for duplicate detection, signatures and the audit log.
     pub payload_hash: [u8; 32],
+    /// When its first bytes were looked at, so that a trace can say how long it took to come and to be checked; `None` where it
+    /// was there at once.
+    pub began: Option<Instant>,
 }

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use self::audited::Recorded;
+use self::traced::Traced;
 use crate::allowance::Allowance;
 use crate::audit::{self, Base64, Entry, Hex};
 use crate::checkpoint::{Commit, Committed};
@@ -29,6 +30,7 @@ mod accept;
 mod allowed;
 mod audited;
 mod inbox;
+mod traced;
 
 pub use accept::order_bytes;
 
@@ -129,6 +131,7 @@ pub struct SchedulerActor {
     /// The lists of revoked certificates that members have been told of.
     passed_on: Vec<Arc<Crl>>,
     run: tracing::Span,
+    traced: Traced,
     outcome: Option<Outcome>,
     over: Option<oneshot::Sender<Outcome>>,
 }
@@ -151,6 +154,7 @@ impl SchedulerActor {
         over: oneshot::Sender<Outcome>,
     ) -> SchedulerActor {
         let countersign_every = core.job().audit.countersign_every;
+        let traced = Traced::new(core.job().first_step());
         SchedulerActor {
             core,
             clock: Clock::start(),
@@ -165,6 +169,7 @@ impl SchedulerActor {
             countersign_every,
             passed_on: Vec::new(),
             run: tracing::info_span!("run"),
+            traced,
             outcome: None,
             over: Some(over),
         }
@@ -198,6 +203,7 @@ impl SchedulerActor {
                 if let Some(link) = self.links.get_mut(&connection) {
                     link.allowance.earn(1);
                 }
+                self.traced.order(&message);
                 self.order(connection, message);
             }
             Effect::Fault { member, what } => {
@@ -218,6 +224,7 @@ impl SchedulerActor {
                 let words = self.words_a_step();
                 self.links.values_mut().for_each(|link| link.allowance.earn(words));
                 self.observer.step(&summary);
+                self.traced.complete(&summary);
                 self.show_head(summary.step + 1);
             }
             Effect::Evaluated(found) => {

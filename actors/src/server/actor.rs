@@ -4,7 +4,7 @@ use std::sync::{Arc, mpsc};
 
 use actix::{Actor, AsyncContext, Context, Handler};
 use testudo_kernels::robust::weigh::Weights;
-use testudo_transport::{Cause, Identity, Message, Outgoing, Payload, Receiver, Role, Who};
+use testudo_transport::{Cause, Identity, Message, Outgoing, Receiver, Role, Who};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -24,6 +24,7 @@ use crate::outbox::Outbox;
 use crate::server::allowances::Allowances;
 use crate::server::compute::{self, Checkpointing, Work};
 use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
+use crate::server::traced::{Pushed, Run};
 use crate::server::writer;
 use crate::server::{Effect, Input, ServerCore, SliceMath, Store, Updated};
 use crate::signer::Signer;
@@ -38,7 +39,7 @@ const ANSWER: usize = 64;
 #[derive(Debug)]
 pub enum Mail {
     /// For the core.
-    Input(Input<ReplyTo, Payload>),
+    Input(Input<ReplyTo, Pushed>),
     /// From the scheduler.
     Scheduler(Message),
     /// The connection to the scheduler has ended.
@@ -55,7 +56,7 @@ pub enum Mail {
 
 /// The actix shell of a [`ServerCore`].
 pub struct ServerActor {
-    core: ServerCore<ReplyTo, Payload>,
+    core: ServerCore<ReplyTo, Pushed>,
     clock: Clock,
     store: Arc<Store>,
     math: Option<SliceMath>,
@@ -75,7 +76,7 @@ pub struct ServerActor {
     max_bytes: usize,
     /// What this server does, in the trace of the run.
     serving: tracing::Span,
-    follows_run: bool,
+    run: Run,
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
 }
 
@@ -88,7 +89,7 @@ impl std::fmt::Debug for ServerActor {
 /// What a server's shell is made of.
 pub struct ServerParts {
     /// The decisions.
-    pub core: ServerCore<ReplyTo, Payload>,
+    pub core: ServerCore<ReplyTo, Pushed>,
     /// The arithmetic.
     pub math: SliceMath,
     /// The job.
@@ -151,19 +152,19 @@ impl ServerActor {
             max_answers,
             max_bytes: parts.bytes + max_answers * ANSWER,
             serving: tracing::info_span!("serve"),
-            follows_run: false,
+            run: Run::default(),
             over: Some(over),
         }
     }
 
-    fn drive(&mut self, context: &mut Context<Self>, input: Input<ReplyTo, Payload>) {
+    fn drive(&mut self, context: &mut Context<Self>, input: Input<ReplyTo, Pushed>) {
         self.core.handle(self.clock.now(), input);
         while let Some(effect) = self.core.poll() {
             self.carry_out(context, effect);
         }
     }
 
-    fn carry_out(&mut self, context: &mut Context<Self>, effect: Effect<ReplyTo, Payload>) {
+    fn carry_out(&mut self, context: &mut Context<Self>, effect: Effect<ReplyTo, Pushed>) {
         match effect {
             Effect::Initialise => self.work(context, Work::Initialise),
             Effect::Store { slice, step, node, values } => {
@@ -226,10 +227,9 @@ impl ServerActor {
             Membership::KIND => {
                 let membership = Membership::decode(&message.body).map_err(|e| e.to_string())?;
                 tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
-                if !self.follows_run
-                    && let Some(run) = message.envelope.traceparent
+                if let Some(run) = message.envelope.traceparent
+                    && self.run.tell(run)
                 {
-                    self.follows_run = true;
                     self.serving = tracing::info_span!(parent: None, "serve");
                     // Without OpenTelemetry there is no parent to set; the span is then a root.
                     let _ = testudo_observability::set_remote_parent(&self.serving, run);
@@ -247,7 +247,8 @@ impl ServerActor {
             GradientWeights::KIND => {
                 let GradientWeights { step, weights, clip } =
                     GradientWeights::decode(&message.body).map_err(|e| e.to_string())?;
-                self.work(context, Work::Combine { step, weights: Weights { of: weights, clip } });
+                let place = self.run.top(step);
+                self.work(context, Work::Combine { step, weights: Weights { of: weights, clip }, place });
             }
             HashOrder::KIND => {
                 let HashOrder { version } = HashOrder::decode(&message.body).map_err(|e| e.to_string())?;
@@ -289,6 +290,7 @@ impl Actor for ServerActor {
             mailbox: mailbox.clone(),
             runtime: self.runtime.clone(),
             live: self.live.clone(),
+            run: self.run.clone(),
             allowances: self.allowances.clone(),
             workers: self.job.workers,
             max_answers: self.max_answers,

@@ -7,7 +7,7 @@
 use std::sync::{Arc, mpsc};
 
 use testudo_kernels::robust::weigh::Weights;
-use testudo_transport::Payload;
+use testudo_observability::Place;
 use tokio::runtime::Handle;
 
 use crate::checkpoint::{PartSource, Snapshot};
@@ -17,6 +17,7 @@ use crate::mailbox::Mailbox;
 use crate::message::{CheckpointPart, PartOutcome, PushRefusal};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
+use crate::server::traced::{Pushed, Timed};
 use crate::server::{Contribution, Input, MathError, SliceMath, SnapshotEvent};
 use crate::tree::Node;
 
@@ -27,7 +28,7 @@ pub(super) enum Work {
         slice: SliceId,
         step: u64,
         node: Node,
-        values: Payload,
+        values: Pushed,
     },
     /// Every slice is at this version, and a checkpoint of it is wanted.
     Checkpoint {
@@ -41,6 +42,8 @@ pub(super) enum Work {
     Combine {
         step: u64,
         weights: Weights,
+        /// Where that is shown, if the step is traced.
+        place: Option<Place>,
     },
     /// The writer is free again.
     Written,
@@ -78,10 +81,15 @@ pub(super) fn start(
                 Work::Hash { version } => {
                     math.order_hash(version).err().map(|error| Mail::Fatal(error.to_string()))
                 }
-                Work::Combine { step, weights } => Some(match math.combine(step, &weights) {
-                    Ok(updated) => Mail::Input(Input::Combined { updated }),
-                    Err(error) => Mail::Fatal(error.to_string()),
-                }),
+                Work::Combine { step, weights, place } => {
+                    let timed = Timed::begin(place);
+                    let combined = math.combine(step, &weights);
+                    timed.map(Timed::end);
+                    Some(match combined {
+                        Ok(updated) => Mail::Input(Input::Combined { updated }),
+                        Err(error) => Mail::Fatal(error.to_string()),
+                    })
+                }
                 Work::Written => math.snapshot_written().err().map(|error| Mail::Fatal(error.to_string())),
             };
             // The answer first: a snapshot holds nobody up.
@@ -137,14 +145,17 @@ fn hand_over(math: &mut SliceMath, checkpointing: &Checkpointing) -> Option<Mail
     }
 }
 
-fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, values: Payload) -> Mail {
+fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, pushed: Pushed) -> Mail {
     let unusable = |reason| Mail::Input(Input::Unusable { slice, step, node, reason });
-    let values = match math.decode(slice, values) {
+    let timed = Timed::begin(pushed.place);
+    let values = match math.decode(slice, pushed.values) {
         Ok(values) => values,
         Err(MathError::Codec(_)) => return unusable(PushRefusal::Malformed),
         Err(error) => return Mail::Fatal(error.to_string()),
     };
-    match math.contribute(Contribution { slice, step, node, values }) {
+    let contributed = math.contribute(Contribution { slice, step, node, values });
+    timed.map(Timed::end);
+    match contributed {
         Ok(updated) => Mail::Input(Input::Stored { slice, step, node, updated }),
         Err(MathError::NotFinite(element)) => unusable(PushRefusal::NotFinite { element }),
         Err(error) => Mail::Fatal(error.to_string()),

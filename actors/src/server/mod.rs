@@ -16,6 +16,7 @@ mod rules;
 mod serve;
 mod snapshot;
 mod store;
+mod traced;
 mod votes;
 mod writer;
 

@@ -98,6 +98,7 @@ impl Rules {
         slices: &mut [Slice<'_>],
         scalars: &mut [f64],
     ) -> Result<(), OptimizerError> {
+        testudo_kernels::stage::first_is_over();
         match self.of.get(parameter as usize) {
             Some(Rule::Optimizer(at)) => match self.optimizers.get_mut(*at) {
                 Some(optimizer) => optimizer.update_checked(inputs, slices, scalars),

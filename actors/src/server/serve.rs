@@ -8,19 +8,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use testudo_kernels::Codec;
+use testudo_observability::Span;
 use testudo_transport::{
     Cause, CloseCode, Connection, Message, Outgoing, Payload, Receiver, Refusals, Role, SpiffeId, Who,
 };
 use tokio::runtime::Handle;
 
+use crate::active::{Active, Method, Side};
 use crate::incarnation;
 use crate::link::Network;
 use crate::mailbox::Mailbox;
-use crate::message::{Body, Hello, Membership, Pull, PullRefusal, PullRefused, Push, SliceVersion};
+use crate::message::{
+    Body, Hello, Membership, Pull, PullRefusal, PullRefused, Push, PushRefused, SliceVersion,
+};
 use crate::outbox::{Budget, Outbox};
 use crate::placement::SliceId;
 use crate::server::actor::{Mail, ServerActor};
 use crate::server::allowances::Allowances;
+use crate::server::traced::{Pushed, Run};
 use crate::server::{Input, PushInput, Store, StoreMiss};
 
 /// How long a worker that has connected may take to say who it is: it says so at once.
@@ -37,10 +42,17 @@ pub struct ReplyTo {
     exact: bool,
     /// Keeps the request charged to its sender until it is answered.
     held: Option<Payload>,
+    /// The request as it is shown in the trace of its step, if that is traced; ends with the answer.
+    span: Option<Box<Span>>,
+    /// Counted until it is answered.
+    active: Active,
 }
 
 impl ReplyTo {
-    pub(super) fn answer<B: Body>(self, body: &B) {
+    pub(super) fn answer<B: Body>(mut self, body: &B) {
+        if let (PushRefused::KIND | PullRefused::KIND, Some(span)) = (B::KIND, &mut self.span) {
+            span.fail("refused");
+        }
         self.outbox.post(Outgoing::new(B::KIND, self.request, body.encode()).with_traceparent(self.trace));
     }
 }
@@ -75,6 +87,7 @@ pub(super) struct Serving {
     pub(super) mailbox: Mailbox<ServerActor>,
     pub(super) runtime: Handle,
     pub(super) live: LiveWorkers,
+    pub(super) run: Run,
     pub(super) allowances: Allowances,
     /// Workers of the job: nobody with a higher index can ever hold a lease.
     pub(super) workers: u32,
@@ -213,8 +226,10 @@ impl Stream {
         let input = match message.kind {
             Pull::KIND => {
                 let pull = Pull::decode(&message.body).map_err(|e| e.to_string())?;
+                let span = self.serving.run.pulled(&message, &pull);
                 let (exact, held) = (pull.exact, Some(message.payload));
-                let reply = ReplyTo { outbox, request, trace, exact, held };
+                let active = Active::begin(Side::Server, Method::Pull);
+                let reply = ReplyTo { outbox, request, trace, exact, held, span, active };
                 if self.serving.store.may_answer(pull.slice, pull.version) {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
@@ -226,13 +241,16 @@ impl Stream {
             }
             Push::KIND => {
                 let push = Push::decode(&message.body).map_err(|e| e.to_string())?;
-                let reply = ReplyTo { outbox, request, trace, exact: false, held: None };
+                let span = self.serving.run.pushed(&message, &push);
+                let place = span.as_deref().map(Span::place);
+                let active = Active::begin(Side::Server, Method::Push);
+                let reply = ReplyTo { outbox, request, trace, exact: false, held: None, span, active };
                 Input::Push(PushInput {
                     worker,
                     reply,
                     push,
                     bytes: message.payload.len() as u64,
-                    values: message.payload,
+                    values: Pushed { values: message.payload, place },
                     digest: message.payload_hash,
                 })
             }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
 use bytes::Bytes;
-use testudo_observability::set_remote_parent;
+use testudo_observability::setup::LOG_ONLY;
 use testudo_transport::{CloseCode, Connection, Error, Identity, Message, Outgoing, Payload, Receiver, Role};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::inbox::{Asked, Request};
 use crate::checkpoint::{PartSource, PartWriter};
+use self::traced::Traced;
+use crate::active::{Active, Method, Side};
 use crate::contributions::{self, Pushed};
 use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};
@@ -36,6 +38,9 @@ use crate::worker::thread::{self, Checkpointing, Work};
 use crate::worker::{Effect, Input, ShardCompute, WorkerCore, writer};
 
 mod inbox;
+mod traced;
+
+pub(super) use traced::NODE;
 
 /// Gradient slices that may be under way to servers at a time: enough to keep every stream busy, and 32 MiB at most with
 /// slices of the default size.
@@ -174,9 +179,9 @@ pub struct WorkerActor {
     asked: HashMap<u64, Request>,
     next_request: u64,
     reported: (u64, u64),
-    /// The step under way, in the trace of the run.
+    /// The step under way, for lines of the log.
     step: tracing::Span,
-    parent: Option<[u8; 25]>,
+    traced: Traced,
     over: Option<oneshot::Sender<Result<(), NodeError>>>,
 }
 
@@ -216,7 +221,7 @@ impl WorkerActor {
             next_request: 1,
             reported: (0, 0),
             step: tracing::info_span!("begin"),
-            parent: None,
+            traced: Traced::default(),
             over: Some(over),
         }
     }
@@ -236,18 +241,30 @@ impl WorkerActor {
             Effect::Push { server, push, values } => {
                 let Push { step, node, slice, .. } = push;
                 let Values::Gradient(bytes, permit) = values else { return };
-                let request = self.ask(server, Asked::Push { step, node, slice });
+                let span = self.traced.push(step, (server, slice), bytes.len());
+                let (trace, sending) = match span.as_deref() {
+                    Some(span) => (span.context(), Some(span.place().begin(NODE, "send"))),
+                    None => (self.traced.run(), None),
+                };
+                let request = self.ask(server, Asked::Push { step, node, slice }, span);
                 // Hashed once: for the MAC, and for what this worker signs of its step.
                 let hash = *blake3::hash(&bytes).as_bytes();
                 self.pushed.add(step, node, slice, hash);
                 let message = Outgoing::new(Push::KIND, request, push.encode()).with_payload(bytes);
-                let message = Outgoing { payload_hash: Some(hash), ..message };
-                self.post(server, slice, message, Some(Box::new(permit)));
+                let message = Outgoing { payload_hash: Some(hash), ..message }.with_traceparent(trace);
+                let held: Box<dyn Send> = match sending {
+                    Some(sending) => Box::new((permit, sending)),
+                    None => Box::new(permit),
+                };
+                self.post(server, slice, message, Some(held));
             }
             Effect::Pull { server, pull } => {
                 let Pull { slice, version, .. } = pull;
-                let request = self.ask(server, Asked::Pull { slice, version });
-                self.post(server, slice, Outgoing::new(Pull::KIND, request, pull.encode()), None);
+                let span = self.traced.pull(version, (server, slice));
+                let trace = span.as_deref().map_or(self.traced.run(), testudo_observability::Span::context);
+                let request = self.ask(server, Asked::Pull { slice, version }, span);
+                let message = Outgoing::new(Pull::KIND, request, pull.encode());
+                self.post(server, slice, message.with_traceparent(trace), None);
             }
             Effect::Install { slice, codec, values } => {
                 if let Values::Arrived(values) = values {
@@ -261,12 +278,9 @@ impl WorkerActor {
             }
             Effect::Adopt { version } => self.work(context, Work::Adopt { version }),
             Effect::Compute { step, nodes } => {
-                self.step = tracing::info_span!(parent: None, "step", step);
-                if let Some(parent) = self.parent {
-                    // Without OpenTelemetry there is no parent to set; the span is then a root.
-                    let _ = set_remote_parent(&self.step, parent);
-                }
-                self.work(context, Work::Compute { step, nodes });
+                self.step = tracing::info_span!(target: LOG_ONLY, parent: None, "step", step);
+                let place = self.traced.begin(step, nodes.len());
+                self.work(context, Work::Compute { step, nodes, place });
             }
             Effect::Evaluate(order) => self.work(context, Work::Evaluate(order)),
             Effect::Export(order) => self.work(context, Work::Export(order)),
@@ -284,6 +298,7 @@ impl WorkerActor {
                 };
                 self.reported = (sent, received);
                 tracing::debug!(step = done.step, "step done");
+                self.traced.report(done.step);
                 self.sign(&done);
                 self.tell(&done);
             }
@@ -318,10 +333,15 @@ impl WorkerActor {
         })
     }
 
-    fn ask(&mut self, server: u32, asked: Asked) -> u64 {
+    fn ask(&mut self, server: u32, asked: Asked, span: Option<Box<testudo_observability::Span>>) -> u64 {
         let request = self.next_request;
         self.next_request += 1;
-        self.asked.insert(request, Request { server, asked });
+        let method = match asked {
+            Asked::Push { .. } => Method::Push,
+            Asked::Pull { .. } => Method::Pull,
+        };
+        let active = Active::begin(Side::Worker, method);
+        self.asked.insert(request, Request { server, asked, span, active });
         request
     }
 
@@ -338,12 +358,13 @@ impl WorkerActor {
     }
 
     fn tell<B: Body>(&self, body: &B) {
-        self.scheduler.post(Outgoing::new(B::KIND, 0, body.encode()));
+        let message = Outgoing::new(B::KIND, 0, body.encode());
+        self.scheduler.post(message.with_traceparent(self.traced.run()));
     }
 
     /// With values as the payload.
     fn tell_values<B: Body>(&self, body: &B, values: Vec<f32>) {
-        let message = Outgoing::new(B::KIND, 0, body.encode());
+        let message = Outgoing::new(B::KIND, 0, body.encode()).with_traceparent(self.traced.run());
         self.scheduler.post(message.with_payload(numbers::share(&Arc::new(values))));
     }
 
@@ -408,7 +429,7 @@ impl WorkerActor {
                 server,
                 slices: self.slices,
                 lanes: self.lanes,
-                trace: self.step.in_scope(testudo_observability::current_traceparent),
+                trace: self.step.in_scope(testudo_observability::current_traceparent).or(self.traced.run()),
             };
             self.runtime.spawn(dialling.run(id));
         }

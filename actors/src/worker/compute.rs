@@ -24,6 +24,7 @@ use crate::tree::{Node, Partials, ReductionTree};
 use crate::witness::{Choice, Key};
 use crate::worker::encode::{Encoder, Witnessed};
 use crate::worker::residuals::Residuals;
+use crate::worker::watch::Watch;
 
 /// What the arithmetic hands over as it goes.
 #[derive(Debug)]
@@ -124,6 +125,8 @@ pub struct ShardCompute {
     exact: Option<Vec<Vec<f32>>>,
     pace: Option<Box<dyn Pace>>,
     witnessed: Option<Witnessed>,
+    /// Of the step under way, if that is traced.
+    watch: Option<Watch>,
 }
 
 impl std::fmt::Debug for ShardCompute {
@@ -191,6 +194,7 @@ impl ShardCompute {
             exact: None,
             pace: None,
             witnessed: None,
+            watch: None,
             model,
             job,
         })
@@ -201,6 +205,11 @@ impl ShardCompute {
     pub fn with_pace(mut self, pace: Box<dyn Pace>) -> ShardCompute {
         self.pace = Some(pace);
         self
+    }
+
+    /// Has the next step watched, or not.
+    pub(super) fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
     }
 
     /// Tells what the scheduler witnesses from now on: [`Event::Testimony`] for each node, and [`given`](ShardCompute::given).
@@ -343,15 +352,28 @@ impl ShardCompute {
     ) -> Result<NodeLoss, ComputeError> {
         let (tree, map, step) = (self.tree, &self.map, place.step);
         let (spare, pace, witnessed) = (&mut self.spare, &mut self.pace, &mut self.witnessed);
-        let (encoder, mut failed) = (&mut self.encoder, None);
+        let (encoder, watch, mut failed) = (&mut self.encoder, self.watch.as_ref(), None);
+        let named = watch.map(|_| self.model.parameters().iter().map(|spec| spec.name.clone()).collect());
+        let names: Vec<String> = named.unwrap_or_default();
         let parameters: Vec<&[f32]> = self.current.iter().map(Vec::as_slice).collect();
         let batch = Batch { inputs: &self.inputs, labels: &self.labels, place };
         let completes = node.end() == u64::from(shard) + 1;
         let mut left = parameters.len();
         let mut ready = |parameter: usize, gradient: &[f32]| {
             let Some(sums) = sums.get_mut(parameter) else { return };
+            if let Some(watch) = watch {
+                watch.gradient(names.get(parameter).map_or("", String::as_str));
+            }
             let mut hand_over = |sum: &[f32]| {
-                let emit = |slice, values| emit(Event::Gradient { step, node, slice, values });
+                let emit = |slice, values| {
+                    if let Some(watch) = watch {
+                        watch.encoded(slice);
+                    }
+                    emit(Event::Gradient { step, node, slice, values });
+                    if let Some(watch) = watch {
+                        watch.resume();
+                    }
+                };
                 let done =
                     encoder.hand_over(map.of_parameter(parameter), shard, sum, witnessed.as_mut(), emit);
                 if let Err((first, error)) = done {
@@ -377,7 +399,13 @@ impl ShardCompute {
             if let Some(pace) = pace {
                 pace.handed_over(parameter, completes && left == 0);
             }
+            if let Some(watch) = watch {
+                watch.resume();
+            }
         };
+        if let Some(watch) = watch {
+            watch.begin();
+        }
         let loss = self.model.gradients(&parameters, batch, &mut ready)?;
         if let Some((parameter, first, error)) = failed {
             let name = self.model.parameters().get(parameter).map(|p| p.name.clone()).unwrap_or_default();

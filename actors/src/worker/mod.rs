@@ -10,6 +10,7 @@ mod dial;
 mod encode;
 mod residuals;
 mod thread;
+mod watch;
 mod writer;
 
 pub use compute::{ComputeError, Event, Pace, ShardCompute};

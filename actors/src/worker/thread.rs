@@ -7,6 +7,7 @@
 use std::sync::{Arc, mpsc};
 
 use testudo_kernels::Codec;
+use testudo_observability::Place;
 use testudo_transport::Payload;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -20,6 +21,7 @@ use crate::placement::SliceId;
 use crate::tree::Node;
 use crate::witness::Key;
 use crate::worker::actor::{Mail, Values, WorkerActor};
+use crate::worker::watch::Watch;
 use crate::worker::{Event, Input, ResidualEvent, ShardCompute};
 
 /// Work for the thread.
@@ -40,6 +42,7 @@ pub(super) enum Work {
     Compute {
         step: u64,
         nodes: Vec<Node>,
+        place: Option<Place>,
     },
     Evaluate(Evaluate),
     Export(Export),
@@ -135,10 +138,11 @@ impl Thread {
                 }
             }
             Work::Witness(key) => self.compute.witness(&key),
-            Work::Compute { step, nodes } => {
+            Work::Compute { step, nodes, place } => {
                 if let Some(mut source) = self.checkpointing.source.take() {
                     self.compute.restore(source.as_mut(), &nodes).map_err(|e| e.to_string())?;
                 }
+                self.compute.watch(place.map(Watch::new));
                 let Thread { compute, mailbox, runtime, in_flight, gone, .. } = self;
                 let emit = |event| {
                     let mail = match event {

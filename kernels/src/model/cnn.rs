@@ -236,6 +236,7 @@ impl Model for Cnn {
     ) -> Result<Loss, ModelError> {
         check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch, self.smoothing);
+        crate::stage::first_is_over();
         let panels = Panels::new(batch.labels.len());
         let Layers { convolutions: [first, second], pool, linear, .. } = &self.layers;
         let widths = self.layers.widths();

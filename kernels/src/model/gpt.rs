@@ -253,6 +253,7 @@ impl Model for Gpt {
         let sequences = self.examples(Some(batch.place));
         self.passes.forward(&self.spec, parameters, batch.inputs, sequences);
         let loss = self.passes.loss(&self.spec, batch.labels);
+        crate::stage::first_is_over();
         self.passes.backward(&self.spec, parameters, batch, ready);
         Ok(self.counted(loss))
     }

@@ -171,6 +171,7 @@ impl Model for Mlp {
     ) -> Result<Loss, ModelError> {
         check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch);
+        crate::stage::first_is_over();
         let panels = Panels::new(batch.labels.len());
         let precision = self.precision;
         let [delta, next] = &mut self.deltas;

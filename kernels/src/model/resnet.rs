@@ -306,6 +306,7 @@ impl Model for ResNet {
     ) -> Result<Loss, ModelError> {
         check_batch(self, self.max_examples, parameters, batch)?;
         let loss = self.forward(parameters, batch, true);
+        crate::stage::first_is_over();
         let panels = Panels::new(batch.labels.len());
         let Self { layers, room, gradient, weights, read, precision, .. } = self;
         let [delta, a, b, c] = &mut self.deltas;

@@ -1,27 +1,33 @@
-//! What a collector that takes nothing is worth: one line of the log.
+//! What a collector that takes nothing is worth: one line of the log, and a count.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::logs::{LogBatch, LogExporter};
 use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
+use super::client::Posted;
+use super::tally::Tally;
+
 /// An exporter that says in the log, once, that its collector does not take what it sends (invariant 2 of [`super`]).
 #[derive(Debug)]
 pub(super) struct Reported<E> {
-    inner: E,
+    posted: Posted<E>,
     url: String,
     what: &'static str,
     failures: AtomicU64,
+    tally: Arc<Tally>,
 }
 
 impl<E> Reported<E> {
-    pub(super) fn new(inner: E, url: String, what: &'static str) -> Self {
-        Self { inner, url, what, failures: AtomicU64::new(0) }
+    pub(super) fn new(posted: Posted<E>, url: String, what: &'static str, tally: Arc<Tally>) -> Self {
+        Self { posted, url, what, failures: AtomicU64::new(0), tally }
     }
 
     fn told(&self, result: OTelSdkResult) -> OTelSdkResult {
@@ -41,41 +47,70 @@ impl<E> Reported<E> {
             );
         }
     }
+
+    /// What of `count` things comes of `result`.
+    fn counted(&self, count: usize, result: OTelSdkResult) -> OTelSdkResult {
+        if result.is_err() {
+            self.tally.fail(count);
+        }
+        self.told(result)
+    }
 }
 
 impl<E: SpanExporter> SpanExporter for Reported<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.told(self.inner.export(batch).await)
+        let count = batch.len();
+        self.tally.leave(count);
+        let result = self.posted.inside(self.posted.inner.export(batch)).await;
+        self.counted(count, result)
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        self.posted.inner.shutdown_with_timeout(timeout)
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
+        self.posted.inner.force_flush()
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
+        self.posted.inner.set_resource(resource);
+    }
+}
+
+impl<E: LogExporter> LogExporter for Reported<E> {
+    async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
+        let count = batch.iter().count();
+        self.tally.leave(count);
+        let result = self.posted.inside(self.posted.inner.export(batch)).await;
+        self.counted(count, result)
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.posted.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.posted.inner.set_resource(resource);
     }
 }
 
 impl<E: PushMetricExporter> PushMetricExporter for Reported<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.told(self.inner.export(metrics).await)
+        let result = self.posted.inside(self.posted.inner.export(metrics)).await;
+        self.told(result)
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
+        self.posted.inner.force_flush()
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        self.posted.inner.shutdown_with_timeout(timeout)
     }
 
     fn temporality(&self) -> Temporality {
-        self.inner.temporality()
+        self.posted.inner.temporality()
     }
 }
 
@@ -114,7 +149,8 @@ mod tests {
             &crate::Environment::default(),
         )
         .unwrap();
-        let exporter = Reported::new(Refusing, "http://c:4318/v1/traces".into(), "spans");
+        let posted = Posted::alone(Refusing);
+        let exporter = Reported::new(posted, "http://c:4318/v1/traces".into(), "spans", Tally::new(1));
         tracing::dispatcher::with_default(&dispatch, || {
             for _ in 0..3 {
                 let mut export = std::pin::pin!(exporter.export(Vec::new()));

@@ -4,6 +4,7 @@ mod environment;
 mod inputs;
 mod member;
 mod own;
+mod scraped;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ use member::{Node, bind, run_peer};
 use own::Own;
 
 pub(super) use member::heed_crl;
+pub(super) use scraped::ports;
 
 /// Threads for a node's connections: cryptography and system calls for one connection keep one thread busy, and small
 /// machines have few.
@@ -70,7 +72,10 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let inputs = Inputs::open(arguments, &config, &run_dir, &first.identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
     super::settle(&run_dir, user.as_ref(), None)?;
-    let mut needs = needs(arguments.role, &run_dir, &config, own.iter().map(|own| &own.source));
+    let told = config.telemetry.environment();
+    let door = scraped::open(&told, &config, (arguments.role, index), &run_dir)?;
+    let mut needs =
+        needs(arguments.role, &run_dir, &config, told.exports(), own.iter().map(|own| &own.source));
     if arguments.role == NodeRole::Scheduler {
         needs.read.extend(audit_folder(arguments, &run_dir).map(|folder| folder.as_path().into()));
     }
@@ -79,7 +84,11 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     let options = observability::Options::new(format!("{role}/{index}"))
         .with_log_writer(log)
         .with_stderr(LevelFilter::OFF);
-    let guard = observability::init(options).map_err(Failure::misconfigured)?;
+    let guard = observability::init_with(options, &told).map_err(Failure::misconfigured)?;
+    if let (Some(door), Some(registry)) = (door, guard.registry()) {
+        tracing::info!(address = %door.address(), "metrics for Prometheus");
+        door.serve(registry).map_err(|e| Failure::failed(format!("no thread could be started: {e}")))?;
+    }
     if arguments.with_parent {
         end_with_parent();
     }
@@ -148,6 +157,7 @@ fn needs<'a>(
     role: NodeRole,
     run_dir: &RunDir,
     config: &Config,
+    tcp: bool,
     sources: impl Iterator<Item = &'a Source>,
 ) -> Needs {
     let folders = match role {
@@ -178,9 +188,9 @@ fn needs<'a>(
         read: crl.into_iter().chain(identities).collect(),
         write: folders.iter().map(|folder| folder.as_path().into()).collect(),
         devices: device::files(device),
-        tcp: observability::exports(),
+        tcp,
         start: None,
-        listen: None,
+        listen: Vec::new(),
     }
 }
 

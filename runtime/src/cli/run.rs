@@ -94,7 +94,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .is_mine()
         .then(|| std::iter::once(data_path.to_owned()).chain(config.checkpoint.sign_key.clone()).collect());
     super::settle(&run_dir, user.as_ref(), named)?;
-    confine(calls::Role::Launcher, needs(&run_dir, &program));
+    confine(calls::Role::Launcher, needs(&config, &run_dir, &program));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     if arguments.resume.is_some() {
         resume::check_audit_log(&run_dir, arguments.step, &mut display)?;
@@ -146,11 +146,14 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
 }
 
 /// What the launcher still opens: all of the run directory, and the program that it starts nodes of.
-fn needs(run_dir: &RunDir, program: &Program) -> Needs {
+fn needs(config: &Config, run_dir: &RunDir, program: &Program) -> Needs {
+    // What nodes do, the launcher may: they inherit its confinement.
+    let told = config.telemetry.environment();
     Needs {
         write: vec![run_dir.reach(run_dir.path()).as_path().into()],
         start: Some(program.clone()),
-        tcp: testudo_observability::exports(),
+        tcp: told.exports(),
+        listen: super::node::ports(&told, config),
         ..Needs::default()
     }
 }

@@ -15,7 +15,8 @@ use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
     Limits, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation, Schedule,
-    SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Training, Transport, Workers,
+    SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Telemetry, Training, Transport,
+    Workers,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -130,6 +131,15 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             hash_every: from.integer("audit.hash_every"),
             witness_rate: from.number("audit.witness_rate"),
             countersign_every: from.integer("audit.countersign_every"),
+        },
+        telemetry: Telemetry {
+            endpoint: from.optional_text("telemetry.endpoint"),
+            protocol: from.text("telemetry.protocol"),
+            sample_every: from.integer("telemetry.sample_every"),
+            metrics_interval_ms: from.integer("telemetry.metrics_interval_ms"),
+            prometheus_port: values
+                .get("telemetry.prometheus_port")
+                .map(|_| from.integer("telemetry.prometheus_port")),
         },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }

@@ -41,6 +41,18 @@ pub(super) fn listen(text: &str) -> Result<(), String> {
     }
 }
 
+/// A collector's URL: plaintext, with a host.
+pub(super) fn collector(text: &str) -> Result<(), String> {
+    match text.strip_prefix("http://") {
+        Some(rest)
+            if !rest.is_empty() && !rest.starts_with(['/', ':']) && !text.contains(char::is_whitespace) =>
+        {
+            Ok(())
+        }
+        _ => Err("it is no URL that begins with http:// and names a host".into()),
+    }
+}
+
 /// An address to dial: an IP address or a host name, and a port.
 pub(super) fn dial(text: &str) -> Result<(), String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -194,6 +206,16 @@ mod tests {
             assert!(network(bad).is_err(), "{bad:?}");
         }
         assert!(network("10.2.3.4/8").is_err_and(|why| why.contains("10.0.0.0/8")));
+    }
+
+    #[test]
+    fn collectors_are_plaintext_urls() {
+        for good in ["http://127.0.0.1:4318", "http://collector/otel"] {
+            assert_eq!(collector(good), Ok(()), "{good}");
+        }
+        for bad in ["https://c:4318", "127.0.0.1:4318", "http://", "http:///x", "http://:1", "http://a b"] {
+            assert!(collector(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod optimizer;
 mod rules;
 mod schedule;
 mod security;
+mod telemetry;
 mod training;
 mod transport;
 
@@ -40,6 +41,7 @@ static SECTIONS: &[&[Key]] = &[
     security::KEYS,
     checkpoint::KEYS,
     audit::KEYS,
+    telemetry::KEYS,
 ];
 
 /// Every key.

@@ -51,8 +51,8 @@ pub struct Needs {
     pub start: Option<Program>,
     /// Whether it opens TCP connections: to a collector of traces or metrics.
     pub tcp: bool,
-    /// The TCP port that it listens on; 0 for one that the system chooses.
-    pub listen: Option<u16>,
+    /// The TCP ports that it listens on; 0 for one that the system chooses.
+    pub listen: Vec<u16>,
 }
 
 /// A file or folder.
@@ -96,8 +96,8 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
         rules = rules.handle_access(AccessNet::ConnectTcp)?;
     }
     let mut rules = rules.create()?;
-    if let Some(port) = needs.listen {
-        rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+    for port in &needs.listen {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
     }
     let named = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let system = SYSTEM.into_iter().chain(LIBRARIES).map(PathBuf::from).chain(std::env::split_paths(&named));

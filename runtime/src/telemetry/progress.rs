@@ -17,6 +17,13 @@ words! {
     pub(super) Outcome: Written = "written", Failed = "failed",
 }
 
+words! {
+    /// Where a worker's time of a step goes.
+    pub(super) Stage: Compute = "compute", Send = "send", Wait = "wait",
+}
+
+pub(super) const STAGE: Attribute<Stage> = Attribute::new("stage", Stage::ALL, Stage::word);
+
 pub(super) const OUTCOME: Attribute<Outcome> = Attribute::new("outcome", Outcome::ALL, Outcome::word);
 
 /// A measurement that may not be there yet: NaN until it is.
@@ -47,6 +54,10 @@ pub(crate) struct Progress {
     checkpoints: AtomicU64,
     loss: Last,
     step_seconds: Last,
+    compute_ms: Last,
+    send_ms: Last,
+    wait_ms: Last,
+    learning_rate: Last,
     push_error: Last,
     test_loss: Last,
     test_accuracy: Last,
@@ -73,6 +84,10 @@ impl Progress {
         self.samples.fetch_add(summary.examples, Ordering::Relaxed);
         self.loss.set(summary.loss);
         self.step_seconds.set(summary.seconds);
+        self.compute_ms.set(summary.compute_ms);
+        self.send_ms.set(summary.send_ms);
+        self.wait_ms.set(summary.wait_ms);
+        self.learning_rate.set(summary.learning_rate);
         self.push_error.set(summary.push_error);
     }
 
@@ -99,6 +114,18 @@ impl Progress {
 
     pub(super) fn push_error(&self) -> Option<f64> {
         self.push_error.get()
+    }
+
+    pub(super) fn learning_rate(&self) -> Option<f64> {
+        self.learning_rate.get()
+    }
+
+    /// Seconds of a mean worker.
+    pub(super) fn stages(&self) -> impl Iterator<Item = (Stage, f64)> + use<> {
+        let all =
+            [(Stage::Compute, &self.compute_ms), (Stage::Send, &self.send_ms), (Stage::Wait, &self.wait_ms)];
+        let seconds = |(stage, last): (Stage, &Last)| Some((stage, last.get()? / 1000.0));
+        all.map(seconds).into_iter().flatten()
     }
 
     pub(super) fn step_seconds(&self) -> Option<f64> {

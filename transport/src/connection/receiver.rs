@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 
@@ -77,6 +78,8 @@ pub(super) struct Intake {
     counted: bool,
     chunks: VecDeque<Bytes>,
     batch: [Bytes; READ_BATCH],
+    // When the first bytes of the message that is arriving were looked at.
+    began: Option<Instant>,
     // A message that came faster than its kind needs, and when it is heard.
     late: Option<(Message, tokio::time::Instant)>,
     ended: bool,
@@ -98,7 +101,7 @@ impl Intake {
             None => Opening::Direct(gate),
         };
         let (chunks, batch) = (VecDeque::with_capacity(READ_BATCH), [const { Bytes::new() }; READ_BATCH]);
-        Intake { inner, rx, opening, counted, chunks, batch, late: None, ended: false }
+        Intake { inner, rx, opening, counted, chunks, batch, began: None, late: None, ended: false }
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Message>, Error> {
@@ -150,6 +153,7 @@ impl Intake {
         let Opening::Sealed(opener) = &mut self.opening else { return Ok(None) };
         loop {
             while let Some(chunk) = self.chunks.front_mut() {
+                self.began.get_or_insert_with(Instant::now);
                 let used = opener.handle(chunk).map_err(|fault| self.inner.fail(fault))?;
                 if used == chunk.len() {
                     self.chunks.pop_front();
@@ -160,7 +164,7 @@ impl Intake {
                     if self.counted {
                         self.inner.count_received(opener.opened_len());
                     }
-                    return Ok(Some(message));
+                    return Ok(Some(Message { began: self.began.take(), ..message }));
                 }
             }
             let read = self.rx.read(&mut self.batch).await.map_err(|why| self.inner.broken(why))?;
@@ -186,6 +190,6 @@ impl Intake {
         }
         let payload = Payload::copy_from(&frame.payload).charged(charge);
         let (envelope, body, payload_hash) = (frame.envelope, frame.body, frame.payload_hash);
-        Ok(Some(Message { kind, envelope, body, payload, payload_hash }))
+        Ok(Some(Message { kind, envelope, body, payload, payload_hash, began: None }))
     }
 }

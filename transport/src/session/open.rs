@@ -158,7 +158,8 @@ impl Opener {
         let kind = frame.kind;
         let (envelope, body) = self.gate.read_header(kind, &frame.header)?;
         let payload = Payload::from_parts(frame.words, frame.filled, frame.charge);
-        Ok(Message { kind, envelope, body, payload, payload_hash })
+        // Who has a clock says when.
+        Ok(Message { kind, envelope, body, payload, payload_hash, began: None })
     }
 }
 

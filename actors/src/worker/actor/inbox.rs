@@ -1,10 +1,11 @@
 //! What a worker hears: servers' answers to what it asked, and the scheduler's orders.
 
 use actix::Context;
-use testudo_observability::set_remote_parent;
+use testudo_observability::{Span, set_remote_parent};
 use testudo_transport::Message;
 
 use super::{Values, WorkerActor};
+use crate::active::Active;
 use crate::message::{
     AuditHead, Body, Evaluate, Export, LeaseExtended, Membership, PullRefused, PushAccepted, PushRefused,
     ResidualOrder, Revocations, Shutdown, SliceVersion, Witnessed,
@@ -26,6 +27,10 @@ pub(super) enum Asked {
 pub(super) struct Request {
     pub(super) server: u32,
     pub(super) asked: Asked,
+    /// As it is shown in the trace of its step, if that is traced; ends with the answer.
+    pub(super) span: Option<Box<Span>>,
+    /// Counted until it is answered.
+    pub(super) active: Active,
 }
 
 impl WorkerActor {
@@ -38,10 +43,14 @@ impl WorkerActor {
     ) -> Result<(), String> {
         let request = message.envelope.request;
         // Only the server that was asked may answer: each is trusted with its own slices alone.
-        let asked = match self.asked.remove(&request) {
-            Some(Request { server: of, asked }) if of == server => asked,
+        let (asked, mut span) = match self.asked.remove(&request) {
+            Some(Request { server: of, asked, span, .. }) if of == server => (asked, span),
             _ => return Err("an answer to a request that was never made of it".into()),
         };
+        if let (PushRefused::KIND | PullRefused::KIND, Some(span)) = (message.kind, &mut span) {
+            span.fail("refused");
+        }
+        drop(span);
         let unreadable = |e: testudo_transport::WireError| e.to_string();
         let input = match (message.kind, asked) {
             (PushAccepted::KIND, Asked::Push { step, node, slice }) => {
@@ -78,10 +87,9 @@ impl WorkerActor {
             Membership::KIND => {
                 let membership = Membership::decode(&message.body).map_err(unreadable)?;
                 tracing::info!(epoch = membership.epoch, leases = membership.leases.len(), "membership");
-                if self.parent.is_none()
-                    && let Some(run) = message.envelope.traceparent
+                if let Some(run) = message.envelope.traceparent
+                    && self.traced.tell(run)
                 {
-                    self.parent = Some(run);
                     self.step = tracing::info_span!(parent: None, "begin");
                     let _ = set_remote_parent(&self.step, run);
                 }

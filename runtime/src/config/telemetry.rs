@@ -1,0 +1,35 @@
+//! `[telemetry]`: who is told of traces, metrics and the log.
+
+use serde::Serialize;
+use testudo_observability::{Environment, Settings};
+
+/// `[telemetry]`: who is told of traces, metrics and the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Telemetry {
+    /// The collector's base URL; `None` for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// How it is spoken to.
+    pub protocol: String,
+    /// One step in so many is traced; 0 for none.
+    pub sample_every: u64,
+    /// Milliseconds between two exports of metrics.
+    pub metrics_interval_ms: u64,
+    /// The port on which the scheduler's metrics can be scraped; `None` for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prometheus_port: Option<u16>,
+}
+
+impl Telemetry {
+    /// What holds in this process: its `OTEL_*` variables, and this where they say nothing.
+    #[must_use]
+    pub fn environment(&self) -> Environment {
+        Environment::from_process().with_settings(Settings {
+            endpoint: self.endpoint.clone(),
+            protocol: Some(self.protocol.clone()),
+            sample_every: Some(self.sample_every),
+            interval_ms: Some(self.metrics_interval_ms),
+            prometheus: self.prometheus_port,
+        })
+    }
+}
