@@ -4,7 +4,9 @@ mod args;
 mod audit;
 mod bench;
 mod checkpoint;
+mod deploy;
 mod doctor;
+mod hosted;
 mod job;
 mod naming;
 mod node;
@@ -44,6 +46,8 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(run) => run::run(&run),
         Command::Node(node) => node::node(&node, None),
+        Command::Deploy(deploy) => deploy::deploy(&deploy),
+        Command::Hosted(hosted) => hosted::hosted(&hosted),
         Command::Pki(pki) => pki::pki(&pki),
         Command::Job(job) => job::job(&job),
         Command::Status(status) => operate::status(&status),

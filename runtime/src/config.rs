@@ -25,7 +25,9 @@ mod nearest;
 mod optimizer;
 mod problem;
 mod read;
+mod security;
 mod semantic;
+mod ssh;
 mod telemetry;
 mod transport;
 mod value;
@@ -43,11 +45,13 @@ pub use device::{ComputeDevice, Servers, Workers};
 pub use limits::Limits;
 pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};
+pub use security::{Revocation, Security, SecurityFiles};
+pub use ssh::{Host, Launcher, Ssh};
 pub use telemetry::Telemetry;
 pub use transport::{KeyExchange, PullCodec, PushCodec, Transport};
 
 /// Largest cluster file that is read, in bytes: thousands of times a real one.
-const FILE_MOST: u64 = 1 << 20;
+pub(crate) const FILE_MOST: u64 = 1 << 20;
 
 /// A whole cluster file, checked. Its fields are the file's sections; `docs/config.md` describes them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -78,6 +82,9 @@ pub struct Config {
     pub limits: Limits,
     /// `[security]`
     pub security: Security,
+    /// `[ssh]`, where [`Cluster::launcher`] needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<Ssh>,
     /// `[checkpoint]`
     pub checkpoint: Checkpoint,
     /// `[audit]`
@@ -109,6 +116,8 @@ pub struct Cluster {
     pub scheduler: Option<String>,
     /// Who shares a process.
     pub placement: Placement,
+    /// Who starts servers and workers.
+    pub launcher: Launcher,
     /// Milliseconds between heartbeats.
     pub heartbeat_ms: u64,
     /// Milliseconds of silence after which a node counts as dead.
@@ -401,44 +410,6 @@ pub enum Data {
         /// The part that is held out, above 0 and below 1.
         test_fraction: f64,
     },
-}
-
-/// `[security]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Security {
-    /// Life of the certificates that a run issues, in hours.
-    pub certificate_hours: u32,
-    /// The user that processes which are started as root go on as.
-    pub run_as: String,
-    /// The three files of a cluster that has a CA of its own; `None` where the run makes one.
-    #[serde(flatten)]
-    pub files: Option<SecurityFiles>,
-    /// The CAs' lists of revoked certificates.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub crl: Option<PathBuf>,
-    /// What of a certificate whose CA has no list, while others have.
-    pub revocation: Revocation,
-}
-
-/// What is done with a certificate whose CA has no list of revoked ones, while others have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Revocation {
-    /// It is refused.
-    Required,
-    /// It is good until it ends.
-    ShortLived,
-}
-
-/// The files of a cluster that has CAs of its own; absolute paths to PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SecurityFiles {
-    /// The CAs' certificates.
-    pub ca: PathBuf,
-    /// This node's certificate, with those of the CAs between it and a trusted one.
-    pub cert: PathBuf,
-    /// This node's private key.
-    pub key: PathBuf,
 }
 
 /// `[checkpoint]`

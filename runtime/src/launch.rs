@@ -9,17 +9,21 @@
 //! 3. What a node prints or panics with ends up in its log, here.
 //! 4. No secret stands in an argument or an environment variable of any process.
 
+pub(crate) mod lease;
 pub mod local;
 mod nodes;
+mod parcel;
+pub mod ssh;
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use testudo_transport::Role;
-use tokio::process::Child;
+use tokio::io::BufReader;
+use tokio::process::{Child, ChildStdout};
+use tokio::task::JoinHandle;
 
 use crate::error::Failure;
 
@@ -41,8 +45,8 @@ pub struct ToStart {
 pub struct Launched {
     /// The process that stands for it (invariant 1), which is killed when this is dropped; its standard output is piped.
     pub child: Child,
-    /// What keeps it alive (invariant 2).
-    pub lease: OwnedFd,
+    /// What keeps it alive (invariant 2): it is dropped, and asked nothing.
+    pub lease: Box<dyn std::fmt::Debug>,
     /// Where its log is, for this process.
     pub log: PathBuf,
 }
@@ -60,4 +64,13 @@ pub trait Launcher: std::fmt::Debug {
 
     /// How long a node may take from its start until it is bound.
     fn patience(&self) -> Duration;
+
+    /// How long nodes may take to leave in order once the run is over.
+    fn grace(&self) -> Duration;
+
+    /// Takes what a node writes on its standard output once it is bound, if that is more than nothing; what is returned ends when
+    /// that does, and is waited for when the node has ended.
+    fn receive(&mut self, _node: &ToStart, _from: BufReader<ChildStdout>) -> Option<JoinHandle<()>> {
+        None
+    }
 }

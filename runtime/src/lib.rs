@@ -1,6 +1,6 @@
 //! Testudo: distributed training where the network is not trusted.
 //!
-//! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), the local launcher ([`launch`]),
+//! This crate is the runtime around `testudo-actors`: the cluster file ([`config`]), launchers ([`launch`]), what other schedulers are given ([`deploy`]),
 //! data sets ([`data`]), lines that outlive a full disk ([`appender`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
 //! again ([`replay`]), how operators find a run ([`control`]), certificates that
 //! change while a node runs ([`rotation`]), what a run shows and leaves behind ([`report`], [`rundir`]),
@@ -19,6 +19,7 @@ mod cli;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod deploy;
 pub mod device;
 pub mod doctor;
 pub mod error;

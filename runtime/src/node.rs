@@ -60,7 +60,9 @@ pub fn transport(config: &Config, role: Role, listen: SocketAddr, data: u64) -> 
 /// # Errors
 /// [`BindError`] naming the first that is not.
 pub fn check_addresses(config: &Config) -> Result<(), BindError> {
-    let servers = (0..config.cluster.servers).map(|index| config.network.server_listen(index));
+    // Those of servers elsewhere are not this machine's.
+    let servers = if config.ssh.is_some() { 0 } else { config.cluster.servers };
+    let servers = (0..servers).map(|index| config.network.server_listen(index));
     for address in std::iter::once(config.network.scheduler_listen()).chain(servers) {
         UdpSocket::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => BindError::InUse(address),

@@ -26,7 +26,8 @@ use crate::config::{Config, Placement};
 use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::launch::local::{Inputs, Local};
-use crate::launch::{NodeProcess, Nodes};
+use crate::launch::ssh::Ssh;
+use crate::launch::{Launcher, NodeProcess, Nodes};
 use crate::node::transport;
 use crate::rotation::{self, Source};
 use crate::rundir::RunDir;
@@ -36,9 +37,6 @@ const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Between two reports of the scheduler.
 const REPORT_EVERY_MS: u32 = 100;
-
-/// How long nodes may take to leave in order once the run is over.
-const LEAVE_GRACE: Duration = Duration::from_secs(15);
 
 /// How long a dead node is looked for when a run has failed: its process ends within this if it does.
 const EXPLANATION: Duration = Duration::from_millis(500);
@@ -141,7 +139,7 @@ pub async fn run_as(
     write(&run_dir.signed_job(), &signed.to_bytes())?;
     let toml = config.to_toml().map_err(Failure::misconfigured)?;
     write(&run_dir.cluster_file(), toml.as_bytes())?;
-    let mut nodes = Nodes::new(Box::new(Local::new(command, run_dir.clone(), inputs)));
+    let mut nodes = Nodes::new(launcher(command, config, job, run_dir, inputs)?);
     let result = {
         let own = (operator.clone(), Source::Folder(run_dir.identity(Role::Operator.as_str(), 0)));
         tokio::select! {
@@ -153,7 +151,7 @@ pub async fn run_as(
     match result {
         Ok(finished) => {
             tokio::select! {
-                all = nodes.wait_all(LEAVE_GRACE) => {
+                all = nodes.wait_all(nodes.grace()) => {
                     if !all {
                         watcher.notice("some nodes did not leave in time and are ended");
                     }
@@ -169,6 +167,22 @@ pub async fn run_as(
             Err(failure)
         }
     }
+}
+
+/// The launcher that the cluster file asks for.
+fn launcher(
+    command: &[&'static str],
+    config: &Config,
+    job: &JobSpec,
+    run_dir: &RunDir,
+    inputs: Inputs,
+) -> Result<Box<dyn Launcher>, Failure> {
+    let (hosts, key, allow_root) = (inputs.hosts.clone(), inputs.key.clone(), inputs.allow_root);
+    let local = Local::new(command, run_dir.clone(), inputs);
+    Ok(match hosts {
+        None => Box::new(local),
+        Some(hosts) => Box::new(Ssh::new(local, hosts, config, job, run_dir, key, allow_root)?),
+    })
 }
 
 /// The head of the audit log, once the log has been checked against the CA that this process made.

@@ -18,6 +18,7 @@ const PAGES: &[&str] = &[
     "docs/audit.md",
     "docs/codecs.md",
     "docs/config.md",
+    "docs/deploying.md",
     "docs/gpu.md",
     "docs/hardening.md",
     "docs/identities.md",

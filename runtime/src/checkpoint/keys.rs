@@ -109,6 +109,14 @@ impl KeyFile {
         Ok(KeyFile { file, identities })
     }
 
+    /// What is in it, to be handed on.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn bytes(&self) -> Result<Zeroizing<Vec<u8>>, CheckpointError> {
+        Ok(read_open(Path::new("the age identity"), &self.file)?)
+    }
+
     /// The keys in it.
     #[must_use]
     pub fn identities(&self) -> &Identities {

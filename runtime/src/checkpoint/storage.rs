@@ -88,7 +88,9 @@ pub(super) fn replace_with<T>(
         let _ = storage.remove_file(&temporary);
     }
     let written = written?;
-    storage.sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    // That of a bare name is empty, and this folder.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    storage.sync_dir(folder.unwrap_or(Path::new(".")))?;
     Ok(written)
 }
 

@@ -38,10 +38,15 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Run one node of a cluster whose scheduler is at cluster.scheduler
     Node(NodeArguments),
+    /// Run one node on this host for a launcher on another machine
+    #[command(hide = true)]
+    Hosted(super::hosted::HostedArguments),
     /// Make and show the identities of a job
     Pki(PkiArguments),
     /// Sign a cluster file as an operator, for a cluster that is started node by node
     Job(JobArguments),
+    /// Write a cluster file out for Slurm, as a batch script, or for Kubernetes, as manifests
+    Deploy(super::deploy::DeployArguments),
     /// Show how a run is doing, node by node
     Status(StatusArguments),
     /// Let the steps under way end and begin no other until `testudo resume`
@@ -146,6 +151,9 @@ pub(crate) struct NodeArguments {
     /// Where the scheduler is, instead of cluster.scheduler
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) scheduler: Option<String>,
+    /// Bind the address at which this machine reaches --scheduler instead of network.listen; a scheduler, --scheduler itself
+    #[arg(long, requires = "scheduler")]
+    pub(crate) listen_by_scheduler: bool,
     /// The signed job, for a scheduler [default: the cluster file with the ending .job]
     #[arg(long, value_name = "FILE")]
     pub(crate) job: Option<PathBuf>,

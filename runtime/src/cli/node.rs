@@ -3,6 +3,7 @@
 mod environment;
 mod inputs;
 mod member;
+mod nearby;
 mod own;
 mod scraped;
 
@@ -20,9 +21,11 @@ use tracing::level_filters::LevelFilter;
 use crate::audit::Begun;
 use crate::checkpoint::storage::{Disk, Storage as _};
 use crate::cli::args::{NodeArguments, NodeRole};
+use crate::cli::hosted::Hosting;
 use crate::config::{ComputeDevice, Config};
 use crate::device;
 use crate::error::Failure;
+use crate::launch::lease;
 use crate::launch::local::end_with_parent;
 use crate::process::handing::{self, Handed};
 use crate::process::paths::Needs;
@@ -31,6 +34,7 @@ use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 use crate::say::say;
 use crate::telemetry;
+pub(super) use environment::Environment;
 use environment::environment;
 use inputs::{Inputs, SchedulerInputs, ServerInputs, WorkerInputs, audit_folder};
 use member::{Node, bind, run_peer};
@@ -45,7 +49,16 @@ const NETWORK_THREADS: usize = 1;
 
 /// Runs the node; a worker gets its data from `setup`, or from the cluster file.
 pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>>) -> Result<(), Failure> {
-    let environment = environment(arguments.role);
+    run(arguments, environment(arguments.role), None, setup)
+}
+
+/// The same, where the environment is read already, and for a node that a launcher on another machine has started.
+pub(super) fn run(
+    arguments: &NodeArguments,
+    environment: Environment,
+    hosting: Option<Hosting>,
+    setup: Option<Box<dyn WorkerSetup>>,
+) -> Result<(), Failure> {
     let index = arguments.index.or(environment.index).unwrap_or(0);
     let handed = match arguments.with_parent {
         true => handing::take(std::io::stdin())
@@ -53,12 +66,18 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
         false => Handed::default(),
     };
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| folder_of(&arguments.config));
-    let run_dir = match handed.run_dir {
-        Some(held) => RunDir::of_descriptor(&run_dir, held),
-        None => RunDir::open(&run_dir).map_err(Failure::misconfigured)?,
+    let run_dir = match (&hosting, handed.run_dir) {
+        (Some(hosting), _) => hosting.run_dir.clone(),
+        (None, Some(held)) => RunDir::of_descriptor(&run_dir, held),
+        (None, None) => RunDir::open(&run_dir).map_err(Failure::misconfigured)?,
     };
     let file = run_dir.reach(&arguments.config);
-    let config = Config::load(&file, &environment.overrides).map_err(Failure::misconfigured)?;
+    let mut config = Config::load(&file, &environment.overrides).map_err(Failure::misconfigured)?;
+    if let (true, Some(scheduler)) = (arguments.listen_by_scheduler, &arguments.scheduler) {
+        let here = nearby::overrides(arguments.role, scheduler, &config)?;
+        let all = [environment.overrides.clone(), here].concat();
+        config = Config::load(&file, &all).map_err(Failure::misconfigured)?;
+    }
     let user = super::user(&config, arguments.allow_root)?;
     let own = Own::all(arguments, &config, &run_dir, index)?;
     let Some(first) = own.first() else { return Err(Failure::misconfigured("this process is no node")) };
@@ -71,6 +90,9 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     // Everything that the user this goes on as might not be able to open is open from here on.
     let inputs = Inputs::open(arguments, &config, &run_dir, &first.identity, handed.data, handed.key, setup)?;
     let log = open_log(arguments.log.as_deref().map(|log| run_dir.reach(log)))?;
+    if let (Some(hosting), Some(user)) = (&hosting, &user) {
+        hosting.folder.hand_over(user).map_err(Failure::misconfigured)?;
+    }
     super::settle(&run_dir, user.as_ref(), None)?;
     let told = config.telemetry.environment();
     let door = scraped::open(&told, &config, (arguments.role, index), &run_dir)?;
@@ -79,6 +101,9 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     if arguments.role == NodeRole::Scheduler {
         needs.read.extend(audit_folder(arguments, &run_dir).map(|folder| folder.as_path().into()));
     }
+    // Renewed certificates are put there.
+    let own_folder = hosting.as_ref().map(|hosting| hosting.folder.reach(hosting.folder.path()));
+    needs.write.extend(own_folder.as_deref().map(Into::into));
     confine(calls::Role::Node, needs);
     let role = arguments.role.word();
     let options = observability::Options::new(format!("{role}/{index}"))
@@ -91,6 +116,9 @@ pub(super) fn node(arguments: &NodeArguments, setup: Option<Box<dyn WorkerSetup>
     }
     if arguments.with_parent {
         end_with_parent();
+    }
+    if let Some(folder) = own_folder {
+        lease::follow(folder);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
@@ -189,8 +217,7 @@ fn needs<'a>(
         write: folders.iter().map(|folder| folder.as_path().into()).collect(),
         devices: device::files(device),
         tcp,
-        start: None,
-        listen: Vec::new(),
+        ..Needs::default()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::data::Data;
 use crate::device;
 use crate::error::Failure;
 use crate::launch::local::Inputs;
+use crate::launch::ssh::Hosts;
 use crate::process::paths::Needs;
 use crate::process::{Program, Protections, calls, confine, user};
 use crate::report::metrics;
@@ -81,6 +82,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     free.map_err(Failure::misconfigured)?.map_err(Failure::misconfigured)?;
     let devices = user::try_as(user.as_ref(), || device::look(&config));
     let devices = devices.map_err(Failure::misconfigured)??;
+    let hosts = Hosts::find(&config, user.as_ref())?;
     let program = Program::open(user.as_ref())
         .map_err(|e| Failure::failed(format!("this program cannot start nodes: {e}")))?;
     let run_dir = match (former, &arguments.run_dir) {
@@ -94,7 +96,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .is_mine()
         .then(|| std::iter::once(data_path.to_owned()).chain(config.checkpoint.sign_key.clone()).collect());
     super::settle(&run_dir, user.as_ref(), named)?;
-    confine(calls::Role::Launcher, needs(&config, &run_dir, &program));
+    confine(calls::Role::Launcher, needs(&config, &run_dir, &program, hosts.as_ref()));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     if arguments.resume.is_some() {
         resume::check_audit_log(&run_dir, arguments.step, &mut display)?;
@@ -125,6 +127,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         residuals: spec.codecs.push.feeds_back(),
         program,
         allow_root: arguments.allow_root,
+        hosts: hosts.map(Arc::new),
     };
     let result = runtime.block_on(training::run(&config, &spec, &run_dir, inputs, &mut display));
     display.progress.finish();
@@ -145,14 +148,16 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the launcher still opens: all of the run directory, and the program that it starts nodes of.
-fn needs(config: &Config, run_dir: &RunDir, program: &Program) -> Needs {
+/// What the launcher still opens: all of the run directory, the program that it starts nodes of, and what starts them on hosts.
+fn needs(config: &Config, run_dir: &RunDir, program: &Program, hosts: Option<&Hosts>) -> Needs {
     // What nodes do, the launcher may: they inherit its confinement.
     let told = config.telemetry.environment();
     Needs {
+        read: Hosts::reads(config).iter().map(|path| path.as_path().into()).collect(),
         write: vec![run_dir.reach(run_dir.path()).as_path().into()],
         start: Some(program.clone()),
-        tcp: told.exports(),
+        programs: hosts.map(|hosts| hosts.program().to_owned()).into_iter().collect(),
+        tcp: told.exports() || hosts.is_some(),
         listen: super::node::ports(&told, config),
         ..Needs::default()
     }

@@ -14,9 +14,9 @@ use super::read::Values;
 use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
-    Limits, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation, Schedule,
-    SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Telemetry, Training, Transport,
-    Workers,
+    Launcher, Limits, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation,
+    Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh, Telemetry, Training,
+    Transport, Workers,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -25,6 +25,10 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
     let placement = match from.text("cluster.placement").as_str() {
         "colocated" => Placement::Colocated,
         _ => Placement::Dedicated,
+    };
+    let launcher = match from.text("cluster.launcher").as_str() {
+        "ssh" => Launcher::Ssh,
+        _ => Launcher::Local,
     };
     Config {
         job: Job { name: from.text("job.name"), trust_domain: from.text("job.trust_domain") },
@@ -37,6 +41,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             },
             scheduler: from.optional_text("cluster.scheduler"),
             placement,
+            launcher,
             heartbeat_ms: from.integer("cluster.heartbeat_ms"),
             heartbeat_timeout_ms: from.integer("cluster.heartbeat_timeout_ms"),
         },
@@ -118,6 +123,7 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
                 _ => Revocation::Required,
             },
         },
+        ssh: (launcher == Launcher::Ssh).then(|| from.ssh()),
         checkpoint: Checkpoint {
             export: matches!(values.get("checkpoint.export"), Some(Value::Boolean(true))),
             every_steps: from.integer("checkpoint.every_steps"),
@@ -293,6 +299,18 @@ impl<'a> Builder<'a> {
             "1bit" => PushCodec::OneBit { push_threshold },
             "topk" => PushCodec::TopK { push_fraction: self.number("transport.push_fraction") },
             _ => PushCodec::F32,
+        }
+    }
+
+    fn ssh(&mut self) -> Ssh {
+        Ssh {
+            hosts: self.texts("ssh.hosts").map(str::to_string).collect(),
+            key: self.path("ssh.key"),
+            known_hosts: self.path("ssh.known_hosts"),
+            folder: self.text("ssh.folder"),
+            program: self.optional_text("ssh.program"),
+            data: self.optional_text("ssh.data"),
+            shared: matches!(self.values.get("ssh.shared"), Some(Value::Boolean(true))),
         }
     }
 

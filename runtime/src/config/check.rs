@@ -8,12 +8,16 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use testudo_kernels::optimizer::MAX_PATTERN;
 
+use super::ssh::Host;
+
 /// Longest name of a user, as `useradd` has it.
 const USER_MOST: usize = 32;
 /// Longest job name: it is one segment of a path in every identity, and part of a folder's name.
 const NAME_MOST: usize = 63;
 /// Longest trust domain (SPIFFE ID specification, section 2.1).
 const TRUST_DOMAIN_MOST: usize = 255;
+/// Longest path on another machine: far below what a command line holds.
+const REMOTE_PATH_MOST: usize = 256;
 /// Longest host name (RFC 1035, section 2.3.4).
 const HOST_MOST: usize = 253;
 
@@ -90,6 +94,29 @@ pub(super) fn user(text: &str) -> Result<(), String> {
     }
 }
 
+/// A host to log in to.
+pub(super) fn ssh_host(text: &str) -> Result<(), String> {
+    Host::parse(text).map(|_| ())
+}
+
+/// A user to log in as, root too: nothing serves as root even there.
+pub(super) fn login(text: &str) -> Result<(), String> {
+    length(text, USER_MOST)?;
+    if text.starts_with('-') {
+        return Err("a user's name does not begin with a dash".into());
+    }
+    only(text, |c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}
+
+/// A path on another machine: of characters that mean nothing to any shell.
+pub(super) fn remote_path(text: &str) -> Result<(), String> {
+    length(text, REMOTE_PATH_MOST)?;
+    if text.starts_with('-') || text.split('/').any(|part| part == "..") {
+        return Err("it begins with a dash, or leads upwards".into());
+    }
+    only(text, |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/'))
+}
+
 /// A pattern of parameters' names.
 pub(super) fn pattern(text: &str) -> Result<(), String> {
     length(text, MAX_PATTERN)
@@ -109,7 +136,7 @@ pub(super) fn network(text: &str) -> Result<(), String> {
 }
 
 /// A host name by RFC 1123, section 2.1.
-fn host_name(host: &str) -> Result<(), String> {
+pub(super) fn host_name(host: &str) -> Result<(), String> {
     length(host, HOST_MOST)?;
     for label in host.split('.') {
         let edges_hold = !label.starts_with('-') && !label.ends_with('-');
@@ -170,6 +197,16 @@ mod tests {
         }
         for bad in ["", "root", "0", "00", "-1", "a b", "$", "a:b", "../x", &"a".repeat(33)] {
             assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn remote_paths_mean_nothing_to_a_shell() {
+        for good in [".testudo", "/srv/testudo/bin", "a-b_c.d"] {
+            assert_eq!(remote_path(good), Ok(()), "{good}");
+        }
+        for bad in ["", "..", "a/../b", "-rf", "a b", "$HOME", "~", "a;b", "a'b", "a\nb"] {
+            assert!(remote_path(bad).is_err(), "{bad:?}");
         }
     }
 

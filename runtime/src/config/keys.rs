@@ -20,6 +20,7 @@ mod optimizer;
 mod rules;
 mod schedule;
 mod security;
+mod ssh;
 mod telemetry;
 mod training;
 mod transport;
@@ -39,6 +40,7 @@ static SECTIONS: &[&[Key]] = &[
     transport::KEYS,
     limits::KEYS,
     security::KEYS,
+    ssh::KEYS,
     checkpoint::KEYS,
     audit::KEYS,
     telemetry::KEYS,

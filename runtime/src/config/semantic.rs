@@ -115,6 +115,7 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     votes(config, &mut report);
     network(config, &mut report);
     codecs(config, &mut report);
+    hosts(config, &mut report);
     let memory = ["limits.memory_mib", "transport.slice_bytes", "cluster.workers", "cluster.servers"];
     let roles = [Role::Scheduler, Role::Server, Role::Worker];
     // How much a worker's data takes is known when it has them.
@@ -260,6 +261,20 @@ fn codecs(config: &Config, report: &mut Report<'_>) {
             "`transport.push_codec` is {push}, which encodes each part of a step by itself, so `training.accumulate` = {accumulate} \
                  would send {accumulate} times as much: leave it out, and use a larger `training.batch_size`"
         )
+    });
+}
+
+/// There must be hosts, and what is resumed from must be where it is looked for.
+fn hosts(config: &Config, report: &mut Report<'_>) {
+    let Some(ssh) = &config.ssh else { return };
+    report(&["ssh.hosts"], ssh.hosts.is_empty(), &|| "`ssh.hosts` names none: give one at least".into());
+    let kept = &config.checkpoint;
+    let paths = ["ssh.shared", "checkpoint.every_steps", "checkpoint.at_end"];
+    report(&paths, !ssh.shared && (kept.every_steps > 0 || kept.at_end), &|| {
+        "training checkpoints are written by servers, on their hosts, and are whole only where all nodes reach the run directory: \
+         set `ssh.shared = true` if hosts reach `output.dir` under the same path, or `checkpoint.every_steps = 0` and \
+         `checkpoint.at_end = false`"
+            .into()
     });
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use super::keys;
 use super::*;
 use testudo_transport::Role;
 
@@ -197,6 +196,7 @@ fn the_effective_file_says_the_same() {
             MINIMAL,
             vec!["optimizer.kind=program", "optimizer.learning_rate=1", "optimizer.program=w = w - lr * g"],
         ),
+        (super::ssh::tests::FILE, vec![]),
         (IMAGES, vec![]),
         (IMAGES, vec!["model.kind=resnet18", "model.image=[3, 32, 32]"]),
         (TEXT, vec![]),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use testudo_transport::Role;
 use tokio::process::Command;
 
+use super::ssh::Hosts;
 use super::{Launched, Launcher, Launching, ToStart};
 use crate::checkpoint::keys::KeyFile;
 use crate::data::DataFiles;
@@ -41,6 +42,9 @@ const LAUNCHER_VARIABLES: [&str; 7] = [
 /// How long a node may take until it is bound: loading the program from a cold disk, mostly.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long nodes may take to leave in order once the run is over.
+const LEAVE_GRACE: Duration = Duration::from_secs(15);
+
 /// What nodes are handed beside the run directory; all open.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
@@ -54,6 +58,8 @@ pub struct Inputs {
     pub program: Program,
     /// Whether nodes may be root.
     pub allow_root: bool,
+    /// What starts nodes on hosts, if the cluster file names some.
+    pub hosts: Option<Arc<Hosts>>,
 }
 
 /// Starts nodes on this machine.
@@ -124,7 +130,7 @@ impl Local {
         handing::hand(&line, &self.to_hand(role)).map_err(|e| not_started(e.into()))?;
         let child = command.spawn().map_err(not_started)?;
         // The command, dropped here, holds the node's end of the line, which must close with the node.
-        Ok(Launched { child, lease: line.into(), log })
+        Ok(Launched { child, lease: Box::new(line), log })
     }
 
     /// What a node of that role needs.
@@ -149,6 +155,10 @@ impl Launcher for Local {
 
     fn patience(&self) -> Duration {
         START_DEADLINE
+    }
+
+    fn grace(&self) -> Duration {
+        LEAVE_GRACE
     }
 }
 

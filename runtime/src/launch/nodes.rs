@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use testudo_transport::Role;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout};
+use tokio::task::JoinHandle;
 
 use super::{Launched, Launcher, ToStart};
 use crate::error::Failure;
@@ -19,6 +19,10 @@ use crate::rundir::in_words;
 
 /// Log lines that are shown when a node dies.
 const LAST_LINES: usize = 12;
+
+/// Lines that may come before the one that says where a node is bound, and bytes of a line.
+const GREETING_LINES: usize = 64;
+const LINE_BYTES: u64 = 4096;
 
 /// Bytes of a log's end that are looked at for them.
 const LAST_BYTES: u64 = 16 << 10;
@@ -32,7 +36,9 @@ pub struct NodeProcess {
     pub index: u32,
     log: PathBuf,
     child: Child,
-    _lease: OwnedFd,
+    _lease: Box<dyn std::fmt::Debug>,
+    /// What takes the rest of its output.
+    receiving: Option<JoinHandle<()>>,
     exit: Option<ExitStatus>,
 }
 
@@ -60,16 +66,17 @@ impl Nodes {
         index: u32,
         scheduler: Option<SocketAddr>,
     ) -> Result<SocketAddr, Failure> {
-        let launched = self.launcher.launch(&ToStart { role, index, scheduler }).await?;
-        let Launched { mut child, lease, log } = launched;
+        let to_start = ToStart { role, index, scheduler };
+        let Launched { mut child, lease, log } = self.launcher.launch(&to_start).await?;
         let stdout = child.stdout.take();
         let patience = self.launcher.patience();
-        self.nodes.push(NodeProcess { role, index, log, child, _lease: lease, exit: None });
+        self.nodes.push(NodeProcess { role, index, log, child, _lease: lease, receiving: None, exit: None });
         let bound = tokio::time::timeout(patience, first_line(stdout)).await;
-        if let Ok(Some(address)) = bound {
+        let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
+        if let Ok(Some((address, rest))) = bound {
+            node.receiving = self.launcher.receive(&to_start, rest);
             return Ok(address);
         }
-        let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
         let exit = tokio::time::timeout(Duration::from_secs(1), node.child.wait()).await;
         let how = match exit {
             Ok(Ok(status)) => format!("ended before it was up ({})", describe(status)),
@@ -95,12 +102,22 @@ impl Nodes {
         }
     }
 
-    /// Waits until all have ended, `grace` at most; returns whether they have.
+    /// How long nodes may take to leave in order once the run is over.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.launcher.grace()
+    }
+
+    /// Waits until all have ended, and what they sent has come, `grace` at most; returns whether they have.
     pub async fn wait_all(&mut self, grace: Duration) -> bool {
         let all = async {
             for node in &mut self.nodes {
                 if node.exit.is_none() {
                     node.exit = node.child.wait().await.ok();
+                }
+                if let Some(receiving) = &mut node.receiving {
+                    let _ = receiving.await;
+                    node.receiving = None;
                 }
             }
         };
@@ -146,13 +163,24 @@ impl NodeProcess {
     }
 }
 
-async fn first_line(stdout: Option<ChildStdout>) -> Option<SocketAddr> {
-    let mut lines = BufReader::new(stdout?).lines();
-    let line = lines.next_line().await.ok()??;
-    line.strip_prefix("listening ")?.parse().ok()
+/// Where the node says that it is bound, and what comes after. A shell on its way may have greeted before.
+async fn first_line(stdout: Option<ChildStdout>) -> Option<(SocketAddr, BufReader<ChildStdout>)> {
+    let mut from = BufReader::new(stdout?);
+    for _ in 0..GREETING_LINES {
+        let mut line = Vec::new();
+        let mut bounded = (&mut from).take(LINE_BYTES);
+        if bounded.read_until(b'\n', &mut line).await.ok()? == 0 {
+            return None;
+        }
+        let line = String::from_utf8_lossy(&line);
+        if let Some(address) = line.trim_end().strip_prefix("listening ") {
+            return Some((address.parse().ok()?, from));
+        }
+    }
+    None
 }
 
-fn describe(status: ExitStatus) -> String {
+pub(super) fn describe(status: ExitStatus) -> String {
     match std::os::unix::process::ExitStatusExt::signal(&status) {
         Some(9) => "killed by signal 9 (SIGKILL)".into(),
         Some(signal) => format!("killed by signal {signal}"),

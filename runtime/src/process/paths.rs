@@ -49,6 +49,8 @@ pub struct Needs {
     pub devices: Vec<PathBuf>,
     /// The program that it starts more processes of.
     pub start: Option<Program>,
+    /// Other programs that it starts.
+    pub programs: Vec<PathBuf>,
     /// Whether it opens TCP connections: to a collector of traces or metrics.
     pub tcp: bool,
     /// The TCP ports that it listens on; 0 for one that the system chooses.
@@ -114,10 +116,10 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
     for device in &needs.devices {
         rules = allow(rules, &Place::from(device.as_path()), command)?;
     }
-    if let Some(program) = needs.start {
-        // A copy in memory has no path, and needs no right.
-        let file = program.file().map(Path::to_path_buf);
-        for path in LIBRARIES.map(PathBuf::from).into_iter().chain(file) {
+    // A copy in memory has no path, and needs no right.
+    let own = needs.start.as_ref().and_then(|program| program.file()).map(Path::to_path_buf);
+    if needs.start.is_some() || !needs.programs.is_empty() {
+        for path in LIBRARIES.map(PathBuf::from).into_iter().chain(own).chain(needs.programs) {
             rules = allow(rules, &Place::Path(path), start)?;
         }
     }

@@ -3,10 +3,10 @@
 use crate::cli::args::NodeRole;
 
 /// What MXNet's, ps-lite's and BytePS's launchers set, so that they can start this node.
-pub(super) struct Environment {
-    pub(super) scheduler: Option<String>,
-    pub(super) overrides: Vec<String>,
-    pub(super) index: Option<u32>,
+pub(in crate::cli) struct Environment {
+    pub(in crate::cli) scheduler: Option<String>,
+    pub(in crate::cli) overrides: Vec<String>,
+    pub(in crate::cli) index: Option<u32>,
 }
 
 pub(super) fn environment(role: NodeRole) -> Environment {

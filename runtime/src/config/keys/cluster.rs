@@ -55,6 +55,13 @@ pub(super) static KEYS: &[Key] = &[
         doc: "Who shares a process: with `dedicated`, every server and every worker is a process of its own; with `colocated`, server and worker of one number are, so that what they have for each other stays in memory and a step sends as much less over the network. The result does not depend on it, but a process that dies takes its server with it, which ends the run.",
     },
     Key {
+        path: "cluster.launcher",
+        rule: Rule::Choice(&["local", "ssh"]),
+        absent: Absent::Is("\"local\""),
+        applies: None,
+        doc: "Where `testudo run` starts servers and workers: with `local`, on this machine; with `ssh`, on the hosts that `[ssh]` names, while the scheduler stays on this machine. The result does not depend on it. See [deploying](deploying.md).",
+    },
+    Key {
         path: "cluster.heartbeat_ms",
         // More than twice as long as lies between messages that are heard at once (`actors/src/policy.rs`).
         rule: Rule::Integer { min: 50, max: DAY_MS },

@@ -1,0 +1,407 @@
+//! Manifests for Kubernetes: an Indexed Job for each role, in one namespace.
+//!
+//! 1. Nothing runs as root, gains a privilege, has a capability, or writes but to the claim and to memory; system calls are what the
+//!    runtime's default allows; no pod gets a token for the cluster's API. That is the `restricted` Pod Security Standard, and more.
+//! 2. Nobody but the job's pods reaches a pod, at the two UDP ports of scheduler and servers; and pods reach nobody else but the
+//!    resolver of names.
+//! 3. Identities are in Secrets that their owner makes. A container has its own node's files alone: a first container, which sees one
+//!    folder of the Secret, copies them into memory, where they are the node's user's and nobody else's.
+//! 4. The cluster file is the job's, but for what is elsewhere in a pod: the data, the addresses and the run directory.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use testudo_transport::Role;
+use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE};
+
+use super::{identities, processes, yaml};
+use crate::config::{Config, Data, Placement};
+
+/// The scheduler's and the servers' UDP ports.
+const SCHEDULER_PORT: u16 = 4800;
+const SERVER_PORT: u16 = 4801;
+
+/// The user and the group that pods run as: distroless images' "nonroot", and no user of a node.
+const USER: u32 = 65_532;
+
+/// Where things are in a pod.
+const CONFIG: &str = "/config";
+const IDENTITY: &str = "/identity";
+const SECRET: &str = "/secret";
+const JOB: &str = "/job";
+const DATA: &str = "/data";
+const RUN: &str = "/run-dir";
+
+/// Longest name of a Kubernetes object here: a pod's host name is it with the role and the index, a label of 63 characters.
+const NAME_MOST: usize = 40;
+
+/// What the cluster file does not say.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The image with `testudo`.
+    pub image: String,
+    /// The size of the claim for the run directory, as Kubernetes writes quantities.
+    pub storage: String,
+}
+
+/// Why there are no manifests.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeployError {
+    /// Pods need a limit.
+    #[error(
+        "limits.memory_mib is not set: a pod without a limit can take its machine's memory; set it (`testudo doctor` says what a node \
+         needs)"
+    )]
+    Memory,
+    /// Nothing is left of the job's name.
+    #[error(
+        "the job is called `{0}`, of which no name of a Kubernetes object can be made: it needs a letter first"
+    )]
+    Name(String),
+    /// The cluster file cannot be written out.
+    #[error("the cluster file cannot be written: {0}")]
+    Config(#[from] toml::ser::Error),
+}
+
+/// The manifests, one YAML document after the other.
+///
+/// # Errors
+/// [`DeployError`].
+pub fn manifests(config: &Config, options: &Options) -> Result<String, DeployError> {
+    let memory = config.limits.memory_mib.ok_or(DeployError::Memory)?;
+    let job = Job { name: name(&config.job.name)?, config, options, memory };
+    let mut text = job.heading();
+    for object in [job.cluster_file()?, job.service(), job.policy(), job.claim()] {
+        text += &yaml::document(&object);
+    }
+    text += &yaml::document(&job.role(Role::Scheduler, 1));
+    for (role, count) in processes(config) {
+        text += &yaml::document(&job.role(role, count));
+    }
+    Ok(text)
+}
+
+/// The cluster file as pods read it (invariant 4).
+///
+/// # Errors
+/// As [`manifests`].
+pub fn cluster_file(config: &Config) -> Result<String, DeployError> {
+    let service = name(&config.job.name)?;
+    let mut config = config.clone();
+    let host = |role: Role, index: u32| format!("{service}-{role}-{index}.{service}");
+    let any = |port: u16| std::net::SocketAddr::from(([0, 0, 0, 0], port));
+    let server = if config.cluster.placement == Placement::Colocated { Role::Peer } else { Role::Server };
+    config.cluster.scheduler = Some(format!("{}:{SCHEDULER_PORT}", host(Role::Scheduler, 0)));
+    (config.cluster.launcher, config.ssh) = (crate::config::Launcher::Local, None);
+    config.network.listen = any(0);
+    config.network.scheduler.listen = Some(any(SCHEDULER_PORT));
+    config.network.scheduler.advertise.clone_from(&config.cluster.scheduler);
+    let servers = 0..config.cluster.servers;
+    config.network.servers.listen = servers.clone().map(|_| any(SERVER_PORT)).collect();
+    config.network.servers.advertise =
+        servers.map(|index| format!("{}:{SERVER_PORT}", host(server, index))).collect();
+    let data = PathBuf::from(DATA);
+    match &mut config.data {
+        Data::Mnist { path, .. } => *path = data,
+        Data::Text { path, .. } => *path = path.file_name().map_or(data.clone(), |file| data.join(file)),
+    }
+    config.security.files = None;
+    config.checkpoint.sign_key = None;
+    config.output.dir = RUN.into();
+    Ok(config.to_toml()?)
+}
+
+/// A label of RFC 1123 that begins with a letter, of a job's name.
+fn name(job: &str) -> Result<String, DeployError> {
+    let made: String =
+        job.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let made: String = made.trim_matches('-').chars().take(NAME_MOST).collect();
+    let made = made.trim_end_matches('-');
+    match made.starts_with(|c: char| c.is_ascii_lowercase()) {
+        true => Ok(made.to_owned()),
+        false => Err(DeployError::Name(job.to_owned())),
+    }
+}
+
+/// What a job's objects are made of.
+struct Job<'a> {
+    name: String,
+    config: &'a Config,
+    options: &'a Options,
+    memory: u32,
+}
+
+impl Job<'_> {
+    fn heading(&self) -> String {
+        let name = &self.name;
+        let mut text = format!(
+            "# A training job of Testudo for Kubernetes, as `testudo deploy` wrote it: `kubectl apply -f FILE`, in a namespace of its own.\n\
+             #\n# It needs, in that namespace, a claim `{name}-data` with the data, and what its operator makes beside cluster.toml (the\n\
+             # cluster file that stands below, with `data.path` as it is on the operator's machine):\n#\n"
+        );
+        for line in super::preparation(self.config) {
+            text += &format!("#   {line}\n");
+        }
+        text += &format!("#   kubectl create configmap {name}-job --from-file=cluster.job\n");
+        let (servers, workers) = (self.config.cluster.servers, self.config.cluster.workers);
+        for (role, count) in [(Role::Scheduler, 1), (Role::Server, servers), (Role::Worker, workers)] {
+            text += &format!(
+                "#   kubectl create secret generic {name}-{role} $(for n in $(seq 0 {}); do for f in ca cert key; do echo \
+                 --from-file={role}-$n.$f.pem=identities/{role}-$n/$f.pem; done; done)\n",
+                count - 1
+            );
+        }
+        text += "#\n# Keep ca/ca-key.pem off the cluster.\n";
+        text
+    }
+
+    fn metadata(&self, name: &str) -> Value {
+        json!({ "name": name, "labels": self.labels() })
+    }
+
+    fn labels(&self) -> Value {
+        json!({ "app.kubernetes.io/name": "testudo", "app.kubernetes.io/instance": self.name })
+    }
+
+    fn cluster_file(&self) -> Result<Value, DeployError> {
+        Ok(json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": self.metadata(&format!("{}-config", self.name)),
+            "data": { "cluster.toml": cluster_file(self.config)? },
+        }))
+    }
+
+    /// Gives pods names, before they are ready: that is how they find each other.
+    fn service(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": self.metadata(&self.name),
+            "spec": {
+                "clusterIP": "None", "publishNotReadyAddresses": true, "selector": self.labels(),
+                "ports": [
+                    { "name": "scheduler", "port": SCHEDULER_PORT, "protocol": "UDP" },
+                    { "name": "server", "port": SERVER_PORT, "protocol": "UDP" },
+                ],
+            },
+        })
+    }
+
+    /// Invariant 2.
+    fn policy(&self) -> Value {
+        let pods = json!([{ "podSelector": { "matchLabels": self.labels() } }]);
+        let ports = json!([
+            { "port": SCHEDULER_PORT, "protocol": "UDP" },
+            { "port": SERVER_PORT, "protocol": "UDP" },
+        ]);
+        let resolver = json!([{
+            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } },
+            "podSelector": { "matchLabels": { "k8s-app": "kube-dns" } },
+        }]);
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.metadata(&self.name),
+            "spec": {
+                "podSelector": { "matchLabels": self.labels() },
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{ "from": pods, "ports": ports }],
+                "egress": [
+                    { "to": pods, "ports": ports },
+                    { "to": resolver, "ports": [{ "port": 53, "protocol": "UDP" }, { "port": 53, "protocol": "TCP" }] },
+                ],
+            },
+        })
+    }
+
+    fn claim(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": self.metadata(&format!("{}-run", self.name)),
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "resources": { "requests": { "storage": self.options.storage } },
+            },
+        })
+    }
+
+    fn role(&self, role: Role, count: u32) -> Value {
+        let mut labels = self.labels();
+        if let Some(labels) = labels.as_object_mut() {
+            labels.insert("app.kubernetes.io/component".into(), role.as_str().into());
+        }
+        let mut spec = Map::new();
+        spec.insert("completionMode".into(), "Indexed".into());
+        spec.insert("completions".into(), count.into());
+        spec.insert("parallelism".into(), count.into());
+        // A pod may come up long before the others have their images, and gives up after a while: it is started again. A worker that
+        // is lost is the scheduler's to judge, and no reason to end others.
+        if role == Role::Worker {
+            spec.insert("backoffLimitPerIndex".into(), 6.into());
+            spec.insert("maxFailedIndexes".into(), count.into());
+        } else {
+            spec.insert("backoffLimit".into(), 6.into());
+        }
+        spec.insert(
+            "template".into(),
+            json!({ "metadata": { "labels": labels }, "spec": self.pod(role, count) }),
+        );
+        json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": self.metadata(&format!("{}-{role}", self.name)),
+            "spec": spec,
+        })
+    }
+
+    /// Invariants 1 and 3.
+    fn pod(&self, role: Role, count: u32) -> Value {
+        let mut volumes = vec![
+            json!({ "name": "config", "configMap": { "name": format!("{}-config", self.name) } }),
+            json!({ "name": "identity", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
+            json!({ "name": "run", "persistentVolumeClaim": { "claimName": format!("{}-run", self.name) } }),
+        ];
+        let mut mounts = vec![
+            json!({ "name": "config", "mountPath": CONFIG, "readOnly": true }),
+            json!({ "name": "identity", "mountPath": IDENTITY, "readOnly": true }),
+            json!({ "name": "run", "mountPath": RUN }),
+        ];
+        let mut copied = vec![json!({ "name": "identity", "mountPath": IDENTITY })];
+        let mut copies = String::from("umask 077");
+        for of in identities(role) {
+            volumes.push(self.secret(*of, count));
+            copied.push(json!({
+                "name": of.as_str(), "mountPath": format!("{SECRET}/{of}"), "readOnly": true,
+                "subPathExpr": format!("{of}-$(INDEX)"),
+            }));
+            copies += &format!(" && mkdir {IDENTITY}/{of} && cp {SECRET}/{of}/*.pem {IDENTITY}/{of}/");
+        }
+        if role == Role::Scheduler {
+            volumes.push(json!({ "name": "job", "configMap": { "name": format!("{}-job", self.name) } }));
+            mounts.push(json!({ "name": "job", "mountPath": JOB, "readOnly": true }));
+        }
+        if matches!(role, Role::Worker | Role::Peer) {
+            let claim = format!("{}-data", self.name);
+            volumes.push(
+                json!({ "name": "data", "persistentVolumeClaim": { "claimName": claim, "readOnly": true } }),
+            );
+            mounts.push(json!({ "name": "data", "mountPath": DATA, "readOnly": true }));
+        }
+        let index = json!([{
+            "name": "INDEX",
+            "valueFrom": { "fieldRef": { "fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']" } },
+        }]);
+        let closed = json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+        });
+        json!({
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "restartPolicy": "Never",
+            "subdomain": self.name,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "initContainers": [{
+                "name": "identity", "image": self.options.image, "command": ["sh", "-c", copies], "env": index,
+                "volumeMounts": copied, "securityContext": closed,
+                "resources": resources("16Mi"),
+            }],
+            "containers": [{
+                "name": role.as_str(), "image": self.options.image, "command": command(role), "env": index,
+                "volumeMounts": mounts, "securityContext": closed,
+                "resources": resources(&format!("{}Mi", self.memory)),
+            }],
+            "volumes": volumes,
+        })
+    }
+
+    /// The Secret of a role, with a folder for each node.
+    fn secret(&self, of: Role, count: u32) -> Value {
+        let files = [CA_FILE, CERT_FILE, KEY_FILE];
+        let items: Vec<Value> = (0..count)
+            .flat_map(|index| {
+                files.map(|file| {
+                    json!({ "key": format!("{of}-{index}.{file}"), "path": format!("{of}-{index}/{file}"), "mode": 0o440 })
+                })
+            })
+            .collect();
+        json!({ "name": of.as_str(), "secret": { "secretName": format!("{}-{of}", self.name), "items": items } })
+    }
+}
+
+fn command(role: Role) -> Vec<String> {
+    let mut words = vec!["testudo", "node", "--role", role.as_str(), "--index", "$(INDEX)"];
+    words.extend(["--config", "/config/cluster.toml", "--run-dir", RUN]);
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    for (option, of) in ["--identity", "--worker-identity"].iter().zip(identities(role)) {
+        words.extend([(*option).to_owned(), format!("{IDENTITY}/{of}")]);
+    }
+    if role == Role::Scheduler {
+        words.extend(["--job".to_owned(), format!("{JOB}/cluster.job")]);
+    }
+    words
+}
+
+/// As much as is asked for is all that there is.
+fn resources(memory: &str) -> Value {
+    json!({ "requests": { "cpu": "1", "memory": memory }, "limits": { "memory": memory } })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const FILE: &str = "[job]\nname = \"My_job.1\"\n[cluster]\nworkers = 3\nservers = 2\n[limits]\nmemory_mib = 512\n[model]\nkind = \"mlp\"\n\
+                        inputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\npath = \"data\"\n";
+
+    fn config(set: &[&str]) -> Config {
+        Config::parse(FILE, Path::new("/srv/mnist.toml"), set).unwrap()
+    }
+
+    /// Invariant 4: what pods read is a cluster file, and the same job.
+    #[test]
+    fn pods_read_the_same_job() {
+        let config = config(&[]);
+        let text = cluster_file(&config).unwrap();
+        let pods = Config::parse(&text, Path::new("/config/cluster.toml"), &[] as &[&str]).unwrap();
+        assert_eq!(pods.cluster.scheduler.as_deref(), Some("my-job-1-scheduler-0.my-job-1:4800"));
+        assert_eq!(pods.network.server_advertise(1), Some("my-job-1-server-1.my-job-1:4801"));
+        let data = testudo_actors::DataSpec { train_examples: 8, test_examples: 8, blake3: [1; 32] };
+        assert_eq!(crate::job::spec(&pods, data.clone()), crate::job::spec(&config, data));
+    }
+
+    #[test]
+    fn the_image_has_the_user_that_pods_run_as() {
+        let image = include_str!("../../../Containerfile");
+        assert_eq!(
+            image.lines().filter(|line| line.starts_with("USER ")).collect::<Vec<_>>(),
+            [format!("USER {USER}:{USER}")]
+        );
+    }
+
+    #[test]
+    fn names_are_labels() {
+        for (job, made) in
+            [("mnist", "mnist"), ("My_job.1", "my-job-1"), ("a--", "a"), (&"x".repeat(63), &"x".repeat(40))]
+        {
+            assert_eq!(name(job).unwrap(), *made);
+        }
+        for bad in ["1", "---", "_1"] {
+            assert!(matches!(name(bad), Err(DeployError::Name(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pod_without_a_limit_is_refused_and_peers_have_two_identities() {
+        let options = Options { image: "testudo".into(), storage: "1Gi".into() };
+        let mut unlimited = config(&[]);
+        unlimited.limits.memory_mib = None;
+        assert!(matches!(manifests(&unlimited, &options), Err(DeployError::Memory)));
+        let colocated = config(&["cluster.placement=colocated", "cluster.servers=3"]);
+        let text = manifests(&colocated, &options).unwrap();
+        assert!(
+            text.contains("\"--worker-identity\"")
+                && text.contains("server-$(INDEX)")
+                && text.contains("my-job-1-peer-2.my-job-1:4801")
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! A batch script for Slurm: one job, a step for each role.
+//!
+//! Slurm chooses the machines. The scheduler's step is on the first of them, and all others find it by that name and a port that
+//! follows from the job's number. Everything lies in one folder that all machines reach and only its owner enters.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use testudo_transport::Role;
+
+use super::{identities, processes};
+use crate::config::Config;
+
+/// What the script says before anything that depends on the job.
+const HEAD: &str = "#!/bin/bash
+# A training job of Testudo for Slurm, as `testudo deploy` wrote it. Submit it with `sbatch`.
+#
+# In $folder, which every machine reaches and only its owner enters: cluster.toml, cluster.job, and in identities/ a folder for each
+# node. They are made there, by the job's operator, with
+#
+";
+
+/// The script that runs `config` with `program` out of `folder`.
+#[must_use]
+pub fn script(config: &Config, folder: &Path, program: &str) -> String {
+    let processes = processes(config);
+    let tasks: u64 = 1 + processes.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
+    let mut text = String::from(HEAD);
+    for line in super::preparation(config) {
+        let _ = writeln!(text, "#   {line}");
+    }
+    let _ = write!(
+        text,
+        "#\n# Each run has a directory of its own beside them.\n\n#SBATCH --job-name={}\n#SBATCH --ntasks={tasks}\n#SBATCH --no-requeue\n\
+         # In time before the limit, so that the run can end in order, with a checkpoint.\n#SBATCH --signal=B:TERM@120\n",
+        config.job.name
+    );
+    if let Some(mib) = config.limits.memory_mib {
+        let _ = writeln!(text, "# limits.memory_mib\n#SBATCH --mem-per-cpu={mib}M");
+    }
+    let _ = write!(
+        text,
+        "\nset -euo pipefail\numask 077\n\nfolder={}\nprogram={}\n{PLACES}",
+        quoted(&folder.to_string_lossy()),
+        quoted(program)
+    );
+    for (role, count) in &processes {
+        text.push_str(&step(*role, *count));
+    }
+    text.push_str(REST);
+    text
+}
+
+/// Where things are, and the scheduler's step. Ports from 16384 to 32767 are above those that are other services', and below those that
+/// systems give out by themselves.
+const PLACES: &str = "run=$folder/run-$SLURM_JOB_ID
+mkdir -p \"$run/logs\"
+first=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)
+scheduler=$first:$((16384 + SLURM_JOB_ID % 16384))
+common=(--config \"$folder/cluster.toml\" --scheduler \"$scheduler\" --listen-by-scheduler --run-dir \"$run\")
+audit=()
+if [ -d \"$folder/identities/audit\" ]; then audit=(--audit-identity \"$folder/identities/audit\"); fi
+
+srun --exact --nodes=1 --ntasks=1 --nodelist=\"$first\" \\
+    \"$program\" node --role scheduler --identity \"$folder/identities/scheduler-0\" --job \"$folder/cluster.job\" \\
+    --log \"$run/logs/scheduler-0.log\" \"${audit[@]}\" \"${common[@]}\" &
+scheduler_step=$!
+steps=()
+export program folder run
+";
+
+/// What is left: the end. A worker that fails is the scheduler's to judge; a server that does ends the run.
+const REST: &str = "
+# shellcheck disable=SC2317 # the trap calls it
+stop() {
+    echo 'stopping in order' >&2
+    \"$program\" stop --scheduler \"$scheduler\" --identity \"$folder/identities/operator-0\" || kill \"$scheduler_step\" || true
+}
+trap stop TERM
+
+runs() { kill -0 \"$1\" 2> /dev/null; }
+
+# The scheduler's end is the run's. The first step has the servers: if it fails, the scheduler has a minute to say why.
+left=60
+while runs \"$scheduler_step\"; do
+    if ! runs \"${steps[0]}\" && [ $((left -= 1)) -eq 0 ]; then kill \"$scheduler_step\" || true; fi
+    sleep 1 &
+    wait $! || true
+done
+status=0
+wait \"$scheduler_step\" || status=$?
+for step in \"${steps[@]}\"; do
+    if [ \"$status\" -ne 0 ]; then kill \"$step\" 2> /dev/null || true; fi
+    wait \"$step\" || true
+done
+echo \"$run\"
+exit \"$status\"
+";
+
+/// The step of `count` processes of a role, each of which is told its number by Slurm.
+fn step(role: Role, count: u32) -> String {
+    let mut own = String::new();
+    for (option, of) in ["--identity", "--worker-identity"].iter().zip(identities(role)) {
+        let _ = write!(own, " {option} \"$folder/identities/{of}-$SLURM_PROCID\"");
+    }
+    // What is in single quotes here is for the shell of each process.
+    format!(
+        "\n# shellcheck disable=SC2016 # for each process's shell\nsrun --exact --ntasks={count} bash -c \\\n    'exec \"$program\" node --role {role} --index \
+         \"$SLURM_PROCID\"{own} --log \"$run/logs/{role}-$SLURM_PROCID.log\" \"$@\"' \\\n    bash \"${{common[@]}}\" &\nsteps+=($!)\n"
+    )
+}
+
+/// `text` as one word of a shell.
+fn quoted(text: &str) -> String {
+    let mut word = String::from('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\' | '$' | '`') {
+            word.push('\\');
+        }
+        word.push(c);
+    }
+    word + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn config(set: &[&str]) -> Config {
+        let text = "[model]\nkind = \"mlp\"\ninputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\npath = \"data\"\n[job]\nname = \"mnist\"\n";
+        Config::parse(text, Path::new("/srv/mnist.toml"), set).unwrap()
+    }
+
+    #[test]
+    fn a_script_has_a_task_for_each_node() {
+        let text = script(
+            &config(&["cluster.workers=3", "cluster.servers=2", "limits.memory_mib=700"]),
+            Path::new("/srv/m"),
+            "testudo",
+        );
+        for part in [
+            "--ntasks=6\n",
+            "--mem-per-cpu=700M\n",
+            "--ntasks=2 bash",
+            "--ntasks=3 bash",
+            "--job-name=mnist\n",
+            "seq 0 2",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        let text = script(
+            &config(&["cluster.workers=2", "cluster.placement=colocated"]),
+            Path::new("/srv/m"),
+            "testudo",
+        );
+        assert!(
+            text.contains("--ntasks=3\n")
+                && text.contains("--worker-identity \"$folder/identities/worker-$SLURM_PROCID\"")
+        );
+    }
+
+    /// Invariant 2 of [`super::super`]: what a folder is called is text, and the whole is a script.
+    #[test]
+    fn folders_are_quoted() {
+        for (folder, program) in [("/srv/$(echo x)/it's", "a b"), ("/srv/`echo x`/\"\\n$HOME", "$0")] {
+            let text = script(&config(&[]), Path::new(folder), program);
+            let head = text.split("run=$folder").next().unwrap();
+            let shell = |arguments: &[&str]| Command::new("bash").args(arguments).output();
+            let Ok(said) = shell(&["-c", &format!("{head}printf '%s|%s' \"$folder\" \"$program\"")]) else {
+                return;
+            };
+            assert_eq!(String::from_utf8_lossy(&said.stdout), format!("{folder}|{program}"));
+            assert!(shell(&["-n", "-c", &text]).unwrap().status.success(), "its syntax: {text}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `testudo deploy --to slurm`: its script, submitted to a real Slurm of one node, and read by ShellCheck.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use testudo_tests::files::{self, text};
+use testudo_tests::process;
+use testudo_tests::slurm::Slurm;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+
+fn testudo(arguments: &[&str]) -> process::Ended {
+    process::run(PROGRAM, arguments, Path::new("/no/mark")).succeeded()
+}
+
+/// Writes the script for the small job into a folder `deployed`, and what the script says that it needs.
+fn deploy(place: &Path, set: &[&str]) -> PathBuf {
+    let file = files::write_job(place);
+    let folder = place.join("deployed");
+    let program = ["--program", PROGRAM];
+    let deploy = ["deploy", text(&file), "--to", "slurm", "--out", text(&folder)];
+    let said = testudo(&[&deploy[..], &program, set].concat());
+    assert!(said.stdout.contains("sbatch"), "{}", said.stdout);
+    let script = std::fs::read_to_string(folder.join("job.sbatch")).unwrap();
+    // What its first lines say is what is done.
+    let lines: Vec<&str> =
+        script.lines().filter_map(|l| l.strip_prefix("#   ")).map(|line| line.trim()).collect();
+    assert!(lines.len() >= 5, "{script}");
+    let shell = format!(
+        "set -e\numask 077\ntestudo() {{ {PROGRAM} \"$@\" > /dev/null 2>&1; }}\n{}",
+        lines.join("\n")
+    );
+    let prepared = Command::new("bash").args(["-c", &shell]).current_dir(&folder).output().unwrap();
+    assert!(prepared.status.success(), "{shell}\n{}", String::from_utf8_lossy(&prepared.stderr));
+    folder
+}
+
+fn runs(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    entries
+        .filter(|path| path.file_name().is_some_and(|name| text(Path::new(name)).starts_with("run-")))
+        .collect()
+}
+
+/// The log of one of the run's nodes.
+fn log(run: &Path, node: &str) -> String {
+    std::fs::read_to_string(run.join("logs").join(format!("{node}.log"))).unwrap_or_default()
+}
+
+/// One job, a step for each role: it ends in order, with the bits of a run on this machine alone.
+#[test]
+fn a_job_runs_under_slurm() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(slurm) = Slurm::start(place.path()) else { return };
+    let set = ["--set", "training.max_steps=40", "--set", "limits.memory_mib=256"];
+    let folder = deploy(place.path(), &set);
+    let output = place.path().join("job.out");
+    let script = folder.join("job.sbatch");
+    let submitted = slurm.run("sbatch", &["--wait", "-o", text(&output), text(&script)]);
+    let said = std::fs::read_to_string(&output).unwrap_or_default();
+    let found = runs(&folder);
+    let logs = || found.first().map(|run| log(run, "scheduler-0")).unwrap_or_default();
+    assert!(submitted.status.success(), "{submitted:?}\n{said}\n{}", logs());
+    let run = found.first().expect("a run");
+    assert!(said.contains(text(run)), "{said}");
+    let model = std::fs::read(run.join("checkpoint/final/model.safetensors")).expect("a model");
+    let local = place.path().join("local");
+    let file = place.path().join("small.toml");
+    let arguments = [&["run", text(&file), "--run-dir", text(&local), "--quiet"], &set[..]].concat();
+    let _ = process::run(PROGRAM, &arguments, &local).succeeded();
+    assert_eq!(model, std::fs::read(local.join("checkpoint/final/model.safetensors")).unwrap());
+    for node in ["server-0", "server-1", "worker-0", "worker-1"] {
+        assert!(log(run, node).contains("is up"), "{node}: {}", log(run, node));
+    }
+}
+
+/// In time before its limit, Slurm tells the job, which then ends in order, with a model.
+#[test]
+fn a_job_that_slurm_ends_stops_in_order() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(slurm) = Slurm::start(place.path()) else { return };
+    let folder = deploy(place.path(), &["--set", "limits.memory_mib=256"]);
+    let (output, script) = (place.path().join("job.out"), folder.join("job.sbatch"));
+    let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
+    let job = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
+    let said = || std::fs::read_to_string(&output).unwrap_or_default();
+    let deadline = std::time::Instant::now() + process::DEADLINE;
+    let wait_until = |what: &str, ready: &dyn Fn() -> bool| {
+        while !ready() {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "waited for {what} in vain: {submitted:?}\n{}",
+                said()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    wait_until("steps", &|| runs(&folder).first().is_some_and(|run| process::steps(run) >= 3));
+    // What `--signal=B:TERM@120` does two minutes before the limit.
+    assert!(slurm.run("scancel", &["--signal=TERM", "--batch", &job]).status.success());
+    let state = || String::from_utf8_lossy(&slurm.run("squeue", &["-h", "-o", "%T"]).stdout).into_owned();
+    wait_until("its end", &|| state().trim().is_empty());
+    let shown = slurm.run("scontrol", &["show", "job", &job]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("ExitCode=0:0"), "{shown}\n{}", said());
+    assert!(runs(&folder)[0].join("checkpoint/final/model.safetensors").exists(), "{}", said());
+}
+
+/// Whatever a folder is called, and whoever shares a process.
+#[test]
+fn scripts_pass_shellcheck() {
+    if Command::new("shellcheck").arg("--version").output().is_err() {
+        assert!(
+            std::env::var("TESTUDO_REQUIRE_SLURM").is_err(),
+            "TESTUDO_REQUIRE_SLURM=1: install shellcheck"
+        );
+        eprintln!("skipped: needs shellcheck");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let file = files::write_job(place.path());
+    for set in
+        [&["cluster.placement=dedicated"][..], &["cluster.placement=colocated", "limits.memory_mib=300"]]
+    {
+        let set: Vec<&str> = set.iter().flat_map(|one| ["--set", one]).collect();
+        let arguments = ["deploy", text(&file), "--to", "slurm", "--print", "--out", "/srv/a $HOME"];
+        let script = testudo(&[&arguments[..], &set].concat()).stdout;
+        let path = place.path().join("job.sbatch");
+        std::fs::write(&path, &script).unwrap();
+        let checked = Command::new("shellcheck").args(["--shell=bash", text(&path)]).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    }
+}
