@@ -117,6 +117,11 @@ pub trait WorkerSetup: Send {
         Ok(())
     }
 
+    /// What is said of this worker's arithmetic: under strict determinism, only nodes that say the same are in one job.
+    fn fingerprint(&self) -> String {
+        testudo_kernels::fingerprint()
+    }
+
     /// The training set and the test set of `job`; their content is the implementation's to check.
     ///
     /// # Errors
@@ -240,7 +245,7 @@ pub fn run_server(
     System::new().block_on(async {
         let index = own_index(&options)?;
         let advertise = options.advertise.clone().unwrap_or_else(|| options.network.local_addr().to_string());
-        let joined = join(&options, Some(advertise)).await?;
+        let joined = join(&options, Some(advertise), testudo_kernels::fingerprint()).await?;
         let Joined { signed, scheduler, from_scheduler, .. } = joined;
         let Derived { job, map, parameters, .. } = derive(signed.open(&options.identity)?, options.codecs)?;
         let writer = job.checkpoints.wanted().then(|| setup.writer(&job, index)).transpose();
@@ -286,7 +291,8 @@ pub fn run_worker(options: NodeOptions, setup: &mut dyn WorkerSetup) -> Result<(
     System::new().block_on(async {
         let index = own_index(&options)?;
         setup.prepare().map_err(NodeError::Environment)?;
-        let Joined { signed, scheduler, from_scheduler, secret } = join(&options, None).await?;
+        let Joined { signed, scheduler, from_scheduler, secret } =
+            join(&options, None, setup.fingerprint()).await?;
         setup.joined(&secret, &scheduler);
         let Derived { job, map, names, parameters } =
             derive(signed.open(&options.identity)?, options.codecs)?;
@@ -363,7 +369,11 @@ struct Joined {
 }
 
 /// Joins the job: says who this node is and gets the signed job.
-async fn join(options: &NodeOptions, address: Option<String>) -> Result<Joined, NodeError> {
+async fn join(
+    options: &NodeOptions,
+    address: Option<String>,
+    fingerprint: String,
+) -> Result<Joined, NodeError> {
     let secret = Secret::new().map_err(NodeError::Environment)?;
     let id = options.identity.id();
     let at = options.scheduler.clone();
@@ -375,12 +385,7 @@ async fn join(options: &NodeOptions, address: Option<String>) -> Result<Joined, 
         .map_err(|e| NodeError::Bug(e.to_string()))?
         .map_err(|reason| NodeError::Unreachable { address: at, reason })?;
     let outbox = Outbox::new(connection, sender, Budget::messages(MAX_REPORTS), &options.runtime);
-    let join = Join {
-        release: RELEASE.to_owned(),
-        fingerprint: testudo_kernels::fingerprint(),
-        address,
-        commitment: secret.commitment(),
-    };
+    let join = Join { release: RELEASE.to_owned(), fingerprint, address, commitment: secret.commitment() };
     tracing::info_span!("join").in_scope(|| outbox.post(Outgoing::new(Join::KIND, 1, join.encode())));
     let message = match receiver.recv().await {
         Ok(Some(message)) => message,

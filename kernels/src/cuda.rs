@@ -4,7 +4,7 @@
 //! ([`Gpu::open`]). `docs/gpu.md` says what runs where and how all of it is tested without a GPU.
 //!
 //! Invariants:
-//! 1. **The CPU's bits.** Every kernel here gives what its twin gives, bit for bit, the sign and payload of NaN aside: the same IEEE
+//! 1. **The CPU's bits.** Unless [`Gpu::with_products`] says otherwise, every kernel here gives what its twin gives, bit for bit, the sign and payload of NaN aside: the same IEEE
 //!    operations in the same order, none contracted but those written as `fmaf`, none flushed. Where that
 //!    cannot be, the kernel says so.
 //! 2. **Lengths are checked before a launch.** Kernels take their counts from [`Buffer`]s, never from a caller; a launch's
@@ -25,6 +25,7 @@ pub mod emulator;
 mod generate;
 mod image;
 mod layers;
+mod library;
 mod linear;
 mod model;
 mod network;
@@ -35,18 +36,18 @@ mod source;
 mod update;
 
 pub use any::{AnyDevice, AnyMemory};
-pub use attention::DeviceAttention;
+pub use attention::{DeviceAttention, DeviceDrops};
 pub use batch_norm::{DeviceBatchNorm, DeviceStatistics, sum_pixels};
 pub use buffer::Buffer;
 pub use codec::{decode, encode, encode_feedback};
-pub use device::{Argument, Device, DeviceError, Fetch, Geometry, SCALARS, Scalars};
+pub use device::{Argument, Device, DeviceError, Fetch, Geometry, Product, Products, SCALARS, Scalars};
 pub use driver::Gpu;
 pub use generate::Generated;
 pub use image::{DeviceConvolution, DevicePool, ImageSize};
 pub use layers::{CrossEntropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
 pub use linear::DeviceLinear;
 pub use model::DeviceModel;
-pub use network::{add_rectified, copy, copy_to, fill, permute, sum_of};
+pub use network::{add_bias, add_rectified, copy, copy_to, fill, permute, sum_of};
 pub use operations::{Votes, add, add_checked, divide, first_non_finite, first_non_finite_of};
 pub use sequence::{DeviceNorm, Tokens, dropout, positions_gradient};
 pub use source::Source;

@@ -41,7 +41,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use testudo_kernels::{Norm, Precision};
 
-pub use device::{ComputeDevice, Servers, Workers};
+pub use device::{ComputeDevice, MatrixProducts, Servers, Workers};
 pub use limits::Limits;
 pub use optimizer::Optimizer;
 pub use problem::{ConfigErrors, Place, Problem};

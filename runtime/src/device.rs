@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::cuda::{AnyDevice, Gpu};
+use testudo_kernels::cuda::{AnyDevice, Gpu, Products};
 
-use crate::config::{ComputeDevice, Config};
+use crate::config::{ComputeDevice, Config, MatrixProducts};
 use crate::error::Failure;
 
 /// Where the kernel shows devices.
@@ -18,14 +18,26 @@ const DEVICES: &str = "/dev";
 /// Opens what the key `key` asks for; `None` is the CPU.
 ///
 /// # Errors
-/// When it is not there, with what was looked for and where.
-pub fn open(key: &str, device: ComputeDevice) -> Result<Option<AnyDevice>, Failure> {
+/// When it is not there, or cuBLAS if `products` needs that, with what was looked for and where.
+pub fn open(
+    key: &str,
+    device: ComputeDevice,
+    products: MatrixProducts,
+) -> Result<Option<AnyDevice>, Failure> {
     let (number, wanted) = match device {
         ComputeDevice::Cpu => return Ok(None),
         ComputeDevice::Auto => (0, false),
         ComputeDevice::Cuda(number) => (number, true),
     };
-    match Gpu::open(number) {
+    let products = match products {
+        MatrixProducts::Exact => Products::Exact,
+        MatrixProducts::F32 => Products::F32,
+        MatrixProducts::Tf32 => Products::Tf32,
+        MatrixProducts::Bf16 => Products::Bf16,
+    };
+    // Without cuBLAS a GPU is not passed over: its bits were asked for.
+    let wanted = wanted || products != Products::Exact;
+    match Gpu::open(number).and_then(|gpu| gpu.with_products(products)) {
         Ok(gpu) => {
             let name = format!("cuda:{number}, {}", gpu.name());
             tracing::info!("{key} = \"{device}\": {name} computes");
@@ -40,7 +52,7 @@ pub fn open(key: &str, device: ComputeDevice) -> Result<Option<AnyDevice>, Failu
 }
 
 /// Looks whether what `config` asks for can be there, before any node is started: the libraries alone, for a launcher has no use for the
-/// driver's threads. A line for each `auto` that will be the CPU.
+/// driver's threads. A line where `auto` will be the CPU.
 ///
 /// # Errors
 /// When a GPU is asked for by its number and there are none, with what was looked for and where.
@@ -51,13 +63,11 @@ pub fn look(config: &Config) -> Result<Vec<String>, Failure> {
         return Ok(Vec::new());
     }
     let Err(error) = Gpu::libraries() else { return Ok(Vec::new()) };
-    let line = |(key, device): (&str, ComputeDevice)| match device {
-        ComputeDevice::Cuda(_) => {
-            Err(Failure::misconfigured(format!("{key} = \"{device}\": there is no GPU: {error}")))
-        }
-        _ => Ok(format!("{key} = \"auto\": the CPU computes, for there is no GPU: {error}")),
-    };
-    asked.into_iter().map(line).collect()
+    if let Some((key, device)) = asked.iter().find(|(_, device)| *device != ComputeDevice::Auto) {
+        return Err(Failure::misconfigured(format!("{key} = \"{device}\": there is no GPU: {error}")));
+    }
+    let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();
+    Ok(vec![format!("{} = \"auto\": the CPU computes, for there is no GPU: {error}", keys.join(", "))])
 }
 
 /// The files through which the driver reaches GPUs, for a process that computes on `device`.
@@ -109,7 +119,7 @@ mod tests {
     /// Invariant 1, whether it is the driver, the compiler or the GPU that is missing.
     #[test]
     fn a_gpu_that_is_asked_for_and_missing_is_an_error() {
-        let failure = open("servers.device", ComputeDevice::Cuda(9999)).unwrap_err();
+        let failure = open("servers.device", ComputeDevice::Cuda(9999), MatrixProducts::Exact).unwrap_err();
         assert_eq!(failure.status, Status::Misconfigured);
         let said = &failure.message;
         assert!(said.starts_with("servers.device = \"cuda:9999\": "), "{said}");
@@ -118,9 +128,10 @@ mod tests {
 
     #[test]
     fn the_cpu_needs_nothing() {
-        assert!(open("workers.device", ComputeDevice::Cpu).unwrap().is_none());
+        let exact = MatrixProducts::Exact;
+        assert!(open("workers.device", ComputeDevice::Cpu, exact).unwrap().is_none());
         assert!(files(ComputeDevice::Cpu).is_empty());
         // Where there is a GPU it is taken, else the CPU: never an error.
-        open("workers.device", ComputeDevice::Auto).unwrap();
+        open("workers.device", ComputeDevice::Auto, exact).unwrap();
     }
 }

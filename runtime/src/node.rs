@@ -18,7 +18,7 @@ use testudo_transport::{BindError, CreditConfig, KeyExchange, Role, TransportCon
 
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
-use crate::config::{self, Config};
+use crate::config::{self, Config, MatrixProducts};
 use crate::data::{Data, DataFiles, LoadError};
 use crate::device;
 use crate::job;
@@ -140,9 +140,18 @@ impl Setup {
 
 impl WorkerSetup for Setup {
     fn prepare(&mut self) -> Result<(), String> {
-        self.device = device::open("workers.device", self.config.workers.device).map_err(|e| e.message)?;
+        let config::Workers { device, products } = self.config.workers;
+        self.device = device::open("workers.device", device, products).map_err(|e| e.message)?;
         self.data = Some(self.read()?);
         Ok(())
+    }
+
+    fn fingerprint(&self) -> String {
+        let exact = testudo_kernels::fingerprint();
+        match self.config.workers.products {
+            MatrixProducts::Exact => exact,
+            products => format!("{exact}, products {}", products.word()),
+        }
     }
 
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {

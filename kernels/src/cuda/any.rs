@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 
-use super::device::{Argument, Device, DeviceError, Fetch, Geometry};
+use super::device::{Argument, Device, DeviceError, Fetch, Geometry, Product};
 use super::source::Source;
 
 /// A device, whatever its kind.
@@ -47,6 +47,12 @@ trait Erased: Send {
     fn any_read(&mut self, memory: &AnyMemory, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError>;
     fn any_fetch(&mut self, memory: &AnyMemory, bytes: usize) -> Result<Fetch, DeviceError>;
     fn any_collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError>;
+    fn any_multiply(
+        &mut self,
+        product: Product,
+        factors: [&AnyMemory; 2],
+        result: &mut AnyMemory,
+    ) -> Result<bool, DeviceError>;
     fn any_blocks(&self) -> u32;
     fn any_launch(
         &mut self,
@@ -76,6 +82,15 @@ impl<D: Device> Erased for D {
 
     fn any_collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
         Device::collect(self, fetch, show)
+    }
+
+    fn any_multiply(
+        &mut self,
+        product: Product,
+        [a, b]: [&AnyMemory; 2],
+        result: &mut AnyMemory,
+    ) -> Result<bool, DeviceError> {
+        Device::multiply(self, product, own::<D>(a)?, own::<D>(b)?, own_mut::<D>(result)?)
     }
 
     fn any_blocks(&self) -> u32 {
@@ -133,6 +148,16 @@ impl Device for AnyDevice {
 
     fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
         self.device.any_collect(fetch, show)
+    }
+
+    fn multiply(
+        &mut self,
+        product: Product,
+        a: &AnyMemory,
+        b: &AnyMemory,
+        c: &mut AnyMemory,
+    ) -> Result<bool, DeviceError> {
+        self.device.any_multiply(product, [a, b], c)
     }
 
     fn blocks(&self) -> u32 {

@@ -6,6 +6,23 @@
 // heads x tokens. Examples have `positions` tokens each, the last one perhaps fewer.
 
 #define ATTENTION_BLOCK 64
+#define PURPOSE_ATTENTION_DROPOUT 6u
+
+// What is left of a query's share of a key, or of its gradient, where shares are dropped: drops.rs in kernels/src/layers/attention/ says
+// what is drawn for which. `row` counts queries over all of an example's layers and heads.
+static __device__ inline float left_of(
+    float value, float rate, u64 seed, u64 step, u64 example, u64 row, u64 positions, u64 key)
+{
+    if (!(rate > 0.0f)) {
+        return value;
+    }
+    const Words of_stream = {{(u32)example, (u32)(example >> 32), PURPOSE_ATTENTION_DROPOUT, STREAM_KEY}};
+    const Words stream = philox(of_stream, (u32)seed, (u32)(seed >> 32));
+    const u32 counter = (u32)(row * ((positions + 3) / 4) + key / 4);
+    const Words at = {{counter, (u32)step, (u32)(step >> 32), PURPOSE_ATTENTION_DROPOUT}};
+    const Words drawn = philox(at, stream.word[0], stream.word[1]);
+    return t_uniform(drawn.word[key % 4]) < rate ? 0.0f : value * (1.0f / (1.0f - rate));
+}
 
 // The forward product of a query, scaled, and a key; of a value and a gradient, which are not.
 static __device__ inline float chain(const float *a, const float *b, float scale, u32 size)
@@ -18,9 +35,11 @@ static __device__ inline float chain(const float *a, const float *b, float scale
 }
 
 extern "C" __global__ void attention_forward(
-    const float *qkv, float *out, float *kept, float scale, u32 heads, u32 size, u64 positions, u64 tokens)
+    const float *qkv, float *out, float *kept, float scale, u32 heads, u32 size, u64 positions, u64 tokens,
+    float rate, u64 seed, u64 step, u64 first_example, u64 site)
 {
     __shared__ float shares[ATTENTION_BLOCK];
+    __shared__ float left[ATTENTION_BLOCK];
     const u32 mine = threadIdx.x;
     const u64 width = (u64)heads * size;
     for (u64 unit = blockIdx.x; unit < tokens * heads; unit += gridDim.x) {
@@ -46,6 +65,8 @@ extern "C" __global__ void attention_forward(
             }
             __syncthreads();
             shares[mine] = t_exp(score - greatest);
+            left[mine] = left_of(shares[mine], rate, seed, step, first_example + token / positions,
+                                 (site * heads + head) * positions + at, positions, start + mine);
             __syncthreads();
             const float fade = t_exp(before - greatest);
             sum = sum * fade;
@@ -55,7 +76,7 @@ extern "C" __global__ void attention_forward(
             for (u32 d = mine; d < size; d += ATTENTION_BLOCK) {
                 float part = 0.0f;
                 for (u32 key = 0; key < count; key++) {
-                    part = fmaf(shares[key], values[key * 3 * width + d], part);
+                    part = fmaf(left[key], values[key * 3 * width + d], part);
                 }
                 result[d] = fmaf(start == 0 ? 0.0f : result[d], fade, part);
             }
@@ -79,18 +100,23 @@ extern "C" __global__ void attention_delta(const float *out, const float *dy, fl
     }
 }
 
-// The share that a query gives a key, and the gradient of their score.
+// The share that a query gives a key, or what is left of it, and the gradient of their score. `row` and `at` are the query's and the key's
+// places, by which shares are dropped.
 static __device__ inline void slope_of(const float *query, const float *key, const float *value, const float *dy, float scale,
-                                       u32 size, bool is_seen, float kept, float delta, float *share, float *slope)
+                                       u32 size, bool is_seen, float kept, float delta, float rate, u64 seed, u64 step,
+                                       u64 example, u64 row, u64 positions, u64 at, float *share, float *slope)
 {
     const float score = is_seen ? chain(key, query, scale, size) : -__uint_as_float(0x7f800000u);
-    *share = t_exp(score - kept);
-    *slope = *share * (chain(value, dy, 1.0f, size) - delta);
+    const float whole = t_exp(score - kept);
+    const float through = left_of(chain(value, dy, 1.0f, size), rate, seed, step, example, row, positions, at);
+    *slope = whole * (through - delta);
+    *share = left_of(whole, rate, seed, step, example, row, positions, at);
 }
 
 // The gradient of the queries.
 extern "C" __global__ void attention_queries(const float *qkv, const float *kept, const float *delta, const float *dy,
-                                             float *gradient, float scale, u32 heads, u32 size, u64 positions, u64 tokens)
+                                             float *gradient, float scale, u32 heads, u32 size, u64 positions, u64 tokens,
+    float rate, u64 seed, u64 step, u64 first_example, u64 site)
 {
     __shared__ float slopes[ATTENTION_BLOCK];
     const u32 mine = threadIdx.x;
@@ -108,8 +134,9 @@ extern "C" __global__ void attention_queries(const float *qkv, const float *kept
             if (mine < count) {
                 const float *key = keys + mine * 3 * width;
                 float share;
-                slope_of(query, key, key + width, of_result, scale, size, start + mine <= at, kept[unit], delta[unit], &share,
-                         &slopes[mine]);
+                slope_of(query, key, key + width, of_result, scale, size, start + mine <= at, kept[unit], delta[unit], rate,
+                         seed, step, first_example + token / positions, (site * heads + head) * positions + at, positions,
+                         start + mine, &share, &slopes[mine]);
             }
             __syncthreads();
             for (u32 d = mine; d < size; d += ATTENTION_BLOCK) {
@@ -130,7 +157,8 @@ extern "C" __global__ void attention_queries(const float *qkv, const float *kept
 
 // The gradients of keys and values.
 extern "C" __global__ void attention_keys(const float *qkv, const float *kept, const float *delta, const float *dy,
-                                          float *gradient, float scale, u32 heads, u32 size, u64 positions, u64 tokens)
+                                          float *gradient, float scale, u32 heads, u32 size, u64 positions, u64 tokens,
+    float rate, u64 seed, u64 step, u64 first_example, u64 site)
 {
     __shared__ float shares[ATTENTION_BLOCK];
     __shared__ float slopes[ATTENTION_BLOCK];
@@ -151,7 +179,8 @@ extern "C" __global__ void attention_keys(const float *qkv, const float *kept, c
             if (mine < count) {
                 const u64 row = head * tokens + first + start + mine;
                 slope_of(queries + mine * 3 * width, key, key + width, of_results + mine * width, scale, size,
-                         start + mine >= at, kept[row], delta[row], &shares[mine], &slopes[mine]);
+                         start + mine >= at, kept[row], delta[row], rate, seed, step, first_example + token / positions,
+                         (site * heads + head) * positions + start + mine, positions, at, &shares[mine], &slopes[mine]);
             }
             __syncthreads();
             for (u32 d = mine; d < size; d += ATTENTION_BLOCK) {

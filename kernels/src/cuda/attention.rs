@@ -3,6 +3,7 @@
 use super::buffer::Buffer;
 use super::device::{Argument, Device, DeviceError, Geometry};
 use super::source::Source;
+use crate::model::Place;
 
 type Numbers<D> = Buffer<<D as Device>::Memory, f32>;
 
@@ -17,6 +18,17 @@ pub struct DeviceAttention {
     pub positions: usize,
 }
 
+/// What is dropped of the probabilities of one layer, `layers/attention/drops.rs` says how.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct DeviceDrops {
+    /// The share of them, 0 to below 1.
+    pub rate: f32,
+    /// The layer's number in its network.
+    pub site: usize,
+    /// Where the batch stands in training.
+    pub place: Place,
+}
+
 /// Threads of a block, as attention.cu has them.
 const THREADS: u32 = 64;
 
@@ -28,14 +40,14 @@ impl DeviceAttention {
     pub fn forward<D: Device>(
         self,
         device: &mut D,
-        tokens: usize,
+        (tokens, drops): (usize, Option<DeviceDrops>),
         qkv: &Numbers<D>,
         out: &mut Numbers<D>,
         kept: &mut Numbers<D>,
     ) -> Result<(), DeviceError> {
         self.check(tokens, [qkv], [&*out], [&*kept])?;
         let mut arguments = vec![qkv.input(), out.output(), kept.output()];
-        arguments.extend(self.numbers(tokens));
+        arguments.extend(self.numbers(tokens, drops));
         self.launch(device, "attention_forward", tokens, &mut arguments)
     }
 
@@ -47,7 +59,7 @@ impl DeviceAttention {
     pub fn backward<D: Device>(
         self,
         device: &mut D,
-        tokens: usize,
+        (tokens, drops): (usize, Option<DeviceDrops>),
         (qkv, out, kept): (&Numbers<D>, &Numbers<D>, &Numbers<D>),
         dy: &Numbers<D>,
         gradient: &mut Numbers<D>,
@@ -62,7 +74,7 @@ impl DeviceAttention {
         device.launch(&Source::attention(), "attention_delta", geometry, &mut arguments)?;
         for kernel in ["attention_queries", "attention_keys"] {
             let mut arguments = vec![qkv.input(), kept.input(), delta.input(), dy.input(), gradient.output()];
-            arguments.extend(self.numbers(tokens));
+            arguments.extend(self.numbers(tokens, drops));
             self.launch(device, kernel, tokens, &mut arguments)?;
         }
         Ok(())
@@ -82,7 +94,9 @@ impl DeviceAttention {
         numbers.iter().try_for_each(|tensor| tensor.check(tokens.saturating_mul(self.heads)))
     }
 
-    fn numbers<'a, M>(self, tokens: usize) -> [Argument<'a, M>; 5] {
+    fn numbers<'a, M>(self, tokens: usize, drops: Option<DeviceDrops>) -> [Argument<'a, M>; 10] {
+        let none = DeviceDrops { rate: 0.0, site: 0, place: Place::default() };
+        let DeviceDrops { rate, site, place: Place { seed, step, first } } = drops.unwrap_or(none);
         let scale = (1.0 / (self.size as f64).sqrt()) as f32;
         [
             Argument::F32(scale),
@@ -90,6 +104,11 @@ impl DeviceAttention {
             Argument::U32(self.size as u32),
             Argument::U64(self.positions.max(1) as u64),
             Argument::U64(tokens as u64),
+            Argument::F32(rate),
+            Argument::U64(seed),
+            Argument::U64(step),
+            Argument::U64(first),
+            Argument::U64(site as u64),
         ]
     }
 

@@ -146,6 +146,14 @@ impl<M, T: Pod> Buffer<M, T> {
         Err(DeviceError::Length { tensor: self.name.clone(), expected, found: self.elements })
     }
 
+    pub(super) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    pub(super) fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
     pub(super) fn input(&self) -> Argument<'_, M> {
         Argument::In(&self.memory)
     }

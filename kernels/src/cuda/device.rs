@@ -56,6 +56,20 @@ pub trait Device: Send {
     /// [`DeviceError::Driver`], also for what a launch before it met.
     fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError>;
 
+    /// A matrix product by a library of the device's, where it was opened to take one; `false` if it was not, and nothing was done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    fn multiply(
+        &mut self,
+        _product: Product,
+        _a: &Self::Memory,
+        _b: &Self::Memory,
+        _c: &mut Self::Memory,
+    ) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
     /// How many blocks of threads it runs at once, or somewhat more. Kernels go round as often as they must.
     fn blocks(&self) -> u32;
 
@@ -70,6 +84,32 @@ pub trait Device: Send {
         geometry: Geometry,
         arguments: &mut [Argument<'_, Self::Memory>],
     ) -> Result<(), DeviceError>;
+}
+
+/// C = A B as BLAS has it (Dongarra et al., "A set of level 3 basic linear algebra subprograms", 1990): matrices column by column, each with
+/// the distance of its columns, A and B transposed or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Product {
+    /// Whether A and B are.
+    pub transposed: [bool; 2],
+    /// Rows of C, its columns, and the depth.
+    pub sizes: [usize; 3],
+    /// Distances of columns in A, B and C.
+    pub distances: [usize; 3],
+}
+
+/// How matrix products are computed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum Products {
+    /// By kernels of this crate: the CPU's bits.
+    #[default]
+    Exact,
+    /// By cuBLAS, in f32, in an order of additions of its own.
+    F32,
+    /// By cuBLAS on tensor cores: factors are rounded to TF32 (8 bits of exponent, 10 of fraction), sums are f32.
+    Tf32,
+    /// By cuBLAS on tensor cores: factors are rounded to BF16 (8 and 7), sums are f32.
+    Bf16,
 }
 
 /// How a kernel is launched: blocks and threads have one dimension.

@@ -16,7 +16,8 @@ use cudarc::driver::{
 };
 
 use super::buffer::Buffer;
-use super::device::{Argument, Device, DeviceError, Fetch, Geometry, Scalars};
+use super::device::{Argument, Device, DeviceError, Fetch, Geometry, Product, Products, Scalars};
+use super::library::Library;
 use super::nvrtc;
 use super::source::Source;
 
@@ -33,6 +34,8 @@ pub struct Gpu {
     staging: [Staging; 2],
     /// Where copies run that others do not wait for.
     beside: Arc<CudaStream>,
+    /// What multiplies matrices, if kernels of ours do not.
+    library: Option<Library>,
     /// What they copy into, by their number; used again.
     fetched: Vec<Slot>,
 }
@@ -119,7 +122,17 @@ impl Gpu {
             staging,
             beside,
             fetched: Vec::new(),
+            library: None,
         })
+    }
+
+    /// With matrix products as `products` says; others than the exact ones have not the CPU's bits.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoLibrary`] if cuBLAS is needed and not there, [`DeviceError::Driver`].
+    pub fn with_products(mut self, products: Products) -> Result<Self, DeviceError> {
+        self.library = Library::new(&self.stream, products)?;
+        Ok(self)
     }
 
     /// The GPU's name, as the driver says it.
@@ -291,6 +304,19 @@ impl Device for Gpu {
             chunk.copy_from_slice(&self.staging[index % 2].wait()?[..chunk.len()]);
         }
         Ok(())
+    }
+
+    fn multiply(
+        &mut self,
+        product: Product,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        c: &mut CudaSlice<u8>,
+    ) -> Result<bool, DeviceError> {
+        match &self.library {
+            Some(library) => library.multiply(product, a, b, c).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn blocks(&self) -> u32 {

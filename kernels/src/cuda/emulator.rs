@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::{Argument, Device, DeviceError, Fetch, Geometry, Source};
+use super::{Argument, Device, DeviceError, Fetch, Geometry, Product, Source};
 
 /// Memory, and programs of kernels, each in a process of its own once it is needed.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Emulator {
     pub blocks: u32,
     /// Bytes that it gives out at most, as a GPU whose memory ends.
     pub memory: usize,
+    /// Whether it has a library of matrix products, which adds each element's terms from the last to the first.
+    pub library: bool,
     /// Bytes that it gave out. None comes back.
     given: usize,
     fetched: Vec<Vec<u8>>,
@@ -92,7 +94,7 @@ impl Emulator {
 
     fn of(programs: Arc<Programs>, (seed, blocks): (u32, u32)) -> Self {
         let (running, fetched) = (HashMap::new(), Vec::new());
-        Self { programs, running, seed, blocks, memory: usize::MAX, given: 0, fetched }
+        Self { programs, running, seed, blocks, memory: usize::MAX, library: false, given: 0, fetched }
     }
 
     /// What a launch is as bytes: serve.hpp says how.
@@ -208,6 +210,30 @@ impl Device for Emulator {
     fn collect(&mut self, Fetch(copy): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
         show(&std::mem::take(&mut self.fetched[copy]));
         Ok(())
+    }
+
+    fn multiply(
+        &mut self,
+        product: Product,
+        a: &Vec<u8>,
+        b: &Vec<u8>,
+        c: &mut Vec<u8>,
+    ) -> Result<bool, DeviceError> {
+        let Product { transposed: [ta, tb], sizes: [m, n, k], distances: [lda, ldb, ldc] } = product;
+        if !self.library {
+            return Ok(false);
+        }
+        let number = |of: &[u8], at: usize| f32::from_ne_bytes(of[4 * at..4 * at + 4].try_into().unwrap());
+        for (column, row) in (0..n).flat_map(|column| (0..m).map(move |row| (column, row))) {
+            let sum = (0..k).rev().fold(0.0, |sum, depth| {
+                let left = number(a, if ta { depth + row * lda } else { row + depth * lda });
+                let right = number(b, if tb { column + depth * ldb } else { depth + column * ldb });
+                sum + left * right
+            });
+            let at = 4 * (row + column * ldc);
+            c[at..at + 4].copy_from_slice(&f32::to_ne_bytes(sum));
+        }
+        Ok(true)
     }
 
     fn blocks(&self) -> u32 {

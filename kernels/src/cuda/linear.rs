@@ -1,7 +1,8 @@
 //! Fully connected layers on a device: the twins of `linear.rs` one level up, on values row by row.
 
 use super::buffer::Buffer;
-use super::device::{Argument, Device, DeviceError, Geometry};
+use super::device::{Argument, Device, DeviceError, Geometry, Product};
+use super::network::add_bias;
 use super::source::Source;
 
 /// A fully connected layer: its weights are [outputs, inputs] row-major.
@@ -30,6 +31,16 @@ impl DeviceLinear {
     ) -> Result<(), DeviceError> {
         self.check(examples, [weights, x, y])?;
         bias.check(self.outputs)?;
+        let Self { inputs, outputs } = self;
+        // The columns that BLAS sees are the rows here: yᵀ = W xᵀ.
+        let product = Product {
+            transposed: [true, false],
+            sizes: [outputs, examples, inputs],
+            distances: [inputs, inputs, outputs],
+        };
+        if device.multiply(product, weights.memory(), x.memory(), y.memory_mut())? {
+            return add_bias(device, bias, y);
+        }
         let arguments = vec![x.input(), weights.input(), bias.input(), y.output()];
         self.launch(device, "linear_forward", examples, (examples, self.outputs), arguments)
     }
@@ -47,6 +58,15 @@ impl DeviceLinear {
         dx: &mut Numbers<D>,
     ) -> Result<(), DeviceError> {
         self.check(examples, [weights, dx, dy])?;
+        let Self { inputs, outputs } = self;
+        let product = Product {
+            transposed: [false, false],
+            sizes: [inputs, examples, outputs],
+            distances: [inputs, outputs, inputs],
+        };
+        if device.multiply(product, weights.memory(), dy.memory(), dx.memory_mut())? {
+            return Ok(());
+        }
         let arguments = vec![dy.input(), weights.input(), dx.output()];
         self.launch(device, "linear_backward", examples, (examples, self.inputs), arguments)
     }
@@ -64,6 +84,15 @@ impl DeviceLinear {
         dw: &mut Numbers<D>,
     ) -> Result<(), DeviceError> {
         self.check(examples, [dw, x, dy])?;
+        let Self { inputs, outputs } = self;
+        let product = Product {
+            transposed: [false, true],
+            sizes: [inputs, outputs, examples],
+            distances: [inputs, outputs, inputs],
+        };
+        if device.multiply(product, x.memory(), dy.memory(), dw.memory_mut())? {
+            return Ok(());
+        }
         let arguments = vec![dy.input(), x.input(), dw.output()];
         self.launch(device, "linear_weights", examples, (self.outputs, self.inputs), arguments)
     }

@@ -92,10 +92,6 @@ impl<D: Device + 'static> DeviceModel<D> {
             ModelSpec::ResNet18 { image, classes, .. } => {
                 Box::new(resnet::ResNet::new(&mut device, *image, *classes, max_examples)?)
             }
-            ModelSpec::Gpt(spec) if spec.attention_dropout > 0.0 => {
-                let what = "attention_dropout is above 0, for which there are no kernels: use the CPU";
-                return Err(ModelError::Device { what: what.into() });
-            }
             ModelSpec::Gpt(spec) => Box::new(gpt::Gpt::new(&mut device, spec, max_examples)?),
             ModelSpec::Custom { name, .. } => return Err(ModelError::NotBuiltIn { name: name.clone() }),
         };

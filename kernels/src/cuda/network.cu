@@ -32,6 +32,14 @@ extern "C" __global__ void add_rectified(const float *shortcut, float *values, u
     }
 }
 
+// Adds a row to every row of `values`.
+extern "C" __global__ void add_bias(const float *bias, float *values, u32 features, u64 elements)
+{
+    EACH(i, elements) {
+        values[i] = values[i] + bias[i % features];
+    }
+}
+
 // Of each example `rows` rows of `columns` numbers become `columns` rows of `rows`: channels and pixels change places.
 extern "C" __global__ void permute(const float *from, float *to, u32 rows, u32 columns, u64 elements)
 {

@@ -74,6 +74,23 @@ pub fn add_rectified<D: Device>(
     launch(device, "add_rectified", elements, arguments)
 }
 
+/// Adds `bias` to every row of `values`.
+///
+/// # Errors
+/// [`DeviceError::Length`] unless `values` holds whole rows, and what a launch may meet.
+pub fn add_bias<D: Device>(
+    device: &mut D,
+    bias: &Numbers<D>,
+    values: &mut Numbers<D>,
+) -> Result<(), DeviceError> {
+    let (elements, features) = (values.elements(), bias.elements());
+    values.check(elements.checked_next_multiple_of(features.max(1)).unwrap_or(usize::MAX))?;
+    let counts = [Argument::U32(features as u32), Argument::U64(elements as u64)];
+    let mut arguments = vec![bias.input(), values.output()];
+    arguments.extend(counts);
+    launch(device, "add_bias", elements, arguments)
+}
+
 /// Of each example, `rows` rows of `columns` numbers become `columns` rows of `rows`: images by channels become images by pixels, or
 /// the other way round.
 ///

@@ -52,12 +52,22 @@ pub(super) fn require() -> Result<(), DeviceError> {
     ))
 }
 
+/// File names that an error tells.
+const NAMED: usize = 4;
+
 /// The error for a library of one of these names.
 pub(super) fn missing(library: &'static str, names: &[&str], advice: &'static str) -> DeviceError {
     let mut files: Vec<String> =
         names.iter().flat_map(|name| cudarc::get_lib_name_candidates(name)).collect();
     let mut seen = std::collections::HashSet::new();
     files.retain(|file| seen.insert(file.clone()));
+    // Dozens, of which the shortest tell most.
+    files.sort_by_key(String::len);
+    let others = files.split_off(files.len().min(NAMED));
+    let names = match others.len() {
+        0 => files.join(", "),
+        others => format!("{} and {others} names like them", files.join(", ")),
+    };
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_else(|_| "not set".into());
-    DeviceError::NoLibrary { library, names: files.join(", "), path, advice }
+    DeviceError::NoLibrary { library, names, path, advice }
 }

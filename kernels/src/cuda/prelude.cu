@@ -92,3 +92,29 @@ static __device__ inline float t_tanh(float x)
     const float far_off = 1.0f - 2.0f / (t_exp(a + a) + 1.0f);
     return copysignf(a < 0.625f ? near_zero : far_off, x);
 }
+
+struct Words {
+    u32 word[4];
+};
+
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), as kernels/src/random.rs has it.
+static __device__ inline Words philox(Words counter, u32 key_0, u32 key_1)
+{
+    for (u32 round = 0; round < 10; round++) {
+        const u64 a = (u64)counter.word[0] * 0xd2511f53u, b = (u64)counter.word[2] * 0xcd9e8d57u;
+        const Words next = {{(u32)(b >> 32) ^ counter.word[1] ^ key_0, (u32)b, (u32)(a >> 32) ^ counter.word[3] ^ key_1, (u32)a}};
+        counter = next;
+        key_0 += 0x9e3779b9u;
+        key_1 += 0xbb67ae85u;
+    }
+    return counter;
+}
+
+// What a stream's key is drawn with.
+#define STREAM_KEY 0x73747265u
+
+// A number uniform in [0, 1) of a draw's word.
+static __device__ inline float t_uniform(u32 word)
+{
+    return (float)(word >> 8) * 5.9604644775390625e-8f; // 2^-24
+}

@@ -148,25 +148,7 @@ extern "C" __global__ void positions_gradient(const float *gradient, float *posi
     }
 }
 
-struct Words {
-    u32 word[4];
-};
-
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), as kernels/src/random.rs has it.
-static __device__ inline Words philox(Words counter, u32 key_0, u32 key_1)
-{
-    for (u32 round = 0; round < 10; round++) {
-        const u64 a = (u64)counter.word[0] * 0xd2511f53u, b = (u64)counter.word[2] * 0xcd9e8d57u;
-        const Words next = {{(u32)(b >> 32) ^ counter.word[1] ^ key_0, (u32)b, (u32)(a >> 32) ^ counter.word[3] ^ key_1, (u32)a}};
-        counter = next;
-        key_0 += 0x9e3779b9u;
-        key_1 += 0xbb67ae85u;
-    }
-    return counter;
-}
-
 #define PURPOSE_DROPOUT 3u
-#define STREAM_KEY 0x73747265u
 
 // Drops elements of activations or of their gradient. Each thread has four features, which are what one draw decides on. A row is a
 // position; `site` says which of the network's layers this is.
@@ -185,7 +167,7 @@ extern "C" __global__ void dropout(float *values, float rate, u64 seed, u64 step
         const Words drawn = philox(at, key.word[0], key.word[1]);
         for (u32 j = 0; j < 4 && 4 * block + j < features; j++) {
             const u64 element = row * features + 4 * block + j;
-            const float uniform = (float)(drawn.word[j] >> 8) * 5.9604644775390625e-8f; // 2^-24
+            const float uniform = t_uniform(drawn.word[j]);
             values[element] = uniform < rate ? 0.0f : values[element] * scale;
         }
     }

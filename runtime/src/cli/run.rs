@@ -212,6 +212,7 @@ fn leave_results(
         workers,
         servers,
         placement: config.cluster.placement,
+        products: config.workers.products,
         precision: spec.precision,
         codecs: CodecSummary::new(spec, finished),
         params_blake3: hex(&finished.params_blake3),

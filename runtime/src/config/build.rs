@@ -14,9 +14,9 @@ use super::read::Values;
 use super::value::Value;
 use super::{
     Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
-    Launcher, Limits, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec, Revocation,
-    Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh, Telemetry, Training,
-    Transport, Workers,
+    Launcher, Limits, MatrixProducts, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec,
+    Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh, Telemetry,
+    Training, Transport, Workers,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -59,7 +59,15 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             },
         },
         servers: Servers { device: from.device("servers.device") },
-        workers: Workers { device: from.device("workers.device") },
+        workers: Workers {
+            device: from.device("workers.device"),
+            products: match from.text("workers.products").as_str() {
+                "f32" => MatrixProducts::F32,
+                "tf32" => MatrixProducts::Tf32,
+                "bf16" => MatrixProducts::Bf16,
+                _ => MatrixProducts::Exact,
+            },
+        },
         training: Training {
             seed: from.integer("training.seed"),
             epochs: from.integer("training.epochs"),

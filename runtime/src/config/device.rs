@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// What a node computes on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +29,36 @@ pub struct Servers {
 pub struct Workers {
     /// What they compute gradients on.
     pub device: ComputeDevice,
+    /// How they multiply matrices.
+    pub products: MatrixProducts,
+}
+
+/// How matrices are multiplied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatrixProducts {
+    /// With the CPU's bits.
+    #[default]
+    Exact,
+    /// By cuBLAS, in f32.
+    F32,
+    /// By cuBLAS, on tensor cores in TF32.
+    Tf32,
+    /// By cuBLAS, on tensor cores in BF16.
+    Bf16,
+}
+
+impl MatrixProducts {
+    /// As the cluster file has it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// Most digits of a GPU's number.
@@ -88,5 +118,23 @@ mod tests {
         {
             assert!(text.parse::<ComputeDevice>().is_err(), "{text}");
         }
+    }
+
+    /// Their bits are their own, so they are asked for in as many words.
+    #[test]
+    fn products_of_a_library_need_a_gpu_and_relaxed_determinism() {
+        let parse = |overrides: &[&str]| {
+            let path = std::path::Path::new("/cluster.toml");
+            super::super::Config::parse(super::super::tests::MINIMAL, path, overrides)
+        };
+        let all = ["workers.products=tf32", "workers.device=cuda:0", "training.determinism=relaxed"];
+        assert_eq!(parse(&all).unwrap().workers.products, MatrixProducts::Tf32);
+        for left_out in [1, 2] {
+            let mut rest = all.to_vec();
+            rest.remove(left_out);
+            let said = parse(&rest).unwrap_err().to_string();
+            assert!(said.contains("`workers.products` is \"tf32\""), "{said}");
+        }
+        assert!(parse(&["workers.products=exact"]).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use testudo_transport::Role;
 use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
-use super::{ComputeDevice, Config, Data, Model, Placement, Precision};
+use super::{ComputeDevice, Config, Data, Determinism, MatrixProducts, Model, Placement, Precision};
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
@@ -48,16 +48,27 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         },
     );
-    let precise = training.precision == Precision::F32;
-    let whole = !matches!(config.model, Model::Gpt { attention_dropout, .. } if attention_dropout > 0.0);
     report(
-        &["workers.device", "training.precision", "model.kind"],
-        config.workers.device != ComputeDevice::Cpu && !(precise && whole),
+        &["workers.device", "training.precision"],
+        config.workers.device != ComputeDevice::Cpu && training.precision != Precision::F32,
         &|| {
             format!(
-                "`workers.device` is \"{}\", and GPUs have no kernels for `training.precision = \"bf16\"` and for \
-                 `model.attention_dropout`: leave these out, or use \"cpu\"",
+                "`workers.device` is \"{}\", and GPUs have no kernels for `training.precision = \"bf16\"`: leave that out, or use \
+                 \"cpu\"",
                 config.workers.device
+            )
+        },
+    );
+    let products = config.workers.products;
+    report(
+        &["workers.products", "workers.device", "training.determinism"],
+        products != MatrixProducts::Exact
+            && (config.workers.device == ComputeDevice::Cpu || training.determinism == Determinism::Strict),
+        &|| {
+            format!(
+                "`workers.products` is \"{}\", which cuBLAS computes on a GPU in bits of its own: it needs a `workers.device` that is \
+                 none but a GPU, and `training.determinism = \"relaxed\"`",
+                products.word()
             )
         },
     );

@@ -129,7 +129,7 @@ struct Job<'a> {
     name: String,
     config: &'a Config,
     options: &'a Options,
-    memory: u32,
+    memory: u64,
 }
 
 impl Job<'_> {

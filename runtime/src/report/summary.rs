@@ -12,7 +12,7 @@ use testudo_kernels::{Codec, Precision};
 use super::human;
 use super::metrics::number;
 use crate::checkpoint::storage::{Disk, replace};
-use crate::config::Placement;
+use crate::config::{MatrixProducts, Placement};
 use crate::job;
 
 /// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
@@ -58,6 +58,9 @@ pub struct Summary {
     /// What workers computed in.
     #[serde(default)]
     pub precision: Precision,
+    /// How workers multiplied matrices.
+    #[serde(default)]
+    pub products: MatrixProducts,
     /// How gradients and parameters travelled.
     #[serde(flatten, default)]
     pub codecs: CodecSummary,
@@ -198,6 +201,10 @@ impl Summary {
                 format!("{}, each a worker and a server", counted(self.workers.into(), "peer"))
             }
         };
+        let nodes = match self.products {
+            MatrixProducts::Exact => nodes,
+            products => format!("{nodes}; matrix products in {} by cuBLAS", products.word()),
+        };
         let bits =
             self.bits_per_byte.map(|bits| ("bits per byte", format!("{bits:.3} of the text held out")));
         let mut rows = Vec::from_iter(bits);
@@ -256,6 +263,7 @@ mod tests {
             workers: 2,
             servers: 1,
             placement: Placement::Dedicated,
+            products: MatrixProducts::Exact,
             params_blake3: "ab".repeat(32),
             checkpoint_step: Some(4690),
             resumed_from_step: None,

@@ -3,7 +3,7 @@
 //! The gradient of the embedding table begins as the output layer's, and is handed over last. Norms and GELUs are computed again in the
 //! backward pass, to the same bits.
 
-use super::super::attention::DeviceAttention;
+use super::super::attention::{DeviceAttention, DeviceDrops};
 use super::super::buffer::Buffer;
 use super::super::device::{Device, DeviceError};
 use super::super::layers::{gelu, gelu_gradient, sum_examples};
@@ -153,6 +153,12 @@ fn places(spec: &GptSpec, index: usize) -> (usize, usize) {
     (2 + index * (8 + 2 * of_norm), of_norm)
 }
 
+/// What is dropped of a block's attention, if anything is.
+fn drops(spec: &GptSpec, block: usize, place: Place) -> Option<DeviceDrops> {
+    let rate = spec.attention_dropout;
+    (rate > 0.0).then_some(DeviceDrops { rate, site: block, place })
+}
+
 /// Weight and bias of a layer.
 type Pair<'a, M> = Result<(&'a Buffer<M, f32>, &'a Buffer<M, f32>), DeviceError>;
 
@@ -210,7 +216,8 @@ impl<D: Device> Network<D> for Gpt<D::Memory> {
             let first = norm(parameters, none, (base, of))?;
             layers.norm.forward(device, n, first, x, (normal, of_first_norm))?;
             layers.qkv.forward(device, n, linear(parameters, base + of)?, normal, qkv)?;
-            layers.attention.forward(device, n, qkv, attended, of_attention)?;
+            let drops = place.and_then(|place| drops(spec, index, place));
+            layers.attention.forward(device, (n, drops), qkv, attended, of_attention)?;
             layers.attended.forward(device, n, linear(parameters, base + of + 2)?, attended, branch)?;
             drop(device, 2 * index + 1, branch)?;
             sum_of(device, x, branch, middle)?;
@@ -281,7 +288,8 @@ impl<D: Device> Network<D> for Gpt<D::Memory> {
             back_linear(device, (layers.attended, n, base + of + 2), (branch, attended), out)?;
             layers.attended.backward(device, n, weight(of + 2)?, branch, normal)?;
             let done = (&**qkv, &**attended, &**of_attention);
-            layers.attention.backward(device, n, done, normal, &mut self.of_qkv, &mut self.of_heads)?;
+            let tokens = (n, drops(spec, index, place));
+            layers.attention.backward(device, tokens, done, normal, &mut self.of_qkv, &mut self.of_heads)?;
             let first = norm(parameters, none, (base, of))?;
             layers.norm.forward(device, n, first, x, (normal, of_first_norm))?;
             back_linear(device, (layers.qkv, n, base + of), (&self.of_qkv, normal), out)?;

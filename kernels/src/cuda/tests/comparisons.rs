@@ -16,7 +16,7 @@ pub(super) use attention::attention;
 pub(super) use codecs::codecs;
 pub(super) use images::images;
 pub(super) use layers::{layers, linear};
-pub(super) use models::{models, training};
+pub(super) use models::{models, products, training};
 pub(super) use optimizers::{checked, optimizer, refused_updates, totals};
 pub(super) use sequence::sequence;
 

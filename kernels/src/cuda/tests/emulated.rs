@@ -73,6 +73,17 @@ fn whole(kind: &str, orders: &[(u32, u32)], sources: &[Source]) {
     }
 }
 
+/// A library's products are the same ones in another order of additions: a perceptron's gradients are close to the CPU's, and not equal.
+#[test]
+fn products_of_a_library_are_the_same_products() {
+    if !is_there() {
+        return;
+    }
+    let mut device = Emulator::new(&[Source::layers(), Source::network()]);
+    device.library = true;
+    comparisons::products(device);
+}
+
 const ORDERS: [(u32, u32); 2] = [(0, 7), (1, 3)];
 
 #[test]

@@ -24,7 +24,7 @@ use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::{Retention, read_deletions};
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::{Layout, keys, writer};
-use crate::config::{self, Config};
+use crate::config::{self, Config, MatrixProducts};
 use crate::device::{self, OnDevice};
 use crate::error::Failure;
 use crate::node::{Metrics, transport};
@@ -192,7 +192,7 @@ impl Node {
     pub(super) fn server(self, key: Option<Identities>) -> Result<(), Failure> {
         let parts = Arc::new(Parts::default());
         telemetry::server(&self.meter, &parts);
-        let device = device::open("servers.device", self.config.servers.device)?;
+        let device = device::open("servers.device", self.config.servers.device, MatrixProducts::Exact)?;
         let mut setup = OnDevice::new(Timed::new(self.checkpoints(key), parts), device);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
@@ -232,6 +232,10 @@ struct Placed {
 impl WorkerSetup for Placed {
     fn prepare(&mut self) -> Result<(), String> {
         self.inner.prepare()
+    }
+
+    fn fingerprint(&self) -> String {
+        self.inner.fingerprint()
     }
 
     fn data(&mut self, job: &JobSpec) -> Result<TrainAndTest, String> {

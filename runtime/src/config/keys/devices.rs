@@ -24,4 +24,11 @@ pub(super) static KEYS: &[Key] = &[
         applies: None,
         doc: "What workers compute gradients on, likewise. The result does not depend on it.",
     },
+    Key {
+        path: "workers.products",
+        rule: Rule::Choice(&["exact", "f32", "tf32", "bf16"]),
+        absent: Absent::Is("\"exact\""),
+        applies: None,
+        doc: "How workers on a GPU multiply matrices: `exact` by kernels that give the CPU's bits; the others by cuBLAS, in f32, or on tensor cores with factors rounded to TF32 or BF16. Those have bits of their own, so `training.determinism` must be `\"relaxed\"`. Convolutions and attention are not products here.",
+    },
 ];

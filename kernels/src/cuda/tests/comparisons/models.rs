@@ -73,9 +73,32 @@ fn compare<D: Device + 'static>(device: D, spec: &ModelSpec, sizes: &[usize]) {
     }
 }
 
+/// Gradients by a device whose products are a library's.
+pub(in crate::cuda::tests) fn products<D: Device + 'static>(device: D) {
+    let spec = ModelSpec::Mlp { inputs: 37, hidden: vec![50, 20], classes: 10 };
+    let examples = 33;
+    let mut on_cpu = spec.build(examples).unwrap();
+    let mut on_device = DeviceModel::new(device, &spec, examples).unwrap();
+    let owned = values(on_cpu.as_ref());
+    let parameters: Vec<&[f32]> = owned.iter().map(Vec::as_slice).collect();
+    let inputs = numbers(examples * 37, 4);
+    let labels: Vec<u32> = (0..examples as u32).map(|example| example % 10).collect();
+    let run = |model: &mut dyn Model| {
+        let mut gradients = Vec::new();
+        let batch = Batch::new(&inputs, &labels);
+        model.gradients(&parameters, batch, &mut |_, sum| gradients.extend_from_slice(sum)).unwrap();
+        gradients
+    };
+    let (expected, found) = (run(on_cpu.as_mut()), run(&mut on_device));
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+    let apart = norm(&mut expected.iter().zip(&found).map(|(expected, found)| expected - found));
+    let whole = norm(&mut expected.iter().copied());
+    assert!(apart > 0.0 && apart < 1e-5 * whole, "{apart} of {whole}");
+}
+
 /// The models that a job may name, by what they are called there; `device` makes a device for each.
 pub(in crate::cuda::tests) fn models<D: Device + 'static>(kind: &str, mut device: impl FnMut() -> D) {
-    let gpt = |norm, dropout| {
+    let gpt = |norm, dropout, attention_dropout| {
         ModelSpec::Gpt(GptSpec {
             vocabulary: 17,
             context: 9,
@@ -83,7 +106,7 @@ pub(in crate::cuda::tests) fn models<D: Device + 'static>(kind: &str, mut device
             heads: 2,
             width: 8,
             dropout,
-            attention_dropout: 0.0,
+            attention_dropout,
             norm,
         })
     };
@@ -102,7 +125,7 @@ pub(in crate::cuda::tests) fn models<D: Device + 'static>(kind: &str, mut device
             ],
             &[5, 3],
         ),
-        "gpt" => (vec![gpt(Norm::Layer, 0.2), gpt(Norm::Rms, 0.0)], &[3, 2]),
+        "gpt" => (vec![gpt(Norm::Layer, 0.2, 0.3), gpt(Norm::Rms, 0.0, 0.0)], &[3, 2]),
         _ => (vec![ModelSpec::ResNet18 { image: [3, 4, 3], classes: 5, label_smoothing: 0.1 }], &[3, 2]),
     };
     for spec in specs {
