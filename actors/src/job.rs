@@ -47,6 +47,15 @@ pub struct DataSpec {
     pub blake3: [u8; 32],
 }
 
+/// How workers may come and go while the job is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elastic {
+    /// Workers beyond those that the job begins with which may join it while it is under way.
+    pub extra_workers: u32,
+    /// Milliseconds that a run waits for a worker to come back when none is left; 0: it fails at once.
+    pub return_ms: u64,
+}
+
 /// When training state is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoints {
@@ -136,6 +145,8 @@ pub struct JobSpec {
     pub workers: u32,
     /// How many servers take part, indices 0 and up.
     pub servers: u32,
+    /// How workers come and go.
+    pub elastic: Elastic,
     /// The network.
     pub model: ModelSpec,
     /// What workers compute its products in; parameters are `f32` wherever they are kept and updated.
@@ -219,6 +230,12 @@ pub enum JobError {
 }
 
 impl JobSpec {
+    /// How many workers may take part at a time: those that the job begins with, and those that may join it.
+    #[must_use]
+    pub fn most_workers(&self) -> u32 {
+        self.workers.saturating_add(self.elastic.extra_workers)
+    }
+
     /// What must be known of whole gradients before a slice is updated, if anything: then a step has a phase of its own for it.
     #[must_use]
     pub fn weighing(&self) -> Option<Weighing> {

@@ -2,15 +2,17 @@
 //!
 //! A lease gives one worker one node of the reduction tree, from a step on, until the membership changes.
 //!
-//! 1. Live leases cover every logical shard exactly once.
-//! 2. A change of membership only ever moves a node or cuts it finer, so a step that was half pushed under the old
-//!    leases can be completed under the new ones: a server never meets a node above one that it has accepted.
+//! 1. Live leases cover every logical shard exactly once in every step that is still owed.
+//! 2. In steps that may have been begun, a change of membership only ever moves a node or cuts it finer, so a step that was half
+//!    pushed under the old leases can be completed under the new ones: a server never meets a node above one that it has accepted.
 //! 3. A worker keeps what it had: its pushes under way stay valid across the change. What moved carries the new
 //!    epoch in `since`, so nothing that the former holder still sends can count.
 //! 4. Siblings that one worker holds are contributed as their parent once nobody else can have contributed to the step below
 //!    it: a loss costs the survivors what was lost, and not the sums that they would otherwise no longer make before they push.
 //! 5. Where nothing may be summed before it is pushed ([`JobSpec::sums_shards`](crate::JobSpec::sums_shards)), every lease is one
 //!    logical shard's, and none is ever joined to another.
+//! 6. A worker that joins a running job gets its leases from the horizon on, where nobody can have begun a step; whoever had
+//!    them keeps them below it ([`rebalance`]). With everybody back, leases are what they were at the beginning.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,10 @@ use crate::tree::{Node, ReductionTree};
 
 /// The epoch of the first leases: later ones were another worker's before.
 pub const FIRST_EPOCH: u64 = 1;
+
+/// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
+/// few enough that a stop takes effect soon.
+pub const LEASED_AHEAD: u64 = 4;
 
 /// One worker's right, and duty, to contribute one node of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,12 +38,22 @@ pub struct Lease {
     pub from_step: u64,
     /// The first step that no former holder can have contributed to: from here on the node may be joined to its sibling.
     pub alone_from: u64,
+    /// The first step for which it holds no longer, if another worker has the node from there on.
+    pub to_step: Option<u64>,
+}
+
+impl Lease {
+    /// Whether it holds for `step`.
+    #[must_use]
+    pub fn holds_in(&self, step: u64) -> bool {
+        self.from_step <= step && self.to_step.is_none_or(|to| step < to)
+    }
 }
 
 /// The nodes that `worker` contributes to `step`: what it holds, and siblings as their parent where that may be.
 #[must_use]
 pub fn contributed(tree: ReductionTree, leases: &[Lease], worker: u32, step: u64) -> Vec<Node> {
-    let held = leases.iter().filter(|l| l.worker == worker && l.from_step <= step);
+    let held = leases.iter().filter(|l| l.worker == worker && l.holds_in(step));
     let (alone, shared): (Vec<&Lease>, Vec<&Lease>) = held.partition(|l| l.alone_from <= step);
     let mut alone: Vec<Node> = alone.into_iter().map(|l| l.node).collect();
     alone.sort_unstable();
@@ -67,7 +83,7 @@ pub fn may_contribute(
     (node, step): (Node, u64),
 ) -> bool {
     let mut joined = 0;
-    for lease in leases.iter().filter(|l| l.worker == worker && l.since <= epoch && l.from_step <= step) {
+    for lease in leases.iter().filter(|l| l.worker == worker && l.since <= epoch && l.holds_in(step)) {
         if lease.node == node {
             return true;
         }
@@ -75,7 +91,7 @@ pub fn may_contribute(
             joined += u64::from(lease.node.leaves);
         }
     }
-    // Leases share no shard (invariant 1), so as many as the node has are all of it.
+    // Leases of one step share no shard (invariant 1), so as many as the node has are all of it.
     joined > 0 && joined == u64::from(node.leaves) && tree.contains(node)
 }
 
@@ -98,6 +114,7 @@ pub fn assign(tree: ReductionTree, workers: &[u32], epoch: u64, from_step: u64, 
                 since: epoch,
                 from_step,
                 alone_from,
+                to_step: None,
             })
         })
         .collect()
@@ -115,29 +132,67 @@ pub fn reassign(
     (from_step, alone_from): (impl Fn(Node) -> u64, Option<u64>),
 ) -> Vec<Lease> {
     let alone_from = alone_from.unwrap_or(u64::MAX);
-    let (moving, mut kept): (Vec<Lease>, Vec<Lease>) = leases.iter().partition(|l| l.worker == dead);
-    let mut nodes: Vec<Node> = moving.iter().map(|l| l.node).collect();
-    while nodes.len() < survivors.len() {
-        let Some(at) = (0..nodes.len()).filter(|i| nodes[*i].leaves > 1).max_by_key(|i| nodes[*i].leaves)
+    let (mut moving, mut kept): (Vec<Lease>, Vec<Lease>) = leases.iter().partition(|l| l.worker == dead);
+    // What holds for few more steps is not worth cutting.
+    while moving.iter().filter(|l| l.to_step.is_none()).count() < survivors.len() {
+        let can_be_cut = |l: &Lease| l.to_step.is_none() && l.node.leaves > 1;
+        let Some(at) =
+            (0..moving.len()).filter(|i| can_be_cut(&moving[*i])).max_by_key(|i| moving[*i].node.leaves)
         else {
             break;
         };
-        if let Some((left, right)) = nodes.swap_remove(at).children() {
-            nodes.extend([left, right]);
+        let lease = moving.swap_remove(at);
+        if let Some((left, right)) = lease.node.children() {
+            moving.extend([left, right].map(|node| Lease { node, ..lease }));
         }
     }
-    nodes.sort_by_key(|node| (std::cmp::Reverse(node.leaves), node.first));
-    let mut load: Vec<(u64, u32)> = survivors
-        .iter()
-        .map(|w| (kept.iter().filter(|l| l.worker == *w).map(|l| u64::from(l.node.leaves)).sum(), *w))
-        .collect();
-    for node in nodes {
+    moving.sort_by_key(|l| (std::cmp::Reverse(l.node.leaves), l.node.first, l.from_step));
+    let open = |l: &Lease| if l.to_step.is_none() { u64::from(l.node.leaves) } else { 0 };
+    let mut load: Vec<(u64, u32)> =
+        survivors.iter().map(|w| (kept.iter().filter(|l| l.worker == *w).map(open).sum(), *w)).collect();
+    for lease in moving {
+        let from_step = from_step(lease.node).max(lease.from_step);
+        // Nothing of it is owed any more.
+        if lease.to_step.is_some_and(|to| to <= from_step) {
+            continue;
+        }
         let Some(lightest) = load.iter_mut().min() else { break };
-        lightest.0 += u64::from(node.leaves);
-        kept.push(Lease { node, worker: lightest.1, since: epoch, from_step: from_step(node), alone_from });
+        lightest.0 += open(&lease);
+        kept.push(Lease { worker: lightest.1, since: epoch, from_step, alone_from, ..lease });
     }
-    kept.sort_by_key(|l| l.node);
+    kept.sort_by_key(|l| (l.node, l.from_step));
     kept
+}
+
+/// Leases for `live`, some of whom have just joined: from `horizon` on, the first step that nobody can have begun, as if the job had
+/// begun with `base` and those of it who are not live had died at once. Below it everything stays as it is, and what does not
+/// change keeps its lease (invariant 6).
+#[must_use]
+pub fn rebalance(
+    tree: ReductionTree,
+    leases: &[Lease],
+    (base, live): (&[u32], &[u32]),
+    (epoch, horizon): (u64, u64),
+    sums: bool,
+) -> Vec<Lease> {
+    let mut wanted = assign(tree, base, epoch, horizon, sums);
+    for absent in base.iter().filter(|worker| !live.contains(worker)) {
+        wanted = reassign(&wanted, *absent, live, epoch, (|_| horizon, sums.then_some(horizon)));
+    }
+    let mut next: Vec<Lease> = Vec::with_capacity(leases.len() + wanted.len());
+    for lease in leases.iter().filter(|l| l.from_step < horizon) {
+        let stays = |l: &Lease| (l.worker, l.node) == (lease.worker, lease.node);
+        match lease.to_step.is_none().then(|| wanted.iter().position(stays)).flatten() {
+            Some(at) => {
+                wanted.swap_remove(at);
+                next.push(*lease);
+            }
+            None => next.push(Lease { to_step: Some(lease.to_step.unwrap_or(horizon)), ..*lease }),
+        }
+    }
+    next.extend(wanted);
+    next.sort_by_key(|l| (l.node, l.from_step));
+    next
 }
 
 #[cfg(test)]
@@ -172,7 +227,7 @@ mod tests {
     }
 
     fn lease(node: Node, alone_from: u64) -> Lease {
-        Lease { node, worker: 7, since: 1, from_step: 0, alone_from }
+        Lease { node, worker: 7, since: 1, from_step: 0, alone_from, to_step: None }
     }
 
     /// Invariant 4: not before nobody else can have contributed below.
@@ -192,7 +247,91 @@ mod tests {
         assert!(!may_contribute(tree, &leases, (7, 0), (right, 9)), "it held that only later");
     }
 
+    /// Invariant 6: who comes back has its own again, from the horizon on and not before.
+    #[test]
+    fn who_comes_back_takes_its_own_up_from_the_horizon_on() {
+        let tree = ReductionTree::new(8).unwrap();
+        let begun = assign(tree, &[0, 1, 2, 3], 1, 0, true);
+        let alone = reassign(&begun, 2, &[0, 1, 3], 2, (|_| 5, Some(9)));
+        let back = rebalance(tree, &alone, (&[0, 1, 2, 3], &[0, 1, 2, 3]), (3, 14), true);
+        for worker in 0..4 {
+            for step in [9, 13] {
+                assert_eq!(
+                    contributed(tree, &back, worker, step),
+                    contributed(tree, &alone, worker, step),
+                    "nothing changes below the horizon"
+                );
+            }
+            assert_eq!(contributed(tree, &back, worker, 14), contributed(tree, &begun, worker, 14));
+        }
+        let own = begun.iter().find(|l| l.worker == 2).unwrap().node;
+        assert!(
+            !may_contribute(tree, &back, (2, 2), (own, 14)),
+            "not by what it was told before it came back"
+        );
+        assert!(
+            may_contribute(tree, &back, (2, 3), (own, 14)) && !may_contribute(tree, &back, (2, 3), (own, 13))
+        );
+        // One more than the job began with; and votes stay apart.
+        let more = rebalance(tree, &back, (&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4]), (4, 20), true);
+        assert!(!contributed(tree, &more, 4, 20).is_empty() && contributed(tree, &more, 4, 19).is_empty());
+        let apart = assign(tree, &(0..8).collect::<Vec<_>>(), 1, 0, false);
+        let lost = reassign(&apart, 5, &[0, 1, 2, 3, 4, 6, 7], 2, (|_| 3, None));
+        let all: Vec<u32> = (0..8).collect();
+        let votes = rebalance(tree, &lost, (&all, &all), (3, 7), false);
+        (0..8).for_each(|w| assert_eq!(contributed(tree, &votes, w, u64::MAX - 1), [Node::leaf(w)]));
+    }
+
     proptest! {
+        /// Invariants 1, 2 and 6, through any number of deaths and returns, some of them at one horizon.
+        #[test]
+        fn deaths_and_returns_leave_every_step_covered_once(
+            leaves in 1u32..40, workers in 1u32..7, events in prop::collection::vec((0u32..8, 0u64..3), 0..14), sums: bool
+        ) {
+            let tree = ReductionTree::new(leaves).unwrap();
+            let base: Vec<u32> = (0..workers.min(leaves)).collect();
+            let mut live = base.clone();
+            let mut leases = assign(tree, &live, 1, 0, sums);
+            let (mut owed, mut horizon) = (0, 4);
+            for (epoch, (worker, steps)) in (2u64..).zip(events) {
+                owed += steps;
+                horizon = horizon.max(owed + 4 - steps);
+                leases.retain(|l| l.to_step.is_none_or(|to| to > owed));
+                let before = leases.clone();
+                match live.iter().position(|w| *w == worker) {
+                    Some(at) if live.len() > 1 => {
+                        live.remove(at);
+                        leases = reassign(&leases, worker, &live, epoch, (|_| owed, sums.then_some(horizon)));
+                    }
+                    None if base.contains(&worker) => {
+                        live.push(worker);
+                        live.sort_unstable();
+                        leases = rebalance(tree, &leases, (&base, &live), (epoch, horizon), sums);
+                    }
+                    _ => continue,
+                }
+                for step in owed..horizon + 3 {
+                    let at = |leases: &[Lease]| {
+                        let mut nodes: Vec<Node> =
+                            base.iter().flat_map(|w| contributed(tree, leases, *w, step)).collect();
+                        nodes.sort_unstable();
+                        nodes
+                    };
+                    let (now, then) = (at(&leases), at(&before));
+                    prop_assert_eq!(
+                        now.iter().flat_map(|n| n.first..n.first + n.leaves).collect::<Vec<_>>(),
+                        (0..leaves).collect::<Vec<_>>(), "step {}", step
+                    );
+                    for node in &now {
+                        let holder = live.iter().find(|w| contributed(tree, &leases, **w, step).contains(node));
+                        prop_assert!(may_contribute(tree, &leases, (*holder.unwrap(), epoch), (*node, step)));
+                        prop_assert!(step >= horizon || then.iter().any(|n| n.covers(node)), "joined below the horizon");
+                    }
+                }
+                prop_assert!(leases.len() as u64 <= 8 * u64::from(leaves) + 8);
+            }
+        }
+
         /// Invariants 1 to 4, through any number of deaths.
         #[test]
         fn deaths_move_and_cut_but_never_join(leaves in 1u32..64, workers in 1u32..9, deaths in prop::collection::vec(0usize..8, 0..8)) {

@@ -55,8 +55,8 @@ pub mod worker;
 pub use checkpoint::{CheckpointError, CheckpointSink, FinalModel, NamedTensor, ServerSetup};
 pub use dataset::{Dataset, TrainAndTest};
 pub use job::{
-    Audit, Best, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Evaluation, JobError, JobSpec,
-    Resume, SignedJob,
+    Audit, Best, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Elastic, Evaluation, JobError,
+    JobSpec, Resume, SignedJob,
 };
 pub use node::{NodeError, NodeOptions};
 pub use time::Time;

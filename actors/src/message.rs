@@ -105,6 +105,8 @@ bodies! {
     5 Ready {
         /// The epoch.
         epoch: u64,
+        /// The version that each of its slices has, or has gone beyond by one; the greatest number if it keeps no slice.
+        version: u64,
     }
     /// The leases of an epoch hold for more steps.
     6 LeaseExtended {
@@ -298,6 +300,8 @@ bodies! {
         until: u64,
         /// Workers that were lost on the way.
         workers_lost: u32,
+        /// Workers that the operator wants.
+        workers_wanted: u32,
         /// Nodes that were turned away when they asked to join.
         joins_refused: u64,
         /// Operators that are connected.
@@ -338,6 +342,11 @@ bodies! {
     38 Answer {
         /// What was done, or why nothing was; for the operator.
         result: Result<String, String>,
+    }
+    /// An operator wants the run to go on with that many workers. Answered.
+    53 Scale {
+        /// How many: those of lower index.
+        workers: u32,
     }
     /// A worker shows a server that it is the process that the scheduler admitted: the first word on a connection.
     39 Hello {

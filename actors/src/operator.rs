@@ -6,7 +6,7 @@
 use testudo_transport::{Class, Connection, Message, Outgoing, Receiver, Sender, SpiffeId};
 
 use crate::link::Network;
-use crate::message::{Answer, Body, Ended, Member, Pause, Resume, Revoke, Status, StatusReport, Stop};
+use crate::message::{Answer, Body, Ended, Member, Pause, Resume, Revoke, Scale, Status, StatusReport, Stop};
 
 /// Streams of an operator are few and small; any priority does.
 const PRIORITY: i32 = 0;
@@ -88,6 +88,14 @@ impl Line {
     /// As [`pause`](Line::pause).
     pub async fn stop(&mut self) -> Result<Answered, OperatorError> {
         self.ask(&Stop {}).await
+    }
+
+    /// Goes on with that many workers.
+    ///
+    /// # Errors
+    /// As [`pause`](Line::pause).
+    pub async fn scale(&mut self, workers: u32) -> Result<Answered, OperatorError> {
+        self.ask(&Scale { workers }).await
     }
 
     /// Hands in the certificate authority's list of revoked certificates (DER), for every node of the run.

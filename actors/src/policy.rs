@@ -129,6 +129,7 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         timed(Pause::KIND, "pause", OPERATOR, SMALL),
         timed(Resume::KIND, "resume", OPERATOR, SMALL),
         timed(Stop::KIND, "stop", OPERATOR, SMALL),
+        timed(Scale::KIND, "scale", OPERATOR, SMALL),
         timed(Revoke::KIND, "revoke", OPERATOR, REVOCATIONS),
         control(Revocations::KIND, "revocations", SCHEDULER, MEMBERS, REVOCATIONS),
         timed(Ended::KIND, "ended", OPERATOR, TEXT),

@@ -13,6 +13,7 @@ mod node;
 mod operate;
 mod pki;
 mod replay;
+mod restart;
 mod resume;
 mod revoke;
 mod run;
@@ -54,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Pause(pause) => operate::operate(&pause, Operation::Pause),
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),
+        Command::Scale(scale) => operate::scale(&scale),
         Command::Revoke(arguments) => revoke::in_run(&arguments),
         Command::Checkpoint(arguments) => checkpoint::checkpoint(&arguments),
         Command::Replay(replay) => replay::replay(&replay),

@@ -122,6 +122,31 @@ pub struct Cluster {
     pub heartbeat_ms: u64,
     /// Milliseconds of silence after which a node counts as dead.
     pub heartbeat_timeout_ms: u64,
+    /// What becomes of nodes that die, and who may join a running job.
+    #[serde(flatten)]
+    pub supervision: Supervision,
+}
+
+impl Cluster {
+    /// Workers that may take part at a time.
+    #[must_use]
+    pub fn most_workers(&self) -> u32 {
+        self.supervision.max_workers.unwrap_or(self.workers).max(self.workers)
+    }
+}
+
+/// Of `[cluster]`: what becomes of nodes that die, and who may join a running job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Supervision {
+    /// Workers that may take part at a time; `None` for those that the job begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_workers: Option<u32>,
+    /// How often within ten minutes the run goes on from its newest checkpoint when a server or the scheduler has died.
+    pub restarts: u32,
+    /// How often within ten minutes a worker is started again that has died.
+    pub worker_restarts: u32,
+    /// Milliseconds that a run waits for a worker to come back when none is left.
+    pub worker_return_ms: u64,
 }
 
 /// Who shares a process.

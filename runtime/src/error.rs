@@ -17,6 +17,8 @@ pub struct Failure {
 pub enum Status {
     /// The command failed while it ran.
     Failed,
+    /// The same, because a process died that the run cannot do without.
+    Died,
     /// The command line, the cluster file or the data is wrong; nothing was started.
     Misconfigured,
     /// The scheduler refused what an operator commanded.
@@ -32,7 +34,7 @@ impl Status {
     #[must_use]
     pub fn code(self) -> ExitCode {
         match self {
-            Status::Failed => ExitCode::from(1),
+            Status::Failed | Status::Died => ExitCode::from(1),
             Status::Misconfigured => ExitCode::from(2),
             Status::Refused => ExitCode::from(3),
             Status::Unreachable => ExitCode::from(4),
@@ -45,6 +47,12 @@ impl Failure {
     /// The command failed while it ran.
     pub fn failed(message: impl std::fmt::Display) -> Failure {
         Failure { message: message.to_string(), status: Status::Failed }
+    }
+
+    /// The same failure, for the death of a process that the run cannot do without.
+    #[must_use]
+    pub fn died(self) -> Failure {
+        Failure { status: Status::Died, ..self }
     }
 
     /// Nothing was started, because something given is wrong.

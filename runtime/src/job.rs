@@ -1,6 +1,8 @@
 //! From the cluster file to the signed job.
 
-use testudo_actors::{Audit, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Evaluation, JobSpec};
+use testudo_actors::{
+    Audit, Checkpoints, Codecs, DataSpec, Determinism, EarlyStopping, Elastic, Evaluation, JobSpec,
+};
 use testudo_kernels::{Aggregation, Codec, GptSpec, ModelSpec, Schedule};
 
 use crate::config::{self, Config};
@@ -14,6 +16,10 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         trust_domain: config.job.trust_domain.clone(),
         workers: config.cluster.workers,
         servers: config.cluster.servers,
+        elastic: Elastic {
+            extra_workers: config.cluster.most_workers() - config.cluster.workers,
+            return_ms: config.cluster.supervision.worker_return_ms,
+        },
         model: model(&config.model),
         precision: config.training.precision,
         optimizer: config.optimizer.spec(),

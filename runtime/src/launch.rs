@@ -9,6 +9,7 @@
 //! 3. What a node prints or panics with ends up in its log, here.
 //! 4. No secret stands in an argument or an environment variable of any process.
 
+pub mod budget;
 pub(crate) mod lease;
 pub mod local;
 mod nodes;

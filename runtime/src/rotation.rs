@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use testudo_transport::pki::{self, PkiError, describe};
@@ -109,20 +109,25 @@ fn running_out(certificate_pem: &str, now: SystemTime) -> Option<i64> {
     (left < (info.not_after - info.not_before) / LATE).then_some(left)
 }
 
+/// Renews the identity in `folder` with a CA whose key this process has, for a new key.
+///
+/// # Errors
+/// [`PkiError::Revoked`] if the CA has revoked it, and whatever else is wrong.
+pub fn renew(ca: &JobCa, folder: &Path, validity: Duration) -> Result<(), PkiError> {
+    let request = pki::renew(folder, false)?;
+    let certificate = ca.issue_for(&request, None, validity)?;
+    pki::install(folder, certificate.as_bytes(), None).map(|_| ())
+}
+
 /// Renews the identities in `folders` with a CA whose key this process has, each for a new key. One that was revoked is passed
 /// over; what is wrong with one keeps no other from being renewed.
 ///
 /// # Errors
 /// What is wrong, for each folder that is not renewed.
 pub fn renew_all(ca: &JobCa, folders: &[PathBuf], validity: Duration) -> Result<(), String> {
-    let renew = |folder: &Path| -> Result<(), PkiError> {
-        let request = pki::renew(folder, false)?;
-        let certificate = ca.issue_for(&request, None, validity)?;
-        pki::install(folder, certificate.as_bytes(), None).map(|_| ())
-    };
     let mut faults = Vec::new();
     for folder in folders {
-        match renew(folder) {
+        match renew(ca, folder, validity) {
             Ok(()) | Err(PkiError::Revoked { .. }) => {}
             Err(why) => faults.push(format!("{}: {why}", folder.display())),
         }
@@ -130,10 +135,13 @@ pub fn renew_all(ca: &JobCa, folders: &[PathBuf], validity: Duration) -> Result<
     if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
 }
 
+/// The folders of the identities that are renewed; more may come.
+pub type Folders = Arc<Mutex<Vec<PathBuf>>>;
+
 /// Renews the identities of a local run in time, for as long as it is polled; `own` is this process's.
 pub async fn keep_fresh(
     ca: Arc<JobCa>,
-    folders: Vec<PathBuf>,
+    folders: Folders,
     own: (Identity, Source),
     validity: Duration,
 ) -> Infallible {
@@ -143,14 +151,15 @@ pub async fn keep_fresh(
 async fn renew_every(
     pause: Duration,
     ca: Arc<JobCa>,
-    folders: Vec<PathBuf>,
+    folders: Folders,
     own: (Identity, Source),
     validity: Duration,
 ) -> Infallible {
     let mut wait = pause;
     loop {
         tokio::time::sleep(wait).await;
-        let (ca, folders) = (Arc::clone(&ca), folders.clone());
+        let folders = folders.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ca = Arc::clone(&ca);
         let done = tokio::task::spawn_blocking(move || renew_all(&ca, &folders, validity)).await;
         let done = done.unwrap_or_else(|why| Err(why.to_string()));
         let taken = look(&own.0, &own.1).map_err(|why| why.to_string());
@@ -265,7 +274,13 @@ mod tests {
         ca.issue(&SpiffeId::new("t", "j", Role::Server, "0").unwrap(), HOUR).unwrap().save(&other).unwrap();
         let server = Identity::load(&other).unwrap();
         let (folders, own) = (vec![home.clone(), other.clone()], (identity.clone(), Source::Folder(home)));
-        let renewing = tokio::spawn(renew_every(Duration::from_millis(1), Arc::new(ca), folders, own, HOUR));
+        let renewing = tokio::spawn(renew_every(
+            Duration::from_millis(1),
+            Arc::new(ca),
+            Arc::new(Mutex::new(folders)),
+            own,
+            HOUR,
+        ));
         let mut changes = identity.clone();
         for _ in 0..3 {
             let mut looks = 0;

@@ -4,10 +4,17 @@
 //! 2. The key of the run's certificate authority is in the run directory, for its owner alone, so that `testudo revoke` can
 //!    sign; it is removed when the run ends, however it ends, unless this process is killed (`RunAuthority`). Until then it
 //!    renews the nodes' certificates.
-//! 3. However the run ends, no process is left behind ([`crate::launch`]).
+//! 3. A worker that dies is started again within its budget ([`crate::launch::budget`]), in the name that it had and with a
+//!    new key; servers tell its process from the former one by the secret that each makes for itself.
+//! 4. However the run ends, no process is left behind ([`crate::launch`]).
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod staff;
+mod supervise;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use testudo_actors::audit::Hex;
@@ -19,21 +26,20 @@ use testudo_transport::{Endpoint, Identity, Role, SpiffeId};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit;
-use crate::authority::RunAuthority;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{Layout, keys};
 use crate::config::{Config, Placement};
 use crate::control::Control;
 use crate::error::{Failure, Status};
+use crate::launch::budget::Budget;
 use crate::launch::local::{Inputs, Local};
 use crate::launch::ssh::Ssh;
 use crate::launch::{Launcher, NodeProcess, Nodes};
 use crate::node::transport;
-use crate::rotation::{self, Source};
+use crate::rotation::{self, Folders, Source};
 use crate::rundir::RunDir;
-
-/// How long a run's own CA could issue certificates, if its key were not gone with the run.
-const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+use staff::{Staff, make_identities};
+use supervise::wait_for;
 
 /// Between two reports of the scheduler.
 const REPORT_EVERY_MS: u32 = 100;
@@ -58,38 +64,6 @@ pub trait Watcher {
     fn report(&mut self, report: &StatusReport);
     /// Something a person should know.
     fn notice(&mut self, text: &str);
-}
-
-/// Makes the run's identities: one for each node, one for the audit log and one for the operator; and says in which folders
-/// those of nodes and operator are.
-fn make_identities(
-    validity: Duration,
-    job: &JobSpec,
-    run_dir: &RunDir,
-) -> Result<(RunAuthority, Identity, Vec<PathBuf>), Failure> {
-    let authority = RunAuthority::make(job, run_dir, CA_VALIDITY)?;
-    let ca = authority.ca();
-    let mut folders = Vec::new();
-    let mut issue = |role: Role, index: u32| {
-        let id = job.member(role, index).map_err(Failure::misconfigured)?;
-        let identity = ca.issue(&id, validity).map_err(Failure::failed)?;
-        let dir = run_dir.create_identity(&role.to_string(), index).map_err(Failure::failed)?;
-        identity.save(&dir).map_err(Failure::failed)?;
-        folders.push(dir);
-        Ok::<_, Failure>(identity)
-    };
-    // It is renewed by nobody, signs as long as the run goes on, and deletions after that; no node is ever met under this name.
-    let audit = ca.issue(&job.audit_key().map_err(Failure::misconfigured)?, CA_VALIDITY);
-    audit.and_then(|key| key.save(&run_dir.audit_identity())).map_err(Failure::failed)?;
-    issue(Role::Scheduler, 0)?;
-    for index in 0..job.servers {
-        issue(Role::Server, index)?;
-    }
-    for index in 0..job.workers {
-        issue(Role::Worker, index)?;
-    }
-    let operator = issue(Role::Operator, 0)?;
-    Ok((authority, operator, folders))
 }
 
 /// Whole or not at all: a run that is resumed has the files of the run before until it has its own.
@@ -142,8 +116,11 @@ pub async fn run_as(
     let mut nodes = Nodes::new(launcher(command, config, job, run_dir, inputs)?);
     let result = {
         let own = (operator.clone(), Source::Folder(run_dir.identity(Role::Operator.as_str(), 0)));
+        let folders: Folders = Arc::new(Mutex::new(folders));
+        let ca = Arc::clone(authority.ca());
+        let staff = Staff { ca, job, run_dir, validity, folders: Arc::clone(&folders) };
         tokio::select! {
-            result = train(config, job, run_dir, &operator, &mut nodes, watcher, &mut interrupts) => result,
+            result = train(config, &staff, &operator, &mut nodes, watcher, &mut interrupts) => result,
             never = rotation::keep_fresh(Arc::clone(authority.ca()), folders, own, validity) => match never {},
         }
     };
@@ -203,13 +180,13 @@ fn audit_head(run_dir: &RunDir, operator: &Identity, watcher: &mut dyn Watcher) 
 
 async fn train(
     config: &Config,
-    job: &JobSpec,
-    run_dir: &RunDir,
+    staff: &Staff<'_>,
     operator: &Identity,
     nodes: &mut Nodes,
     watcher: &mut dyn Watcher,
     interrupts: &mut Interrupts,
 ) -> Result<Finished, Failure> {
+    let Staff { job, run_dir, .. } = *staff;
     let id: SpiffeId = job.member(Role::Scheduler, 0).map_err(Failure::misconfigured)?;
     let start = async {
         let scheduler = nodes.start(Role::Scheduler, 0, None).await?;
@@ -233,12 +210,36 @@ async fn train(
     let address = scheduler.to_string();
     let line = operator::follow(&network, &address, &id, REPORT_EVERY_MS);
     let (commands, reports) = line.await.map_err(Failure::failed)?;
-    let mut run =
-        Running { nodes, watcher, commands, phase: Phase::Forming, stopping: false, deaths: Vec::new() };
+    let mut run = Running {
+        nodes,
+        watcher,
+        commands,
+        staff,
+        wanted: job.workers,
+        scheduler,
+        restarts: config.cluster.supervision.worker_restarts,
+        budgets: BTreeMap::new(),
+        due: BTreeMap::new(),
+        phase: Phase::Forming,
+        stopping: false,
+        deaths: Vec::new(),
+    };
     let outcome = run.follow(reports, interrupts).await;
     run.commands.close();
     network.close("done").await;
     outcome
+}
+
+/// Waits, unless it is interrupted.
+///
+/// # Errors
+/// When it is.
+pub async fn pause(wait: Duration) -> Result<(), Failure> {
+    let mut interrupts = Interrupts::new()?;
+    tokio::select! {
+        () = tokio::time::sleep(wait) => Ok(()),
+        () = interrupts.next() => Err(interrupted("ended while it waited to go on")),
+    }
 }
 
 fn operator_network(config: &Config, operator: &Identity) -> Result<Network, Failure> {
@@ -253,6 +254,16 @@ struct Running<'a> {
     nodes: &'a mut Nodes,
     watcher: &'a mut dyn Watcher,
     commands: Commands,
+    staff: &'a Staff<'a>,
+    /// How many workers the operator wants.
+    wanted: u32,
+    /// Where workers find it.
+    scheduler: SocketAddr,
+    /// How often a worker may be started again.
+    restarts: u32,
+    /// By worker: its restarts, and when the next is due.
+    budgets: BTreeMap<u32, Budget>,
+    due: BTreeMap<u32, Instant>,
     phase: Phase,
     stopping: bool,
     /// Workers that have died, and how.
@@ -262,6 +273,7 @@ struct Running<'a> {
 enum Happened {
     Report(Result<Box<StatusReport>, operator::OperatorError>),
     Ended(Ending),
+    Due(u32),
     Interrupt,
 }
 
@@ -279,15 +291,18 @@ impl Running<'_> {
         interrupts: &mut Interrupts,
     ) -> Result<Finished, Failure> {
         loop {
+            let due = self.due.iter().min_by_key(|(_, at)| **at).map(|(worker, at)| (*worker, *at));
             let happened = tokio::select! {
                 report = reports.next() => Happened::Report(report.map(Box::new)),
                 node = self.nodes.ended() => Happened::Ended(Ending::of(node)),
+                worker = wait_for(due) => Happened::Due(worker),
                 () = interrupts.next() => Happened::Interrupt,
             };
             match happened {
                 Happened::Report(Ok(report)) => {
                     self.phase = report.phase;
                     self.watcher.report(&report);
+                    self.scale(report.workers_wanted).await;
                     match report.outcome {
                         Some(Outcome::Finished(finished)) => return Ok(finished),
                         Some(Outcome::Failed(reason)) => return Err(self.explain(reason, false).await),
@@ -296,6 +311,7 @@ impl Running<'_> {
                 }
                 Happened::Report(Err(error)) => return Err(self.explain(error.to_string(), true).await),
                 Happened::Ended(ending) => self.ended(ending).await?,
+                Happened::Due(worker) => self.start_again(worker).await,
                 Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),
                 Happened::Interrupt => {
                     self.stopping = true;
@@ -317,15 +333,19 @@ impl Running<'_> {
         match ending.member {
             // The scheduler decides: what this process knows of the phase may be a report old.
             Some(member) if member.role == MemberRole::Worker => {
+                if ending.in_order && member.index >= self.wanted {
+                    self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
+                    return Ok(());
+                }
                 self.watcher.notice(&format!("{member} ended: {}", ending.how));
                 let said = self.commands.ended(member, ending.how).await;
                 self.deaths.push((member, ending.failure));
-                match said {
-                    Ok(()) => Ok(()),
-                    Err(error) => Err(self.explain(error.to_string(), true).await),
+                if let Err(error) = said {
+                    return Err(self.explain(error.to_string(), true).await);
                 }
+                self.plan_restart(member)
             }
-            _ => Err(ending.failure),
+            _ => Err(ending.failure.died()),
         }
     }
 
@@ -348,7 +368,8 @@ impl Running<'_> {
         .await;
         match dead {
             // A scheduler that could still speak ends with the reason it gave.
-            Ok(ending) if ending.member.is_some() || line_broke => ending.failure,
+            Ok(ending) if ending.member.is_some() || line_broke => ending.failure.died(),
+            _ if line_broke => Failure::failed(reason).died(),
             _ => Failure::failed(reason),
         }
     }

@@ -6,6 +6,8 @@
 mod choice;
 mod deliver;
 mod kept;
+mod lives;
+mod looks;
 mod server;
 mod worker;
 
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use testudo_actors::checkpoint::{Commit, Committed, PartSource, ResidualSnapshot, Snapshot};
 use testudo_actors::message::{
-    Evaluated, Finished, Heartbeat, Join, Member, MemberRole, Outcome, Pull, Push, PushRefusal,
+    Evaluated, Finished, Heartbeat, Member, MemberRole, Outcome, Pull, Push, PushRefusal,
 };
 use testudo_actors::placement::SliceMap;
 use testudo_actors::plan::Plan;
@@ -29,6 +31,7 @@ use testudo_actors::{JobSpec, Time};
 
 pub use choice::Choice;
 pub use kept::{Kept, KeptResiduals};
+use lives::name;
 use server::Server;
 use worker::Worker;
 
@@ -38,13 +41,14 @@ use crate::toy;
 /// A worker's values in the simulator: little-endian bytes.
 pub type Values = bytes::Bytes;
 
-/// The scheduler's handle of a member: who, and which incarnation of the simulator.
-type Connection = Member;
+/// The scheduler's handle of a member: who, and which of its lives.
+type Connection = (Member, u64);
 
 /// Where a server's reply goes: which worker, and what it was about.
 #[derive(Clone, Debug, PartialEq)]
 struct Reply {
     worker: u32,
+    life: u64,
     about: About,
 }
 
@@ -66,10 +70,11 @@ impl Reply {
 #[allow(clippy::enum_variant_names, reason = "the names say where a message goes")]
 enum Wire {
     ToScheduler(SchedulerInput<Connection>),
+    FromWorker(Connection, SchedulerInput<Connection>),
     ToServer(u32, ServerInput<Reply, Values>),
     ToServerMember(u32, ToMember),
-    ToWorker(u32, WorkerInput<Values>),
-    ToWorkerMember(u32, ToMember),
+    ToWorker((u32, u64), WorkerInput<Values>),
+    ToWorkerMember((u32, u64), ToMember),
 }
 
 /// A simulated cluster.
@@ -79,6 +84,12 @@ pub struct Simulation {
     scheduler: SchedulerCore<Connection>,
     servers: Vec<Server>,
     workers: Vec<Worker>,
+    /// Makes an honest worker.
+    make: Box<dyn Fn(u32) -> Worker>,
+    /// How many things have moved.
+    pub moves: u64,
+    /// How often in a row nothing could move but time.
+    pub idle: usize,
     links: BTreeMap<String, VecDeque<Wire>>,
     /// Deliver every message to a server twice.
     pub duplicate: bool,
@@ -92,6 +103,8 @@ pub struct Simulation {
     pub notices: Vec<String>,
     /// Pushes refused, with the reason.
     pub refused: Vec<(u32, PushRefusal)>,
+    /// Workers that were not let in again, with the reason.
+    pub turned_away: Vec<(u32, String)>,
     /// Every message with values that was sent, gradients and parameters: its kind, its body, its payload.
     pub carried: Vec<(u8, Vec<u8>, Values)>,
     /// A worker that says that it has written other shards' residuals than its own.
@@ -165,6 +178,7 @@ impl Simulation {
                     hash_orders: VecDeque::new(),
                     weights: VecDeque::new(),
                     writing: None,
+                    live: BTreeMap::new(),
                 }
             })
             .collect();
@@ -177,8 +191,9 @@ impl Simulation {
             scheduler = scheduler.with_witness(key, witness);
         }
         let (train, test) = toy::data();
-        let workers = (0..job.workers)
-            .map(|index| Worker {
+        let make = {
+            let (job, map, names) = (Arc::clone(&job), map.clone(), names.clone());
+            move |index, lie| Worker {
                 core: WorkerCore::new(
                     index,
                     job.tree(),
@@ -191,7 +206,7 @@ impl Simulation {
                 compute: ShardCompute::new(
                     Arc::clone(&job),
                     Arc::new(map.clone()),
-                    liar::perhaps(job.build_model().unwrap(), lie(index)),
+                    liar::perhaps(job.build_model().unwrap(), lie),
                     Arc::clone(&train),
                     Arc::clone(&test),
                     Box::new(toy::NoSink),
@@ -202,20 +217,26 @@ impl Simulation {
                 work: VecDeque::new(),
                 events: VecDeque::new(),
                 alive: true,
-            })
-            .collect();
+                life: 0,
+            }
+        };
+        let workers = (0..job.workers).map(|index| make(index, lie(index))).collect();
         let mut simulation = Simulation {
             choice: Choice(seed),
             clock: Time::default(),
             scheduler,
             servers,
             workers,
+            make: Box::new(move |index| make(index, None)),
+            moves: 0,
+            idle: 0,
             links: BTreeMap::new(),
             duplicate: false,
             frozen: Vec::new(),
             steps: Vec::new(),
             notices: Vec::new(),
             refused: Vec::new(),
+            turned_away: Vec::new(),
             carried: Vec::new(),
             foreign_residuals: None,
             answers: Vec::new(),
@@ -229,10 +250,10 @@ impl Simulation {
             outcome: None,
         };
         for index in 0..job.servers {
-            simulation.join(Member { role: MemberRole::Server, index });
+            simulation.join(Member { role: MemberRole::Server, index }, 0);
         }
         for index in 0..job.workers {
-            simulation.join(Member { role: MemberRole::Worker, index });
+            simulation.join(Member { role: MemberRole::Worker, index }, 0);
         }
         simulation
     }
@@ -257,14 +278,6 @@ impl Simulation {
         (self.parts[&step].values().cloned().collect(), residuals.collect())
     }
 
-    fn join(&mut self, member: Member) {
-        let address =
-            (member.role == MemberRole::Server).then(|| format!("127.0.0.1:{}", 1000 + member.index));
-        let join = Join { release: "1".into(), fingerprint: "sim".into(), address, commitment: [0; 32] };
-        let wire = Wire::ToScheduler(SchedulerInput::Join { member, connection: member, join });
-        self.post(format!("{member}>scheduler"), wire);
-    }
-
     fn post(&mut self, link: String, wire: Wire) {
         self.links.entry(link).or_default().push_back(wire);
     }
@@ -280,17 +293,17 @@ impl Simulation {
 
     /// Runs until the run is over or `stop` says so; returns whether it did.
     pub fn run_until(&mut self, stop: impl Fn(&Simulation) -> bool) -> bool {
-        let mut idle = 0;
+        self.idle = 0;
         while self.outcome.is_none() {
             if stop(self) {
                 return true;
             }
             if self.step() {
-                idle = 0;
+                self.idle = 0;
             } else {
                 // Nothing can move: only time can help.
-                idle += 1;
-                assert!(idle < 500, "the cluster stands still; notices: {:?}", self.notices);
+                self.idle += 1;
+                assert!(self.idle < 500, "the cluster stands still; notices: {:?}", self.notices);
                 self.clock = self.clock.after(Duration::from_millis(100));
                 self.tick();
             }
@@ -306,45 +319,6 @@ impl Simulation {
         }
     }
 
-    /// Whether a worker has pushes under way that no server has seen.
-    #[must_use]
-    pub fn pushes_under_way(&self, worker: u32) -> usize {
-        self.links
-            .iter()
-            .filter(|(name, _)| name.starts_with(&format!("worker/{worker}>server")))
-            .flat_map(|(_, queue)| queue)
-            .filter(|wire| matches!(wire, Wire::ToServer(_, ServerInput::Push(_))))
-            .count()
-    }
-
-    /// Whether a server has posted products that the scheduler has not seen.
-    #[must_use]
-    pub fn products_under_way(&self, server: u32) -> bool {
-        let link = self.links.get(&format!("server/{server}>scheduler"));
-        link.is_some_and(|queue| {
-            queue.iter().any(|wire| matches!(wire, Wire::ToScheduler(SchedulerInput::Products { .. })))
-        })
-    }
-
-    /// Kills a worker: what it has sent may still arrive up to a point of the seed's choosing on each link.
-    pub fn kill(&mut self, worker: u32) {
-        let node = &mut self.workers[worker as usize];
-        node.alive = false;
-        node.work.clear();
-        node.events.clear();
-        node.writing = None;
-        let names: Vec<String> =
-            self.links.keys().filter(|n| n.starts_with(&format!("worker/{worker}>"))).cloned().collect();
-        for name in names {
-            let len = self.links[&name].len();
-            let kept = self.choice.below(len + 1);
-            self.links.get_mut(&name).unwrap().truncate(kept);
-        }
-        let member = Member { role: MemberRole::Worker, index: worker };
-        let gone = SchedulerInput::Gone { member, connection: member, reason: "killed".into() };
-        self.post(format!("{member}>scheduler"), Wire::ToScheduler(gone));
-    }
-
     /// Stops the run as an operator would.
     pub fn stop(&mut self) {
         let _ = self.command(Command::Stop);
@@ -355,7 +329,7 @@ impl Simulation {
     /// # Panics
     /// When there is none.
     pub fn command(&mut self, command: Command) -> Result<String, String> {
-        let connection = Member { role: MemberRole::Worker, index: u32::MAX };
+        let connection = (Member { role: MemberRole::Worker, index: u32::MAX }, 0);
         let input = SchedulerInput::Command { connection, request: 0, command };
         self.scheduler.handle(self.clock, input);
         self.drain_scheduler();
@@ -395,6 +369,7 @@ impl Simulation {
             return false;
         }
         self.clock = self.clock.after(Duration::from_micros(50));
+        self.moves += 1;
         let at = self.choice.below(options.len());
         match options.swap_remove(at) {
             Move::Deliver(link) => {
@@ -431,12 +406,12 @@ impl Simulation {
     fn drain_scheduler(&mut self) {
         while let Some(effect) = self.scheduler.poll() {
             match effect {
-                SchedulerEffect::Send { member, message, .. } => {
+                SchedulerEffect::Send { connection: (member, life), message, .. } => {
                     let wire = match member.role {
                         MemberRole::Server => Wire::ToServerMember(member.index, message),
-                        MemberRole::Worker => Wire::ToWorkerMember(member.index, message),
+                        MemberRole::Worker => Wire::ToWorkerMember((member.index, life), message),
                     };
-                    self.post(format!("scheduler>{member}"), wire);
+                    self.post(format!("scheduler>{}", name(member, life)), wire);
                 }
                 SchedulerEffect::Answer { result, .. } => self.answers.push(result),
                 SchedulerEffect::Step(summary) => self.steps.push(summary),
@@ -459,7 +434,9 @@ impl Simulation {
                 SchedulerEffect::Checkpoint(_) | SchedulerEffect::Finding(_) => {}
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),
-                SchedulerEffect::Refuse { reason, .. } => panic!("a member was refused: {reason}"),
+                SchedulerEffect::Refuse { connection: (member, life), reason } => {
+                    self.turn_away(member, life, reason)
+                }
                 SchedulerEffect::Welcome { .. }
                 | SchedulerEffect::Disconnect { .. }
                 | SchedulerEffect::Fault { .. } => {}
@@ -470,7 +447,18 @@ impl Simulation {
     fn heartbeat(&mut self, role: MemberRole, i: usize, heartbeat: Heartbeat) {
         let member = Member { role, index: i as u32 };
         let beat = SchedulerInput::Heartbeat { member, heartbeat };
-        self.post(format!("{member}>scheduler"), Wire::ToScheduler(beat));
+        match role {
+            MemberRole::Server => self.post(format!("{member}>scheduler"), Wire::ToScheduler(beat)),
+            MemberRole::Worker => self.say(i as u32, beat),
+        }
+    }
+
+    /// A worker says something to the scheduler.
+    fn say(&mut self, worker: u32, input: SchedulerInput<Connection>) {
+        let Some(life) = self.workers.get(worker as usize).map(|w| w.life) else { return };
+        let member = Member { role: MemberRole::Worker, index: worker };
+        let wire = Wire::FromWorker((member, life), input);
+        self.post(format!("{}>scheduler", name(member, life)), wire);
     }
 }
 

@@ -58,6 +58,7 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
         trust_domain: "test.local".into(),
         workers,
         servers,
+        elastic: Default::default(),
         model: ModelSpec::Mlp { inputs: INPUTS, hidden: vec![24, 16], classes: CLASSES },
         precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("momentum").unwrap(),

@@ -118,7 +118,14 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 #[test]
 fn a_run_whose_server_was_killed_goes_on_from_a_checkpoint_on_the_way() {
     let place = Place::small();
-    let set = ["--set", "training.max_steps=2000", "--set", "checkpoint.every_steps=50"];
+    let set = [
+        "--set",
+        "training.max_steps=2000",
+        "--set",
+        "checkpoint.every_steps=50",
+        "--set",
+        "cluster.restarts=0",
+    ];
     let whole = place.run("whole", &set[..2]).succeeded().json();
     let mut run = place.start("run", &set);
     run.until("a checkpoint", |dir| {

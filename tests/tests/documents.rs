@@ -28,6 +28,7 @@ const PAGES: &[&str] = &[
     "docs/optimizers.md",
     "docs/performance.md",
     "docs/processes.md",
+    "docs/recovery.md",
     "docs/replay.md",
     "docs/serving.md",
     "examples/data/austen/README.md",

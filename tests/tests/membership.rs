@@ -63,7 +63,7 @@ fn line_9_a_dead_server_ends_the_wait_by_name() {
         let mut server = Member::join(&server, &scheduler, MemberRole::Server).await.unwrap();
         let mut worker = Member::join(&worker, &scheduler, MemberRole::Worker).await.unwrap();
         let epoch = server.membership().await.epoch;
-        server.tell(&Ready { epoch }).await;
+        server.tell(&Ready { epoch, version: 0 }).await;
         worker.membership().await;
         server.connection().close(0, "dies");
         let told = worker.hear_of::<Shutdown>().await.reason;

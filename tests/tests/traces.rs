@@ -74,7 +74,10 @@ fn scheduler_and_worker_send_in_one_trace() {
         let (_, run) = trace_of::<Welcome>(&mut receiver).await;
         let (membership, same) = trace_of::<Membership>(&mut receiver).await;
         assert_eq!(same, run, "the scheduler's messages are in one trace");
-        sender.send(Outgoing::new(Ready::KIND, 2, Ready { epoch: membership.epoch }.encode())).await.unwrap();
+        sender
+            .send(Outgoing::new(Ready::KIND, 2, Ready { epoch: membership.epoch, version: 0 }.encode()))
+            .await
+            .unwrap();
         let from_worker = network.accept().await.unwrap();
         let (_answers, mut requests) = from_worker.accept().await.unwrap();
         let (_, _) = trace_of::<Hello>(&mut requests).await;

@@ -31,6 +31,23 @@ impl JobSpec {
                 self.workers, self.logical_shards
             ));
         }
+        if self.most_workers() > self.logical_shards {
+            return bad(format!(
+                "cluster.max_workers is {} but training.logical_shards is {}: the workers beyond would have nothing to do; raise \
+                 training.logical_shards",
+                self.most_workers(),
+                self.logical_shards
+            ));
+        }
+        if self.elastic.extra_workers > 0 && self.aggregation.hostile().is_some() {
+            return bad(format!(
+                "cluster.max_workers is {} and cluster.workers {}, but under training.aggregation = {} every worker has a vote from the \
+                 beginning: leave cluster.max_workers out",
+                self.most_workers(),
+                self.workers,
+                self.aggregation
+            ));
+        }
         if self.batch_size < self.logical_shards {
             return bad(format!(
                 "training.batch_size is {} but training.logical_shards is {}: every shard needs an example",

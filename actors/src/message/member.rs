@@ -21,6 +21,8 @@ pub struct WorkerMember {
     pub incarnation: u64,
     /// What that incarnation committed itself to when it joined.
     pub commitment: [u8; 32],
+    /// The version that it begins with, if it has none yet.
+    pub start: u64,
 }
 
 /// The roles that take part in training beside the scheduler.

@@ -21,17 +21,23 @@ fn bodies_survive_the_wire_and_nothing_may_trail() {
 /// What others read and write by hand (`tests/python/attacks/worker.py`): a change here is a change of the wire.
 #[test]
 fn a_membership_has_these_bytes() {
-    let lease =
-        Lease { node: Node { first: 4, leaves: 3 }, worker: 2, since: 5, from_step: 300, alone_from: 6 };
+    let lease = Lease {
+        node: Node { first: 4, leaves: 3 },
+        worker: 2,
+        since: 5,
+        from_step: 300,
+        alone_from: 6,
+        to_step: Some(8),
+    };
     let membership = Membership {
         epoch: 1,
         servers: vec![ServerMember { index: 0, address: "h:1".into() }],
-        workers: vec![WorkerMember { index: 2, incarnation: 1, commitment: [7; 32] }],
+        workers: vec![WorkerMember { index: 2, incarnation: 1, commitment: [7; 32], start: 3 }],
         leases: vec![lease],
         until: 9,
     };
-    let head = [&[1, 1, 0, 3][..], b"h:1", &[1, 2, 1], &[7; 32]].concat();
-    assert_eq!(membership.encode(), [&head[..], &[1, 4, 3, 2, 5, 0xac, 0x02, 6, 9]].concat());
+    let head = [&[1, 1, 0, 3][..], b"h:1", &[1, 2, 1], &[7; 32], &[3]].concat();
+    assert_eq!(membership.encode(), [&head[..], &[1, 4, 3, 2, 5, 0xac, 0x02, 6, 1, 8, 9]].concat());
 }
 
 proptest! {

@@ -8,7 +8,9 @@
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
 //! 6. Where whole gradients are weighed, a step is complete only once its weights are on their way to the servers: whatever they are
 //!    told of its version comes after.
-//! 7. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
+//! 7. Steps are leased to a worker that joins a running job from the horizon on, and the horizon stays until everybody knows. It is
+//!    owed no step below the version that it begins with.
+//! 8. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
 
 mod admission;
 mod checkpointing;
@@ -18,6 +20,8 @@ mod io;
 mod leaving;
 mod operate;
 mod reports;
+mod returning;
+mod scaling;
 mod stall;
 mod votes;
 mod weighing;
@@ -29,9 +33,12 @@ use std::time::Duration;
 
 pub use io::{Command, Effect, Input, ToMember};
 
+use self::returning::Returning;
+use self::scaling::Scaling;
 use self::witnessing::Testified;
 use crate::audit::printable;
 use crate::job::JobSpec;
+pub use crate::lease::LEASED_AHEAD;
 use crate::lease::{Lease, assign};
 use crate::message::*;
 use crate::plan::Plan;
@@ -44,10 +51,6 @@ use crate::scheduler::weighing::WholeGradients;
 use crate::time::Time;
 use crate::tree::ReductionTree;
 use crate::witness::{Key, Witness};
-
-/// Steps that workers may begin beyond the last completed one: enough that no worker ever waits for the scheduler,
-/// few enough that a stop takes effect soon.
-pub const LEASED_AHEAD: u64 = 4;
 
 /// Characters that are quoted of what a peer says.
 const MAX_QUOTED: usize = 300;
@@ -64,6 +67,10 @@ struct Joined<C> {
     heard: Time,
     said: Option<Heartbeat>,
     ready: u64,
+    /// The lowest version of a server's slices when it was ready.
+    version: u64,
+    /// The version that a worker begins with, once that is known.
+    start: Option<u64>,
 }
 
 /// The scheduler's state machine.
@@ -90,6 +97,8 @@ pub struct SchedulerCore<C> {
     checkpoints: Checkpoints,
     parameters: Parameters,
     gradients: WholeGradients,
+    returning: Returning,
+    scaling: Scaling,
     evaluations: Evaluations,
     ending: Option<Tasks>,
     witness: Option<(Key, Witness)>,
@@ -117,6 +126,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             checkpoints: Checkpoints::new(&job),
             parameters: Parameters::new(&job),
             gradients: WholeGradients::new(&job),
+            returning: Returning::default(),
+            scaling: Scaling::default(),
             evaluations: Evaluations::new(&job),
             plan,
             tree,
@@ -164,7 +175,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     self.lose(now, member, &reason);
                 }
             }
-            Input::Ready { server, epoch } => self.ready(now, server, epoch),
+            Input::Ready { server, epoch, version } => self.ready(now, server, epoch, version),
             Input::NodeDone { worker, done } => self.node_done(now, worker, done),
             Input::Heartbeat { member, heartbeat } => {
                 if let Some(joined) = self.hear(now, member) {
@@ -182,6 +193,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::Committed { step, result } => self.committed(now, step, result),
             Input::Flooded { worker, server } => {
                 let member = Member { role: MemberRole::Worker, index: worker };
+                self.returning.bar(member);
                 self.lose(now, member, &format!("it flooded server/{server}"));
             }
             Input::Failure { member, reason } => self.failed(now, member, &reason),
@@ -191,6 +203,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::Tick => {}
         }
         self.settle();
+        self.dismiss_leaving();
         if self.outcome.is_some() {
             self.decided.get_or_insert(now);
         }
@@ -247,7 +260,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     fn join(&mut self, now: Time, member: Member, connection: C, join: Join) {
-        if let Err(reason) = self.judge(member, &join) {
+        if let Err(reason) = self.judge(now, member, &join) {
             self.joins_refused += 1;
             self.effects.push_back(Effect::Refuse { connection, reason });
             return;
@@ -266,15 +279,22 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             heard: now,
             said: None,
             ready: 0,
+            version: 0,
+            start: None,
         };
         self.members.insert(member, joined);
         self.effects.push_back(Effect::Welcome { connection, member, incarnation });
         self.last_progress = now;
+        self.returning.count(now, member);
+        if self.epoch > 0 {
+            return self.returned(member, incarnation);
+        }
         let complete = self.live(MemberRole::Worker).len() == self.job.workers as usize
             && self.live(MemberRole::Server).len() == self.job.servers as usize;
         if self.phase == Phase::Forming && complete {
             let (live, first) = (self.live(MemberRole::Worker), self.job.first_step());
             self.leases = assign(self.tree, &live, self.epoch + 1, first, self.job.sums_shards());
+            self.begin_at(first, &live);
             self.until = self.horizon();
             self.new_epoch();
         }
@@ -283,12 +303,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// Names members and leases anew if leases have moved: one epoch at a time, however many workers are lost before servers
     /// have installed the one before, so that no server is sent more memberships than it takes.
     fn tell_moved(&mut self) {
-        if self.moved
-            && self.is_installed()
-            && self.outcome.is_none()
-            && matches!(self.phase, Phase::Forming | Phase::Training)
-        {
+        if self.moved && self.is_installed() && self.outcome.is_none() && self.phase != Phase::Over {
             self.moved = false;
+            self.lease_to_newcomers();
             self.new_epoch();
         }
     }
@@ -321,21 +338,20 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 index: m.index,
                 incarnation: j.incarnation,
                 commitment: j.commitment,
+                start: j.start.unwrap_or(self.until),
             })
             .collect();
         Membership { epoch: self.epoch, servers, workers, leases: self.leases.clone(), until: self.until }
     }
 
-    fn ready(&mut self, now: Time, server: u32, epoch: u64) {
+    fn ready(&mut self, now: Time, server: u32, epoch: u64, version: u64) {
         let epoch = epoch.min(self.epoch);
         if let Some(joined) = self.hear(now, Member { role: MemberRole::Server, index: server }) {
-            joined.ready = joined.ready.max(epoch);
+            if joined.ready < epoch {
+                (joined.ready, joined.version) = (epoch, version);
+            }
         }
-        if self.is_installed()
-            && !self.moved
-            && self.epoch > self.workers_told
-            && matches!(self.phase, Phase::Forming | Phase::Training)
-        {
+        if self.is_installed() && !self.moved && self.epoch > self.workers_told && self.outcome.is_none() {
             self.workers_told = self.epoch;
             if self.phase == Phase::Forming {
                 self.phase = Phase::Training;
@@ -344,8 +360,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.tell_choice();
             }
             self.last_progress = now;
+            self.begin_afresh();
             let membership = ToMember::Membership(self.membership());
             self.send_all(MemberRole::Worker, &membership);
+            self.returning.held = false;
+            self.extend();
             // A run that resumes at its last step has nothing left but its end.
             if self.phase == Phase::Training && self.progress.completed() >= self.steps() {
                 self.end();
@@ -354,10 +373,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`), nor while a server withholds hashes; and never
-    /// beyond a version that is to be evaluated first.
+    /// While the run is paused, it does not grow (invariant 2 of `operate.rs`), nor while a server withholds hashes, nor until workers
+    /// know of leases that begin with it (invariant 7); and never beyond a version that is to be evaluated first.
     fn horizon(&self) -> u64 {
-        if self.paused || self.parameters.withheld().is_some() {
+        if self.paused || self.returning.held || self.parameters.withheld().is_some() {
             return self.until;
         }
         (self.progress.completed() + LEASED_AHEAD).min(self.evaluations.horizon()).min(self.steps())
@@ -375,12 +394,18 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         for member in silent {
             self.lose(now, member, &format!("no heartbeat for {} ms", timeout.as_millis()));
         }
-        // Invariant 7. Servers need no such care: with the last worker, the run is over.
+        // Invariant 8. Servers need no such care: with the last worker, the run is over.
         if self.decided.is_some_and(|decided| now.since(decided) > timeout) {
             for index in self.live(MemberRole::Worker) {
                 let member = Member { role: MemberRole::Worker, index };
                 self.lose(now, member, "it did not leave when it was dismissed");
             }
+        }
+        if self.returning.is_forsaken(now, &self.job) {
+            return self.fail(format!(
+                "no worker is left, and none came back within {} ms",
+                self.job.elastic.return_ms
+            ));
         }
         // A paused run with nothing under way waits for its operator alone.
         let idle = self.progress.completed() >= self.until && self.evaluations.under_way().is_none();

@@ -180,7 +180,7 @@ impl ServerActor {
             }
             Effect::Answer { reply, slice, version } => answer_pull(&self.store, reply, slice, version),
             Effect::RefusePull { reply, reason } => reply.answer(&PullRefused { reason }),
-            Effect::Ready { epoch } => self.tell(&Ready { epoch }),
+            Effect::Ready { epoch, version } => self.tell(&Ready { epoch, version }),
             Effect::Heartbeat(heartbeat) => {
                 self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
                 if let Some(report) = self.network.refusal_report() {
@@ -292,7 +292,7 @@ impl Actor for ServerActor {
             live: self.live.clone(),
             run: self.run.clone(),
             allowances: self.allowances.clone(),
-            workers: self.job.workers,
+            workers: self.job.most_workers(),
             max_answers: self.max_answers,
             max_bytes: self.max_bytes,
         };

@@ -88,7 +88,7 @@ mod tests {
     use crate::tree::Node;
 
     fn lease(worker: u32, shard: u32) -> Lease {
-        Lease { node: Node::leaf(shard), worker, since: 1, from_step: 0, alone_from: 0 }
+        Lease { node: Node::leaf(shard), worker, since: 1, from_step: 0, alone_from: 0, to_step: None }
     }
 
     fn taken(allowances: &Allowances, worker: u32) -> usize {

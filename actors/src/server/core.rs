@@ -4,14 +4,15 @@
 //! 2. An acknowledgement leaves after the values are stored, never before.
 //! 3. A second, different value for the same place is an error that names its sender.
 //! 4. A push or pull that can never be served is refused with a reason; nothing waits for ever.
-//! 5. Only the leases of the current membership epoch count; what a former holder still sends is refused.
+//! 5. Only the leases of the current membership epoch count; what a former holder still sends is refused, and what it still waits
+//!    for is forgotten.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use testudo_kernels::Codec;
 
-use crate::lease::{Lease, may_contribute};
+use crate::lease::{LEASED_AHEAD, Lease, may_contribute};
 use crate::message::{Heartbeat, Load, Membership, Pull, PullRefusal, Push, PushRefusal, Waiting};
 use crate::placement::{Slice, SliceId, SliceMap};
 use crate::server::Updated;
@@ -139,6 +140,8 @@ pub enum Effect<T, V> {
     Ready {
         /// The epoch.
         epoch: u64,
+        /// The lowest version of its slices.
+        version: u64,
     },
     /// Tell the scheduler that this server lives.
     Heartbeat(Heartbeat),
@@ -161,8 +164,8 @@ struct SliceState<T> {
     accepted: Vec<Accepted<T>>,
     /// What the step before was made of.
     last: Vec<(Node, [u8; 32])>,
-    /// Who waits for the next version, and where the answer goes.
-    waiting: Vec<(u32, T)>,
+    /// Who waits for a version that is to come, for which, and where the answer goes.
+    waiting: Vec<(u32, u64, T)>,
 }
 
 /// The server's state machine.
@@ -173,6 +176,8 @@ pub struct ServerCore<T, V> {
     map: SliceMap,
     epoch: u64,
     leases: Vec<Lease>,
+    /// By worker, the incarnation that takes part.
+    incarnations: BTreeMap<u32, u64>,
     codec: Codec,
     initialised: bool,
     asked_to_initialise: bool,
@@ -211,6 +216,7 @@ impl<T, V> ServerCore<T, V> {
             map,
             epoch: 0,
             leases: Vec::new(),
+            incarnations: BTreeMap::new(),
             codec: Codec::F32,
             initialised: false,
             asked_to_initialise: false,
@@ -235,7 +241,8 @@ impl<T, V> ServerCore<T, V> {
             Input::Initialised => {
                 self.initialised = true;
                 if let Some(epoch) = self.ready_owed.take() {
-                    self.effects.push_back(Effect::Ready { epoch });
+                    let version = self.lowest();
+                    self.effects.push_back(Effect::Ready { epoch, version });
                 }
             }
             Input::Push(push) => self.push(push),
@@ -269,8 +276,17 @@ impl<T, V> ServerCore<T, V> {
         }
         self.epoch = membership.epoch;
         self.leases = membership.leases;
+        let former = std::mem::replace(
+            &mut self.incarnations,
+            membership.workers.iter().map(|w| (w.index, w.incarnation)).collect(),
+        );
+        let stays = |worker: &u32| former.get(worker) == self.incarnations.get(worker);
+        for state in self.slices.iter_mut().flatten() {
+            state.waiting.retain(|(worker, ..)| stays(worker));
+        }
         if self.initialised {
-            self.effects.push_back(Effect::Ready { epoch: self.epoch });
+            let version = self.lowest();
+            self.effects.push_back(Effect::Ready { epoch: self.epoch, version });
         } else {
             self.ready_owed = Some(self.epoch);
             if !self.asked_to_initialise {
@@ -278,6 +294,10 @@ impl<T, V> ServerCore<T, V> {
                 self.effects.push_back(Effect::Initialise);
             }
         }
+    }
+
+    fn lowest(&self) -> u64 {
+        self.slices.iter().flatten().map(|state| state.version).min().unwrap_or(u64::MAX)
     }
 
     fn state(&mut self, id: SliceId) -> Option<&mut SliceState<T>> {
@@ -377,13 +397,14 @@ impl<T, V> ServerCore<T, V> {
                 return self.effects.push_back(Effect::Answer { reply, slice, version });
             }
             Some(state) if pull.version < state.version => PullRefusal::Gone { version: state.version },
-            Some(state) if pull.version > state.version + 1 => {
+            // Who has just joined waits for the first step that is its own.
+            Some(state) if pull.version > state.version + LEASED_AHEAD => {
                 PullRefusal::NotYetPossible { version: state.version }
             }
-            Some(state) if state.waiting.iter().filter(|(w, _)| *w == worker).count() >= WAITING_PULLS => {
+            Some(state) if state.waiting.iter().filter(|(w, ..)| *w == worker).count() >= WAITING_PULLS => {
                 PullRefusal::TooManyWaiting
             }
-            Some(state) => return state.waiting.push((worker, reply)),
+            Some(state) => return state.waiting.push((worker, pull.version, reply)),
         };
         self.effects.push_back(Effect::RefusePull { reply, reason: refusal });
     }
@@ -411,7 +432,10 @@ impl<T, V> ServerCore<T, V> {
             let Some(state) = self.state(slice) else { continue };
             state.version = version;
             state.last = state.accepted.drain(..).map(|a| (a.node, a.digest)).collect();
-            for (_, reply) in std::mem::take(&mut state.waiting) {
+            let (due, wait) =
+                std::mem::take(&mut state.waiting).into_iter().partition(|(_, v, _)| *v <= version);
+            state.waiting = wait;
+            for (_, version, reply) in due {
                 self.effects.push_back(Effect::Answer { reply, slice, version });
             }
         }
@@ -435,7 +459,7 @@ impl<T, V> ServerCore<T, V> {
     fn status(&self) -> Heartbeat {
         let missing = |state: &SliceState<T>| {
             let lacks = |node: &Node| !state.accepted.iter().any(|a| a.node.covers(node) && a.stored);
-            self.leases.iter().map(|l| l.node).find(lacks)
+            self.leases.iter().filter(|l| l.holds_in(state.version)).map(|l| l.node).find(lacks)
         };
         let all = || self.slices.iter().flatten();
         let Some(version) = all().map(|s| s.version).min() else {

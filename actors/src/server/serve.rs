@@ -1,10 +1,11 @@
 //! A server's connections: who is served, their streams, and what can be answered without the actor.
 //!
-//! 1. Nobody is served but a worker with a lease, and of it only the process that the scheduler admitted.
+//! 1. Nobody is served but a worker with a lease, and of it only the process that the scheduler admitted. The connections of a former
+//!    one are closed when the scheduler names another, or nobody: they take no places from it.
 //! 2. What the store has is answered on the stream's own task; everything else is the core's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_kernels::Codec;
@@ -13,6 +14,7 @@ use testudo_transport::{
     Cause, CloseCode, Connection, Message, Outgoing, Payload, Receiver, Refusals, Role, SpiffeId, Who,
 };
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::active::{Active, Method, Side};
 use crate::incarnation;
@@ -27,6 +29,9 @@ use crate::server::actor::{Mail, ServerActor};
 use crate::server::allowances::Allowances;
 use crate::server::traced::{Pushed, Run};
 use crate::server::{Input, PushInput, Store, StoreMiss};
+
+/// What a process is told whose leases are others' by now.
+const MOVED: &str = "its leases have moved to others";
 
 /// How long a worker that has connected may take to say who it is: it says so at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,24 +64,33 @@ impl ReplyTo {
 
 /// The workers that hold a lease in the present epoch, with their live incarnations: nobody else is served.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LiveWorkers(Arc<RwLock<BTreeMap<u32, [u8; 32]>>>);
+pub(super) struct LiveWorkers(Arc<watch::Sender<BTreeMap<u32, [u8; 32]>>>);
 
 impl LiveWorkers {
     pub(super) fn set(&self, membership: &Membership) {
         let leased: BTreeSet<u32> = membership.leases.iter().map(|lease| lease.worker).collect();
         let live = membership.workers.iter().filter(|w| leased.contains(&w.index));
-        let live = live.map(|w| (w.index, w.commitment)).collect();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = live;
+        self.0.send_replace(live.map(|w| (w.index, w.commitment)).collect());
     }
 
     fn contains(&self, worker: u32) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&worker)
+        self.0.borrow().contains_key(&worker)
     }
 
     fn is(&self, worker: u32, commitment: &[u8; 32]) -> bool {
-        let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        live.get(&worker).is_some_and(|expected| incarnation::same(expected, commitment))
+        is_one_of(&self.0.borrow(), worker, commitment)
     }
+
+    /// Until that process takes part no more.
+    async fn left(&self, worker: u32, commitment: [u8; 32]) {
+        let mut live = self.0.subscribe();
+        // It ends with the server otherwise.
+        let _ = live.wait_for(|live| !is_one_of(live, worker, &commitment)).await;
+    }
+}
+
+fn is_one_of(live: &BTreeMap<u32, [u8; 32]>, worker: u32, commitment: &[u8; 32]) -> bool {
+    live.get(&worker).is_some_and(|expected| incarnation::same(expected, commitment))
 }
 
 /// What the tasks of a server's connections share.
@@ -132,7 +146,13 @@ impl Serving {
             let (serving, connection) = (self.clone(), connection.clone());
             let stream = Stream { serving, connection: connection.clone(), worker, shown, outbox };
             self.runtime.spawn(stream.run(receiver));
-            next = connection.accept().await.ok();
+            next = tokio::select! {
+                accepted = connection.accept() => accepted.ok(),
+                () = self.live.left(worker, shown) => {
+                    connection.close(CloseCode::Policy.number(), MOVED);
+                    None
+                }
+            };
         }
         tracing::info!(%peer, "disconnected");
     }
@@ -184,7 +204,7 @@ impl Stream {
         loop {
             let message = match receiver.recv().await {
                 Ok(Some(_)) if !self.serving.live.is(self.worker, &self.shown) => {
-                    self.connection.close(CloseCode::Policy.number(), "its leases have moved to others");
+                    self.connection.close(CloseCode::Policy.number(), MOVED);
                     return;
                 }
                 Ok(Some(_)) if !self.serving.allowances.take(self.worker) => {

@@ -26,6 +26,7 @@ fn job(rate: f64, shards: u32) -> Arc<JobSpec> {
         trust_domain: "t".into(),
         workers: 2,
         servers: 3,
+        elastic: Default::default(),
         model: ModelSpec::Custom { name: "m".into(), inputs: 1, classes: 2, parameters: parameters() },
         precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("momentum").unwrap().with("weight_decay", 0.01),

@@ -5,12 +5,13 @@
 //! 3. A step is reported done when every server has acknowledged every slice of it.
 //! 4. Parameters of the step being computed stay in place until every slice of the next version has arrived, so that
 //!    shards of a worker that died can still be computed for that step.
-//! 5. What a lost worker contributed counts, whatever its heir computes: that they differ is said, and ends nothing.
+//! 5. A worker that joins a running job begins with the version that the scheduler names, and pulls no other before.
+//! 6. What a lost worker contributed counts, whatever its heir computes: that they differ is said, and ends nothing.
 
 mod exact;
 mod io;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use testudo_kernels::Distortion;
@@ -44,12 +45,14 @@ pub struct WorkerCore<V> {
     tree: ReductionTree,
     map: SliceMap,
     names: Vec<String>,
-    first: u64,
+    /// The version that it begins with.
+    start: u64,
     steps: u64,
     epoch: u64,
     until: u64,
     leases: Vec<Lease>,
     dialled: bool,
+    connected: bool,
     /// The adopted version.
     version: Option<u64>,
     begun: Option<u64>,
@@ -57,6 +60,8 @@ pub struct WorkerCore<V> {
     asked: Vec<Option<u64>>,
     arrived: Vec<bool>,
     arrivals: usize,
+    /// Slices and versions that were asked for before this worker was told to begin with another, and have not come.
+    abandoned: BTreeSet<(usize, u64)>,
     /// Work under way, by step; a second batch of one step exists only after another worker's death.
     batches: BTreeMap<u64, Vec<Batch>>,
     orders: Vec<Order>,
@@ -87,17 +92,19 @@ impl<V> WorkerCore<V> {
             tree,
             map,
             names,
-            first,
+            start: first,
             steps,
             epoch: 0,
             until: 0,
             leases: Vec::new(),
             dialled: false,
+            connected: false,
             version: None,
             begun: None,
             asked: vec![None; slices],
             arrived: vec![false; slices],
             arrivals: 0,
+            abandoned: BTreeSet::new(),
             batches: BTreeMap::new(),
             orders: Vec::new(),
             codecs: Codecs::default(),
@@ -131,7 +138,8 @@ impl<V> WorkerCore<V> {
                 }
             }
             Input::Connected => {
-                self.pull_all(self.first);
+                self.connected = true;
+                self.pull_all(self.start);
                 self.begin(now);
             }
             Input::Slice { slice, version, codec, values, bytes } => {
@@ -194,9 +202,11 @@ impl<V> WorkerCore<V> {
     }
 
     /// Whether a worker that is lost may have contributed that node to `step` in this one's place: what a server took of it counts,
-    /// and no liar ends a run by what it leaves behind (invariant 5).
+    /// and no liar ends a run by what it leaves behind (invariant 6).
     fn inherited(&self, node: Node, step: u64) -> bool {
-        self.leases.iter().any(|l| l.node == node && l.since > FIRST_EPOCH && step < l.alone_from)
+        let may =
+            |l: &Lease| l.node == node && l.holds_in(step) && l.since > FIRST_EPOCH && step < l.alone_from;
+        self.leases.iter().any(may)
     }
 
     fn describe(&self, slice: SliceId) -> (String, String) {
@@ -211,6 +221,9 @@ impl<V> WorkerCore<V> {
         }
         let before = self.epoch;
         self.epoch = membership.epoch;
+        if let Some(me) = membership.workers.iter().find(|w| w.index == self.index) {
+            self.begin_with(me.start);
+        }
         self.until = self.until.max(membership.until);
         self.leases = membership.leases.into_iter().filter(|l| l.worker == self.index).collect();
         if !self.dialled {
@@ -219,32 +232,53 @@ impl<V> WorkerCore<V> {
         }
         // Epochs may be skipped: when workers die in quick succession, only the last is told.
         let fresh = self.leases.iter().filter(|l| l.since > before);
-        match (self.begun, self.version) {
-            // This step is under way: what has moved here is computed for it as well.
-            (Some(step), Some(version)) if step == version => {
-                let nodes: Vec<Node> = fresh.filter(|l| l.from_step <= step).map(|l| l.node).collect();
-                self.compute(step, nodes);
+        let version = self.version.unwrap_or(self.start);
+        let under_way = self.begun.is_some() && self.begun == self.version;
+        let (mut taken_over, mut complete): (Vec<Node>, BTreeMap<u64, Vec<NodeLoss>>) = Default::default();
+        for lease in fresh {
+            if under_way && lease.holds_in(version) {
+                // This step is under way: what has moved here is computed for it as well.
+                taken_over.push(lease.node);
+            } else if lease.from_step < version {
+                // Every slice has this version, so the steps below it are complete whoever contributed.
+                let last = lease.to_step.map_or(version, |to| to.min(version)).saturating_sub(1);
+                let loss = NodeLoss { node: lease.node, loss_sum: 0.0, correct: 0, examples: 0 };
+                complete.entry(last).or_default().push(loss);
             }
-            // Every slice has this version, so the steps below it are complete whoever contributed.
-            (_, Some(version)) if version > self.first => {
-                let nodes: Vec<NodeLoss> = fresh
-                    .filter(|l| l.from_step < version)
-                    .map(|l| NodeLoss { node: l.node, loss_sum: 0.0, correct: 0, examples: 0 })
-                    .collect();
-                if !nodes.is_empty() {
-                    self.effects.push_back(Effect::Report(NodeDone {
-                        step: version - 1,
-                        nodes,
-                        times: StepTimes::default(),
-                        bytes_sent: 0,
-                        bytes_received: 0,
-                        pushed: Distortion::default(),
-                    }));
-                }
-            }
-            _ => {}
+        }
+        if under_way {
+            self.compute(version, taken_over);
+        }
+        for (step, nodes) in complete {
+            self.effects.push_back(Effect::Report(NodeDone {
+                step,
+                nodes,
+                times: StepTimes::default(),
+                bytes_sent: 0,
+                bytes_received: 0,
+                pushed: Distortion::default(),
+            }));
         }
         self.begin(now);
+    }
+
+    /// What a worker begins with that has no version yet: another than it was told before, if all that had one are lost since
+    /// (invariant 5).
+    fn begin_with(&mut self, start: u64) {
+        if self.version.is_some() || start == self.start {
+            return;
+        }
+        self.start = start;
+        self.arrivals = 0;
+        for (at, (asked, arrived)) in self.asked.iter_mut().zip(&mut self.arrived).enumerate() {
+            let asked = asked.take();
+            if !std::mem::take(arrived) {
+                self.abandoned.extend(asked.map(|version| (at, version)));
+            }
+        }
+        if self.connected {
+            self.pull_all(start);
+        }
     }
 
     fn pull_all(&mut self, version: u64) {
@@ -257,6 +291,10 @@ impl<V> WorkerCore<V> {
         let (Some(asked), Some(slice)) = (self.asked.get_mut(at), self.map.slices().get(at)) else { return };
         if asked.is_none_or(|v| v < version) {
             *asked = Some(version);
+            // What was asked for once is still to come.
+            if self.abandoned.remove(&(at, version)) {
+                return;
+            }
             let pull = Pull { slice: slice.id, version, exact: false };
             self.effects.push_back(Effect::Pull { server: slice.server, pull });
         }
@@ -274,12 +312,15 @@ impl<V> WorkerCore<V> {
         if self.exact.version() == Some(version) {
             return self.arrive_exact(id, version, codec, values, bytes);
         }
-        let next = self.version.map_or(self.first, |v| v + 1);
+        let next = self.version.map_or(self.start, |v| v + 1);
         let at = self.map.position(id);
         let pull = self.codecs.pull;
         let expected =
             at.and_then(|at| self.map.slices().get(at)).map(|s| pull.encoded_len(s.elements) as u64);
         let asked = at.and_then(|at| self.asked.get(at).copied().flatten());
+        if asked != Some(version) && at.is_some_and(|at| self.abandoned.remove(&(at, version))) {
+            return Ok(());
+        }
         let first_time = at.and_then(|at| self.arrived.get(at)).is_some_and(|arrived| !arrived);
         let fits = expected == Some(bytes) && codec == pull.id();
         let (Some(at), true) = (at, fits && first_time && asked == Some(version) && version == next) else {

@@ -9,7 +9,7 @@ use super::verify::VerifyArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::audit::AuditArguments;
-use super::operate::{CommandArguments, StatusArguments};
+use super::operate::{CommandArguments, ScaleArguments, StatusArguments};
 use super::pki::enrol::{InstallArguments, IssueArguments, RenewArguments, RequestArguments};
 use super::pki::join::{JoinArguments, ServeArguments, TokenArguments};
 use crate::cli::checkpoint::CheckpointArguments;
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Resume(CommandArguments),
     /// End a run in order, with a model of the steps that were taken
     Stop(CommandArguments),
+    /// Go on with more workers, or fewer
+    Scale(ScaleArguments),
     /// Take nodes' certificates back, at once, in a run that goes on
     Revoke(super::revoke::RunRevokeArguments),
     /// List, check, open, export and delete the training checkpoints of a run

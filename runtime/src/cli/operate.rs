@@ -1,4 +1,4 @@
-//! `testudo status`, `pause`, `resume` and `stop`: an operator and the scheduler of a run, over the transport that nodes use.
+//! `testudo status`, `pause`, `resume`, `stop` and `scale`: an operator and the scheduler of a run, over the transport that nodes use.
 //!
 //! A run is named by its directory, where its address and an operator's identity are, or by the two options that say the same
 //! of a cluster. Who may command is decided by the identity shown, in the handshake; there is no other way in.
@@ -66,6 +66,16 @@ pub(crate) struct CommandArguments {
     target: Target,
 }
 
+/// `testudo scale`
+#[derive(Debug, Args)]
+pub(crate) struct ScaleArguments {
+    #[command(flatten)]
+    target: Target,
+    /// How many workers the run goes on with, up to cluster.max_workers
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: u32,
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if (0.02..=86_400.0).contains(&number) => Ok(number),
@@ -90,6 +100,13 @@ pub(super) fn operate(arguments: &CommandArguments, operation: Operation) -> Res
         Operation::Resume => line.resume().await,
         Operation::Stop => line.stop().await,
     })?)
+}
+
+pub(super) fn scale(arguments: &ScaleArguments) -> Result<(), Failure> {
+    let Found::Scheduler(site) = arguments.target.find()? else {
+        return Err(over(&arguments.target));
+    };
+    answered(site.run(async |line| line.scale(arguments.workers).await)?)
 }
 
 /// Prints what the scheduler did, or fails with why it did nothing.

@@ -11,6 +11,7 @@ use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::safetensors::Metadata;
 use crate::cli::args::RunArguments;
 use crate::cli::naming::Naming;
+use crate::cli::restart::Restarts;
 use crate::cli::resume;
 use crate::config::{Checkpoint, Config};
 use crate::data::Data;
@@ -121,6 +122,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("no threads could be started: {e}")))?;
+    let opened = opening.as_ref().map(|opening| opening.identities().clone());
     let inputs = Inputs {
         data: Some(Arc::new(files)),
         key: opening.map(Arc::new),
@@ -129,7 +131,22 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         allow_root: arguments.allow_root,
         hosts: hosts.map(Arc::new),
     };
-    let result = runtime.block_on(training::run(&config, &spec, &run_dir, inputs, &mut display));
+    let mut restarts = Restarts::new(&run_dir, config.cluster.supervision.restarts, opened);
+    let result = loop {
+        let ended = runtime.block_on(training::run(&config, &spec, &run_dir, inputs.clone(), &mut display));
+        let failure = match ended {
+            Ok(completed) => break Ok(completed),
+            Err(failure) => failure,
+        };
+        let (next, wait) = match restarts.go_on(failure, &spec, &mut display) {
+            Ok(next) => next,
+            Err(failure) => break Err(failure),
+        };
+        if let Err(failure) = runtime.block_on(training::pause(wait)) {
+            break Err(failure);
+        }
+        spec = next;
+    };
     display.progress.finish();
     let completed = result.map_err(|failure| resume::with_advice(failure, &run_dir))?;
     let mut summary = leave_results(&config, &spec, &run_dir, &completed)?;

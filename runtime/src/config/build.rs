@@ -13,10 +13,9 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
-    Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
     Launcher, Limits, MatrixProducts, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec,
-    Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh, Telemetry,
-    Training, Transport, Workers,
+    Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh,
+    Supervision, Telemetry, Training, Transport, Workers,
 };
 
 /// Builds the configuration; `path` is the cluster file's. Reports paths that cannot be made absolute.
@@ -44,6 +43,12 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             launcher,
             heartbeat_ms: from.integer("cluster.heartbeat_ms"),
             heartbeat_timeout_ms: from.integer("cluster.heartbeat_timeout_ms"),
+            supervision: Supervision {
+                max_workers: values.get("cluster.max_workers").map(|_| from.integer("cluster.max_workers")),
+                restarts: from.integer("cluster.restarts"),
+                worker_restarts: from.integer("cluster.worker_restarts"),
+                worker_return_ms: from.integer("cluster.worker_return_ms"),
+            },
         },
         network: Network {
             listen: address(values.text("network.listen")).unwrap_or(STAND_IN),

@@ -21,6 +21,7 @@ mod rules;
 mod schedule;
 mod security;
 mod ssh;
+mod supervision;
 mod telemetry;
 mod training;
 mod transport;
@@ -30,6 +31,7 @@ pub use optimizer::OWN as OWN_PROGRAM;
 /// The table: rows stand in the order of the reference page, and a selector stands before the keys that depend on it.
 static SECTIONS: &[&[Key]] = &[
     cluster::KEYS,
+    supervision::KEYS,
     network::KEYS,
     devices::KEYS,
     training::KEYS,

@@ -29,7 +29,7 @@ impl Config {
     /// Puts these limits into the transport's settings, for a node of that role with `data` bytes of examples.
     pub(crate) fn limit(&self, transport: TransportConfig, role: Role, data: u64) -> TransportConfig {
         // The whole cluster may start at once, each node twice, and from behind one address.
-        let nodes = self.cluster.workers.saturating_add(self.cluster.servers).saturating_mul(2);
+        let nodes = self.cluster.most_workers().saturating_add(self.cluster.servers).saturating_mul(2);
         let start = |per_second: u32| {
             let burst = nodes.saturating_add(SPARE_HANDSHAKES).saturating_add(per_second);
             Rate { per_second, burst }

@@ -197,7 +197,7 @@ impl Config {
 
     /// Connections that a node of that role has memory for.
     fn connections(&self, role: Role) -> u64 {
-        let (workers, servers) = (u64::from(self.cluster.workers), u64::from(self.cluster.servers));
+        let (workers, servers) = (u64::from(self.cluster.most_workers()), u64::from(self.cluster.servers));
         let peers = match role {
             Role::Server => workers + 1 + STRANGERS,
             Role::Worker => servers + 1,
@@ -213,7 +213,7 @@ impl Config {
             Role::Server => self.server_bytes(),
             Role::Worker => 0,
             _ => {
-                let members = u64::from(self.cluster.workers) + u64::from(self.cluster.servers);
+                let members = u64::from(self.cluster.most_workers()) + u64::from(self.cluster.servers);
                 order_bytes(members, u64::from(self.training.step_shards()))
             }
         }

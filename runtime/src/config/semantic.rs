@@ -36,7 +36,45 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         },
     );
+    let (max, shards) = (cluster.supervision.max_workers.unwrap_or(cluster.workers), training.logical_shards);
+    report(&["cluster.max_workers", "cluster.workers"], max < cluster.workers, &|| {
+        let workers = cluster.workers;
+        format!(
+            "`cluster.max_workers` is {max} but `cluster.workers` is {workers}: the job begins with more than it may have"
+        )
+    });
+    report(
+        &["cluster.max_workers", "training.logical_shards"],
+        max > cluster.workers && max > shards,
+        &|| {
+            format!(
+                "`cluster.max_workers` is {max} but `training.logical_shards` is {shards}: the workers beyond that would idle; use at most \
+             {shards}, or more shards"
+            )
+        },
+    );
+    report(
+        &["cluster.max_workers", "cluster.workers", "training.aggregation"],
+        max > cluster.workers && crate::job::aggregation(training).hostile().is_some(),
+        &|| {
+            format!(
+                "`cluster.max_workers` is {max}, but under `training.aggregation` = \"{}\" each of the {} workers has a vote from the \
+                 beginning, and no other gets one: leave `cluster.max_workers` out",
+                crate::job::aggregation(training),
+                cluster.workers
+            )
+        },
+    );
     let colocated = cluster.placement == Placement::Colocated;
+    report(
+        &["cluster.max_workers", "cluster.workers", "cluster.placement"],
+        colocated && max > cluster.workers,
+        &|| {
+            "`cluster.max_workers` is for workers that are processes of their own, and with `cluster.placement = \"colocated\"` each is \
+         beside a server: leave it out"
+            .to_owned()
+        },
+    );
     report(
         &["cluster.servers", "cluster.workers", "cluster.placement"],
         colocated && cluster.servers != cluster.workers,

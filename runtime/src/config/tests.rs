@@ -1,5 +1,7 @@
 //! The cluster file as a user meets it: whole files in, a configuration or every problem out.
 
+mod supervision;
+
 use std::collections::BTreeSet;
 
 use super::*;
@@ -170,6 +172,7 @@ fn the_effective_file_says_the_same() {
         (FULL, vec![]),
         (MINIMAL, vec!["optimizer.kind=sgd", "schedule.kind=linear", "training.max_steps=1"]),
         (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9", "training.precision=bf16"]),
+        (MINIMAL, vec!["schedule.kind=step", "schedule.every_steps=9", "cluster.max_workers=3"]),
         (MINIMAL, vec!["transport.push_codec=bf16", "transport.pull_codec=int8"]),
         (
             MINIMAL,

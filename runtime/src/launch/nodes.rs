@@ -85,6 +85,40 @@ impl Nodes {
         Err(node.failure(&how))
     }
 
+    /// Starts a node that has ended once more. Where it is bound is nobody's concern: it finds the others.
+    ///
+    /// # Errors
+    /// When its process cannot be started.
+    pub async fn start_again(
+        &mut self,
+        role: Role,
+        index: u32,
+        scheduler: SocketAddr,
+    ) -> Result<(), Failure> {
+        let node = ToStart { role, index, scheduler: Some(scheduler) };
+        let Launched { mut child, lease, log } = self.launcher.launch(&node).await?;
+        let stdout = child.stdout.take();
+        tokio::spawn(first_line(stdout));
+        let process = NodeProcess { role, index, log, child, _lease: lease, exit: None };
+        match self.nodes.iter_mut().find(|n| (n.role, n.index) == (role, index) && n.exit.is_some()) {
+            Some(former) => *former = process,
+            None => self.nodes.push(process),
+        }
+        Ok(())
+    }
+
+    /// Whether that node runs.
+    #[must_use]
+    pub fn runs(&self, role: Role, index: u32) -> bool {
+        self.nodes.iter().any(|node| (node.role, node.index) == (role, index) && node.exit.is_none())
+    }
+
+    /// Whether a node of that role runs.
+    #[must_use]
+    pub fn any_runs(&self, role: Role) -> bool {
+        self.nodes.iter().any(|node| node.role == role && node.exit.is_none())
+    }
+
     /// Waits until a node that lived has ended, and returns it; never returns once all have.
     pub async fn ended(&mut self) -> &NodeProcess {
         loop {

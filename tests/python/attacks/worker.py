@@ -104,12 +104,14 @@ def membership(body):
     for _ in range(reader.varint()):
         reader.varint(), reader.text()
     for _ in range(reader.varint()):
-        reader.varint(), reader.varint(), reader.take(32)
+        reader.varint(), reader.varint(), reader.take(32), reader.varint()
     leases = []
     for _ in range(reader.varint()):
         node = [reader.varint(), reader.varint()]
         leases.append([node, reader.varint()])
         reader.varint(), reader.varint(), reader.varint()
+        if reader.varint():
+            reader.varint()
     # Leases are every shard, once: what reads otherwise was not read right.
     end = 0
     for (first, shards), _ in sorted(leases):
@@ -143,7 +145,7 @@ def ask(server, kind, body, payload=b""):
 def pushes(server, slice_id, size):
     """Lies about the slice `slice_id` of `size` bytes, each refused; `server` keeps it, and the worker holds a lease."""
     return by_value(server, slice_id, size, 0) | by_form(server, slice_id, size, 1) | {
-        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 2, 0)))),
+        "a pull of a version to come": ask(server, wire.PULL, b"".join(map(wire.varint, (*slice_id, 5, 0)))),
     }
 
 

@@ -95,7 +95,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
             &Membership {
                 epoch: 1,
                 servers: vec![ServerMember { index: 0, address: "127.0.0.1:1".into() }],
-                workers: vec![WorkerMember { index: 1, incarnation: 2, commitment: [7; 32] }],
+                workers: vec![WorkerMember { index: 1, incarnation: 2, commitment: [7; 32], start: 0 }],
                 leases: Vec::new(),
                 until: 4,
             },
@@ -156,6 +156,7 @@ fn report() -> StatusReport {
         membership_epoch: 2,
         until: 7,
         workers_lost: 1,
+        workers_wanted: 2,
         joins_refused: 0,
         operators: 1,
         load: Load::default(),

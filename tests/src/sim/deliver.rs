@@ -5,6 +5,7 @@ use testudo_actors::scheduler::{Input as SchedulerInput, ToMember};
 use testudo_actors::server::{Input as ServerInput, PushInput};
 use testudo_actors::worker::Input as WorkerInput;
 
+use super::lives::name;
 use super::worker::Work;
 use super::{Reply, Simulation, Wire};
 
@@ -15,7 +16,20 @@ impl Simulation {
                 self.scheduler.handle(self.clock, input);
                 self.drain_scheduler();
             }
+            Wire::FromWorker(connection, input) => {
+                // What a former life still says is nobody's word any more.
+                if self.scheduler.speaks_for(&connection, connection.0) {
+                    self.scheduler.handle(self.clock, input);
+                    self.drain_scheduler();
+                }
+            }
             Wire::ToServer(i, input) => {
+                // The shell serves no other incarnation than the one that takes part; pushes come to the core all the same.
+                if let ServerInput::Pull { worker, reply, .. } = &input
+                    && self.servers[i as usize].live.get(worker).is_some_and(|life| *life != reply.life)
+                {
+                    return;
+                }
                 let again = match (&input, self.duplicate) {
                     (ServerInput::Push(p), true) => Some(PushInput {
                         worker: p.worker,
@@ -35,6 +49,8 @@ impl Simulation {
             }
             Wire::ToServerMember(i, message) => match message {
                 ToMember::Membership(membership) => {
+                    let live = membership.workers.iter().map(|w| (w.index, u64::from(w.commitment[0])));
+                    self.servers[i as usize].live = live.collect();
                     self.servers[i as usize].core.handle(self.clock, ServerInput::Membership(membership));
                     self.drain_server(i as usize);
                 }
@@ -43,8 +59,10 @@ impl Simulation {
                 ToMember::Weights(weights) => self.servers[i as usize].weights.push_back(weights),
                 _ => {}
             },
-            Wire::ToWorker(i, input) => self.worker_input(i as usize, input),
-            Wire::ToWorkerMember(i, message) => {
+            Wire::ToWorker((i, life), _) | Wire::ToWorkerMember((i, life), _)
+                if self.workers[i as usize].life != life => {}
+            Wire::ToWorker((i, _), input) => self.worker_input(i as usize, input),
+            Wire::ToWorkerMember((i, life), message) => {
                 let input = match message {
                     ToMember::Membership(m) => WorkerInput::Membership(m),
                     ToMember::Extended(e) => WorkerInput::Extended { epoch: e.epoch, until: e.until },
@@ -64,8 +82,9 @@ impl Simulation {
                     ToMember::Shutdown(_) => {
                         let member = Member { role: MemberRole::Worker, index: i };
                         self.workers[i as usize].alive = false;
-                        let gone = SchedulerInput::Gone { member, connection: member, reason: "left".into() };
-                        self.post(format!("{member}>scheduler"), Wire::ToScheduler(gone));
+                        let connection = (member, life);
+                        let gone = SchedulerInput::Gone { member, connection, reason: "left".into() };
+                        self.post(format!("{}>scheduler", name(member, life)), Wire::ToScheduler(gone));
                         return;
                     }
                 };

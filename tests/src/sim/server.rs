@@ -1,12 +1,12 @@
 //! The simulator's servers: a core, its arithmetic, and the order in which the seed lets it work.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use testudo_actors::checkpoint::Snapshot;
 use testudo_actors::message::{
-    Body, CheckpointPart, GradientWeights, MemberRole, PartOutcome, Pull, PullRefusal, Push, PushRefusal,
-    SliceVersion,
+    Body, CheckpointPart, GradientWeights, Member, MemberRole, PartOutcome, Pull, PullRefusal, Push,
+    PushRefusal, SliceVersion,
 };
 use testudo_actors::placement::SliceId;
 use testudo_actors::scheduler::Input as SchedulerInput;
@@ -35,6 +35,8 @@ pub(super) struct Server {
     /// Weights that the scheduler sent.
     pub(super) weights: VecDeque<GradientWeights>,
     pub(super) writing: Option<Snapshot>,
+    /// By worker, the life that takes part.
+    pub(super) live: BTreeMap<u32, u64>,
 }
 
 impl Simulation {
@@ -61,8 +63,8 @@ impl Simulation {
                     self.reply(i, reply, Ok(Some(bytes)));
                 }
                 ServerEffect::RefusePull { reply, reason } => self.refuse_pull(i, reply, reason),
-                ServerEffect::Ready { epoch } => {
-                    let ready = SchedulerInput::Ready { server: i as u32, epoch };
+                ServerEffect::Ready { epoch, version } => {
+                    let ready = SchedulerInput::Ready { server: i as u32, epoch, version };
                     self.post(format!("server/{i}>scheduler"), Wire::ToScheduler(ready));
                 }
                 ServerEffect::Heartbeat(heartbeat) => self.heartbeat(MemberRole::Server, i, heartbeat),
@@ -71,7 +73,8 @@ impl Simulation {
     }
 
     pub(super) fn reply(&mut self, server: usize, reply: Reply, answer: Result<Option<Values>, PushRefusal>) {
-        if self.workers.get(reply.worker as usize).is_none_or(|w| !w.alive) {
+        let (worker, life) = (reply.worker, reply.life);
+        if self.workers.get(worker as usize).is_none_or(|w| !w.alive || w.life != life) {
             return;
         }
         let input = match (reply.about, answer) {
@@ -87,18 +90,18 @@ impl Simulation {
             }
             (about, answer) => panic!("{answer:?} is no answer to {about:?}"),
         };
-        self.post(format!("server/{server}>worker/{}", reply.worker), Wire::ToWorker(reply.worker, input));
+        let name = super::name(Member { role: MemberRole::Worker, index: worker }, life);
+        self.post(format!("server/{server}>{name}"), Wire::ToWorker((worker, life), input));
     }
 
     pub(super) fn refuse_pull(&mut self, server: usize, reply: Reply, reason: PullRefusal) {
         if let About::Pull(Pull { slice, version, .. }) = reply.about
-            && self.workers.get(reply.worker as usize).is_some_and(|w| w.alive)
+            && self.workers.get(reply.worker as usize).is_some_and(|w| w.alive && w.life == reply.life)
         {
+            let (worker, life) = (reply.worker, reply.life);
             let input = WorkerInput::PullRefused { slice, version, reason };
-            self.post(
-                format!("server/{server}>worker/{}", reply.worker),
-                Wire::ToWorker(reply.worker, input),
-            );
+            let name = super::name(Member { role: MemberRole::Worker, index: worker }, life);
+            self.post(format!("server/{server}>{name}"), Wire::ToWorker((worker, life), input));
         }
     }
 

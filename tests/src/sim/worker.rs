@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use testudo_actors::checkpoint::ResidualSnapshot;
 use testudo_actors::message::{
-    Body, Evaluate, Export, Given, MemberRole, NodeDone, PartOutcome, Push, ResidualPart, Testimony,
+    Body, Evaluate, Export, Given, Member, MemberRole, NodeDone, PartOutcome, Push, ResidualPart, Testimony,
 };
 use testudo_actors::placement::SliceId;
 use testudo_actors::scheduler::Input as SchedulerInput;
@@ -28,6 +28,8 @@ pub(super) struct Worker {
     pub(super) work: VecDeque<Work>,
     pub(super) events: VecDeque<WorkerInput<Values>>,
     pub(super) alive: bool,
+    /// How often it was started again.
+    pub(super) life: u64,
 }
 
 pub(super) enum Work {
@@ -46,6 +48,8 @@ impl Simulation {
         if !self.workers[i].alive {
             return;
         }
+        let life = self.workers[i].life;
+        let name = super::name(Member { role: MemberRole::Worker, index: i as u32 }, life);
         self.workers[i].core.handle(self.clock, input).expect("no worker is refused");
         while let Some(effect) = self.workers[i].core.poll() {
             let worker = i as u32;
@@ -56,19 +60,19 @@ impl Simulation {
                     let lane = push.slice.parameter % 3;
                     let input = ServerInput::Push(PushInput {
                         worker,
-                        reply: Reply { worker, about: About::Push(push.clone()) },
+                        reply: Reply { worker, life, about: About::Push(push.clone()) },
                         push,
                         bytes: values.len() as u64,
                         digest: *blake3::hash(&values).as_bytes(),
                         values,
                     });
-                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
+                    self.post(format!("{name}>server/{server}/{lane}"), Wire::ToServer(server, input));
                 }
                 WorkerEffect::Pull { server, pull } => {
                     let lane = pull.slice.parameter % 3;
-                    let reply = Reply { worker, about: About::Pull(pull.clone()) };
+                    let reply = Reply { worker, life, about: About::Pull(pull.clone()) };
                     let input = ServerInput::Pull { worker, reply, pull };
-                    self.post(format!("worker/{i}>server/{server}/{lane}"), Wire::ToServer(server, input));
+                    self.post(format!("{name}>server/{server}/{lane}"), Wire::ToServer(server, input));
                 }
                 WorkerEffect::Install { slice, codec, values } => {
                     self.workers[i].work.push_back(Work::Install(slice, codec, values));
@@ -87,7 +91,7 @@ impl Simulation {
                 WorkerEffect::Report(done) => self.report(worker, done),
                 WorkerEffect::Result(result) => {
                     let input = SchedulerInput::Evaluated { worker, result };
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                    self.say(i as u32, input);
                 }
                 WorkerEffect::Heartbeat(heartbeat) => self.heartbeat(MemberRole::Worker, i, heartbeat),
             }
@@ -96,7 +100,7 @@ impl Simulation {
 
     pub(super) fn report(&mut self, worker: u32, done: NodeDone) {
         let input = SchedulerInput::NodeDone { worker, done };
-        self.post(format!("worker/{worker}>scheduler"), Wire::ToScheduler(input));
+        self.say(worker, input);
     }
 
     pub(super) fn worker_work(&mut self, i: usize) {
@@ -115,7 +119,7 @@ impl Simulation {
                 if let Some(values) = worker.compute.given() {
                     let given = Given { version };
                     let input = SchedulerInput::Given { worker: i as u32, given, values };
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                    self.say(i as u32, input);
                 }
             }
             Work::Witness(key) => worker.compute.witness(&key),
@@ -142,7 +146,7 @@ impl Simulation {
                 };
                 worker.compute.compute(step, &nodes, emit).unwrap();
                 for input in told {
-                    self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                    self.say(i as u32, input);
                 }
             }
             Work::Evaluate(order) => {
@@ -152,7 +156,7 @@ impl Simulation {
             Work::Export(order) => {
                 let exported = worker.compute.export(&order).unwrap();
                 let input = SchedulerInput::Exported { worker: i as u32, exported };
-                self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+                self.say(i as u32, input);
             }
         }
         self.keep_residuals(i);
@@ -188,7 +192,6 @@ impl Simulation {
     fn say_residuals(&mut self, i: usize, part: ResidualPart) {
         let lies = self.foreign_residuals == Some(i as u32);
         let part = if lies { ResidualPart { shards: vec![0, 5], ..part } } else { part };
-        let input = SchedulerInput::ResidualPart { worker: i as u32, part };
-        self.post(format!("worker/{i}>scheduler"), Wire::ToScheduler(input));
+        self.say(i as u32, SchedulerInput::ResidualPart { worker: i as u32, part });
     }
 }

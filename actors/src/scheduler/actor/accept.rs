@@ -25,7 +25,7 @@ pub const fn order_bytes(members: u64, shards: u64) -> u64 {
 
 /// [`order_bytes`] for the members of `job`.
 pub(super) fn orders_of(job: &JobSpec) -> usize {
-    let members = u64::from(job.workers) + u64::from(job.servers);
+    let members = u64::from(job.most_workers()) + u64::from(job.servers);
     usize::try_from(order_bytes(members, u64::from(job.logical_shards))).unwrap_or(usize::MAX)
 }
 

@@ -10,7 +10,7 @@ use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
     Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, ResidualPart, Resume,
-    Revoke, Status, Stop, Testimony,
+    Revoke, Scale, Status, Stop, Testimony,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -41,7 +41,8 @@ impl SchedulerActor {
                 Input::Join { member, connection: link, join: Join::decode(body).map_err(unreadable)? }
             }
             Ready::KIND => {
-                Input::Ready { server: index, epoch: Ready::decode(body).map_err(unreadable)?.epoch }
+                let Ready { epoch, version } = Ready::decode(body).map_err(unreadable)?;
+                Input::Ready { server: index, epoch, version }
             }
             NodeDone::KIND => {
                 let done = NodeDone::decode(body).map_err(unreadable)?;
@@ -137,6 +138,10 @@ impl SchedulerActor {
             }
             Pause::KIND => Pause::decode(&message.body).map(|_| Command::Pause).map_err(unreadable)?,
             Resume::KIND => Resume::decode(&message.body).map(|_| Command::Resume).map_err(unreadable)?,
+            Scale::KIND => {
+                let Scale { workers } = Scale::decode(&message.body).map_err(unreadable)?;
+                Command::Scale { workers }
+            }
             Stop::KIND => {
                 Stop::decode(&message.body).map_err(unreadable)?;
                 tracing::info!("an operator stops the run");

@@ -4,19 +4,28 @@ use super::{MAX_QUOTED, SchedulerCore};
 use crate::audit::printable;
 use crate::job::Determinism;
 use crate::message::{Join, Member, MemberRole, Phase};
+use crate::time::Time;
 
 /// Bytes of a server's address at most: a DNS name and a port.
 const MAX_ADDRESS: usize = 300;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// Why `member` may not join, if it may not: the text is for its operator.
-    pub(super) fn judge(&self, member: Member, join: &Join) -> Result<(), String> {
+    pub(super) fn judge(&self, now: Time, member: Member, join: &Join) -> Result<(), String> {
+        let forming = self.phase == Phase::Forming && self.epoch == 0;
         let count = match member.role {
             MemberRole::Server => self.job.servers,
-            MemberRole::Worker => self.job.workers,
+            MemberRole::Worker if forming => self.job.workers,
+            MemberRole::Worker => self.admitted(),
         };
-        if self.phase != Phase::Forming {
-            return Err("the job is under way and takes no new members".into());
+        if self.outcome.is_some() {
+            return Err("the run is over".into());
+        }
+        if !forming && member.role == MemberRole::Server {
+            return Err(
+                "the job is under way, and what a server keeps cannot be had again: it takes no new servers"
+                    .into(),
+            );
         }
         if member.index >= count {
             return Err(format!("the job admits {count} of that role, numbered from 0"));
@@ -24,6 +33,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.members.contains_key(&member) {
             return Err(format!("{member} takes part already: one identity, one node"));
         }
+        self.returning.admits(now, member)?;
         if join.release != self.release {
             return Err(format!(
                 "it runs release {}, the scheduler runs {}: install the same release on every node",

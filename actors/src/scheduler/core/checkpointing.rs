@@ -52,7 +52,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if !self.checkpoints.last_lacks_residuals() {
             return;
         }
-        self.count_lost(worker);
+        self.count_lost(self.shards_of(worker), &format!("with worker/{worker}"));
         let completed = self.progress.completed();
         self.leases = reassign(&self.leases, worker, survivors, self.epoch + 1, (|_| completed, None));
         self.order_residuals(completed);

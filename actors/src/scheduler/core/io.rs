@@ -35,6 +35,8 @@ pub enum Input<C> {
         server: u32,
         /// The epoch.
         epoch: u64,
+        /// The lowest version of its slices.
+        version: u64,
     },
     /// A worker's nodes are done.
     NodeDone {
@@ -155,6 +157,11 @@ pub enum Command {
     Resume,
     /// End the run in order.
     Stop,
+    /// Go on with that many workers.
+    Scale {
+        /// How many: those of lower index.
+        workers: u32,
+    },
     /// A member's process has ended.
     Ended {
         /// Who.

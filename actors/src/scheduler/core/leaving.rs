@@ -3,7 +3,6 @@
 use super::hashing::differ;
 use super::{Effect, MAX_QUOTED, MAX_REASON, SchedulerCore, ToMember};
 use crate::audit::printable;
-use crate::lease::reassign;
 use crate::message::*;
 use crate::scheduler::tasks::Tasks;
 use crate::time::Time;
@@ -94,8 +93,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if member.role == MemberRole::Server {
             return self.fail(format!("{member} was lost ({reason}); its parameters are gone with it"));
         }
+        self.returning.forget(member.index);
+        if self.scaling.left(member.index) {
+            self.effects.push_back(Effect::Notice(format!(
+                "{member} has left: {} workers are wanted",
+                self.wanted()
+            )));
+            self.moved = true;
+            return self.give_back(member.index);
+        }
         self.workers_lost += 1;
-        let survivors = self.live(MemberRole::Worker);
+        let left = self.live(MemberRole::Worker);
         self.effects.push_back(Effect::Notice(format!("{member} was lost ({reason})")));
         match self.phase {
             Phase::Forming if self.epoch == 0 => {
@@ -104,22 +112,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                     self.fingerprint = None;
                 }
             }
-            _ if survivors.is_empty() => {
+            _ if left.is_empty() && self.job.elastic.return_ms > 0 => self.forsaken(now, member),
+            _ if left.is_empty() => {
                 self.fail(format!("{member} was lost ({reason}), and no worker is left"));
             }
             Phase::Forming | Phase::Training => {
                 self.lose_residuals(member.index);
                 self.checkpoints.lose(member.index, self.until);
-                let progress = &self.progress;
-                // Who is lost began no step from the horizon on.
-                let alone_from = self.job.sums_shards().then_some(self.until);
-                self.leases = reassign(
-                    &self.leases,
-                    member.index,
-                    &survivors,
-                    self.epoch + 1,
-                    (|node| progress.owed(node), alone_from),
-                );
+                let heirs = self.heirs();
+                self.bequeath(member.index, &heirs);
                 if let Some(warning) = self.moved_votes() {
                     self.effects.push_back(Effect::Notice(warning));
                 }
@@ -130,7 +131,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             }
             Phase::Finishing => {
                 self.give_back(member.index);
-                self.lose_last_residuals(member.index, &survivors);
+                self.lose_last_residuals(member.index, &left);
             }
             Phase::Over => {}
         }
@@ -138,23 +139,34 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     /// What error feedback kept of the shards that `worker` held is lost with it, and with that what its heirs would have to be
     /// told of to contribute the same.
-    fn lose_residuals(&mut self, worker: u32) {
+    pub(super) fn lose_residuals(&mut self, worker: u32) {
+        self.lose_residuals_of(self.shards_of(worker), &format!("with worker/{worker}"));
+    }
+
+    /// The same of so many shards.
+    pub(super) fn lose_residuals_of(&mut self, shards: u32, how: &str) {
         // Before training begins there are none yet, or those of a checkpoint, which whoever begins reads.
-        if !self.job.codecs.push.feeds_back() || self.phase == Phase::Forming {
+        let begun = self.epoch > 0 && self.phase != Phase::Forming;
+        if !self.job.codecs.push.feeds_back() || !begun || shards == 0 {
             return;
         }
-        self.count_lost(worker);
+        self.count_lost(shards, how);
         if self.witness.is_some() {
             self.heed(Heard::Lost("contributions follow from residuals that are lost".into()));
         }
     }
 
-    /// Says that the residuals of the shards that `worker` holds are lost.
-    pub(super) fn count_lost(&mut self, worker: u32) {
-        let shards: u32 = self.leases.iter().filter(|l| l.worker == worker).map(|l| l.node.leaves).sum();
+    /// The logical shards that `worker` holds.
+    pub(super) fn shards_of(&self, worker: u32) -> u32 {
+        let held = self.leases.iter().filter(|l| l.worker == worker && l.to_step.is_none());
+        held.map(|l| l.node.leaves).sum()
+    }
+
+    /// Says that the residuals of so many logical shards are lost.
+    pub(super) fn count_lost(&mut self, shards: u32, how: &str) {
         self.residuals_lost = self.residuals_lost.saturating_add(shards);
         self.effects.push_back(Effect::Notice(format!(
-            "the residuals of {shards} logical shards (transport.push_codec is {}) are lost with worker/{worker}: training goes on \
+            "the residuals of {shards} logical shards (transport.push_codec is {}) are lost {how}: training goes on \
              without them, and no longer gives the bits of a run that lost none",
             self.job.codecs.push
         )));
@@ -177,6 +189,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn misbehaves(&mut self, now: Time, member: Member, what: &str) {
         match self.others_go_on(member) {
             true => {
+                self.returning.bar(member);
                 self.effects.push_back(Effect::Fault { member, what: what.to_owned() });
                 self.lose(now, member, &format!("it {what}"));
             }

@@ -33,6 +33,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             membership_epoch: self.epoch,
             until: self.until,
             workers_lost: self.workers_lost,
+            workers_wanted: self.wanted(),
             joins_refused: self.joins_refused,
             operators: 0,
             load: Load::default(),
@@ -60,7 +61,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             .iter()
             .map(|(member, joined)| {
                 let is_worker = member.role == MemberRole::Worker;
-                let held = self.leases.iter().filter(|l| is_worker && l.worker == member.index);
+                let held = self
+                    .leases
+                    .iter()
+                    .filter(|l| is_worker && l.worker == member.index && l.to_step.is_none());
                 let said = joined.said.as_ref();
                 let waiting = said.and_then(|s| s.waiting.as_ref());
                 NodeStatus {
@@ -83,6 +87,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Command::Pause => self.pause(),
             Command::Resume => self.resume(now),
             Command::Stop => self.stop(),
+            Command::Scale { workers } => self.scale(workers),
             Command::Ended { member, exit } => Ok(self.ended(now, member, &exit)),
         };
         self.effects.push_back(Effect::Answer { connection, request, result });

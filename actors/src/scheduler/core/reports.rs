@@ -46,7 +46,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             let what = format!("reports step {step}, and has not told what it contributed to it");
             return self.misbehaves(now, member, &what);
         }
-        self.progress.report(&NodeDone { nodes, ..done });
+        let done = NodeDone { nodes, ..done };
+        if self.is_early(worker, &done) {
+            return self.returning.keep(worker, done);
+        }
+        self.progress.report(&done);
+        self.count_early();
         self.complete(now);
     }
 

@@ -36,8 +36,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 let at_server = said(MemberRole::Server).min_by_key(|(_, w)| w.step);
                 if let Some((server, waiting)) = at_server
                     && let Some(node) = waiting.missing.filter(|node| self.tree.contains(*node))
-                    && let Some(lease) =
-                        self.leases.iter().find(|l| l.node.covers(&node) || node.covers(&l.node))
+                    && let Some(lease) = self
+                        .leases
+                        .iter()
+                        .find(|l| l.holds_in(waiting.step) && (l.node.covers(&node) || node.covers(&l.node)))
                 {
                     return format!(
                         "waiting for worker/{} to push {} of {} in step {} to {server}",
@@ -59,7 +61,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                         let owing: Vec<String> = self
                             .leases
                             .iter()
-                            .filter(|l| self.progress.owed(l.node) <= step)
+                            .filter(|l| l.holds_in(step) && self.progress.owed(l.node) <= step)
                             .map(|l| format!("worker/{} ({})", l.worker, l.node))
                             .collect();
                         format!("waiting for {} in step {step}", owing.join(", "))

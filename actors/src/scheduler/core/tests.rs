@@ -8,6 +8,7 @@ use crate::tree::Node;
 
 mod hashing;
 mod operate;
+mod returning;
 mod waiting;
 mod weighing;
 mod witnessing;
@@ -24,6 +25,7 @@ fn job(workers: u32, servers: u32) -> JobSpec {
         trust_domain: "test".into(),
         workers,
         servers,
+        elastic: Default::default(),
         model: ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 2 },
         precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("sgd").unwrap(),
@@ -90,7 +92,7 @@ impl Bench {
             bench.join(member);
         }
         for index in 0..servers {
-            bench.handle(Input::Ready { server: index, epoch: 1 });
+            bench.handle(Input::Ready { server: index, epoch: 1, version: 0 });
         }
         assert_eq!(bench.core.report().phase, Phase::Training);
         bench
@@ -276,16 +278,24 @@ fn the_first_barrier_counts_distinct_servers() {
     bench.join(server(1));
     assert_eq!(told_of_members(&bench.join(worker(0))), [server(0), server(1)], "invariant 2: servers first");
     for epoch in [1, 1, 1, 99] {
-        assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 0, epoch })), []);
+        assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 0, epoch, version: 0 })), []);
     }
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 7, epoch: 1 })), [], "nobody's word");
     assert_eq!(
-        told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 0 })),
+        told_of_members(&bench.handle(Input::Ready { server: 7, epoch: 1, version: 0 })),
+        [],
+        "nobody's word"
+    );
+    assert_eq!(
+        told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 0, version: 0 })),
         [],
         "another generation's word"
     );
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1 })), [worker(0)]);
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1 })), [], "told once");
+    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1, version: 0 })), [worker(0)]);
+    assert_eq!(
+        told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1, version: 0 })),
+        [],
+        "told once"
+    );
 }
 
 /// Line 9: the barrier of a later epoch is one of its own.
@@ -293,9 +303,13 @@ fn the_first_barrier_counts_distinct_servers() {
 fn every_epoch_has_a_barrier_of_its_own() {
     let mut bench = Bench::training(job(2, 2));
     assert_eq!(told_of_members(&bench.gone(worker(0), 3)), [server(0), server(1)]);
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 0, epoch: 2 })), []);
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1 })), [], "the epoch before");
-    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 2 })), [worker(1)]);
+    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 })), []);
+    assert_eq!(
+        told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 1, version: 0 })),
+        [],
+        "the epoch before"
+    );
+    assert_eq!(told_of_members(&bench.handle(Input::Ready { server: 1, epoch: 2, version: 0 })), [worker(1)]);
 }
 
 /// Line 9 and invariant 3: a dead server ends the wait, whatever is waited for, with an error that names it.
@@ -373,9 +387,10 @@ fn who_does_not_fit_is_turned_away_with_the_reason() {
     for part in ["neon", "avx2", "worker/0", "relaxed"] {
         assert!(reason.contains(part), "{part:?} is missing in {reason:?}");
     }
-    let mut under_way = Bench::training(job(2, 1));
-    under_way.gone(worker(0), 2);
-    assert!(refusal(&under_way.join(worker(0))).contains("under way"));
+    let mut under_way = Bench::training(job(2, 2));
+    assert!(refusal(&under_way.join(server(0))).contains("under way"));
+    assert!(refusal(&under_way.join(worker(0))).contains("takes part already"));
+    assert!(refusal(&under_way.join(worker(2))).contains("admits 2"));
 }
 
 /// Line 13: while the job forms, those who are missing are named.
@@ -459,7 +474,7 @@ fn who_reports_what_cannot_be_is_lost_by_name() {
         let notice = notices(&effects);
         assert!(notice.contains("worker/0 was lost (it reports") && notice.contains(part), "{notice}");
         assert_eq!(bench.outcome(), None);
-        bench.handle(Input::Ready { server: 0, epoch: 2 });
+        bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 });
         bench.handle(Input::NodeDone { worker: 1, done });
         let effects = bench.gone(worker(1), 3);
         let reason = failure(&effects);

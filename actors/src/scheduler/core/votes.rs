@@ -11,7 +11,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let mut votes: Vec<u32> = self
             .live(super::MemberRole::Worker)
             .iter()
-            .map(|worker| self.leases.iter().filter(|lease| lease.worker == *worker).count() as u32)
+            .map(|worker| {
+                self.leases.iter().filter(|lease| lease.worker == *worker && lease.to_step.is_none()).count()
+                    as u32
+            })
             .collect();
         votes.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
         let worst: u32 = votes.iter().take(hostile as usize).sum();

@@ -94,7 +94,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn untold(&self, worker: u32, step: u64, loss: &NodeLoss) -> Option<u64> {
         self.witness.as_ref()?;
         let is_moved = self.leases.iter().any(|l| loss.node.covers(&l.node) && l.since > FIRST_EPOCH);
-        (self.progress.owed(loss.node)..=step).find(|at| {
+        let first = self.progress.owed(loss.node).max(self.begins(worker, loss.node, step));
+        (first..=step).find(|at| {
             let lost = is_moved && *at < self.testified.moved && (*at < step || loss.examples == 0);
             !lost && !self.testified.told.contains(&(*at, worker, loss.node))
         })

@@ -18,7 +18,7 @@ struct Bench {
 }
 
 fn lease(node: Node, worker: u32, since: u64) -> Lease {
-    Lease { node, worker, since, from_step: 0, alone_from: 0 }
+    Lease { node, worker, since, from_step: 0, alone_from: 0, to_step: None }
 }
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {
@@ -206,7 +206,7 @@ fn a_pull_that_cannot_be_served_is_refused() {
         bench.step(step);
     }
     assert_eq!(bench.pull(0, 1, 1), [refuse_pull(1, PullRefusal::Gone { version: 3 })]);
-    assert_eq!(bench.pull(0, 2, 5), [refuse_pull(2, PullRefusal::NotYetPossible { version: 3 })]);
+    assert_eq!(bench.pull(0, 2, 8), [refuse_pull(2, PullRefusal::NotYetPossible { version: 3 })]);
     assert_eq!(bench.pull(0, 3, u64::MAX), [refuse_pull(3, PullRefusal::NotYetPossible { version: 3 })]);
     let unknown = Pull { slice: SliceId { parameter: 0, index: 2 }, version: 3, exact: false };
     let input = Input::Pull { worker: 0, reply: 4, pull: unknown };
@@ -251,8 +251,11 @@ fn nothing_is_served_before_initialisation_which_comes_once() {
     assert_eq!(bench.push(0, 3, push(LEFT, 0), A), [early(3)]);
     assert_eq!(bench.pull(0, 4, 1), [refuse_pull(4, PullRefusal::NotInitialised)]);
     assert_eq!(bench.handle(Input::Membership(membership(2, leases.clone()))), [], "it is under way");
-    assert_eq!(bench.handle(Input::Initialised), [Effect::Ready { epoch: 2 }]);
-    assert_eq!(bench.handle(Input::Membership(membership(3, leases.clone()))), [Effect::Ready { epoch: 3 }]);
+    assert_eq!(bench.handle(Input::Initialised), [Effect::Ready { epoch: 2, version: 0 }]);
+    assert_eq!(
+        bench.handle(Input::Membership(membership(3, leases.clone()))),
+        [Effect::Ready { epoch: 3, version: 0 }]
+    );
     assert_eq!(bench.handle(Input::Membership(membership(2, leases))), [], "what is over stays over");
     assert_eq!(bench.pull(0, 5, 0), [answer(5, 0)]);
 }

@@ -26,6 +26,7 @@ fn job(optimizer: OptimizerSpec) -> Arc<JobSpec> {
         trust_domain: "t".into(),
         workers: 1,
         servers: 1,
+        elastic: Default::default(),
         model: ModelSpec::Custom { name: "m".into(), inputs: 1, classes: 2, parameters: parameters() },
         precision: testudo_kernels::Precision::F32,
         optimizer,

@@ -14,6 +14,7 @@ fn job(aggregation: Aggregation, shards: u32) -> Arc<JobSpec> {
         trust_domain: "test".into(),
         workers: shards,
         servers: 1,
+        elastic: Default::default(),
         model: ModelSpec::Mlp { inputs: 2, hidden: vec![], classes: 2 },
         precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("sgd").unwrap(),

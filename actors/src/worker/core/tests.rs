@@ -14,7 +14,7 @@ fn id(parameter: u32) -> SliceId {
 }
 
 fn lease(node: Node, worker: u32, since: u64, from_step: u64) -> Lease {
-    Lease { node, worker, since, from_step, alone_from: from_step }
+    Lease { node, worker, since, from_step, alone_from: from_step, to_step: None }
 }
 
 fn membership(epoch: u64, leases: Vec<Lease>) -> Membership {

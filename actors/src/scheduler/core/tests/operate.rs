@@ -65,7 +65,7 @@ fn leases_move_while_a_run_is_paused() {
     let mut bench = Bench::training(long(10));
     bench.command(Command::Pause).1.unwrap();
     assert_eq!(told_of_members(&bench.gone(worker(0), 2)), [server(0)]);
-    let effects = bench.handle(Input::Ready { server: 0, epoch: 2 });
+    let effects = bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 });
     assert_eq!(told_of_members(&effects), [worker(1)]);
     let membership = effects.iter().find_map(|e| match e {
         Effect::Send { message: ToMember::Membership(m), .. } => Some(m.clone()),
@@ -73,7 +73,10 @@ fn leases_move_while_a_run_is_paused() {
     });
     let membership = membership.unwrap();
     assert_eq!(membership.until, 4, "no step is added by a change of membership");
-    assert_eq!(membership.workers, [WorkerMember { index: 1, incarnation: 1, commitment: [1; 32] }]);
+    assert_eq!(
+        membership.workers,
+        [WorkerMember { index: 1, incarnation: 1, commitment: [1; 32], start: 0 }]
+    );
 }
 
 /// Invariant 4 of leases: what the dead held may be joined from the horizon on, and a report of what is joined counts each shard
@@ -85,7 +88,7 @@ fn what_moved_may_be_joined_from_the_horizon_on() {
     (0..3).for_each(|step| drop(bench.step(step)));
     assert_eq!(bench.core.until, 7);
     bench.gone(worker(1), 3);
-    bench.handle(Input::Ready { server: 0, epoch: 2 });
+    bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 });
     let alone = |bench: &Bench| bench.core.leases.iter().map(|l| l.alone_from).collect::<Vec<_>>();
     assert_eq!(alone(&bench), [0, 7]);
     for step in 3..6 {
@@ -116,7 +119,7 @@ fn a_job_may_be_paused_before_it_begins() {
     for member in [server(0), worker(0), worker(1)] {
         bench.join(member);
     }
-    bench.handle(Input::Ready { server: 0, epoch: 1 });
+    bench.handle(Input::Ready { server: 0, epoch: 1, version: 0 });
     assert_eq!((bench.core.report().phase, bench.core.report().until), (Phase::Training, 0));
     let (effects, answer) = bench.command(Command::Resume);
     assert_eq!((answer, extended(&effects)), (Ok("resumed after step 0".into()), Some(4)));

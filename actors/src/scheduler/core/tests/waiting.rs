@@ -83,17 +83,17 @@ fn arithmetic_that_left_decides_nothing() {
 fn losses_are_told_of_together() {
     let mut bench = Bench::training(JobSpec { logical_shards: 8, ..job(6, 2) });
     assert_eq!(told_of_members(&bench.gone(worker(0), 3)), [server(0), server(1)]);
-    bench.handle(Input::Ready { server: 0, epoch: 2 });
+    bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 });
     // Two are lost while one server has not said a word, and three by their silence.
     assert_eq!(told_of_members(&bench.gone(worker(1), 4)), []);
     let alive = [(server(0), idle()), (server(1), idle()), (worker(5), idle())];
     let effects = bench.pass(TIMEOUT * 2, &alive);
     assert_eq!(notices(&effects).matches("was lost").count(), 3, "{effects:?}");
     assert_eq!(told_of_members(&effects), []);
-    let effects = bench.handle(Input::Ready { server: 1, epoch: 2 });
+    let effects = bench.handle(Input::Ready { server: 1, epoch: 2, version: 0 });
     assert_eq!(told_of_members(&effects), [server(0), server(1)], "workers hear of no epoch that is past");
-    bench.handle(Input::Ready { server: 0, epoch: 3 });
-    let effects = bench.handle(Input::Ready { server: 1, epoch: 3 });
+    bench.handle(Input::Ready { server: 0, epoch: 3, version: 0 });
+    let effects = bench.handle(Input::Ready { server: 1, epoch: 3, version: 0 });
     assert_eq!(told_of_members(&effects), [worker(5)]);
     assert!(
         bench.core.leases.iter().all(|lease| lease.worker == 5 && lease.since <= 3),

@@ -20,7 +20,7 @@ fn witnessed() -> Bench {
     for member in [server(0), worker(0), worker(1)] {
         bench.join(member);
     }
-    bench.handle(Input::Ready { server: 0, epoch: 1 });
+    bench.handle(Input::Ready { server: 0, epoch: 1, version: 0 });
     bench
 }
 
@@ -108,7 +108,7 @@ fn a_worker_that_was_lost_ends_witnessing_and_its_heir_is_held_to_its_own_word()
         bench.testify(0, 0, LEFT, 0.5);
         bench.report(0, 0, LEFT, 2);
         bench.gone(worker(1), 3);
-        bench.handle(Input::Ready { server: 0, epoch: 2 });
+        bench.handle(Input::Ready { server: 0, epoch: 2, version: 0 });
         bench
     };
     let mut bench = heir();
