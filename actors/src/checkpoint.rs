@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use testudo_kernels::cuda::AnyDevice;
+use testudo_kernels::{Aggregator, OwnName};
 
 use crate::job::{Best, JobSpec, Resume};
 use crate::placement::{Slice, SliceId};
@@ -155,7 +156,8 @@ pub trait PartSource: Send {
     }
 }
 
-/// Gives a node the places of its checkpoints, once the job is known and checked: a server, and a worker that keeps residuals.
+/// Gives a node the places of its checkpoints, and a server what its program brings along, once the job is known and checked: a server,
+/// and a worker that keeps residuals.
 pub trait ServerSetup: Send {
     /// Where the server or worker of that index writes its parts. Asked for only if the job wants any of it.
     ///
@@ -172,6 +174,16 @@ pub trait ServerSetup: Send {
     /// What the server sums and updates on; `None` is the CPU. Asked for once.
     fn device(&mut self) -> Option<AnyDevice> {
         None
+    }
+
+    /// The rule of aggregation that the job names, where that is a program's own.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {
+        Err(format!(
+            "the job's rule of aggregation is {name}, which this program has not got: start the operator's program"
+        ))
     }
 }
 

@@ -42,4 +42,4 @@ where
 
 /// What an actor is told of its compute thread's panic; the panic's own message is in the log.
 pub(crate) const PANICKED: &str =
-    "a bug in Testudo: the compute thread panicked; its log says where. Please report it";
+    "the compute thread panicked: a bug in Testudo, or in a model, data set or rule of the program's own; its log says where";

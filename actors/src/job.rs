@@ -5,6 +5,7 @@
 
 mod codecs;
 mod network;
+mod own;
 mod signed;
 mod validate;
 
@@ -245,10 +246,13 @@ impl JobSpec {
     /// What a step's aggregate is divided by: a sum by the targets of its examples; a rule's result, which is made of means, by 1.
     #[must_use]
     pub fn divisor(&self, step: u64) -> f32 {
-        match self.aggregation.hostile() {
-            None => crate::plan::Plan::new(self).step(step).examples as f32 * self.model.targets() as f32,
-            Some(_) => 1.0,
-        }
+        if self.aggregation.gives_means() { 1.0 } else { self.targets_in(step) }
+    }
+
+    /// How many targets the examples of a step have.
+    #[must_use]
+    pub fn targets_in(&self, step: u64) -> f32 {
+        crate::plan::Plan::new(self).step(step).examples as f32 * self.model.targets() as f32
     }
 
     /// Whether the optimizer needs whole tensors, so that a parameter's slices are on one server and updated together.

@@ -38,6 +38,7 @@ pub mod node;
 pub mod numbers;
 pub mod operator;
 pub mod outbox;
+pub mod own;
 pub mod params_hash;
 pub mod placement;
 pub mod plan;

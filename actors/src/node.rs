@@ -24,7 +24,7 @@ use crate::plan::Plan;
 use crate::scheduler::actor::SchedulerActor;
 use crate::scheduler::{Observer, SchedulerCore};
 use crate::server::actor::{ServerActor, ServerParts};
-use crate::server::{ServerCore, SliceMath, Store, SumOrder};
+use crate::server::{ServerCore, SliceMath, Store, SumOrder, fits};
 use crate::witness::{Key, Witness};
 use crate::worker::actor::{WorkerActor, WorkerParts};
 use crate::worker::{ComputeError, ShardCompute, WorkerCore};
@@ -252,12 +252,19 @@ pub fn run_server(
         let source = job.resume.as_ref().map(|resume| setup.source(&job, resume)).transpose();
         let (writer, source) =
             (writer.map_err(NodeError::Environment)?, source.map_err(NodeError::Environment)?);
+        let rule = job.aggregation.own().map(|own| setup.rule(own.name)).transpose();
+        let rule = rule.and_then(|rule| match rule {
+            Some(rule) => fits(&job, rule.as_ref()).map(|()| Some(rule)),
+            None => Ok(None),
+        });
+        let rule = rule.map_err(NodeError::Environment)?;
         let store = Arc::new(Store::new(job.codecs.pull));
         let mine: Vec<_> = map.of_server(index).copied().collect();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
         let mut math = SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
-            .map_err(|error| NodeError::Bug(error.to_string()))?;
+            .map_err(|error| NodeError::Bug(error.to_string()))?
+            .with_rule(rule);
         if let Some(device) = setup.device() {
             math = math.with_device(device).map_err(|error| NodeError::Environment(error.to_string()))?;
         }

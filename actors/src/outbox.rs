@@ -10,6 +10,7 @@ use std::time::Duration;
 use testudo_transport::{CloseCode, Connection, Error, Outgoing, Sender};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// How long the reason of a connection that cannot be written to is waited for.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -84,9 +85,20 @@ impl Outbox {
     /// An outbox for `sender`, a stream of `connection`, whose task runs on `runtime`.
     #[must_use]
     pub fn new(connection: Connection, sender: Sender, budget: Budget, runtime: &Handle) -> Outbox {
+        Outbox::with_task(connection, sender, budget, runtime).0
+    }
+
+    /// The same, with the task that sends: it ends when the last clone of the outbox is gone and all that was posted has arrived.
+    #[must_use]
+    pub fn with_task(
+        connection: Connection,
+        sender: Sender,
+        budget: Budget,
+        runtime: &Handle,
+    ) -> (Outbox, JoinHandle<()>) {
         let (queue, waiting) = mpsc::unbounded_channel();
-        runtime.spawn(send_all(connection.clone(), sender, waiting));
-        Outbox { queue, budget, connection }
+        let task = runtime.spawn(send_all(connection.clone(), sender, waiting));
+        (Outbox { queue, budget, connection }, task)
     }
 
     /// Posts a message, in the trace of the present span unless it has one of its own. A connection that is gone, or whose

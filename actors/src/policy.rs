@@ -8,6 +8,7 @@ use testudo_transport::{Class, Policy, PolicyError, Rate, Role, RoleSet, Rule};
 
 use crate::job::MAX_SIGNED_JOB;
 use crate::message::*;
+use crate::own::Grants;
 
 /// Bytes of f32 in a slice at most: one slice is one message, and a receiver's memory is counted in messages.
 pub const MAX_SLICE_BYTES: u32 = 16 << 20;
@@ -57,11 +58,20 @@ pub fn policy(slice_bytes: u32) -> Result<Policy, PolicyError> {
 /// # Errors
 /// As [`policy`].
 pub fn policy_with(slice_bytes: u32, push: Codec) -> Result<Policy, PolicyError> {
+    policy_with_own(slice_bytes, push, &Grants::none())
+}
+
+/// The same, with rows for actors of one's own.
+///
+/// # Errors
+/// As [`policy`].
+pub fn policy_with_own(slice_bytes: u32, push: Codec, own: &Grants) -> Result<Policy, PolicyError> {
     let mut rules = rules(slice_bytes);
     for rule in rules.iter_mut().filter(|rule| rule.kind == Push::KIND) {
         let most = push.encoded_len(slice_bytes.min(MAX_SLICE_BYTES) as usize / 4) as u64;
         rule.max_payload = rule.max_payload.min(most);
     }
+    rules.extend(own.rules());
     Policy::new(rules)
 }
 

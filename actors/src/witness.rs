@@ -125,6 +125,8 @@ impl From<MathError> for Heard {
             | MathError::Incomplete(_)
             | MathError::Codec(_)
             | MathError::Aggregation(_)
+            | MathError::NoRule(_)
+            | MathError::Rule { .. }
             | MathError::Restored(_)
             | MathError::Order(_)
             | MathError::Weights(_)

@@ -39,6 +39,8 @@ pub use model::{Batch, GptSpec, Initial, Loss, Model, ModelError, ModelSpec, Par
 pub use optimizer::{Optimizer, OptimizerError, OptimizerSpec, Program, ProgramError};
 pub use precision::Precision;
 pub use random::{Philox, Purpose, permutation};
-pub use robust::{Aggregation, AggregationError};
+pub use robust::{
+    Aggregation, AggregationError, Aggregator, OwnName, OwnNameError, OwnRule, RuleInput, VotesOnSlice,
+};
 pub use schedule::{Schedule, ScheduleError};
 pub use shape::{DType, Shape, ShapeError};

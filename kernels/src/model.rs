@@ -117,16 +117,20 @@ pub trait Model: Send {
     fn evaluate(&mut self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<Loss, ModelError>;
 
     /// What the model makes of examples without labels: into `out`, row-major [examples, classes], the probability of each
-    /// class. An example's bits do not depend on the others. `inputs` is row-major [examples, input elements].
+    /// class. An example's bits do not depend on the others. `inputs` is row-major [examples, input elements]. Training does
+    /// without it.
     ///
     /// # Errors
-    /// [`ModelError`] if a length is wrong.
+    /// [`ModelError`] if a length is wrong, or if the model states no probabilities.
     fn probabilities(
         &mut self,
         parameters: &[&[f32]],
         inputs: &[f32],
         out: &mut [f32],
-    ) -> Result<(), ModelError>;
+    ) -> Result<(), ModelError> {
+        let _ = (parameters, inputs, out);
+        Err(ModelError::Own("this model states no probabilities".into()))
+    }
 
     /// For a model of sequences: into `out`, the probability of each class to follow `tokens`, of which there are 1 to
     /// [`Model::input_elements`].
@@ -199,12 +203,15 @@ pub enum ModelSpec {
     /// A model that the program which trains brings along, by implementing [`Model`]; servers need its parameters
     /// alone.
     Custom {
-        /// What the program knows it by.
+        /// What the program knows it by, `name@version`: see [`OwnName`](crate::OwnName).
         name: String,
         /// Numbers of one example.
         inputs: usize,
         /// Classes.
         classes: usize,
+        /// Labels of one example.
+        #[serde(default = "one")]
+        targets: usize,
         /// Its parameters, in forward order.
         parameters: Vec<ParameterSpec>,
     },
@@ -335,9 +342,14 @@ impl ModelSpec {
     pub fn targets(&self) -> usize {
         match self {
             ModelSpec::Gpt(spec) => spec.context,
+            ModelSpec::Custom { targets, .. } => *targets,
             _ => 1,
         }
     }
+}
+
+fn one() -> usize {
+    1
 }
 
 /// A part that label smoothing may have.

@@ -36,6 +36,7 @@ mod exact;
 mod geometric;
 mod krum;
 mod network;
+mod own;
 pub mod products;
 pub mod weigh;
 
@@ -44,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use crate::simd::vectorized;
 pub(crate) use network::sorting;
 use network::{LANES, Row};
+pub use own::{Aggregator, OwnName, OwnNameError, OwnRule, RuleInput, VotesOnSlice};
 
 /// The most votes that are aggregated: the network and its block of rows stay in the second-level cache.
 pub const MOST_VOTES: u32 = 1 << 10;
@@ -96,6 +98,8 @@ pub enum Aggregation {
         /// The norm to which votes are shortened; above 0.
         bound: f64,
     },
+    /// A rule that the programs of the job's servers bring along.
+    Own(OwnRule),
 }
 
 /// Why votes could not be aggregated.
@@ -107,6 +111,9 @@ pub enum AggregationError {
     /// The rule weighs whole gradients, not slices by themselves.
     #[error("the rule weighs whole gradients: see `robust::weigh`")]
     Whole,
+    /// The rule is a program's own.
+    #[error("the rule {0} is not built in: only a program that brings it along can apply it")]
+    NotBuiltIn(OwnName),
     /// A radius or bound that shortens nothing, or everything to nothing.
     #[error("a radius or bound of {0}: a number above 0 is needed")]
     Bound(f64),
@@ -152,6 +159,9 @@ impl Aggregation {
     pub fn hostile(&self) -> Option<u32> {
         match *self {
             Aggregation::Mean => None,
+            Aggregation::Own(OwnRule { input, hostile, .. }) => {
+                (input == RuleInput::Votes).then_some(hostile)
+            }
             Aggregation::Median { hostile }
             | Aggregation::TrimmedMean { hostile }
             | Aggregation::Krum { hostile }
@@ -168,7 +178,8 @@ impl Aggregation {
         match *self {
             Aggregation::Mean => 0,
             Aggregation::Median { .. } | Aggregation::GeometricMedian { .. } => votes.saturating_sub(1) / 2,
-            Aggregation::TrimmedMean { hostile }
+            Aggregation::Own(OwnRule { hostile, .. })
+            | Aggregation::TrimmedMean { hostile }
             | Aggregation::Krum { hostile }
             | Aggregation::MultiKrum { hostile }
             | Aggregation::CentredClipping { hostile, .. }
@@ -179,15 +190,39 @@ impl Aggregation {
     /// Whether it weighs whole gradients: see [`weigh::Weighing`].
     #[must_use]
     pub fn weighs(&self) -> bool {
-        !matches!(self, Aggregation::Mean | Aggregation::Median { .. } | Aggregation::TrimmedMean { .. })
+        !matches!(
+            self,
+            Aggregation::Mean
+                | Aggregation::Median { .. }
+                | Aggregation::TrimmedMean { .. }
+                | Aggregation::Own(_)
+        )
+    }
+
+    /// The rule that a program has to bring along, if it is one.
+    #[must_use]
+    pub fn own(&self) -> Option<OwnRule> {
+        match *self {
+            Aggregation::Own(rule) => Some(rule),
+            _ => None,
+        }
+    }
+
+    /// Whether what it makes of a step is a mean, and not a sum over examples.
+    #[must_use]
+    pub fn gives_means(&self) -> bool {
+        self.own().is_some() || self.hostile().is_some()
     }
 
     /// The rule for a parameter: this one, if it has a gradient. Running means of statistics have none, and are no part of what a rule
-    /// weighs as a whole, so there they are voted on by the median.
+    /// weighs as a whole, nor of what a program's own rule knows of, so there they are voted on by the median, or summed.
     #[must_use]
     pub fn of_parameter(&self, has_gradient: bool) -> Aggregation {
-        match (self.weighs() && !has_gradient, self.hostile()) {
-            (true, Some(hostile)) => Aggregation::Median { hostile },
+        match (has_gradient, self.hostile()) {
+            (false, Some(hostile)) if self.weighs() || self.own().is_some() => {
+                Aggregation::Median { hostile }
+            }
+            (false, None) => Aggregation::Mean,
             _ => *self,
         }
     }
@@ -248,6 +283,9 @@ impl Aggregation {
         if self.weighs() {
             return Err(AggregationError::Whole);
         }
+        if let Some(rule) = self.own() {
+            return Err(AggregationError::NotBuiltIn(rule.name));
+        }
         let expected = votes.first().map_or(0, Vec::len);
         if let Some(other) = votes.iter().find(|vote| vote.len() != expected) {
             return Err(AggregationError::Length { expected, found: other.len() });
@@ -271,6 +309,7 @@ impl std::fmt::Display for Aggregation {
             Aggregation::GeometricMedian { .. } => "geometric_median",
             Aggregation::CentredClipping { .. } => "centred_clipping",
             Aggregation::NormBound { .. } => "norm_bound",
+            Aggregation::Own(OwnRule { name, .. }) => name.as_str(),
         })
     }
 }

@@ -14,6 +14,7 @@ const PAGES: &[&str] = &[
     "SECURITY.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/actors.md",
     "docs/aggregation.md",
     "docs/audit.md",
     "docs/codecs.md",

@@ -60,6 +60,7 @@ impl JobSpec {
             return bad(format!("training.clip_norm is {most}: a number above 0 is needed"));
         }
         self.validate_votes()?;
+        self.validate_own()?;
         self.validate_codecs()?;
         if self.data.train_examples == 0 || self.data.test_examples == 0 {
             return bad("the data set is empty".into());

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use testudo_kernels::robust::products::Products;
 use testudo_kernels::robust::weigh::{Weights, clip};
-use testudo_kernels::{OptimizerError, ParameterSpec, Update, add, first_non_finite};
+use testudo_kernels::{Aggregator, OptimizerError, ParameterSpec, Update, add, first_non_finite};
 use testudo_transport::Payload;
 
 use device::whole;
@@ -34,6 +34,7 @@ use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
 use crate::server::contribution::{Contribution, SumOrder};
 use crate::server::held::Held;
+use crate::server::own_rule::{OwnAggregator, Stated};
 use crate::server::pieces::Pieces;
 use crate::server::resident::{Resident, Vector};
 use crate::server::rules::Rules;
@@ -74,6 +75,8 @@ pub struct SliceMath {
     parameters: Vec<ParameterSpec>,
     order: SumOrder,
     rules: Rules,
+    /// The program's own rule of aggregation, if the job names one.
+    own: Option<OwnAggregator>,
     slices: HashMap<SliceId, (Slice, SliceState)>,
     /// The slices of parameters that are updated as a whole, in order.
     whole: BTreeMap<u32, Vec<SliceId>>,
@@ -117,12 +120,20 @@ impl SliceMath {
             parameters,
             order,
             rules,
+            own: None,
             slices,
             whole,
             snapshots,
             pieces,
             store,
         })
+    }
+
+    /// With the rule of aggregation that the job names, where that is a program's own.
+    #[must_use]
+    pub fn with_rule(mut self, rule: Option<Arc<dyn Aggregator>>) -> SliceMath {
+        self.own = rule.map(OwnAggregator);
+        self
     }
 
     /// The slices, in the model's order.
@@ -293,6 +304,7 @@ impl SliceMath {
         }
         let on_device = self.held.is_none()
             && order == SumOrder::Canonical
+            && self.job.aggregation.own().is_none()
             && self.resident.as_ref().is_some_and(|resident| resident.holds(id));
         let mut resident = self.resident.as_mut().filter(|_| on_device);
         let vectors = match order {
@@ -306,7 +318,9 @@ impl SliceMath {
                 let votes = state.votes.cast(tree.leaves(), node.first, targets, values);
                 match (votes, resident) {
                     (None, _) => None,
-                    (Some(votes), _) if rule.weighs() => Some(votes.into_iter().map(Vector::Host).collect()),
+                    (Some(votes), _) if rule.weighs() || rule.own().is_some() => {
+                        Some(votes.into_iter().map(Vector::Host).collect())
+                    }
                     (Some(votes), Some(resident)) => Some(vec![resident.aggregate(rule, &votes)?]),
                     (Some(votes), None) => Some(vec![Vector::Host(rule.aggregate(votes)?)]),
                 }
@@ -339,6 +353,15 @@ impl SliceMath {
             }
         };
         let Some(mut vectors) = vectors else { return Ok(None) };
+        if let Some(own) = self.job.aggregation.own() {
+            let slice = *slice;
+            let parameter = self.parameters.get(slice.id.parameter as usize).map_or("", |p| p.name.as_str());
+            let stated = Stated { job: &self.job, input: own.input, rule };
+            let votes = vectors.into_iter().filter_map(Vector::on_host).collect();
+            let made = stated.made(self.own.as_ref(), (parameter, slice.first, step), votes)?;
+            vectors = made.into_iter().map(Vector::Host).collect();
+        }
+        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         if let Some(held) = &mut self.held {
             let vectors: Vec<Vec<f32>> = vectors.into_iter().filter_map(Vector::on_host).collect();
             // A sum of finite values may be none.

@@ -98,6 +98,19 @@ pub enum ComputeError {
     /// A codec failed otherwise: a bug.
     #[error("the codec failed: {0}")]
     Codec(#[from] CodecError),
+    /// The program's model is not the one that the job describes.
+    #[error(
+        "the job's model has {stated} parameters, this program's has {found}, and they differ in {first}: every worker needs the \
+         operator's program"
+    )]
+    OtherModel {
+        /// Parameters that the job states.
+        stated: usize,
+        /// Parameters that the model has.
+        found: usize,
+        /// The first that is not the same.
+        first: String,
+    },
     /// The data set on this node is not the job's.
     #[error("{0}")]
     Data(String),
@@ -172,6 +185,12 @@ impl ShardCompute {
                     wanted.1
                 )));
             }
+        }
+        let (stated, found) = (job.model.parameters()?, model.parameters());
+        if stated.as_slice() != found {
+            let other = stated.iter().zip(found).find(|(stated, found)| stated != found);
+            let first = other.map_or("their number".into(), |(stated, _)| stated.name.clone());
+            return Err(ComputeError::OtherModel { stated: stated.len(), found: found.len(), first });
         }
         let sizes = model.parameters().iter().map(|p| p.shape.elements()).collect();
         let every = if job.keeps_residuals() { job.checkpoints.every_steps } else { 0 };

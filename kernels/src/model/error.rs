@@ -13,6 +13,9 @@ pub enum ModelError {
         /// Its name in the job.
         name: String,
     },
+    /// What a program's own model says.
+    #[error("{0}")]
+    Own(String),
     /// A layer without inputs or outputs.
     #[error("layer {layer} has {inputs} inputs and {outputs} outputs; both must be at least 1")]
     EmptyLayer {

@@ -65,7 +65,10 @@ impl Weighing {
         }
         let (gram, votes) = (products.gram(), self.votes);
         let of = match self.rule {
-            Aggregation::Mean | Aggregation::Median { .. } | Aggregation::TrimmedMean { .. } => vec![1.0],
+            Aggregation::Mean
+            | Aggregation::Median { .. }
+            | Aggregation::TrimmedMean { .. }
+            | Aggregation::Own(_) => vec![1.0],
             Aggregation::Krum { hostile } => krum(&gram, votes, hostile),
             Aggregation::MultiKrum { hostile } => multi_krum(&gram, votes, hostile),
             Aggregation::GeometricMedian { .. } => geometric_median(&gram, votes),

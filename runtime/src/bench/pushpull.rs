@@ -30,7 +30,7 @@ const WARM_UP: u64 = 3;
 const MOST_MIB: u32 = 4096;
 
 /// The model's name in the job; nothing but this benchmark has it.
-const NAME: &str = "pushpull";
+const MODEL: &str = "pushpull@1";
 
 /// Runs the benchmark and prints the median round.
 ///
@@ -103,7 +103,7 @@ fn job(workers: u32, mib: u32, rounds: u64, config: &Config) -> Result<JobSpec, 
         vec![ParameterSpec { name: "values".into(), shape, initial: Initial::Zeros, update: Update::Learn }];
     let data = DataSpec { train_examples: u64::from(workers), test_examples: 1, blake3: [0; 32] };
     Ok(JobSpec {
-        model: ModelSpec::Custom { name: NAME.into(), inputs: 1, classes: 2, parameters },
+        model: ModelSpec::Custom { name: MODEL.into(), inputs: 1, classes: 2, targets: 1, parameters },
         schedule: Schedule::Constant,
         epochs: rounds,
         // What is measured is pushes and pulls.

@@ -8,6 +8,7 @@ use testudo_actors::checkpoint::{PartReceipt, PartSource, PartWriter, ServerSetu
 use testudo_actors::message::Evaluated;
 use testudo_actors::scheduler::StepSummary;
 use testudo_actors::{CheckpointError, JobSpec, Resume};
+use testudo_kernels::{Aggregator, OwnName};
 use testudo_observability::Attribute;
 
 use super::words;
@@ -181,6 +182,10 @@ impl<T: ServerSetup> ServerSetup for Timed<T> {
 
     fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
         self.inner.source(job, resume)
+    }
+
+    fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {
+        self.inner.rule(name)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why arithmetic stops.
 
 use testudo_kernels::cuda::DeviceError;
-use testudo_kernels::{AggregationError, CodecError, OptimizerError};
+use testudo_kernels::{AggregationError, CodecError, OptimizerError, OwnName};
 
 use crate::placement::SliceId;
 
@@ -33,6 +33,21 @@ pub enum MathError {
     /// The robust rule refused the votes: a bug, since the job was checked.
     #[error("the votes could not be aggregated: {0}")]
     Aggregation(#[from] AggregationError),
+    /// The job's rule is one that this program has not got.
+    #[error("the rule of aggregation {0} is not built in: only a program that brings it along can take part")]
+    NoRule(OwnName),
+    /// The program's own rule gave no gradient that can be used.
+    #[error("the rule of aggregation {rule} failed on {parameter} in step {step}: {reason}")]
+    Rule {
+        /// The rule.
+        rule: OwnName,
+        /// The parameter's name.
+        parameter: String,
+        /// The step.
+        step: u64,
+        /// What it says, or what is wrong with what it gave.
+        reason: String,
+    },
     /// What was restored is not what this server keeps.
     #[error("the checkpoint does not hold what this server keeps: {0}")]
     Restored(String),
