@@ -41,5 +41,4 @@ where
 }
 
 /// What an actor is told of its compute thread's panic; the panic's own message is in the log.
-pub(crate) const PANICKED: &str =
-    "the compute thread panicked: a bug in Testudo, or in a model, data set or rule of the program's own; its log says where";
+pub(crate) const PANICKED: &str = "the compute thread panicked: a bug in Testudo, or in a model, data set or rule of the program's own; its log says where";

@@ -24,7 +24,6 @@ use std::time::Duration;
 use testudo_transport::Role;
 use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdout};
-use tokio::task::JoinHandle;
 
 use crate::error::Failure;
 
@@ -40,6 +39,9 @@ pub struct ToStart {
     /// Where it finds the scheduler; `None` for the scheduler itself.
     pub scheduler: Option<SocketAddr>,
 }
+
+/// Takes the rest of a node's standard output; may block.
+pub type Receiver = Box<dyn FnOnce(BufReader<ChildStdout>) + Send>;
 
 /// A node that is being started.
 #[derive(Debug)]
@@ -69,9 +71,9 @@ pub trait Launcher: std::fmt::Debug {
     /// How long nodes may take to leave in order once the run is over.
     fn grace(&self) -> Duration;
 
-    /// Takes what a node writes on its standard output once it is bound, if that is more than nothing; what is returned ends when
-    /// that does, and is waited for when the node has ended.
-    fn receive(&mut self, _node: &ToStart, _from: BufReader<ChildStdout>) -> Option<JoinHandle<()>> {
+    /// What takes what a node writes on its standard output once it is bound, if that is more than nothing. It may block, ends
+    /// when the output does, and is waited for when the node has ended.
+    fn receiver(&mut self, _node: &ToStart) -> Option<Receiver> {
         None
     }
 }

@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::inbox::{Asked, Request};
-use crate::checkpoint::{PartSource, PartWriter};
 use self::traced::Traced;
 use crate::active::{Active, Method, Side};
+use crate::checkpoint::{PartSource, PartWriter};
 use crate::contributions::{self, Pushed};
 use crate::countersign::Countersigner;
 use crate::hear::{Heard, hear};

@@ -13,6 +13,7 @@ use super::problem::{Place, Problem};
 use super::read::Values;
 use super::value::Value;
 use super::{
+    Aggregation, Audit, Checkpoint, Cluster, ComputeDevice, Config, Data, Determinism, Job, KeyExchange,
     Launcher, Limits, MatrixProducts, Model, Network, Optimizer, Output, Placement, PullCodec, PushCodec,
     Revocation, Schedule, SchedulerNetwork, Security, SecurityFiles, Servers, ServersNetwork, Ssh,
     Supervision, Telemetry, Training, Transport, Workers,

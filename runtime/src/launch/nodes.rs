@@ -74,7 +74,8 @@ impl Nodes {
         let bound = tokio::time::timeout(patience, first_line(stdout)).await;
         let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
         if let Ok(Some((address, rest))) = bound {
-            node.receiving = self.launcher.receive(&to_start, rest);
+            let receiver = self.launcher.receiver(&to_start);
+            node.receiving = receiver.map(|receive| tokio::task::spawn_blocking(move || receive(rest)));
             return Ok(address);
         }
         let exit = tokio::time::timeout(Duration::from_secs(1), node.child.wait()).await;
@@ -98,8 +99,13 @@ impl Nodes {
         let node = ToStart { role, index, scheduler: Some(scheduler) };
         let Launched { mut child, lease, log } = self.launcher.launch(&node).await?;
         let stdout = child.stdout.take();
-        tokio::spawn(first_line(stdout));
-        let process = NodeProcess { role, index, log, child, _lease: lease, exit: None };
+        let receiver = self.launcher.receiver(&node);
+        let receiving = Some(tokio::spawn(async move {
+            if let (Some((_, rest)), Some(receive)) = (first_line(stdout).await, receiver) {
+                let _ = tokio::task::spawn_blocking(move || receive(rest)).await;
+            }
+        }));
+        let process = NodeProcess { role, index, log, child, _lease: lease, receiving, exit: None };
         match self.nodes.iter_mut().find(|n| (n.role, n.index) == (role, index) && n.exit.is_some()) {
             Some(former) => *former = process,
             None => self.nodes.push(process),

@@ -33,7 +33,7 @@ use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use super::local::Local;
-use super::{Launched, Launcher, Launching, ToStart, parcel};
+use super::{Launched, Launcher, Launching, Receiver, ToStart, parcel};
 use crate::checkpoint::keys::KeyFile;
 use crate::config::{self, Config, Host};
 use crate::error::Failure;
@@ -282,14 +282,15 @@ impl Launcher for Ssh {
     }
 
     /// The final model, of the worker that writes it.
-    fn receive(&mut self, node: &ToStart, from: BufReader<ChildStdout>) -> Option<JoinHandle<()>> {
+    fn receiver(&mut self, node: &ToStart) -> Option<Receiver> {
         if !matches!(node.role, Role::Worker | Role::Peer) || self.ssh.shared {
             return None;
         }
-        let read = from.buffer().to_vec();
-        let rest = File::from(from.into_inner().into_owned_fd().ok()?);
         let (run_dir, node, most) = (self.run_dir.clone(), *node, self.model_most);
-        Some(tokio::task::spawn_blocking(move || {
+        Some(Box::new(move |from: BufReader<ChildStdout>| {
+            let read = from.buffer().to_vec();
+            let Ok(rest) = from.into_inner().into_owned_fd() else { return };
+            let rest = File::from(rest);
             let mut from = read.as_slice().chain(rest);
             if let Err(why) = take_model(&mut from, &run_dir, &node, most) {
                 let note =

@@ -26,6 +26,7 @@ fn job(every_steps: u64, at_end: bool) -> JobSpec {
         trust_domain: "test.local".into(),
         workers: 1,
         servers: 2,
+        elastic: Default::default(),
         model: ModelSpec::Mlp { inputs: 8, hidden: vec![8], classes: 4 },
         precision: testudo_kernels::Precision::F32,
         optimizer: OptimizerSpec::shipped("sgd").unwrap(),
