@@ -16,7 +16,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 fn manifests(set: &[&str]) -> String {
     let place = tempfile::tempdir().unwrap();
     let file = files::write_job(place.path());
-    let set: Vec<&str> = ["limits.memory_mib=300"].iter().chain(set).flat_map(|one| ["--set", one]).collect();
+    let set: Vec<&str> = ["limits.memory_mib=512"].iter().chain(set).flat_map(|one| ["--set", one]).collect();
     let arguments =
         ["deploy", text(&file), "--to", "kubernetes", "--image", "example.org/testudo@sha256:00", "--print"];
     process::run(PROGRAM, &[&arguments[..], &set].concat(), Path::new("/no/mark")).succeeded().stdout
@@ -102,7 +102,7 @@ fn assert_restricted(pod: &Value) {
         assert_eq!(container["securityContext"], expected);
         assert!(container["resources"]["limits"]["memory"].is_string());
     }
-    assert_eq!(pod["containers"][0]["resources"]["limits"]["memory"], "300Mi");
+    assert_eq!(pod["containers"][0]["resources"]["limits"]["memory"], "512Mi");
     // What runs the node sees no Secret, and the claim is all that it can write to.
     let volumes = pod["volumes"].as_array().unwrap();
     let volume = |name: &Value| volumes.iter().find(|volume| &volume["name"] == name).unwrap();

@@ -52,7 +52,7 @@ fn log(run: &Path, node: &str) -> String {
 fn a_job_runs_under_slurm() {
     let place = tempfile::tempdir().unwrap();
     let Some(slurm) = Slurm::start(place.path()) else { return };
-    let set = ["--set", "training.max_steps=40", "--set", "limits.memory_mib=256"];
+    let set = ["--set", "training.max_steps=40", "--set", "limits.memory_mib=512"];
     let folder = deploy(place.path(), &set);
     let output = place.path().join("job.out");
     let script = folder.join("job.sbatch");
@@ -79,7 +79,7 @@ fn a_job_runs_under_slurm() {
 fn a_job_that_slurm_ends_stops_in_order() {
     let place = tempfile::tempdir().unwrap();
     let Some(slurm) = Slurm::start(place.path()) else { return };
-    let folder = deploy(place.path(), &["--set", "limits.memory_mib=256"]);
+    let folder = deploy(place.path(), &["--set", "limits.memory_mib=512"]);
     let (output, script) = (place.path().join("job.out"), folder.join("job.sbatch"));
     let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
     let job = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
@@ -120,7 +120,7 @@ fn scripts_pass_shellcheck() {
     let place = tempfile::tempdir().unwrap();
     let file = files::write_job(place.path());
     for set in
-        [&["cluster.placement=dedicated"][..], &["cluster.placement=colocated", "limits.memory_mib=300"]]
+        [&["cluster.placement=dedicated"][..], &["cluster.placement=colocated", "limits.memory_mib=512"]]
     {
         let set: Vec<&str> = set.iter().flat_map(|one| ["--set", one]).collect();
         let arguments = ["deploy", text(&file), "--to", "slurm", "--print", "--out", "/srv/a $HOME"];

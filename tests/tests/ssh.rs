@@ -146,7 +146,7 @@ fn a_host_with_another_key_is_refused() {
     std::fs::write(&unknown, "").unwrap();
     let program = program();
     let options = [&["--set", program.as_str()], &NO_CHECKPOINT[..]].concat();
-    for (name, known) in [("other", &place.sshd.wrong_hosts), ("unknown", &unknown)] {
+    for (name, known) in [("another", &place.sshd.wrong_hosts), ("unknown", &unknown)] {
         let run = place.start_there(name, known, &options).wait();
         assert_eq!(run.code(), Some(1), "{run:#?}");
         assert!(run.stderr.contains("Host key verification failed"), "{}", run.stderr);

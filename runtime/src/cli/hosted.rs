@@ -75,12 +75,13 @@ pub(super) fn hosted(arguments: &HostedArguments) -> Result<(), Failure> {
         with_parent: false,
     };
     let environment = Environment { scheduler: None, overrides, index: None };
-    let model = run_dir.model();
+    // The descriptor that it is reached through stays open until the model is sent.
+    let held = run_dir.clone();
     node::run(&node, environment, Some(Hosting { run_dir, folder }), None)?;
     if shared {
         return Ok(());
     }
-    lease::send(&model).map_err(|e| Failure::failed(format!("the final model could not be sent: {e}")))
+    lease::send(&held.model()).map_err(|e| Failure::failed(format!("the final model could not be sent: {e}")))
 }
 
 /// What the cluster file says otherwise on this host: it is the launcher's, which cannot know what is bound here.

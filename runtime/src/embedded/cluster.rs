@@ -101,6 +101,7 @@ pub(super) fn start(
         let thread = spawn(&id, move || {
             let ended = run_worker(options, &mut setup);
             ending.why = ended.as_ref().err().map(ToString::to_string);
+            drop(ending);
             ended
         })?;
         others.push(Node { id, thread });

@@ -59,7 +59,7 @@ fn reaching(address: SocketAddr) -> std::io::Result<IpAddr> {
 mod tests {
     use super::*;
 
-    const FILE: &str = "[network]\nlisten = \"127.0.0.9:7\"\n[model]\nkind = \"mlp\"\ninputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\n\
+    const FILE: &str = "[network]\nlisten = \"127.0.0.9:0\"\n[model]\nkind = \"mlp\"\ninputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\n\
                         path = \"data\"\n";
 
     #[test]
@@ -70,6 +70,6 @@ mod tests {
         assert_eq!(scheduler.network.scheduler_listen().port(), 4800);
         assert!(scheduler.network.scheduler_listen().ip().is_loopback());
         let server = parse(&at(NodeRole::Server, "127.0.0.1:4800"));
-        assert_eq!(server.network.server_listen(0).to_string(), "127.0.0.1:7");
+        assert_eq!(server.network.server_listen(0).to_string(), "127.0.0.1:0");
     }
 }
