@@ -107,6 +107,13 @@ crl = "pki/crl.pem"
 export = false
 sign_key = "sign.pem"
 
+[telemetry]
+endpoint = "http://127.0.0.1:4317"
+protocol = "grpc"
+sample_every = 10
+metrics_interval_ms = 500
+prometheus_port = 0
+
 [output]
 dir = "/var/runs"
 "#;
@@ -271,6 +278,10 @@ fn full_files_reach_every_field() {
     assert_eq!(files.ca, Path::new("/cluster/pki/ca.pem"));
     assert_eq!(files.key, Path::new("/etc/testudo/key.pem"));
     assert!(!config.checkpoint.export);
+    let telemetry = &config.telemetry;
+    assert_eq!(telemetry.endpoint.as_deref(), Some("http://127.0.0.1:4317"));
+    assert_eq!((telemetry.protocol.as_str(), telemetry.sample_every), ("grpc", 10));
+    assert_eq!((telemetry.metrics_interval_ms, telemetry.prometheus_port), (500, Some(0)));
 }
 
 /// The whole text that a person sees.
