@@ -84,7 +84,9 @@ pub(super) fn start(
                 Work::Combine { step, weights, place } => {
                     let timed = Timed::begin(place);
                     let combined = math.combine(step, &weights);
-                    timed.map(Timed::end);
+                    if let Some(timed) = timed {
+                        timed.end();
+                    }
                     Some(match combined {
                         Ok(updated) => Mail::Input(Input::Combined { updated }),
                         Err(error) => Mail::Fatal(error.to_string()),
@@ -154,7 +156,9 @@ fn store(math: &mut SliceMath, slice: SliceId, step: u64, node: Node, pushed: Pu
         Err(error) => return Mail::Fatal(error.to_string()),
     };
     let contributed = math.contribute(Contribution { slice, step, node, values });
-    timed.map(Timed::end);
+    if let Some(timed) = timed {
+        timed.end();
+    }
     match contributed {
         Ok(updated) => Mail::Input(Input::Stored { slice, step, node, updated }),
         Err(MathError::NotFinite(element)) => unusable(PushRefusal::NotFinite { element }),
