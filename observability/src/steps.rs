@@ -104,7 +104,6 @@ impl StepTrace {
     }
 
     /// The root, which one process alone may begin; it links to the run.
-    #[must_use]
     pub fn root(self, node: &'static str, began: SystemTime) -> Span {
         let place = Place { trace: self, parent: SpanId::INVALID, remote: false };
         let mut root = place.span(node, "step", self.root, began);
@@ -153,13 +152,11 @@ pub struct Place {
 
 impl Place {
     /// A span of `node` (`scheduler`, `server` or `worker`) that begins now.
-    #[must_use]
     pub fn begin(self, node: &'static str, name: &'static str) -> Span {
         self.begin_at(node, name, SystemTime::now())
     }
 
     /// A span that began at `began`.
-    #[must_use]
     pub fn begin_at(self, node: &'static str, name: &'static str, began: SystemTime) -> Span {
         self.span(node, name, self.trace.steps.ids.new_span_id(), began)
     }

@@ -47,12 +47,11 @@ fn of_kind<'a>(documents: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'
 #[test]
 fn manifests_are_what_the_schemas_allow() {
     let Some(python) = python::with("kubernetes_validate, yaml") else { return };
-    let cases: [(&[&str], &[(&str, u64)]); 2] = [
-        (&[], &[("small-scheduler", 1), ("small-server", 2), ("small-worker", 2)]),
-        (&["cluster.placement=colocated"], &[("small-scheduler", 1), ("small-peer", 2)]),
-    ];
+    let dedicated = vec![("small-scheduler", 1), ("small-server", 2), ("small-worker", 2)];
+    let colocated = vec![("small-scheduler", 1), ("small-peer", 2)];
+    let cases = [(vec![], dedicated), (vec!["cluster.placement=colocated"], colocated)];
     for (set, jobs) in cases {
-        let documents = checked(&python, &manifests(set)).unwrap_or_else(|why| panic!("{why}"));
+        let documents = checked(&python, &manifests(&set)).unwrap_or_else(|why| panic!("{why}"));
         let found: Vec<_> = of_kind(&documents, "Job")
             .map(|job| {
                 (job["metadata"]["name"].as_str().unwrap(), job["spec"]["completions"].as_u64().unwrap())

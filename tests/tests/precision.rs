@@ -59,7 +59,8 @@ fn a_network_of_the_programs_own_decides_for_itself() {
     let own = |precision| {
         let job = job(precision, 1, 1);
         let parameters = job.model.parameters().unwrap();
-        let model = ModelSpec::Custom { name: "own@1".into(), inputs: 12, classes: 4, targets: 1, parameters };
+        let model =
+            ModelSpec::Custom { name: "own@1".into(), inputs: 12, classes: 4, targets: 1, parameters };
         JobSpec { model, ..job }
     };
     own(Precision::F32).validate().unwrap();

@@ -162,10 +162,16 @@ struct Lane {
     asks: Asks,
 }
 
+/// Where the answer to each ask goes, by the ask's number.
+type Waiting = HashMap<u64, oneshot::Sender<Vec<u8>>>;
+
+/// A place among those that wait, and what comes there.
+type Place = (Asked, oneshot::Receiver<Vec<u8>>);
+
 /// Asks that wait for their answers; `None` once no answer can come.
 #[derive(Clone, Debug)]
 struct Asks {
-    waiting: Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Vec<u8>>>>>>,
+    waiting: Arc<Mutex<Option<Waiting>>>,
     last: Arc<AtomicU64>,
 }
 
@@ -174,12 +180,12 @@ impl Asks {
         Asks { waiting: Arc::new(Mutex::new(Some(HashMap::new()))), last: Arc::default() }
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut HashMap<u64, oneshot::Sender<Vec<u8>>>) -> T) -> Option<T> {
+    fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> Option<T> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change)
     }
 
     /// A place for an answer; given back when the ask is over, however that comes.
-    fn place(&self) -> Option<Result<(Asked, oneshot::Receiver<Vec<u8>>), SayError>> {
+    fn place(&self) -> Option<Result<Place, SayError>> {
         let (answer, answered) = oneshot::channel();
         self.with(|waiting| {
             if waiting.len() >= MOST_ASKS {

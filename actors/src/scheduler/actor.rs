@@ -66,7 +66,7 @@ pub enum Mail {
         /// The connection's number.
         link: u64,
         /// What.
-        message: Message,
+        message: Box<Message>,
     },
     /// A commit has ended.
     Committed {

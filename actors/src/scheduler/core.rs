@@ -346,10 +346,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     fn ready(&mut self, now: Time, server: u32, epoch: u64, version: u64) {
         let epoch = epoch.min(self.epoch);
-        if let Some(joined) = self.hear(now, Member { role: MemberRole::Server, index: server }) {
-            if joined.ready < epoch {
-                (joined.ready, joined.version) = (epoch, version);
-            }
+        if let Some(joined) = self.hear(now, Member { role: MemberRole::Server, index: server })
+            && joined.ready < epoch
+        {
+            (joined.ready, joined.version) = (epoch, version);
         }
         if self.is_installed() && !self.moved && self.epoch > self.workers_told && self.outcome.is_none() {
             self.workers_told = self.epoch;

@@ -28,6 +28,9 @@ pub(super) enum Vector {
     Device(Tensor),
 }
 
+/// A slice with its weights and the optimizer's tensors.
+type Lent<'a> = (Slice, &'a [f32], &'a [Vec<f32>]);
+
 /// Slices that are updated together: one, or all of a tensor.
 #[derive(Debug)]
 struct Unit {
@@ -69,11 +72,7 @@ impl Resident {
     }
 
     /// Takes slices that are updated together, in order, with the weights and the optimizer's tensors of each.
-    pub(super) fn keep(
-        &mut self,
-        name: &str,
-        slices: Vec<(Slice, &[f32], &[Vec<f32>])>,
-    ) -> Result<(), DeviceError> {
+    pub(super) fn keep(&mut self, name: &str, slices: Vec<Lent<'_>>) -> Result<(), DeviceError> {
         let device = self.device.get_mut();
         let elements = slices.iter().map(|(slice, ..)| slice.elements).sum();
         let tensors = slices.first().map_or(0, |(_, _, state)| state.len());

@@ -50,7 +50,7 @@ pub struct ReplyTo {
     /// The request as it is shown in the trace of its step, if that is traced; ends with the answer.
     span: Option<Box<Span>>,
     /// Counted until it is answered.
-    active: Active,
+    _active: Active,
 }
 
 impl ReplyTo {
@@ -249,7 +249,7 @@ impl Stream {
                 let span = self.serving.run.pulled(&message, &pull);
                 let (exact, held) = (pull.exact, Some(message.payload));
                 let active = Active::begin(Side::Server, Method::Pull);
-                let reply = ReplyTo { outbox, request, trace, exact, held, span, active };
+                let reply = ReplyTo { outbox, request, trace, exact, held, span, _active: active };
                 if self.serving.store.may_answer(pull.slice, pull.version) {
                     answer_pull(&self.serving.store, reply, pull.slice, pull.version);
                     return Ok(None);
@@ -264,7 +264,8 @@ impl Stream {
                 let span = self.serving.run.pushed(&message, &push);
                 let place = span.as_deref().map(Span::place);
                 let active = Active::begin(Side::Server, Method::Push);
-                let reply = ReplyTo { outbox, request, trace, exact: false, held: None, span, active };
+                let reply =
+                    ReplyTo { outbox, request, trace, exact: false, held: None, span, _active: active };
                 Input::Push(PushInput {
                     worker,
                     reply,

@@ -341,7 +341,7 @@ impl WorkerActor {
             Asked::Pull { .. } => Method::Pull,
         };
         let active = Active::begin(Side::Worker, method);
-        self.asked.insert(request, Request { server, asked, span, active });
+        self.asked.insert(request, Request { server, asked, span, _active: active });
         request
     }
 

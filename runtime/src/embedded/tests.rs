@@ -22,7 +22,7 @@ impl Dataset for Sign {
     }
 
     fn fill(&self, index: usize, input: &mut [f32], labels: &mut [u32]) {
-        input.fill(if index % 2 == 0 { 1.0 } else { -1.0 });
+        input.fill(if index.is_multiple_of(2) { 1.0 } else { -1.0 });
         labels.fill((index % 2) as u32);
     }
 }

@@ -59,7 +59,7 @@ impl Doors {
             return;
         }
         let heard = hear(receiver, self.mailbox, |heard| match heard {
-            Ok(message) => Mail::Said { link, message },
+            Ok(message) => Mail::Said { link, message: Box::new(message) },
             Err(reason) => Mail::Gone { link, reason },
         });
         tokio::pin!(heard);

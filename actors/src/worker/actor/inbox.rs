@@ -30,7 +30,7 @@ pub(super) struct Request {
     /// As it is shown in the trace of its step, if that is traced; ends with the answer.
     pub(super) span: Option<Box<Span>>,
     /// Counted until it is answered.
-    pub(super) active: Active,
+    pub(super) _active: Active,
 }
 
 impl WorkerActor {
