@@ -115,9 +115,10 @@ fn a_checkpoint_is_of_a_run_whoever_dies() {
         let job = job(codecs, (3, 2), 1 + seed % 3);
         let mut run = Simulation::new(job.clone(), seed, SumOrder::Canonical);
         let step = (seed * 5) % (STEPS + 1);
-        // Some die with pushes under way, some after the last step, before they have written.
+        // Some die with pushes under way, some between steps, some after the last step, before they have written.
         let dies = |s: &Simulation| {
-            s.steps.len() as u64 >= step && (step == STEPS || seed % 2 == 0 || s.pushes_under_way(1) > 0)
+            let between = step > 0 && seed % 2 == 0;
+            s.steps.len() as u64 >= step && (step == STEPS || between || s.pushes_under_way(1) > 0)
         };
         if run.run_until(dies) {
             run.kill(1);

@@ -30,7 +30,7 @@ fn more_workers_are_possible_where_there_is_work_for_them_and_nobody_votes() {
 #[test]
 fn what_is_limited_is_shared_out_for_all_that_may_come() {
     let least = |max: &str| {
-        let config = parse(MINIMAL, &[&format!("cluster.max_workers={max}"), "limits.memory_mib=1"]);
+        let config = parse(MINIMAL, &[&format!("cluster.max_workers={max}"), "limits.memory_mib=64"]);
         config.unwrap_err().to_string()
     };
     let takes = |text: String| -> u64 {
