@@ -365,6 +365,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.send_all(MemberRole::Worker, &membership);
             self.returning.held = false;
             self.extend();
+            // Whoever has come after the last step writes that those who kept residuals are gone.
+            if self.phase == Phase::Finishing {
+                self.order_residuals(self.progress.completed());
+            }
             // A run that resumes at its last step has nothing left but its end.
             if self.phase == Phase::Training && self.progress.completed() >= self.steps() {
                 self.end();

@@ -58,18 +58,41 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.order_residuals(completed);
     }
 
-    /// Tells every worker that has not to write the residuals of the shards that it holds.
-    fn order_residuals(&mut self, version: u64) {
+    /// Tells every worker that has not to write the residuals of the shards that it keeps.
+    pub(super) fn order_residuals(&mut self, version: u64) {
+        if !self.checkpoints.last_lacks_residuals() {
+            return;
+        }
+        let keepers: Vec<Option<u32>> =
+            (0..self.job.logical_shards).map(|shard| self.keeper(shard, version)).collect();
         for index in self.live(MemberRole::Worker) {
-            let held = self.leases.iter().filter(|l| l.worker == index);
-            let mut shards: Vec<u32> =
-                held.flat_map(|l| l.node.first..l.node.first.saturating_add(l.node.leaves)).collect();
-            shards.sort_unstable();
+            let shards: Vec<u32> = (0..)
+                .zip(&keepers)
+                .filter(|(_, keeper)| **keeper == Some(index))
+                .map(|(shard, _)| shard)
+                .collect();
             if !shards.is_empty() && self.checkpoints.last_lacks(index, &shards) {
                 let order = ToMember::Residuals(ResidualOrder { version, shards });
                 self.send(Member { role: MemberRole::Worker, index }, order);
             }
         }
+    }
+
+    /// Who keeps the residuals of a logical shard at `version`: who contributed it to the step before, whoever has it from there on;
+    /// if that worker is lost, who has it now.
+    fn keeper(&self, shard: u32, version: u64) -> Option<u32> {
+        let before = version.saturating_sub(1).max(self.job.first_step());
+        let lives = |index| self.members.contains_key(&Member { role: MemberRole::Worker, index });
+        let covers = |node: Node| node.covers(&Node::leaf(shard));
+        let (mut contributed, mut holds) = (None, None);
+        for lease in self.leases.iter().filter(|l| covers(l.node) && lives(l.worker)) {
+            if lease.holds_in(before) {
+                contributed = Some(lease.worker);
+            } else if lease.to_step.is_none() {
+                holds = Some(lease.worker);
+            }
+        }
+        contributed.or(holds)
     }
 
     pub(super) fn committed(&mut self, now: Time, step: u64, result: Result<Committed, String>) {

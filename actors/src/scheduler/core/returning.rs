@@ -181,7 +181,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     /// Leases for those who have joined, with the next epoch.
     pub(super) fn lease_to_newcomers(&mut self) {
         let completed = self.progress.completed();
-        self.leases.retain(|lease| lease.to_step.is_none_or(|to| to > completed));
+        // Who contributed to the last complete step keeps what error feedback kept back of it.
+        self.leases.retain(|lease| lease.to_step.is_none_or(|to| to >= completed));
         if self.staying().is_empty() {
             self.scaling.keep_everybody();
         }
