@@ -3,8 +3,8 @@
 use testudo_actors::message::{Body, Finished, Outcome, Push, PushRefusal};
 use testudo_actors::scheduler::Command;
 use testudo_actors::server::SumOrder;
-use testudo_actors::{Elastic, JobSpec};
-use testudo_kernels::Aggregation;
+use testudo_actors::{Checkpoints, Codecs, Elastic, JobSpec};
+use testudo_kernels::{Aggregation, Codec};
 use testudo_tests::sim::Simulation;
 use testudo_tests::toy;
 
@@ -189,4 +189,23 @@ fn a_run_is_scaled_up_and_down_and_nobody_is_lost() {
     let mut simulation = simulate(votes, 1);
     assert!(simulation.run_until(|s| s.steps.len() == 1));
     assert!(simulation.command(Command::Scale { workers: 3 }).unwrap_err().contains("has a vote"));
+}
+
+/// What error feedback keeps back is lost with a worker; the last checkpoint is whole all the same, whoever has come and gone.
+#[test]
+fn the_last_checkpoint_of_error_feedback_is_whole_through_returns() {
+    let checkpoints = Checkpoints { every_steps: 3, at_end: true };
+    let codecs = Codecs { push: Codec::OneBit { threshold: 0.0 }, pull: Codec::F32 };
+    let job = JobSpec { codecs, checkpoints, ..elastic(3, 2, 2) };
+    for seed in 0..seeds(30) {
+        let mut simulation = simulate(job.clone(), seed);
+        disturb(&mut simulation, 5, 8);
+        let finished = simulation.finish();
+        assert_eq!(finished.checkpoint, Some(STEPS), "seed {seed}: {:?}", simulation.notices);
+        let last = simulation.commits.last().unwrap();
+        let mut shards: Vec<u32> =
+            last.residuals.iter().flat_map(|part| part.shards.iter().copied()).collect();
+        shards.sort_unstable();
+        assert_eq!(shards, (0..SHARDS).collect::<Vec<_>>(), "seed {seed}");
+    }
 }
