@@ -42,7 +42,7 @@ fn an_actor_of_ones_own() {
 fn federated_averaging_with_a_robust_rule() {
     let said = run(env!("CARGO_BIN_EXE_federated"));
     assert!(number(&said, "under the median ") > 0.9, "{said}");
-    assert!(number(&said, "under the mean ") < 0.6, "the liar decides: {said}");
+    assert!(said.contains("under the mean the liar decides") && said.contains("diverged"), "{said}");
 }
 
 #[cfg(feature = "candle")]

@@ -89,7 +89,10 @@ fn train(rule: Aggregation) -> Result<f64, Box<dyn std::error::Error>> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("accuracy under the mean   {:.3}", train(Aggregation::Mean)?);
+    match train(Aggregation::Mean) {
+        Ok(accuracy) => println!("accuracy under the mean {accuracy:.3}"),
+        Err(why) => println!("under the mean the liar decides: {why}"),
+    }
     println!("accuracy under the median {:.3}", train(Aggregation::Median { hostile: 1 })?);
     Ok(())
 }

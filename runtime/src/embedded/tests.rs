@@ -55,7 +55,10 @@ fn what_is_wrong_is_said_the_first_thing_first() {
     assert!(said(Job::builder().model(model())).contains("has no data"));
     assert!(said(small().optimizer("adamm")).contains("adamm"));
     assert!(said(small().workers(3)).contains("training.logical_shards"));
-    assert!(said(small().aggregation(Aggregation::Median { hostile: 2 }).workers(4)).contains("outvote"));
+    assert!(
+        said(small().aggregation(Aggregation::Median { hostile: 2 }).workers(4).logical_shards(4))
+            .contains("outvote")
+    );
     let owners =
         small().workers(2).data_of(|worker| (Arc::new(Sign(4 + worker as usize)), Arc::new(Sign(8))));
     assert!(said(owners).contains("worker 1 has (5, 8)"));
