@@ -41,7 +41,7 @@ fn line_9_a_second_join_of_a_live_identity_is_refused() {
         assert_eq!(other.membership().await.epoch, 1);
         assert_eq!(member.membership().await.epoch, 1);
         let reason = Member::join(&second, &scheduler, MemberRole::Worker).await.unwrap_err();
-        assert!(reason.contains("under way"), "{reason}");
+        assert!(reason.contains("worker/0 takes part already"), "{reason}");
         give_up([&mut member, &mut other].into_iter()).await;
     });
     assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
