@@ -127,8 +127,9 @@ fn settings(folder: &Path) -> String {
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [control, node] = listeners.map(|listener| listener.local_addr().unwrap().port());
     let (folder, user) = (text(folder), user());
+    // The scheduler's port follows from the job's number, and tests run side by side.
     format!(
-        "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser={user}\nSlurmdUser={user}\nAuthType=auth/munge\n\
+        "ClusterName=test\nFirstJobId={control}\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser={user}\nSlurmdUser={user}\nAuthType=auth/munge\n\
          AuthInfo=socket={folder}/munge.socket\nCredType=cred/munge\nSlurmctldPort={control}\nSlurmdPort={node}\n\
          SlurmctldPidFile={folder}/slurmctld.pid\nSlurmdPidFile={folder}/slurmd.pid\nStateSaveLocation={folder}/state\n\
          SlurmdSpoolDir={folder}/spool\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n\
