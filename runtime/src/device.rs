@@ -3,7 +3,7 @@
 //! 1. A GPU that is asked for by its number and is not there is an error, which says what was looked for and where.
 //! 2. `auto` takes the first GPU; without one it says so, and why, and the CPU computes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::{JobSpec, Resume};
@@ -77,11 +77,29 @@ pub fn files(device: ComputeDevice) -> Vec<PathBuf> {
     if device == ComputeDevice::Cpu {
         return Vec::new();
     }
-    let Ok(entries) = std::fs::read_dir(DEVICES) else { return Vec::new() };
+    drivers(Path::new(DEVICES))
+}
+
+fn drivers(devices: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(devices) else { return Vec::new() };
     let is_driver = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("nvidia"))
     };
     entries.flatten().map(|entry| entry.path()).filter(is_driver).collect()
+}
+
+/// Those of a process that starts nodes: they inherit its confinement, and what it may not open, none of them may.
+#[must_use]
+pub fn files_of_all(config: &Config) -> Vec<PathBuf> {
+    files(computing(config))
+}
+
+/// What some node computes on. The driver's files are the same for every GPU.
+fn computing(config: &Config) -> ComputeDevice {
+    match config.servers.device {
+        ComputeDevice::Cpu => config.workers.device,
+        device => device,
+    }
 }
 
 /// A server's set-up with a device.
@@ -134,5 +152,29 @@ mod tests {
         assert!(files(ComputeDevice::Cpu).is_empty());
         // Where there is a GPU it is taken, else the CPU: never an error.
         open("workers.device", ComputeDevice::Auto, exact).unwrap();
+    }
+    /// What nodes open, their launcher may open.
+    #[test]
+    fn a_launcher_needs_what_its_nodes_compute_on() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidiactl", "null"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let mut found = drivers(folder.path());
+        found.sort();
+        assert_eq!(found, ["nvidia0", "nvidiactl"].map(|name| folder.path().join(name)));
+        let config = |set: &[&str; 2]| {
+            let text = "[job]\nname = \"toy\"\n[data]\nkind = \"mnist\"\npath = \".\"\n[model]\nkind = \"mlp\"\n\
+                        inputs = 12\nhidden = [10]\nclasses = 4\n";
+            let set: Vec<String> = set.iter().map(|one| (*one).to_owned()).collect();
+            Config::parse(text, Path::new("toy.toml"), &set).unwrap()
+        };
+        for (set, expected) in [
+            (&["servers.device=cpu", "workers.device=cpu"], ComputeDevice::Cpu),
+            (&["servers.device=cpu", "workers.device=cuda:1"], ComputeDevice::Cuda(1)),
+            (&["servers.device=auto", "workers.device=cpu"], ComputeDevice::Auto),
+        ] {
+            assert_eq!(computing(&config(set)), expected);
+        }
     }
 }

@@ -173,6 +173,7 @@ fn needs(config: &Config, run_dir: &RunDir, program: &Program, hosts: Option<&Ho
         read: Hosts::reads(config).iter().map(|path| path.as_path().into()).collect(),
         write: vec![run_dir.reach(run_dir.path()).as_path().into()],
         start: Some(program.clone()),
+        devices: device::files_of_all(config),
         programs: hosts.map(|hosts| hosts.program().to_owned()).into_iter().collect(),
         tcp: told.exports() || hosts.is_some(),
         listen: super::node::ports(&told, config),

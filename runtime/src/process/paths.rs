@@ -35,6 +35,11 @@ const SYSTEM: [&str; 7] = [
 const LIBRARIES: [&str; 7] =
     ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store"];
 
+/// Where NVIDIA's installers put toolkits, each in a folder of its own (`cuda`, `cuda-13.0`), and their libraries in that.
+const INSTALLED: &str = "/usr/local";
+const TOOLKIT: &str = "cuda";
+const TOOLKIT_LIBRARIES: &str = "lib64";
+
 /// What was brought about, for [`super::Protections`].
 static HELD: OnceLock<String> = OnceLock::new();
 
@@ -102,7 +107,8 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
         rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
     }
     let named = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let system = SYSTEM.into_iter().chain(LIBRARIES).map(PathBuf::from).chain(std::env::split_paths(&named));
+    let system = SYSTEM.into_iter().chain(LIBRARIES).map(PathBuf::from);
+    let system = system.chain(std::env::split_paths(&named)).chain(toolkits(Path::new(INSTALLED)));
     for path in system.filter(|path| path.is_absolute()) {
         rules = allow(rules, &Place::Path(path), read)?;
     }
@@ -125,6 +131,13 @@ fn build(needs: Needs) -> Result<RulesetCreated, RulesetError> {
     }
     // Where output goes that nobody wants.
     allow(rules, &Place::Path("/dev/null".into()), make_bitflags!(AccessFs::{ReadFile | WriteFile}))
+}
+
+/// The folders of libraries of the toolkits in `installed`: a process that computes on a GPU loads them after it is confined.
+fn toolkits(installed: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(installed) else { return Vec::new() };
+    let named = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(TOOLKIT));
+    named.map(|entry| entry.path().join(TOOLKIT_LIBRARIES)).collect()
 }
 
 /// What is not there needs no right.
@@ -218,5 +231,37 @@ mod tests {
             Some(held) => assert!(held.starts_with("Landlock (ABI "), "{held}"),
             None => eprintln!("not checked: this kernel has no Landlock"),
         }
+    }
+    /// A node's confinement is within its launcher's: what computes on a device opens it only if both may.
+    #[test]
+    fn a_device_is_opened_within_a_launchers_and_a_nodes_confinement() {
+        let opened = |launcher: &'static [&'static str]| {
+            std::thread::spawn(move || {
+                for devices in [launcher, &["/dev/zero"]] {
+                    let devices = devices.iter().map(PathBuf::from).collect();
+                    let status = build(Needs { devices, ..Needs::default() }).unwrap().restrict_self().unwrap();
+                    described(&status)?;
+                }
+                Some(std::fs::File::options().read(true).write(true).open("/dev/zero").is_ok())
+            })
+            .join()
+            .unwrap()
+        };
+        if opened(&["/dev/zero"]).is_none() {
+            return eprintln!("not checked: this kernel has no Landlock");
+        }
+        assert_eq!((opened(&["/dev/zero"]), opened(&[])), (Some(true), Some(false)));
+    }
+
+    #[test]
+    fn toolkits_are_found_by_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["cuda", "cuda-13.0", "lib"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let mut found = toolkits(folder.path());
+        found.sort();
+        assert_eq!(found, ["cuda/lib64", "cuda-13.0/lib64"].map(|name| folder.path().join(name)));
+        assert!(toolkits(&folder.path().join("nothing")).is_empty());
     }
 }
