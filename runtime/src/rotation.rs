@@ -109,11 +109,16 @@ fn running_out(certificate_pem: &str, now: SystemTime) -> Option<i64> {
     (left < (info.not_after - info.not_before) / LATE).then_some(left)
 }
 
-/// Renews the identity in `folder` with a CA whose key this process has, for a new key.
+/// Held while an identity is renewed: the next key lies in its folder under one name, and a worker that is started again may be renewed
+/// just when all are.
+static RENEWING: Mutex<()> = Mutex::new(());
+
+/// Renews the identity in `folder` with a CA whose key this process has, for a new key; one at a time.
 ///
 /// # Errors
 /// [`PkiError::Revoked`] if the CA has revoked it, and whatever else is wrong.
 pub fn renew(ca: &JobCa, folder: &Path, validity: Duration) -> Result<(), PkiError> {
+    let _alone = RENEWING.lock().unwrap_or_else(PoisonError::into_inner);
     let request = pki::renew(folder, false)?;
     let certificate = ca.issue_for(&request, None, validity)?;
     pki::install(folder, certificate.as_bytes(), None).map(|_| ())
@@ -217,6 +222,17 @@ mod tests {
         std::fs::copy(home.join("sister/cert.pem"), home.join("cert.pem")).unwrap();
         assert!(matches!(look(&identity, &source), Err(PkiError::OtherKey)));
         assert_eq!(identity.latest().certificate_pem(), latest.certificate_pem());
+    }
+
+    #[test]
+    fn two_renewals_at_a_time_wait_for_each_other() {
+        let (_folder, ca, home, _) = place();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..8).for_each(|_| renew(&ca, &home, HOUR).unwrap()));
+            }
+        });
+        Identity::load(&home).unwrap();
     }
 
     /// One that was revoked, and one whose files are damaged: the others are renewed all the same.
