@@ -18,7 +18,11 @@ pub fn spec(config: &Config, data: DataSpec) -> JobSpec {
         servers: config.cluster.servers,
         elastic: Elastic {
             extra_workers: config.cluster.most_workers() - config.cluster.workers,
-            return_ms: config.cluster.supervision.worker_return_ms,
+            // A peer is never started again: nobody waits for its worker.
+            return_ms: match config.cluster.placement {
+                config::Placement::Dedicated => config.cluster.supervision.worker_return_ms,
+                config::Placement::Colocated => 0,
+            },
         },
         model: model(&config.model),
         precision: config.training.precision,

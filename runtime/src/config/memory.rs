@@ -150,7 +150,6 @@ impl Config {
                     .saturating_add(sent.min(all.saturating_mul(2)))
                     .saturating_add(data.saturating_mul(GROWN))
                     .saturating_add(self.order_bytes(data))
-                    .saturating_add(self.order_bytes(data))
             }
             _ => {
                 let tables = self.slices().saturating_mul(SLICE_AT_SCHEDULER);
