@@ -1,7 +1,7 @@
 //! How often what has died is started again, and when. Pure; time is handed in.
 //!
 //! 1. At most so many times within [`WINDOW`]: what dies of itself does not take the machine with it.
-//! 2. Each time within the window waits twice as long as the one before, from [`FIRST`] to [`LONGEST`]: what has just killed a
+//! 2. Each time within the window waits twice as long as the one before, from `FIRST` to `LONGEST`: what has just killed a
 //!    node may still be there.
 
 use std::collections::VecDeque;
