@@ -21,9 +21,11 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use testudo_actors::message::Finished;
 use testudo_transport::Role;
 use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdout};
+use tokio::task::JoinHandle;
 
 use crate::error::Failure;
 
@@ -52,6 +54,8 @@ pub struct Launched {
     pub lease: Box<dyn std::fmt::Debug>,
     /// Where its log is, for this process.
     pub log: PathBuf,
+    /// What writes the log, if the node itself does not; it ends soon after the process.
+    pub telling: Option<JoinHandle<()>>,
 }
 
 /// A node's start, under way.
@@ -75,5 +79,14 @@ pub trait Launcher: std::fmt::Debug {
     /// when the output does, and is waited for when the node has ended.
     fn receiver(&mut self, _node: &ToStart) -> Option<Receiver> {
         None
+    }
+
+    /// Puts what receivers took in its place, once all nodes have ended and `finished` is what the scheduler reported. It is done
+    /// once a run.
+    ///
+    /// # Errors
+    /// [`Failure`] when what should have come did not.
+    fn settle(&mut self, _finished: &Finished) -> Result<(), Failure> {
+        Ok(())
     }
 }

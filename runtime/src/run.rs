@@ -136,6 +136,9 @@ pub async fn run_as(
                 () = interrupts.next() => watcher.notice("nodes that have not left are ended"),
             }
             nodes.kill_all().await;
+            if let Err(failure) = nodes.settle(&finished) {
+                watcher.notice(&failure.message);
+            }
             let audit_head = audit_head(run_dir, &operator, watcher);
             Ok(Completed { finished, wall_seconds: begun.elapsed().as_secs_f64(), audit_head })
         }
@@ -154,11 +157,11 @@ fn launcher(
     run_dir: &RunDir,
     inputs: Inputs,
 ) -> Result<Box<dyn Launcher>, Failure> {
-    let (hosts, key, allow_root) = (inputs.hosts.clone(), inputs.key.clone(), inputs.allow_root);
+    let (hosts, allow_root) = (inputs.hosts.clone(), inputs.allow_root);
     let local = Local::new(command, run_dir.clone(), inputs);
     Ok(match hosts {
         None => Box::new(local),
-        Some(hosts) => Box::new(Ssh::new(local, hosts, config, job, run_dir, key, allow_root)?),
+        Some(hosts) => Box::new(Ssh::new(local, hosts, config, job, run_dir, allow_root)?),
     })
 }
 
@@ -189,7 +192,7 @@ async fn train(
     let Staff { job, run_dir, .. } = *staff;
     let id: SpiffeId = job.member(Role::Scheduler, 0).map_err(Failure::misconfigured)?;
     let start = async {
-        let scheduler = nodes.start(Role::Scheduler, 0, None).await?;
+        let scheduler = nodes.start(Role::Scheduler, 0, None).await.map_err(Failure::not_up)?;
         Control::write(run_dir, &scheduler.to_string(), &id)?;
         let processes = match config.cluster.placement {
             Placement::Dedicated => vec![(Role::Server, job.servers), (Role::Worker, job.workers)],
@@ -197,7 +200,7 @@ async fn train(
         };
         for (role, count) in processes {
             for index in 0..count {
-                nodes.start(role, index, Some(scheduler)).await?;
+                nodes.start(role, index, Some(scheduler)).await.map_err(Failure::not_up)?;
             }
         }
         Ok::<_, Failure>(scheduler)

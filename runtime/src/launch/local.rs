@@ -130,7 +130,7 @@ impl Local {
         handing::hand(&line, &self.to_hand(role)).map_err(|e| not_started(e.into()))?;
         let child = command.spawn().map_err(not_started)?;
         // The command, dropped here, holds the node's end of the line, which must close with the node.
-        Ok(Launched { child, lease: Box::new(line), log })
+        Ok(Launched { child, lease: Box::new(line), log, telling: None })
     }
 
     /// What a node of that role needs.
@@ -138,13 +138,13 @@ impl Local {
         ToHand {
             run_dir: self.run_dir.descriptor(),
             data: self.inputs.data.as_deref().filter(|_| matches!(role, Role::Worker | Role::Peer)),
-            key: self
-                .inputs
-                .key
-                .as_deref()
-                .filter(|_| role != Role::Worker || self.inputs.residuals)
-                .map(|key| key.as_fd()),
+            key: self.key(role).map(|key| key.as_fd()),
         }
+    }
+
+    /// What opens the checkpoint that a node of that role begins with something of, wherever it is started.
+    pub(super) fn key(&self, role: Role) -> Option<&KeyFile> {
+        self.inputs.key.as_deref().filter(|_| role != Role::Worker || self.inputs.residuals)
     }
 }
 

@@ -6,8 +6,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use testudo_actors::message::Finished;
 use testudo_transport::Role;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout};
@@ -27,6 +28,9 @@ const LINE_BYTES: u64 = 4096;
 /// Bytes of a log's end that are looked at for them.
 const LAST_BYTES: u64 = 16 << 10;
 
+/// How long what a node said last may take into its log once its process has ended.
+const TELL_GRACE: Duration = Duration::from_secs(1);
+
 /// A node's process.
 #[derive(Debug)]
 pub struct NodeProcess {
@@ -39,6 +43,9 @@ pub struct NodeProcess {
     _lease: Box<dyn std::fmt::Debug>,
     /// What takes the rest of its output.
     receiving: Option<JoinHandle<()>>,
+    /// What writes its log, and when its process was first seen to have ended.
+    telling: Option<JoinHandle<()>>,
+    gone: Option<Instant>,
     exit: Option<ExitStatus>,
 }
 
@@ -67,10 +74,10 @@ impl Nodes {
         scheduler: Option<SocketAddr>,
     ) -> Result<SocketAddr, Failure> {
         let to_start = ToStart { role, index, scheduler };
-        let Launched { mut child, lease, log } = self.launcher.launch(&to_start).await?;
+        let Launched { mut child, lease, log, telling } = self.launcher.launch(&to_start).await?;
         let stdout = child.stdout.take();
         let patience = self.launcher.patience();
-        self.nodes.push(NodeProcess { role, index, log, child, _lease: lease, receiving: None, exit: None });
+        self.nodes.push(NodeProcess::new(&to_start, log, child, lease, telling));
         let bound = tokio::time::timeout(patience, first_line(stdout)).await;
         let Some(node) = self.nodes.last_mut() else { return Err(Failure::failed("no node")) };
         if let Ok(Some((address, rest))) = bound {
@@ -80,7 +87,13 @@ impl Nodes {
         }
         let exit = tokio::time::timeout(Duration::from_secs(1), node.child.wait()).await;
         let how = match exit {
-            Ok(Ok(status)) => format!("ended before it was up ({})", describe(status)),
+            Ok(Ok(status)) => {
+                if let Some(telling) = &mut node.telling {
+                    let _ = tokio::time::timeout(TELL_GRACE, telling).await;
+                }
+                node.telling = None;
+                format!("ended before it was up ({})", describe(status))
+            }
             _ => format!("was not up after {} s", patience.as_secs()),
         };
         Err(node.failure(&how))
@@ -97,7 +110,7 @@ impl Nodes {
         scheduler: SocketAddr,
     ) -> Result<(), Failure> {
         let node = ToStart { role, index, scheduler: Some(scheduler) };
-        let Launched { mut child, lease, log } = self.launcher.launch(&node).await?;
+        let Launched { mut child, lease, log, telling } = self.launcher.launch(&node).await?;
         let stdout = child.stdout.take();
         let receiver = self.launcher.receiver(&node);
         let receiving = Some(tokio::spawn(async move {
@@ -105,7 +118,7 @@ impl Nodes {
                 let _ = tokio::task::spawn_blocking(move || receive(rest)).await;
             }
         }));
-        let process = NodeProcess { role, index, log, child, _lease: lease, receiving, exit: None };
+        let process = NodeProcess { receiving, ..NodeProcess::new(&node, log, child, lease, telling) };
         match self.nodes.iter_mut().find(|n| (n.role, n.index) == (role, index) && n.exit.is_some()) {
             Some(former) => *former = process,
             None => self.nodes.push(process),
@@ -132,6 +145,7 @@ impl Nodes {
                 let node = &mut self.nodes[at];
                 if node.exit.is_none()
                     && let Ok(Some(status)) = node.child.try_wait()
+                    && node.has_told()
                 {
                     node.exit = Some(status);
                     return &self.nodes[at];
@@ -155,13 +169,23 @@ impl Nodes {
                 if node.exit.is_none() {
                     node.exit = node.child.wait().await.ok();
                 }
-                if let Some(receiving) = &mut node.receiving {
-                    let _ = receiving.await;
-                    node.receiving = None;
+                for task in [&mut node.receiving, &mut node.telling] {
+                    if let Some(running) = task {
+                        let _ = running.await;
+                        *task = None;
+                    }
                 }
             }
         };
         tokio::time::timeout(grace, all).await.is_ok()
+    }
+
+    /// Puts what nodes sent at their end in its place, once all have ended.
+    ///
+    /// # Errors
+    /// [`Failure`] when what should have come did not.
+    pub fn settle(&mut self, finished: &Finished) -> Result<(), Failure> {
+        self.launcher.settle(finished)
     }
 
     /// Kills those that still run, and waits for them.
@@ -174,6 +198,23 @@ impl Nodes {
 }
 
 impl NodeProcess {
+    fn new(
+        &ToStart { role, index, .. }: &ToStart,
+        log: PathBuf,
+        child: Child,
+        lease: Box<dyn std::fmt::Debug>,
+        telling: Option<JoinHandle<()>>,
+    ) -> NodeProcess {
+        let (receiving, gone, exit) = (None, None, None);
+        NodeProcess { role, index, log, child, _lease: lease, receiving, telling, gone, exit }
+    }
+
+    /// Whether all that it said is in its log, or has had its time; asked once its process has ended.
+    fn has_told(&mut self) -> bool {
+        let gone = *self.gone.get_or_insert_with(Instant::now);
+        self.telling.as_ref().is_none_or(JoinHandle::is_finished) || gone.elapsed() > TELL_GRACE
+    }
+
     /// How it ended, in words; `None` while it runs.
     #[must_use]
     pub fn exit(&self) -> Option<String> {

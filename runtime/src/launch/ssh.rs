@@ -3,15 +3,18 @@
 //! The scheduler, the operator's key and the run's certificate authority stay on this machine; so do the audit log and the
 //! metrics. A host gets, for each node, the cluster file and that node's own identity, in a folder of that node alone.
 //!
-//! 1. A host is who its key in the file of known hosts says ([`client`]).
+//! 1. A host is who its key in the file of known hosts says (`ssh/client.rs`).
 //! 2. Secrets travel on standard input, inside the connection, and stand in no argument and no environment (invariant 4 of
 //!    [`super`]).
 //! 3. A node ends when its connection does: its standard input is its lease, on which renewed certificates come, too
 //!    ([`super::lease`]).
-//! 4. Nothing that a host sends is believed: its output is a log, an address, and the final model, which is bounded and whose hash the
-//!    scheduler knows (`signing/export.rs`).
+//! 4. Nothing that a host sends is believed: its output is an address, a log, which is bounded and has no control characters
+//!    (`ssh/log.rs`), and the final model, which is bounded and put in its place only if it is the one that the scheduler reported
+//!    (`ssh/arrived.rs`).
 
+mod arrived;
 mod client;
+mod log;
 mod program;
 
 use std::fs::{File, OpenOptions};
@@ -25,6 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use testudo_actors::JobSpec;
 use testudo_actors::audit::Hex;
+use testudo_actors::message::Finished;
 use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE, NEXT_KEY_FILE};
 use testudo_transport::{Identity, Role};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
@@ -34,7 +38,7 @@ use zeroize::Zeroizing;
 
 use super::local::Local;
 use super::{Launched, Launcher, Launching, Receiver, ToStart, parcel};
-use crate::checkpoint::keys::KeyFile;
+use crate::checkpoint::safetensors::Metadata;
 use crate::config::{self, Config, Host};
 use crate::error::Failure;
 use crate::process::{RunAs, user};
@@ -120,18 +124,20 @@ pub struct Ssh {
     local: Local,
     hosts: Arc<Hosts>,
     config: Config,
-    key: Option<Arc<KeyFile>>,
+    job: JobSpec,
     ssh: config::Ssh,
     run_dir: RunDir,
     allow_root: bool,
     /// The most bytes of a model that are taken.
     model_most: u64,
+    /// The nodes that may send one.
+    senders: Vec<ToStart>,
     /// The hosts, and the program's path on those that have it.
     places: Vec<(Host, Option<String>)>,
 }
 
 impl Ssh {
-    /// `local` starts the scheduler; `key` opens the checkpoint that servers begin with, if it is not the run's own.
+    /// `local` starts the scheduler, and has what nodes are handed.
     ///
     /// # Errors
     /// [`Failure`] when the cluster file names no hosts, or the job's model is none.
@@ -141,7 +147,6 @@ impl Ssh {
         config: &Config,
         job: &JobSpec,
         run_dir: &RunDir,
-        key: Option<Arc<KeyFile>>,
         allow_root: bool,
     ) -> Result<Ssh, Failure> {
         let ssh = config.ssh.clone().ok_or_else(|| Failure::misconfigured("there is no [ssh]"))?;
@@ -150,7 +155,8 @@ impl Ssh {
         let values: u64 = parameters.iter().map(|spec| 4 * spec.shape.elements() as u64).sum();
         let (config, run_dir) = (config.clone(), run_dir.clone());
         let model_most = values + HEADER_MOST;
-        Ok(Ssh { local, hosts, config, key, ssh, run_dir, allow_root, model_most, places })
+        let (job, senders) = (job.clone(), Vec::new());
+        Ok(Ssh { local, hosts, config, job, ssh, run_dir, allow_root, model_most, senders, places })
     }
 
     async fn start(&mut self, node: &ToStart) -> Result<Launched, Failure> {
@@ -168,20 +174,21 @@ impl Ssh {
         }
         let folders = self.identities(role, index);
         let parcel = self.parcel(node, &folders)?;
-        let log = self.run_dir.log(role.as_str(), index);
-        let output = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
-        let output = output.map_err(|e| Failure::file(&log, "cannot be written", e))?;
+        let path = self.run_dir.log(role.as_str(), index);
+        let output = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let output = output.map_err(|e| Failure::file(&path, "cannot be written", e))?;
         let mut command = self.hosts.client.command(&host, &self.words(&program, role, index)?);
-        command.stdin(std::process::Stdio::piped()).stderr(output);
+        command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         let not_started =
             |e: std::io::Error| Failure::failed(format!("{role}/{index} cannot be started: {e}"));
         let mut child = command.spawn().map_err(not_started)?;
         let Some(mut stdin) = child.stdin.take() else { return Err(Failure::failed("no standard input")) };
+        let telling = child.stderr.take().map(|said| tokio::spawn(log::keep(said, output)));
         // A client that ends at once leaves the reason in the log, which is told when its end is seen.
         let _ = stdin.write_all(&parcel).await;
         let sent = folders.iter().map(|(_, folder)| certificate(folder)).collect();
         let renewing = tokio::spawn(renew(stdin, folders, sent, LOOK_EVERY));
-        Ok(Launched { child, lease: Box::new(Lease(renewing)), log })
+        Ok(Launched { child, lease: Box::new(Lease(renewing)), log: path, telling })
     }
 
     /// What `host`'s shell is to run. The folder goes with the node, however that ends.
@@ -239,7 +246,7 @@ impl Ssh {
                 files.push((format!("{name}/{file}"), read(&folder.join(file))?));
             }
         }
-        if let Some(key) = self.key.as_deref().filter(|_| matches!(node.role, Role::Server | Role::Peer)) {
+        if let Some(key) = self.local.key(node.role) {
             files.push((names::KEY.to_owned(), key.bytes().map_err(Failure::failed)?));
         }
         pack(&files)
@@ -281,50 +288,41 @@ impl Launcher for Ssh {
         LEAVE_GRACE
     }
 
-    /// The final model, of the worker that writes it.
+    /// The final model, of the worker that writes it, if the job exports one.
     fn receiver(&mut self, node: &ToStart) -> Option<Receiver> {
-        if !matches!(node.role, Role::Worker | Role::Peer) || self.ssh.shared {
+        if !matches!(node.role, Role::Worker | Role::Peer) || self.ssh.shared || !self.job.export {
             return None;
         }
+        self.senders.retain(|sender| (sender.role, sender.index) != (node.role, node.index));
+        self.senders.push(*node);
         let (run_dir, node, most) = (self.run_dir.clone(), *node, self.model_most);
         Some(Box::new(move |from: BufReader<ChildStdout>| {
             let read = from.buffer().to_vec();
             let Ok(rest) = from.into_inner().into_owned_fd() else { return };
-            let rest = File::from(rest);
-            let mut from = read.as_slice().chain(rest);
-            if let Err(why) = take_model(&mut from, &run_dir, &node, most) {
-                let note =
-                    format!("what {}/{} sent at its end was not taken: {why}\n", node.role, node.index);
-                let log = OpenOptions::new().append(true).open(run_dir.log(node.role.as_str(), node.index));
-                let _ = log.and_then(|mut log| std::io::Write::write_all(&mut log, note.as_bytes()));
+            let mut from = read.as_slice().chain(File::from(rest));
+            if let Err(why) = arrived::take(&mut from, &run_dir, &node, most) {
+                arrived::refuse(&run_dir, &node, &why);
             }
         }))
     }
-}
 
-/// Puts the final model in its place, if one comes. A node that is killed sends none.
-fn take_model(
-    from: &mut impl Read,
-    run_dir: &RunDir,
-    node: &ToStart,
-    most: u64,
-) -> Result<(), parcel::ParcelError> {
-    let arriving = run_dir.checkpoints().join(format!("arriving-{}", node.index));
-    let taken = parcel::take(from, most, &mut |name, contents| {
-        if name != names::MODEL {
-            return Err(std::io::Error::other(format!("it is called {name}")));
+    fn settle(&mut self, finished: &Finished) -> Result<(), Failure> {
+        if self.ssh.shared || !self.job.export {
+            return Ok(());
         }
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&arriving)?;
-        std::io::copy(contents, &mut file)?;
-        file.sync_all()
-    });
-    match taken {
-        Ok(_) if arriving.exists() => Ok(std::fs::rename(&arriving, run_dir.model())?),
-        Ok(_) => Ok(()),
-        Err(why) => {
-            let _ = std::fs::remove_file(&arriving);
-            Err(why)
+        let metadata = Metadata {
+            job: self.job.name.clone(),
+            step: finished.steps,
+            params_blake3: finished.params_blake3,
+            model: crate::job::description(&self.job.model),
+        };
+        let senders = std::mem::take(&mut self.senders);
+        let placed = arrived::settle(&self.run_dir, senders, &self.job.model, &metadata);
+        match placed.map_err(Failure::failed)? {
+            true => Ok(()),
+            false => Err(Failure::failed(
+                "no host sent the model that the scheduler reported; the logs of workers say what was refused",
+            )),
         }
     }
 }
@@ -415,29 +413,5 @@ mod tests {
         let mut rest = Vec::new();
         from.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty(), "each once");
-    }
-
-    /// Invariant 4: what is no model, too large, or cut, is not taken.
-    #[test]
-    fn only_a_model_that_came_whole_is_put_in_its_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = RunDir::create(&folder.path().join("run")).unwrap();
-        let node = ToStart { role: Role::Worker, index: 0, scheduler: None };
-        let take = |parcel: &[u8]| take_model(&mut &*parcel, &run_dir, &node, 4).is_ok();
-        let parcel = |name: &str, bytes: &[u8]| parcel::pack(&[(name, bytes)]).unwrap();
-        let good = parcel(names::MODEL, b"1234");
-        let (other, large) = (parcel("model.sig", b"1"), parcel(names::MODEL, b"12345"));
-        for bad in [other.as_slice(), &large, &good[..good.len() - 2]] {
-            assert!(!take(bad));
-            assert_eq!(
-                std::fs::read_dir(run_dir.checkpoints()).unwrap().count(),
-                1,
-                "`final` alone is there"
-            );
-            assert!(!run_dir.model().exists());
-        }
-        assert!(take(b"") && !run_dir.model().exists(), "a node that was killed");
-        assert!(take(&good));
-        assert_eq!(std::fs::read(run_dir.model()).unwrap(), b"1234");
     }
 }

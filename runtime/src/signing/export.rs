@@ -68,35 +68,74 @@ pub fn sign(
         return Err(ExportError::Files { folder: shown, found });
     }
     let refused = |what| ExportError::NotReported { folder: shown.clone(), what };
-    let parameters = model.parameters()?;
-    let shapes: Vec<(&str, &[usize])> =
-        parameters.iter().map(|spec| (spec.name.as_str(), spec.shape.dims())).collect();
-    let head = safetensors::head(&shapes, metadata)?;
-    let values: u64 = parameters.iter().map(|spec| 4 * spec.shape.elements() as u64).sum();
+    let mut reported = Reported::new(model, metadata)?;
     let mut whole = Context::new(&SHA256);
-    let mut content = blake3::Hasher::new();
-    let mut expected = head.as_slice();
-    let (mut same_head, mut bytes) = (true, 0_u64);
     tree.read(MODEL_FILE, &mut |chunk| {
         whole.update(chunk);
-        let (start, rest) = chunk.split_at(chunk.len().min(expected.len()));
-        let (now, later) = expected.split_at(start.len());
-        expected = later;
-        same_head &= start == now;
-        content.update(rest);
-        bytes += rest.len() as u64;
+        reported.update(chunk);
     })?;
-    if !same_head || !expected.is_empty() {
-        return Err(refused("its header is another"));
-    }
-    // Values stand in the file in the order in which params_blake3 takes them.
-    if bytes != values || *content.finalize().as_bytes() != metadata.params_blake3 {
-        return Err(refused("its values are others"));
-    }
+    reported.finish().map_err(refused)?;
     let manifest =
         Manifest { name: tree.model_name()?, files: vec![(MODEL_FILE.to_owned(), sha256(whole))], ignored };
     write_signed(&manifest, &folder.join(SIGNATURE_FILE), key)?;
     Ok(manifest)
+}
+
+/// A file, as it is read, beside the model that the scheduler reported.
+pub(crate) struct Reported {
+    /// The head that is expected, how much of it has come, and whether that was the same.
+    head: Vec<u8>,
+    at: usize,
+    same_head: bool,
+    /// Bytes of values that are expected, and that were found.
+    values: u64,
+    found: u64,
+    content: blake3::Hasher,
+    params_blake3: [u8; 32],
+}
+
+impl Reported {
+    /// The parameters of `model` that `metadata` describes.
+    ///
+    /// # Errors
+    /// [`ExportError`] when they cannot be described.
+    pub(crate) fn new(model: &ModelSpec, metadata: &Metadata) -> Result<Reported, ExportError> {
+        let parameters = model.parameters()?;
+        let shapes: Vec<(&str, &[usize])> =
+            parameters.iter().map(|spec| (spec.name.as_str(), spec.shape.dims())).collect();
+        Ok(Reported {
+            head: safetensors::head(&shapes, metadata)?,
+            at: 0,
+            same_head: true,
+            values: parameters.iter().map(|spec| 4 * spec.shape.elements() as u64).sum(),
+            found: 0,
+            content: blake3::Hasher::new(),
+            params_blake3: metadata.params_blake3,
+        })
+    }
+
+    /// What comes next in the file.
+    pub(crate) fn update(&mut self, chunk: &[u8]) {
+        let expected = self.head.get(self.at..).unwrap_or_default();
+        let (start, rest) = chunk.split_at(chunk.len().min(expected.len()));
+        self.same_head &= expected.starts_with(start);
+        self.at += start.len();
+        self.content.update(rest);
+        self.found += rest.len() as u64;
+    }
+
+    /// # Errors
+    /// What is not as it was reported.
+    pub(crate) fn finish(self) -> Result<(), &'static str> {
+        if !self.same_head || self.at < self.head.len() {
+            return Err("its header is another");
+        }
+        // Values stand in the file in the order in which params_blake3 takes them.
+        if self.found != self.values || *self.content.finalize().as_bytes() != self.params_blake3 {
+            return Err("its values are others");
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
