@@ -7,7 +7,7 @@
 //! 2. Secrets travel on standard input, inside the connection, and stand in no argument and no environment (invariant 4 of
 //!    [`super`]).
 //! 3. A node ends when its connection does: its standard input is its lease, on which renewed certificates come, too
-//!    ([`super::lease`]).
+//!    (`launch/lease.rs`).
 //! 4. Nothing that a host sends is believed: its output is an address, a log, which is bounded and has no control characters
 //!    (`ssh/log.rs`), and the final model, which is bounded and put in its place only if it is the one that the scheduler reported
 //!    (`ssh/arrived.rs`).

@@ -75,10 +75,10 @@ pub fn write(
     store(storage, path, frame, holder, slices(frame, snapshot), recipients)
 }
 
-/// As [`write`], for the residuals of worker `worker`.
+/// As [`write()`], for the residuals of worker `worker`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_residuals(
     storage: &dyn Storage,
     path: &Path,
