@@ -33,21 +33,27 @@ fn identities(role: Role) -> &'static [Role] {
     }
 }
 
-/// The commands that make the job's authority, its identities and the signed job, one a line, for the folder in which `cluster.toml`
-/// is. `job` and trust domain are names without characters that a shell interprets (`config/check.rs`).
+/// The commands that make the job's authority, its identities and the signed job, one a line, for a folder of the operator's own in
+/// which `cluster.toml` is. `job` and trust domain are names without characters that a shell interprets (`config/check.rs`).
+/// Certificates last as `security.certificate_hours` says, and nobody renews them.
 fn preparation(config: &Config) -> Vec<String> {
     let config::Job { name, trust_domain } = &config.job;
+    let issue = format!("testudo pki issue --ca ca --valid-for {}h", config.security.certificate_hours);
     let mut lines = vec![
         format!("testudo pki init ca --job {name} --trust-domain {trust_domain}"),
-        "testudo pki issue --ca ca --role operator --name 0 --out identities/operator-0".to_owned(),
+        format!("{issue} --role operator --name 0 --out identities/operator-0"),
     ];
-    let (servers, workers) = (config.cluster.servers, config.cluster.workers);
-    for (role, count) in [(Role::Scheduler, 1), (Role::Server, servers), (Role::Worker, workers)] {
+    for (role, count) in nodes(config) {
         lines.push(format!(
-            "for n in $(seq 0 {}); do testudo pki issue --ca ca --role {role} --name $n --out identities/{role}-$n; done",
+            "for n in $(seq 0 {}); do {issue} --role {role} --name $n --out identities/{role}-$n; done",
             count - 1
         ));
     }
     lines.push("testudo job cluster.toml --identity identities/operator-0".to_owned());
     lines
+}
+
+/// The job's nodes, each of which has an identity: roles, and how many of each.
+fn nodes(config: &Config) -> [(Role, u32); 3] {
+    [(Role::Scheduler, 1), (Role::Server, config.cluster.servers), (Role::Worker, config.cluster.workers)]
 }

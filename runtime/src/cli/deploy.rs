@@ -10,7 +10,7 @@ use crate::checkpoint::storage::{Disk, replace};
 use crate::config::Config;
 use crate::deploy::{kubernetes, slurm};
 use crate::error::Failure;
-use crate::say::say;
+use crate::say::{note, say};
 
 /// `testudo deploy`
 #[derive(Debug, Args)]
@@ -66,6 +66,9 @@ pub(super) fn deploy(arguments: &DeployArguments) -> Result<(), Failure> {
                 storage: arguments.storage.clone(),
             };
             let text = kubernetes::manifests(&config, &options).map_err(Failure::misconfigured)?;
+            for warning in kubernetes::warnings(&config) {
+                note!("warning: {warning}");
+            }
             ("job.yaml", text, "kubectl apply -f")
         }
     };

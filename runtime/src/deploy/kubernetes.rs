@@ -6,6 +6,7 @@
 //!    resolver of names.
 //! 3. Identities are in Secrets that their owner makes. A container has its own node's files alone: a first container, which sees one
 //!    folder of the Secret, copies them into memory, where they are the node's user's and nobody else's.
+//!    The claim is different: all pods write to all of it, so what one role's pods leave there another's can change.
 //! 4. The cluster file is the job's, but for what is elsewhere in a pod: the data, the addresses and the run directory.
 
 use std::path::PathBuf;
@@ -59,6 +60,12 @@ pub enum DeployError {
         "the job is called `{0}`, of which no name of a Kubernetes object can be made: it needs a letter first"
     )]
     Name(String),
+    /// No pod would have the list, and none would be told of a new one.
+    #[error(
+        "security.crl is set, and pods have no list of revoked certificates: remove it from the cluster file, and let certificates be \
+         short-lived (security.certificate_hours)"
+    )]
+    Revoked,
     /// The cluster file cannot be written out.
     #[error("the cluster file cannot be written: {0}")]
     Config(#[from] toml::ser::Error),
@@ -70,6 +77,9 @@ pub enum DeployError {
 /// [`DeployError`].
 pub fn manifests(config: &Config, options: &Options) -> Result<String, DeployError> {
     let memory = config.limits.memory_mib.ok_or(DeployError::Memory)?;
+    if config.security.crl.is_some() {
+        return Err(DeployError::Revoked);
+    }
     let job = Job { name: name(&config.job.name)?, config, options, memory };
     let mut text = job.heading();
     for object in [job.cluster_file()?, job.service(), job.policy(), job.claim()] {
@@ -80,6 +90,27 @@ pub fn manifests(config: &Config, options: &Options) -> Result<String, DeployErr
         text += &yaml::document(&job.role(role, count));
     }
     Ok(text)
+}
+
+/// What the cluster file asks for that does nothing in pods as they are written.
+#[must_use]
+pub fn warnings(config: &Config) -> Vec<String> {
+    let told = &config.telemetry;
+    let mut warnings = Vec::new();
+    if told.endpoint.is_some() {
+        warnings.push(
+            "telemetry.endpoint: the NetworkPolicy lets no pod reach a collector; add one that does, and name the collector as pods \
+             reach it"
+                .to_owned(),
+        );
+    }
+    if told.prometheus_port.is_some() {
+        warnings.push(
+            "telemetry.prometheus_port: it is a port of each pod's own 127.0.0.1, which no other pod reaches"
+                .to_owned(),
+        );
+    }
+    warnings
 }
 
 /// The cluster file as pods read it (invariant 4).
@@ -144,15 +175,17 @@ impl Job<'_> {
             text += &format!("#   {line}\n");
         }
         text += &format!("#   kubectl create configmap {name}-job --from-file=cluster.job\n");
-        let (servers, workers) = (self.config.cluster.servers, self.config.cluster.workers);
-        for (role, count) in [(Role::Scheduler, 1), (Role::Server, servers), (Role::Worker, workers)] {
+        for (role, count) in super::nodes(self.config) {
             text += &format!(
                 "#   kubectl create secret generic {name}-{role} $(for n in $(seq 0 {}); do for f in ca cert key; do echo \
                  --from-file={role}-$n.$f.pem=identities/{role}-$n/$f.pem; done; done)\n",
                 count - 1
             );
         }
-        text += "#\n# Keep ca/ca-key.pem off the cluster.\n";
+        text += "#\n# Keep ca/ca-key.pem and identities/operator-0 off the cluster.\n";
+        for warning in warnings(self.config) {
+            text += &format!("#\n# Warning: {warning}.\n");
+        }
         text
     }
 
@@ -387,6 +420,21 @@ mod tests {
         }
         for bad in ["1", "---", "_1"] {
             assert!(matches!(name(bad), Err(DeployError::Name(_))), "{bad}");
+        }
+    }
+
+    /// What would do nothing is not passed over.
+    #[test]
+    fn what_pods_lack_is_refused_or_said() {
+        let options = Options { image: "testudo".into(), storage: "1Gi".into() };
+        let text = manifests(&config(&["security.certificate_hours=100"]), &options).unwrap();
+        assert!(text.matches("--valid-for 100h").count() == 4 && !text.contains("Warning"), "{text}");
+        let refused = manifests(&config(&["security.crl=/srv/crl.pem"]), &options);
+        assert!(matches!(refused, Err(DeployError::Revoked)));
+        let told = config(&["telemetry.endpoint=http://127.0.0.1:4318", "telemetry.prometheus_port=9464"]);
+        let text = manifests(&told, &options).unwrap();
+        for key in ["telemetry.endpoint", "telemetry.prometheus_port"] {
+            assert!(text.contains(&format!("# Warning: {key}")), "{text}");
         }
     }
 

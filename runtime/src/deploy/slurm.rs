@@ -1,7 +1,8 @@
 //! A batch script for Slurm: one job, a step for each role.
 //!
 //! Slurm chooses the machines. The scheduler's step is on the first of them, and all others find it by that name and a port that
-//! follows from the job's number. Everything lies in one folder that all machines reach and only its owner enters.
+//! follows from the job's number. Everything that nodes need lies in one folder that all machines reach and only its owner enters.
+//! The job's authority does not: whoever is root on one machine would have the key that makes every identity.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +17,8 @@ const HEAD: &str = "#!/bin/bash
 # A training job of Testudo for Slurm, as `testudo deploy` wrote it. Submit it with `sbatch`.
 #
 # In $folder, which every machine reaches and only its owner enters: cluster.toml, cluster.job, and in identities/ a folder for each
-# node. They are made there, by the job's operator, with
+# node. Its operator makes them elsewhere: in a folder that no machine of the cluster reaches, where the key of the job's authority
+# stays, with $folder set to this one (or to a folder that is copied there afterwards), and the data under data.path:
 #
 ";
 
@@ -26,12 +28,13 @@ pub fn script(config: &Config, folder: &Path, program: &str) -> String {
     let processes = processes(config);
     let tasks: u64 = 1 + processes.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
     let mut text = String::from(HEAD);
-    for line in super::preparation(config) {
+    let made = super::preparation(config);
+    for line in std::iter::once(FETCH.to_owned()).chain(made).chain(handing(config)) {
         let _ = writeln!(text, "#   {line}");
     }
     let _ = write!(
         text,
-        "#\n# Each run has a directory of its own beside them.\n\n#SBATCH --job-name={}\n#SBATCH --ntasks={tasks}\n#SBATCH --no-requeue\n\
+        "{OPERATOR}#\n# Each run has a directory of its own beside them.\n\n#SBATCH --job-name={}\n#SBATCH --ntasks={tasks}\n#SBATCH --no-requeue\n\
          # In time before the limit, so that the run can end in order, with a checkpoint.\n#SBATCH --signal=B:TERM@120\n",
         config.job.name
     );
@@ -51,9 +54,35 @@ pub fn script(config: &Config, folder: &Path, program: &str) -> String {
     text
 }
 
+/// What the operator's folder begins with.
+const FETCH: &str = "cp \"$folder/cluster.toml\" .";
+
+/// The commands that put into the folder what nodes need, and nothing else.
+fn handing(config: &Config) -> Vec<String> {
+    let mut lines = vec!["mkdir -p -m 700 \"$folder/identities\"".to_owned()];
+    lines.extend(
+        super::nodes(config)
+            .map(|(role, _)| format!("cp -Rp identities/{role}-[0-9]* \"$folder/identities/\"")),
+    );
+    lines.push("cp cluster.job \"$folder/\"".to_owned());
+    lines.push("cp -Rp identities/operator-0 \"$folder/identities/\"".to_owned());
+    lines
+}
+
+/// Why the operator's identity is there.
+const OPERATOR: &str = "#
+# The last line is for the order to stop in time before the limit, with a checkpoint. Whoever reads that key commands the job, and
+# signs others in its name: without that line the job is ended at once instead.
+";
+
 /// Where things are, and the scheduler's step. Ports from 16384 to 32767 are above those that are other services', and below those that
 /// systems give out by themselves.
-const PLACES: &str = "run=$folder/run-$SLURM_JOB_ID
+const PLACES: &str = "
+if [ -e \"$folder/ca/ca-key.pem\" ]; then
+    echo \"$folder/ca/ca-key.pem: with this key every machine could make itself any node; move ca/ to where none reaches it\" >&2
+    exit 2
+fi
+run=$folder/run-$SLURM_JOB_ID
 mkdir -p \"$run/logs\"
 first=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)
 scheduler=$first:$((16384 + SLURM_JOB_ID % 16384))
@@ -160,6 +189,25 @@ mod tests {
             text.contains("--ntasks=3\n")
                 && text.contains("--worker-identity \"$folder/identities/worker-$SLURM_PROCID\"")
         );
+    }
+
+    /// What nodes do not need is not handed to them, and a folder that has the authority's key starts none.
+    #[test]
+    fn the_authority_stays_elsewhere() {
+        let set = ["security.certificate_hours=100", "cluster.servers=2"];
+        let place = tempfile::tempdir().unwrap();
+        let text = script(&config(&set), place.path(), "testudo");
+        assert_eq!(text.matches("--valid-for 100h").count(), 4, "{text}");
+        assert!(
+            !text.contains("$folder/ca\"") && text.contains("cp -Rp identities/worker-[0-9]* "),
+            "{text}"
+        );
+        std::fs::create_dir(place.path().join("ca")).unwrap();
+        std::fs::write(place.path().join("ca/ca-key.pem"), "").unwrap();
+        let Ok(said) = Command::new("bash").args(["-c", &text]).output() else { return };
+        let why = String::from_utf8_lossy(&said.stderr);
+        assert!(said.status.code() == Some(2) && why.contains("ca-key.pem"), "{why}");
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1, "and no run was begun");
     }
 
     /// Invariant 2 of [`super::super`]: what a folder is called is text, and the whole is a script.
