@@ -45,8 +45,12 @@ pub(super) fn listen(text: &str) -> Result<(), String> {
     }
 }
 
-/// A collector's URL: plaintext, with a host.
+/// A collector's URL: plaintext, with a host, and nobody's name or password, which would be in the log.
 pub(super) fn collector(text: &str) -> Result<(), String> {
+    let authority = text.strip_prefix("http://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    if authority.is_some_and(|authority| authority.contains('@')) {
+        return Err("it names a user: give what the collector asks for in OTEL_EXPORTER_OTLP_HEADERS".into());
+    }
     match text.strip_prefix("http://") {
         Some(rest)
             if !rest.is_empty() && !rest.starts_with(['/', ':']) && !text.contains(char::is_whitespace) =>
@@ -253,6 +257,11 @@ mod tests {
         for bad in ["https://c:4318", "127.0.0.1:4318", "http://", "http:///x", "http://:1", "http://a b"] {
             assert!(collector(bad).is_err(), "{bad}");
         }
+        for named in ["http://me:secret@c:4318", "http://me@c", "http://@c/otel"] {
+            let said = collector(named).unwrap_err();
+            assert!(said.contains("names a user") && !said.contains("secret"), "{said}");
+        }
+        assert_eq!(collector("http://c/a@b"), Ok(()), "a path may have one");
     }
 
     #[test]
