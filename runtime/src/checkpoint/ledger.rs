@@ -3,6 +3,7 @@
 //! The order of writes is what invariant 1 of [`super`] rests on: parts (by servers and workers), signature, manifest under a
 //! temporary name, its rename, the head, and only then deletions.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,7 +18,7 @@ use super::manifest::{self, DataPosition, Hex, Manifest, PartEntry, ResidualEntr
 use super::retention::{self, Retention};
 use super::storage::{Storage, replace};
 use super::store::{Checkpoints, TrustedCas};
-use super::{CheckpointError, resume};
+use super::{CheckpointError, part, resume};
 
 /// Writes manifests, heads and deletions of one run.
 #[derive(Debug)]
@@ -181,6 +182,7 @@ impl RunLedger {
         let (storage, layout) = (self.storage.as_ref(), &self.layout);
         let (folder, path) = (layout.step(commit.step), layout.manifest(commit.step));
         storage.create_dir(&folder).map_err(CheckpointError::io("make", &folder))?;
+        check_residuals(&folder, commit)?;
         let bytes = self.manifest(commit, now).to_bytes(&path)?;
         let signature_path = layout.signature(commit.step);
         let signature = serde_json::to_vec_pretty(&manifest::sign(&self.identity, &bytes)?)
@@ -232,6 +234,18 @@ impl Ledger for RunLedger {
         }
         Ok(Committed { step: commit.step, manifest_blake3: hash.0, deleted })
     }
+}
+
+/// What workers say of their parts is not signed for before it is found: a checkpoint that could not be loaded would push good ones out
+/// of the folder. Where no server's part is here either, nodes have folders of their own, and there is nothing to look at.
+fn check_residuals(folder: &Path, commit: &Commit) -> Result<(), CheckpointError> {
+    let is_here = |name: String| folder.join(name).exists();
+    let shared = commit.parts.iter().any(|part| is_here(part_name(part.server)))
+        || commit.residuals.iter().any(|part| is_here(residuals_name(part.worker)));
+    for stored in commit.residuals.iter().filter(|_| shared) {
+        part::check(&folder.join(residuals_name(stored.worker)), stored.receipt)?;
+    }
+    Ok(())
 }
 
 /// Adds a CA to those that the folder trusts.

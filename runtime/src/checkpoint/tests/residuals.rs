@@ -3,7 +3,7 @@
 use testudo_actors::checkpoint::PartSource as _;
 use testudo_kernels::Codec;
 
-use super::site::{Site, shard_residuals, slices};
+use super::site::{Damage, Site, shard_residuals, slices};
 use crate::checkpoint::part::{self, Frame};
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{CheckpointError, Layout, load, manifest, resume};
@@ -65,6 +65,20 @@ fn workers_parts_that_are_not_the_manifests_are_refused() {
     assert!(source(&site).residuals(&site.job, &[2, 0]).is_ok());
     std::fs::write(&one, &bytes.1).unwrap();
     all.check_parts(&whole).unwrap();
+}
+
+/// What a worker says that it has stored is compared with what lies there, before the scheduler signs.
+#[test]
+fn a_checkpoint_is_not_signed_where_a_workers_part_is_not_what_it_says() {
+    let site = Site::with_codec(Codec::Int8);
+    let mut ledger = site.ledger(None);
+    site.write_with(&mut ledger, 4, 2).unwrap();
+    for damage in [Damage::Altered, Damage::Missing] {
+        let error = site.write_damaged(&mut ledger, 8, damage).unwrap_err();
+        assert!(error.contains("worker-1.part.age"), "{error}");
+        assert_eq!(site.checkpoints().newest(None).unwrap().step(), 4);
+    }
+    site.write_with(&mut ledger, 12, 2).unwrap();
 }
 
 /// What a manifest says of workers' parts is refused where it cannot be, before any file is looked at; and a part that holds other

@@ -23,6 +23,13 @@ use crate::config::Config;
 
 const KEEP: Retention = Retention { keep_last: 100, max_age: None };
 
+/// What becomes of a part before the scheduler hears of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Damage {
+    Altered,
+    Missing,
+}
+
 pub(super) struct Site {
     folder: tempfile::TempDir,
     pub(super) job: JobSpec,
@@ -116,6 +123,37 @@ impl Site {
         step: u64,
         servers: u32,
     ) -> Result<Committed, String> {
+        let commit = self.stored_on(storage, step, servers)?;
+        ledger.commit(&commit).map_err(|e| e.to_string())
+    }
+
+    /// The same, with a last worker's part that is not what it said.
+    pub(super) fn write_damaged(
+        &self,
+        ledger: &mut RunLedger,
+        step: u64,
+        damage: Damage,
+    ) -> Result<Committed, String> {
+        let commit = self.stored_on(&Arc::new(Disk), step, 2)?;
+        let path = self.layout().residuals(step, 1);
+        match damage {
+            Damage::Altered => {
+                let mut bytes = std::fs::read(&path).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+            }
+            Damage::Missing => std::fs::remove_file(&path).unwrap(),
+        }
+        ledger.commit(&commit).map_err(|e| e.to_string())
+    }
+
+    /// What nodes store for a checkpoint.
+    fn stored_on<S: Storage + 'static>(
+        &self,
+        storage: &Arc<S>,
+        step: u64,
+        servers: u32,
+    ) -> Result<Commit, String> {
         let job = JobSpec { servers, ..self.job.clone() };
         let mut parts = Vec::new();
         for server in 0..servers {
@@ -138,13 +176,12 @@ impl Site {
             let receipt = writer.write_residuals(worker, &snapshot).map_err(|e| e.to_string())?;
             residuals.push(StoredResiduals { worker, shards, receipt });
         }
-        let commit = Commit {
+        Ok(Commit {
             step,
             parts,
             residuals,
             mark: Mark { samples: step * 64, last_loss: Some(0.25), best: None },
-        };
-        ledger.commit(&commit).map_err(|e| e.to_string())
+        })
     }
 }
 
