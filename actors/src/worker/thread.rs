@@ -140,7 +140,7 @@ impl Thread {
             Work::Witness(key) => self.compute.witness(&key),
             Work::Compute { step, nodes, place } => {
                 if let Some(mut source) = self.checkpointing.source.take() {
-                    self.compute.restore(source.as_mut(), &nodes).map_err(|e| e.to_string())?;
+                    self.compute.restore_for(step, source.as_mut(), &nodes).map_err(|e| e.to_string())?;
                 }
                 self.compute.watch(place.map(Watch::new));
                 let Thread { compute, mailbox, runtime, in_flight, gone, .. } = self;

@@ -30,7 +30,9 @@ impl Simulation {
             self.workers.push(next);
         }
         let life = self.workers[at].life + 1;
-        self.workers[at] = Worker { life, ..(self.make)(worker) };
+        // By then the checkpoint that the job resumed from is deleted.
+        let restored = (!self.restored.is_empty()).then(Vec::new);
+        self.workers[at] = Worker { life, restored, ..(self.make)(worker) };
         self.join(Member { role: MemberRole::Worker, index: worker }, life);
     }
 

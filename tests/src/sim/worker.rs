@@ -126,7 +126,8 @@ impl Simulation {
             Work::Residuals(version, shards) => worker.compute.order_residuals(version, shards),
             Work::Compute(step, nodes) => {
                 if let Some(residuals) = worker.restored.take() {
-                    worker.compute.restore(&mut KeptResiduals(Vec::new(), residuals), &nodes).unwrap();
+                    let mut source = KeptResiduals(Vec::new(), residuals);
+                    worker.compute.restore_for(step, &mut source, &nodes).unwrap();
                 }
                 let (events, mut told) = (&mut worker.events, Vec::new());
                 let emit = |event| {

@@ -6,6 +6,23 @@ use crate::tree::Node;
 use crate::worker::residuals::ResidualEvent;
 
 impl ShardCompute {
+    /// The same as [`restore`](ShardCompute::restore), if `step`, the first that is computed here, is the job's first: residuals of any
+    /// other step are not in that checkpoint, which may be deleted by then.
+    ///
+    /// # Errors
+    /// [`ComputeError::Restore`], likewise.
+    pub fn restore_for(
+        &mut self,
+        step: u64,
+        source: &mut dyn PartSource,
+        nodes: &[Node],
+    ) -> Result<(), ComputeError> {
+        match step == self.job.first_step() {
+            true => self.restore(source, nodes),
+            false => Ok(()),
+        }
+    }
+
     /// Begins with the residuals that the checkpoint which the job resumes from holds of the logical shards under `nodes`; with
     /// nothing if the push codec keeps none.
     ///
