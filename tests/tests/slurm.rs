@@ -22,7 +22,9 @@ fn deploy(place: &Path, set: &[&str]) -> PathBuf {
     let said = testudo(&[&deploy[..], &program, set].concat());
     assert!(said.stdout.contains("sbatch"), "{}", said.stdout);
     let script = std::fs::read_to_string(folder.join("job.sbatch")).unwrap();
-    // What its first lines say is what is done.
+    // What its first lines say is what is done, in a folder of the operator's own.
+    let own = place.join("own");
+    std::fs::create_dir(&own).unwrap();
     let lines: Vec<&str> =
         script.lines().filter_map(|l| l.strip_prefix("#   ")).map(|line| line.trim()).collect();
     assert!(lines.len() >= 5, "{script}");
@@ -30,8 +32,14 @@ fn deploy(place: &Path, set: &[&str]) -> PathBuf {
         "set -e\numask 077\ntestudo() {{ {PROGRAM} \"$@\" > /dev/null 2>&1; }}\n{}",
         lines.join("\n")
     );
-    let prepared = Command::new("bash").args(["-c", &shell]).current_dir(&folder).output().unwrap();
+    let mut prepared = Command::new("bash");
+    prepared.args(["-c", &shell]).current_dir(&own).env("folder", &folder);
+    let prepared = prepared.output().unwrap();
     assert!(prepared.status.success(), "{shell}\n{}", String::from_utf8_lossy(&prepared.stderr));
+    assert!(
+        own.join("ca/ca-key.pem").exists() && !folder.join("ca").exists(),
+        "the authority stays with its owner"
+    );
     folder
 }
 

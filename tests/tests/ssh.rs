@@ -138,6 +138,34 @@ fn a_run_on_hosts_that_reach_its_directory_is_resumed() {
     place.assert_clean();
 }
 
+/// The key that opens the checkpoint comes to workers, too, who begin with what they had kept back; a job that exports no model gets
+/// none.
+#[test]
+fn a_run_on_hosts_that_keeps_residuals_is_resumed_with_its_key() {
+    let Some(place) = Place::new() else { return };
+    let _ = place.start("keys", &["--set", "training.max_steps=1"]).wait().succeeded();
+    let key = place.path("keys/checkpoint/key.txt");
+    let keyfile = std::fs::read_to_string(&key).unwrap();
+    let recipient = keyfile.lines().find_map(|l| l.strip_prefix("# public key: ")).unwrap();
+    let recipients = format!("checkpoint.recipients=[\"{recipient}\"]");
+    let codec = ["--set", "transport.push_codec=int8"];
+    let local = place.start("local", &[&codec[..], &["--set", "training.max_steps=20"]].concat());
+    let local = local.wait().succeeded();
+    let program = program();
+    let there = ["--set", &program, "--set", "ssh.shared=true", "--set", "checkpoint.export=false"];
+    let half = ["--set", &recipients, "--set", "training.max_steps=10"];
+    let half = [&there[..], &codec, &half].concat();
+    let _ = place.start_there("there", &place.sshd.known_hosts, &half).wait().succeeded();
+    let dir = place.path("there");
+    let data = format!("data.path={}", text(&place.path("data")));
+    let again = ["run", "--resume", text(&dir), "--set", "training.max_steps=20", "--set", &data, "--json"];
+    let again = [&again[..], &["--identity-file", text(&key)]].concat();
+    let again = process::run(PROGRAM, &again, &place.remote()).succeeded();
+    assert_eq!(hash(&again), hash(&local));
+    assert!(!dir.join("checkpoint/final/model.safetensors").exists());
+    place.assert_clean();
+}
+
 /// A host with another key, and one whose key is not known: nobody logs in, and nothing is sent.
 #[test]
 fn a_host_with_another_key_is_refused() {
