@@ -14,6 +14,8 @@ pub const DEFAULT_SAMPLE_EVERY: u64 = 100;
 const PROMETHEUS_PORT: u16 = 9464;
 /// Spans, or lines of the log, that may wait for a collector, if nothing else is said (OpenTelemetry specification).
 const QUEUE: usize = 2048;
+/// The most that may be asked for: at a kilobyte or so each, they are memory that training does not have.
+pub(super) const MOST_QUEUE: usize = 1 << 16;
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -349,7 +351,8 @@ struct Exporters {
 }
 
 fn queue(text: Option<&str>) -> usize {
-    text.and_then(|text| text.trim().parse().ok()).filter(|most| *most > 0).unwrap_or(QUEUE)
+    let asked = text.and_then(|text| text.trim().parse::<usize>().ok()).filter(|most| *most > 0);
+    asked.map_or(QUEUE, |most| most.min(MOST_QUEUE))
 }
 
 #[cfg(test)]

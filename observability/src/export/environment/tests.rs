@@ -172,3 +172,15 @@ fn metrics_are_scraped_on_loopback_alone() {
     assert!(scraped(None, Some("70000")).unwrap_err().to_string().contains("OTEL_EXPORTER_PROMETHEUS_PORT"));
     assert_eq!(Environment::default().scraped_at().unwrap(), None);
 }
+
+/// What waits for a collector that does not come is memory.
+#[test]
+fn a_queue_is_bounded_whatever_is_asked_for() {
+    let spans =
+        |text: &str| Environment { span_queue: Some(text.into()), ..Environment::default() }.spans_waiting();
+    assert_eq!(Environment::default().spans_waiting(), QUEUE);
+    assert_eq!([" 16 ", "0", "many"].map(spans), [16, QUEUE, QUEUE]);
+    assert_eq!(spans("18446744073709551615"), MOST_QUEUE);
+    let lines = Environment { log_queue: Some("999999999".into()), ..Environment::default() };
+    assert_eq!(lines.lines_waiting(), MOST_QUEUE);
+}
