@@ -13,7 +13,8 @@
 //! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_BLRP_*`, headers, timeouts, temporality | as the OpenTelemetry SDK reads them |
 //!
 //! Invariants:
-//! 1. No endpoint, no exporter: nothing is sent anywhere that the operator did not name.
+//! 1. No endpoint, no exporter: nothing is sent anywhere that the operator did not name as a collector. No redirect is followed, and no
+//!    proxy of the environment is used.
 //! 2. A failing collector costs the training nothing: spans and lines of the log go through bounded queues that drop and count,
 //!    metrics are numbers that are kept anyway, and the first failure of each is logged once, with what to check.
 
@@ -162,5 +163,60 @@ mod tests {
         let answered = client(TIMEOUT).unwrap().post(&url).body("numbers").send().unwrap();
         assert_eq!(answered.status().as_u16(), 307, "and that is where it ends");
         answer.join().unwrap();
+    }
+
+    /// The same where the environment names a proxy, as the test above finds it in a process of its own.
+    #[test]
+    fn nobody_is_asked_to_pass_it_on() {
+        let proxy = "http://127.0.0.1:9";
+        let mut test = std::process::Command::new(std::env::current_exe().unwrap());
+        test.args(["--exact", "export::tests::nobody_is_followed_elsewhere"]);
+        for variable in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+            test.env(variable, proxy);
+        }
+        let ran = test.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// Invariant 2: what is told a collector that takes the connection and never answers is dropped and counted, and whoever tells it does not
+    /// wait: if each waited for an answer, these would take weeks.
+    #[test]
+    fn a_deaf_collector_holds_up_nobody() {
+        use opentelemetry::logs::{Logger as _, LoggerProvider as _};
+        use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+        const TOLD: u64 = 10_000;
+        const ROOM: u64 = 16;
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let patient = Export { timeout: Some("600000".into()), ..Export::default() };
+        let environment = Environment {
+            endpoint: Some(format!("http://{}", deaf.local_addr().unwrap())),
+            traces: patient.clone(),
+            logs: patient,
+            span_queue: Some(ROOM.to_string()),
+            log_queue: Some(ROOM.to_string()),
+            ..Environment::default()
+        };
+        let mut clients = Clients::default();
+        let traces = tracer("worker/0", &environment, &mut clients).unwrap();
+        let (lines, lines_tally) = logger("worker/0", &environment, &mut clients).unwrap().unwrap();
+        let (_, spans_tally) = traces.spans.unwrap();
+        let (over, ended) = std::sync::mpsc::channel();
+        let providers = (traces.provider.clone(), lines.clone());
+        std::thread::spawn(move || {
+            let (spans, lines) = (providers.0.tracer("a test"), providers.1.logger("a test"));
+            for _ in 0..TOLD {
+                spans.start("told").end();
+                lines.emit(lines.create_log_record());
+            }
+            over.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("whoever tells a deaf collector waits for it");
+        for tally in [&spans_tally, &lines_tally] {
+            // As many as have room, and one batch on its way.
+            assert!((TOLD - 2 * ROOM..TOLD).contains(&tally.full()), "{} dropped", tally.full());
+        }
+        // Its end is not waited for.
+        drop(deaf);
     }
 }

@@ -197,7 +197,8 @@ fn deaf(listens: bool) -> String {
     url
 }
 
-/// With every step traced and a queue of a few spans, a collector that is down or deaf changes no bit and holds up no end.
+/// With every step traced and a queue of a few spans, a run whose collector is down or deaf ends, with the same bits. That nobody waits for such a
+/// collector on the way, `observability/src/export.rs` tests.
 #[test]
 fn a_collector_that_does_not_listen_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -128,11 +128,12 @@ impl<F: Future> Future for Inside<F> {
     }
 }
 
-/// What posts to the collector, and to nobody to whom it sends us on: headers that carry a key would go there too.
+/// What posts to the collector itself: neither to whom that sends us on, nor by way of a proxy that the environment names for others. What is
+/// exported, and headers that carry a key, would go there too.
 pub(super) fn client(timeout: Duration) -> Result<reqwest::blocking::Client, String> {
     let build = || {
         let alone = reqwest::redirect::Policy::none();
-        reqwest::blocking::Client::builder().redirect(alone).timeout(timeout).build()
+        reqwest::blocking::Client::builder().redirect(alone).no_proxy().timeout(timeout).build()
     };
     // It has a runtime of its own, which cannot be made inside another.
     match std::thread::scope(|scope| scope.spawn(build).join()) {
