@@ -6,7 +6,7 @@ use testudo_actors::message::{Finished, Outcome};
 use testudo_actors::replay::Replay;
 use testudo_actors::server::SumOrder;
 use testudo_actors::worker::ShardCompute;
-use testudo_actors::{Checkpoints, Codecs, JobSpec, Resume};
+use testudo_actors::{Checkpoints, Codecs, Elastic, JobSpec, Resume};
 use testudo_kernels::Codec;
 use testudo_tests::sim::{KeptResiduals, Simulation};
 use testudo_tests::toy;
@@ -102,6 +102,24 @@ fn a_chain_of_resumptions_has_the_same_bits() {
         let finished = run.finish();
         assert_eq!((finished.steps, finished.params_blake3 == expected), (until, until == STEPS));
     }
+}
+
+/// Who joins a resumed run later begins with none, and does not ask for a checkpoint that may be deleted by then.
+#[test]
+fn who_joins_a_resumed_run_later_restores_nothing() {
+    let codecs = FEEDING_BACK[0];
+    let mut former = Simulation::new(job(codecs, (2, 1), 2), 9, SumOrder::Canonical);
+    let _ = former.finish();
+    let step = former.commits[0].step;
+    let (parts, residuals) = former.checkpoint(step);
+    let elastic = Elastic { extra_workers: 1, return_ms: 0 };
+    let resume = Some(resume(step));
+    let next = JobSpec { max_steps: Some(20), elastic, resume, ..job(codecs, (2, 1), 2) };
+    let mut run = Simulation::resumed(next, 1, SumOrder::Canonical, parts).with_residuals(&residuals);
+    assert!(run.run_until(|s| s.steps.len() == 2));
+    run.start(2);
+    assert_eq!(run.finish().steps, 20);
+    assert!(run.notices.iter().any(|n| n.contains("move to other workers")), "{:?}", run.notices);
 }
 
 /// Through a death at any time: whatever checkpoint there is, a run that resumes from it has the bits of one that nobody left, or of

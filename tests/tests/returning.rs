@@ -209,3 +209,47 @@ fn the_last_checkpoint_of_error_feedback_is_whole_through_returns() {
         assert_eq!(shards, (0..SHARDS).collect::<Vec<_>>(), "seed {seed}");
     }
 }
+
+/// The codecs that keep back what they lose.
+const FEEDING_BACK: [Codec; 4] = [
+    Codec::Int8,
+    Codec::TwoBit { threshold: 0.5 },
+    Codec::OneBit { threshold: 0.0 },
+    Codec::TopK { fraction: 0.25 },
+];
+
+/// Who comes back computes other bits for a step than it had pushed when it died, as what it had kept back is lost: the run goes on.
+#[test]
+fn error_feedback_goes_on_through_the_death_of_everybody() {
+    for push in FEEDING_BACK {
+        for (workers, servers) in [(1, 1), (2, 2), (3, 1)] {
+            let codecs = Codecs { push, pull: Codec::F32 };
+            let checkpoints = Checkpoints { every_steps: 2, at_end: workers == 2 };
+            let job = JobSpec { codecs, checkpoints, ..elastic(workers, servers, 0) };
+            for seed in 0..seeds(15) {
+                let mut simulation = simulate(job.clone(), seed);
+                disturb(&mut simulation, workers, 8);
+                assert_eq!(simulation.finish().steps, STEPS, "{push}, seed {seed}");
+            }
+        }
+    }
+}
+
+/// Who is not wanted any more leaves when it has written what it kept back, and no checkpoint lacks it.
+#[test]
+fn who_is_dismissed_has_written_its_residuals() {
+    let codecs = Codecs { push: Codec::Int8, pull: Codec::F32 };
+    let checkpoints = Checkpoints { every_steps: 2, at_end: false };
+    let job = JobSpec { codecs, checkpoints, max_steps: Some(20), ..elastic(3, 2, 0) };
+    for seed in 0..seeds(40) {
+        let mut simulation = simulate(job.clone(), seed);
+        assert!(simulation.run_until(|s| s.steps.len() == 5));
+        assert!(simulation.command(Command::Scale { workers: 1 }).is_ok());
+        let finished = simulation.finish();
+        assert_eq!(finished.workers_lost, 0, "seed {seed}");
+        let wrong =
+            |notice: &&String| notice.contains("does not hold") || notice.contains("lost with a worker");
+        assert_eq!(simulation.notices.iter().find(wrong), None, "seed {seed}");
+        assert!(simulation.notices.iter().any(|notice| notice.contains("move to other workers")));
+    }
+}

@@ -145,6 +145,20 @@ impl Checkpoints {
         }
     }
 
+    /// Whether a checkpoint of a complete step, at `version` or below, is still open for which a worker has said nothing of its residuals.
+    pub(super) fn awaits(&self, worker: u32, version: u64) -> bool {
+        let mut open = self.open.range(..=version);
+        self.shards > 0
+            && open.any(|(_, open)| {
+                open.mark.is_some() && !open.residuals.are_whole(self.shards) && !open.residuals.knows(worker)
+            })
+    }
+
+    /// The oldest version that waits for something, where residuals are kept.
+    pub(super) fn oldest_with_residuals(&self) -> Option<u64> {
+        self.open.keys().next().copied().filter(|_| self.shards > 0)
+    }
+
     /// Whether residuals are missing that a worker can still be told to write: those of the last version.
     pub(super) fn last_lacks_residuals(&self) -> bool {
         let last = self.last.filter(|_| self.at_end && self.shards > 0);

@@ -87,6 +87,8 @@ pub struct SchedulerCore<C> {
     fingerprint: Option<(Member, String)>,
     epoch: u64,
     leases: Vec<Lease>,
+    /// Those that have ended, for residuals that are written late.
+    ended: Vec<Lease>,
     workers_told: u64,
     /// Leases have moved since servers were told of any.
     moved: bool,
@@ -140,6 +142,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             fingerprint: None,
             epoch: 0,
             leases: Vec::new(),
+            ended: Vec::new(),
             workers_told: 0,
             moved: false,
             until: 0,

@@ -39,6 +39,11 @@ impl Residuals {
         self.written().any(|(of, held, _)| of == worker && held == shards)
     }
 
+    /// Whether a worker has said anything.
+    pub(super) fn knows(&self, worker: u32) -> bool {
+        self.0.contains_key(&worker)
+    }
+
     /// Who could not store its part, and why.
     pub(super) fn failed(&self) -> Option<String> {
         self.0.iter().find_map(|(worker, (_, outcome))| match outcome {

@@ -33,6 +33,13 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.members.contains_key(&member) {
             return Err(format!("{member} takes part already: one identity, one node"));
         }
+        // What is left of the run is for those who contributed to it, unless nobody is left to end it.
+        if self.phase == Phase::Finishing && !self.remaining().is_empty() {
+            return Err(
+                "the last step is complete, and the workers that are there end the run: it needs no more"
+                    .into(),
+            );
+        }
         self.returning.admits(now, member)?;
         if join.release != self.release {
             return Err(format!(

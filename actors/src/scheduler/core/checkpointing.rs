@@ -2,12 +2,16 @@
 
 use super::{Effect, LEASED_AHEAD, SchedulerCore, ToMember};
 use crate::checkpoint::{Committed, Mark};
-use crate::lease::reassign;
+use crate::lease::{Lease, reassign};
 use crate::message::{
     CheckpointOrder, CheckpointPart, Member, MemberRole, PartOutcome, ResidualOrder, ResidualPart,
 };
 use crate::time::Time;
 use crate::tree::Node;
+
+/// Ended leases that are kept: more than workers that come and go can end while one checkpoint is written. What is written for others
+/// counts as not held, which gives that checkpoint up.
+const MOST_ENDED: usize = 8192;
 
 impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn part(&mut self, now: Time, server: u32, part: CheckpointPart) {
@@ -25,8 +29,13 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.hear(now, Member { role: MemberRole::Worker, index: worker }).is_none() {
             return;
         }
+        let covers = |l: &Lease, shard: u32| l.worker == worker && l.node.covers(&Node::leaf(shard));
+        // What it writes late may be of shards that have moved on since.
+        let before = part.version.checked_sub(1);
+        let contributed = |l: &Lease| before.is_some_and(|step| l.holds_in(step));
         let held = |shard: &u32| {
-            self.leases.iter().any(|l| l.worker == worker && l.node.covers(&Node::leaf(*shard)))
+            self.leases.iter().any(|l| covers(l, *shard))
+                || self.ended.iter().any(|l| covers(l, *shard) && contributed(l))
         };
         let shards = &part.shards;
         let is_its_own = shards.len() <= self.job.logical_shards as usize
@@ -43,6 +52,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.checkpoints.residuals(worker, part, ahead) {
             self.last_progress = now;
         }
+    }
+
+    /// Leases have ended: they are kept for as long as a checkpoint waits for residuals of steps that they held for.
+    pub(super) fn keep_ended(&mut self, ended: Vec<Lease>) {
+        let oldest = self.checkpoints.oldest_with_residuals();
+        let wanted =
+            |lease: &Lease| oldest.is_some_and(|oldest| lease.to_step.is_some_and(|to| to >= oldest));
+        self.ended.extend(ended);
+        self.ended.retain(wanted);
+        let surplus = self.ended.len().saturating_sub(MOST_ENDED);
+        self.ended.drain(..surplus);
     }
 
     /// A worker is lost after the last step. What it had not written of its residuals is lost with it: who is left writes that there

@@ -1,6 +1,7 @@
 //! How members and runs end: the last step, a member's loss, a failure (invariants 3 and 5 of the core).
 
 use super::hashing::differ;
+use super::returning::{MOST_FAILURES, WINDOW};
 use super::{Effect, MAX_QUOTED, MAX_REASON, SchedulerCore, ToMember};
 use crate::audit::printable;
 use crate::message::*;
@@ -94,7 +95,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.fail(format!("{member} was lost ({reason}); its parameters are gone with it"));
         }
         self.returning.forget(member.index);
-        if self.scaling.left(member.index) {
+        self.ended.retain(|lease| lease.worker != member.index);
+        if self.scaling.left(member.index) && !self.owes(member.index) {
             self.effects.push_back(Effect::Notice(format!(
                 "{member} has left: {} workers are wanted",
                 self.wanted()
@@ -103,7 +105,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.give_back(member.index);
         }
         self.workers_lost += 1;
-        let left = self.live(MemberRole::Worker);
+        let left = self.remaining();
         self.effects.push_back(Effect::Notice(format!("{member} was lost ({reason})")));
         match self.phase {
             Phase::Forming if self.epoch == 0 => {
@@ -179,6 +181,13 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return;
         }
         match self.others_go_on(member) {
+            true if self.returning.fails_too_often(now, member) => {
+                let (often, minutes) = (MOST_FAILURES + 1, WINDOW.as_secs() / 60);
+                let reason = printable(reason, MAX_QUOTED);
+                let what =
+                    format!("said {often} times within {minutes} minutes that it cannot go on: {reason}");
+                self.misbehaves(now, member, &what);
+            }
             true => self.lose(now, member, reason),
             false => self.fail(format!("{member}: {reason}")),
         }
@@ -198,7 +207,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     fn others_go_on(&self, without: Member) -> bool {
-        without.role == MemberRole::Worker && self.epoch > 0 && self.live(MemberRole::Worker).len() > 1
+        let others = || self.remaining().iter().any(|worker| *worker != without.index);
+        without.role == MemberRole::Worker && self.epoch > 0 && others()
     }
 
     pub(super) fn fail(&mut self, reason: String) {

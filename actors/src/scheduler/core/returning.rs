@@ -6,16 +6,17 @@
 //!    that servers still have, and take over what is owed from there on; if nobody is left at all, the run waits for as long as the
 //!    job says.
 //! 3. What a worker reports of its first steps counts when the steps before are reported by those who owe them.
-//! 4. Who was lost for what it said or did does not come back, nor who comes too often: each return makes servers and workers change
-//!    their leases.
+//! 4. Who was lost for what it said or did does not come back, nor who comes too often, or too often says that it cannot go on: each
+//!    return makes servers and workers change their leases.
+//! 5. After the last step nobody comes back while another worker is there: nothing is left to lease.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Effect, SchedulerCore, ToMember};
 use crate::job::JobSpec;
-use crate::lease::{reassign, rebalance};
-use crate::message::{Member, MemberRole, NodeDone, Witnessed};
+use crate::lease::{Lease, reassign, rebalance};
+use crate::message::{Member, MemberRole, NodeDone, Phase, Witnessed};
 use crate::time::Time;
 use crate::tree::Node;
 
@@ -24,7 +25,11 @@ use crate::tree::Node;
 const MOST_JOINS: usize = 32;
 
 /// See [`MOST_JOINS`].
-const WINDOW: Duration = Duration::from_secs(600);
+pub(super) const WINDOW: Duration = Duration::from_secs(600);
+
+/// How often a worker may say within [`WINDOW`] that it cannot go on, and come back: saying so costs it nothing, and others the leases
+/// that move.
+pub(super) const MOST_FAILURES: usize = 3;
 
 /// What is known of those who join late.
 #[derive(Debug, Default)]
@@ -38,12 +43,23 @@ pub(super) struct Returning {
     /// Since when no worker is left.
     forsaken_since: Option<Time>,
     joined: BTreeMap<Member, VecDeque<Time>>,
+    failed: BTreeMap<Member, VecDeque<Time>>,
     barred: BTreeSet<Member>,
     /// Reports that wait for those of the steps before (invariant 3).
     early: Vec<(u32, NodeDone)>,
 }
 
 impl Returning {
+    /// `member` says that it cannot go on. Whether it has said so too often to come back (invariant 4).
+    pub(super) fn fails_too_often(&mut self, now: Time, member: Member) -> bool {
+        let failed = self.failed.entry(member).or_default();
+        failed.push_back(now);
+        while failed.front().is_some_and(|first| now.since(*first) >= WINDOW) {
+            failed.pop_front();
+        }
+        failed.len() > MOST_FAILURES
+    }
+
     /// It does not come back.
     pub(super) fn bar(&mut self, member: Member) {
         self.barred.insert(member);
@@ -124,13 +140,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    /// Workers that hold parameters, or have them coming: all steps below the version that they begin with are complete.
+    /// Workers that hold parameters, or have them coming: all steps below the version that they begin with are complete. Who is
+    /// dismissed takes nothing over.
     pub(super) fn holders(&self) -> Vec<u32> {
         let completed = self.progress.completed();
         let holds = |start: Option<u64>| start.is_some_and(|start| start <= completed);
-        let workers =
-            self.members.iter().filter(|(m, joined)| m.role == MemberRole::Worker && holds(joined.start));
-        workers.map(|(member, _)| member.index).collect()
+        self.remaining().into_iter().filter(|worker| holds(self.starts(*worker))).collect()
     }
 
     /// Who takes over what a lost worker owes (invariant 2).
@@ -146,7 +161,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return holders;
         }
         self.returning.afresh = true;
-        self.live(MemberRole::Worker)
+        self.remaining()
     }
 
     /// Leases are made anew with the next epoch.
@@ -182,7 +197,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn lease_to_newcomers(&mut self) {
         let completed = self.progress.completed();
         // Who contributed to the last complete step keeps what error feedback kept back of it.
-        self.leases.retain(|lease| lease.to_step.is_none_or(|to| to >= completed));
+        let (leases, ended): (Vec<Lease>, Vec<Lease>) = std::mem::take(&mut self.leases)
+            .into_iter()
+            .partition(|lease| lease.to_step.is_none_or(|to| to >= completed));
+        self.leases = leases;
+        self.keep_ended(ended);
         if self.staying().is_empty() {
             self.scaling.keep_everybody();
         }
@@ -190,12 +209,23 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if live.is_empty() || !std::mem::take(&mut self.returning.waiting) {
             return;
         }
-        if self.holders().is_empty() {
+        let nobody_holds = self.holders().is_empty();
+        // No step is left to lease, and what was kept back of the last is written by whoever contributed it.
+        if self.phase == Phase::Finishing && !nobody_holds {
+            return self.begin_newcomers(&live);
+        }
+        if nobody_holds {
             self.returning.afresh = true;
+            // Who is back holds what was its former life's as an heir does: it need not contribute the same bits.
             let holders: BTreeSet<u32> = self.leases.iter().map(|lease| lease.worker).collect();
-            let here = self.live(MemberRole::Worker);
-            for lost in holders.into_iter().filter(|worker| !here.contains(worker)) {
-                self.bequeath(lost, &live);
+            let (remaining, starts) = (self.remaining(), |worker: &u32| self.starts(*worker).is_some());
+            let lost: Vec<u32> =
+                holders.into_iter().filter(|w| !(remaining.contains(w) && starts(w))).collect();
+            for lost in lost {
+                match live.contains(&lost) {
+                    true => self.bequeath(lost, &[lost]),
+                    false => self.bequeath(lost, &live),
+                }
             }
         }
         let mut base: Vec<u32> = (0..self.job.workers).chain(live.iter().copied()).collect();
@@ -207,18 +237,20 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let moved = self.leases.iter().filter(|l| l.from_step == self.until && !former.contains(l));
         // If nobody held parameters, they were lost before.
         if !self.returning.afresh {
-            self.lose_residuals_of(
-                moved.map(|l| l.node.leaves).sum(),
-                "as they move to workers that have joined",
-            );
+            self.lose_residuals_of(moved.map(|l| l.node.leaves).sum(), "as they move to other workers");
         }
         self.returning.held = true;
-        let new = |index: &u32| {
-            let member = Member { role: MemberRole::Worker, index: *index };
-            self.members.get(&member).is_some_and(|joined| joined.start.is_none())
-        };
-        let newcomers: Vec<u32> = live.into_iter().filter(new).collect();
+        self.begin_newcomers(&live);
+    }
+
+    fn begin_newcomers(&mut self, live: &[u32]) {
+        let newcomers: Vec<u32> = live.iter().copied().filter(|w| self.starts(*w).is_none()).collect();
         self.begin_at(self.until, &newcomers);
+    }
+
+    /// The version that a worker begins with, if it takes part and that is known.
+    fn starts(&self, worker: u32) -> Option<u64> {
+        self.members.get(&Member { role: MemberRole::Worker, index: worker })?.start
     }
 
     /// If nobody held parameters any more when leases were made, workers begin with what every server still has: the lowest

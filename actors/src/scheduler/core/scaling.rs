@@ -6,7 +6,7 @@
 //!    lost, and it does not count as a loss.
 //! 3. A job whose workers vote keeps them: see [`Aggregation`](testudo_kernels::Aggregation).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Effect, SchedulerCore, ToMember};
 use crate::message::{Member, MemberRole, Phase, Shutdown};
@@ -17,18 +17,22 @@ pub(super) struct Scaling {
     wanted: Option<u32>,
     leaving: BTreeSet<u32>,
     dismissed: BTreeSet<u32>,
+    /// Of those who leave: how many steps were complete when they owed none any more.
+    done: BTreeMap<u32, u64>,
 }
 
 impl Scaling {
     /// Who leaves has left, or is lost; whether it was dismissed.
     pub(super) fn left(&mut self, worker: u32) -> bool {
         self.leaving.remove(&worker);
+        self.done.remove(&worker);
         self.dismissed.remove(&worker)
     }
 
     /// Nobody leaves: those who were to are needed.
     pub(super) fn keep_everybody(&mut self) {
         self.leaving.clear();
+        self.done.clear();
     }
 }
 
@@ -43,12 +47,22 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.scaling.wanted.unwrap_or_else(|| self.job.most_workers())
     }
 
+    /// Workers that take part and are not dismissed.
+    pub(super) fn remaining(&self) -> Vec<u32> {
+        let live = self.live(MemberRole::Worker);
+        live.into_iter().filter(|worker| !self.scaling.dismissed.contains(worker)).collect()
+    }
+
+    /// Whether `worker` has leases of steps that are not complete.
+    pub(super) fn owes(&self, worker: u32) -> bool {
+        let completed = self.progress.completed();
+        let mut leases = self.leases.iter().filter(|lease| lease.worker == worker);
+        leases.any(|lease| lease.to_step.is_none_or(|to| to > completed))
+    }
+
     /// Workers to lease steps to.
     pub(super) fn staying(&self) -> Vec<u32> {
-        let live = self.live(MemberRole::Worker);
-        let leaves =
-            |worker: &u32| self.scaling.leaving.contains(worker) || self.scaling.dismissed.contains(worker);
-        live.into_iter().filter(|worker| !leaves(worker)).collect()
+        self.remaining().into_iter().filter(|worker| !self.scaling.leaving.contains(worker)).collect()
     }
 
     pub(super) fn scale(&mut self, workers: u32) -> Result<String, String> {
@@ -74,7 +88,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             ));
         }
         self.scaling.wanted = Some(workers);
-        self.scaling.leaving.clear();
+        self.scaling.keep_everybody();
         self.scaling.leaving = self.staying().into_iter().filter(|worker| *worker >= workers).collect();
         self.lease_anew();
         let text = format!("{workers} workers are wanted from now on; {} leave", self.scaling.leaving.len());
@@ -82,15 +96,17 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         Ok(text)
     }
 
-    /// Dismisses those who are to leave and owe nothing any more.
+    /// Dismisses those who are to leave and owe nothing any more, neither steps nor residuals of those that they contributed.
     pub(super) fn dismiss_leaving(&mut self) {
         let completed = self.progress.completed();
-        let owes = |worker: &u32| {
-            let mut leases = self.leases.iter().filter(|lease| lease.worker == *worker);
-            leases.any(|lease| lease.to_step.is_none_or(|to| to > completed))
-        };
-        let free: Vec<u32> = self.scaling.leaving.iter().copied().filter(|worker| !owes(worker)).collect();
+        let free: Vec<u32> =
+            self.scaling.leaving.iter().copied().filter(|worker| !self.owes(*worker)).collect();
         for index in free {
+            let done = *self.scaling.done.entry(index).or_insert(completed);
+            if self.checkpoints.awaits(index, done) {
+                continue;
+            }
+            self.scaling.done.remove(&index);
             self.scaling.leaving.remove(&index);
             self.scaling.dismissed.insert(index);
             let reason = format!("{} workers are wanted", self.wanted());
