@@ -13,6 +13,8 @@
 //! 4. **Messages of one caller on one lane are heard in order**, one at a time, each once or not at all.
 //! 5. **A failure stays an actor's own**: a panic or a [`Trouble::Failed`] is met by its [`Supervision`], within a budget; whoever asked
 //!    is told.
+//! 6. **What is not whole does not look so**: a stream of items is complete when its actor has said that it is ([`Flow::finish`]). However
+//!    else it ends, whoever subscribed gets an error.
 //!
 //! Messages are trusted no further than their sender's role: a handler is given who said it ([`Context::sender`]).
 
@@ -21,6 +23,7 @@ mod answer;
 mod caller;
 mod flow;
 mod grants;
+mod mail;
 mod message;
 mod serve;
 mod supervision;
@@ -28,6 +31,6 @@ mod supervision;
 pub use actor::{Actor, Context, Flows, Handle, OwnActor, RunningActor, StoppedActor, Trouble};
 pub use caller::{Caller, Remote, SayError};
 pub use flow::{Flow, Inflow, Outflow, Unheard};
-pub use grants::{GrantError, Grants, Who};
+pub use grants::{GrantError, Grants, Who, is_reserved};
 pub use message::{FIRST_KIND, LAST_KIND, MOST_BYTES, Message};
 pub use supervision::{Strategy, Supervision};

@@ -36,6 +36,7 @@ messages! {
     129 Order(u64, String) -> String;
     130 Count(u64) -> u64;
     131 Unheard() -> ();
+    132 Give(String) -> u64;
 }
 
 /// Sums what it is told; does as it is told otherwise.
@@ -45,6 +46,7 @@ struct Sum {
     /// Waits for this before it goes on, when it is ordered to.
     gate: Option<Arc<Mutex<mpsc::Receiver<()>>>>,
     flows: Option<mpsc::Sender<bool>>,
+    kept: Option<Flow<Give>>,
 }
 
 impl Actor for Sum {}
@@ -81,8 +83,25 @@ impl Flows<Count> for Sum {
         let done = self.flows.clone();
         std::thread::spawn(move || {
             let all = (1..=to).all(|number| flow.send_blocking(number).is_ok());
+            flow.finish();
             done.map(|done| done.send(all));
         });
+        Ok(())
+    }
+}
+
+impl Flows<Give> for Sum {
+    fn open(&mut self, Give(what): Give, mut flow: Flow<Give>, _: &Context<'_>) -> Result<(), Trouble> {
+        match what.as_str() {
+            "refused" => return Err(Trouble::Refused("not today".into())),
+            "failed" => return Err(Trouble::Failed("out of ideas".into())),
+            "panic" => panic!("ordered to"),
+            "nothing" => flow.finish(),
+            _ => {
+                flow.send_blocking(1).unwrap();
+                self.kept = (what == "kept").then_some(flow);
+            }
+        }
         Ok(())
     }
 }
@@ -92,6 +111,7 @@ fn grants() -> Grants {
         ([Who::actor("ada"), Who::actor("bob"), Who::Role(Role::Worker)], [Who::actor("sum")]);
     let grants = Grants::none().allow::<Add>(&callers, &sum).unwrap();
     let grants = grants.allow::<Order>(&callers[..1], &sum).unwrap();
+    let grants = grants.allow::<Give>(&callers, &sum).unwrap();
     grants.allow::<Count>(&callers, &sum).unwrap().allow::<Unheard>(&callers, &sum).unwrap()
 }
 
@@ -106,7 +126,7 @@ impl Place {
         let mut site = Site::new(toy::job(1, 1, 1, 1), links);
         site.policy = Arc::new(policy::policy_with_own(1 << 20, Codec::F32, &grants()).unwrap());
         let network = site.network(&site.identity(Role::Actor, "sum"));
-        let actor = actor.hears::<Add>().hears::<Order>().flows::<Count>();
+        let actor = actor.hears::<Add>().hears::<Order>().flows::<Count>().flows::<Give>();
         let actor = actor.start(network, grants(), site.runtime.handle().clone()).unwrap();
         Place { site, actor }
     }
@@ -285,6 +305,88 @@ fn streams_are_in_order_and_end_with_whoever_leaves_in_memory() {
 #[test]
 fn streams_are_in_order_and_end_with_whoever_leaves_over_quic() {
     streamed(Links::Quic);
+}
+
+/// Invariant 6: what ends before it was finished does not look whole.
+fn given(links: Links) {
+    let how = Supervision { strategy: Strategy::Restart, budget: 10, within: PATIENCE * 60 };
+    let place = Place::new(links, OwnActor::new(Sum::default).supervised(how));
+    let ada = place.remote("ada");
+    let give = |what: &str| ada.subscribe_blocking(&Give(what.into())).unwrap();
+    assert_eq!(give("nothing").next_blocking(), Ok(None), "none, and that is all");
+    let unfinished = "before it was finished";
+    for (what, reason) in [("refused", "not today"), ("failed", "out of ideas"), ("panic", unfinished)] {
+        let said = give(what).next_blocking().unwrap_err();
+        assert!(matches!(&said, SayError::Refused { reason: why, .. } if why.contains(reason)), "{said}");
+    }
+    let mut items = give("dropped");
+    assert_eq!(items.next_blocking(), Ok(Some(1)));
+    assert!(items.next_blocking().unwrap_err().to_string().contains(unfinished));
+    // A failure elsewhere, once it is open: by a restart, and by the actor's end.
+    let mut items = give("kept");
+    assert_eq!(items.next_blocking(), Ok(Some(1)), "streams have no order among them: it is open");
+    let mut other = give("kept");
+    assert_eq!(other.next_blocking(), Ok(Some(1)));
+    assert!(items.next_blocking().unwrap_err().to_string().contains(unfinished), "another is kept");
+    assert!(order(&ada, "fail").is_err());
+    assert!(other.next_blocking().unwrap_err().to_string().contains(unfinished));
+    let mut last = give("kept");
+    assert_eq!(last.next_blocking(), Ok(Some(1)));
+    place.actor.stop().unwrap();
+    assert!(last.next_blocking().is_err());
+}
+
+#[test]
+fn a_stream_that_was_not_finished_fails_in_memory() {
+    given(Links::SecuredMemory);
+    given(Links::Memory);
+}
+
+#[test]
+fn a_stream_that_was_not_finished_fails_over_quic() {
+    given(Links::Quic);
+}
+
+/// Runs `what`, which is to end.
+fn ends(what: impl FnOnce() + Send + 'static) {
+    let (over, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        what();
+        let _ = over.send(());
+    });
+    let timed_out = Err(mpsc::RecvTimeoutError::Timeout);
+    assert_ne!(ended.recv_timeout(PATIENCE), timed_out, "it hangs");
+    thread.join().unwrap();
+}
+
+/// Starts an actor without peers on `runtime`.
+fn alone(runtime: &tokio::runtime::Handle) -> RunningActor {
+    let id = SpiffeId::new("test.local", "toy", Role::Actor, "sum").unwrap();
+    let network =
+        MemoryHub::default().join(id, Arc::new(grants().policy().unwrap()), MemoryOptions::default());
+    OwnActor::new(Sum::default).hears::<Add>().start(network, grants(), runtime.clone()).unwrap()
+}
+
+/// An actor is stopped, or ends, without the runtime of its connections: when that is gone, and when whoever waits blocks it.
+#[test]
+fn an_actor_is_stopped_without_its_runtime() {
+    let current = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    ends(move || {
+        let runtime = current();
+        let actors = [(); 3].map(|()| alone(runtime.handle()));
+        drop(runtime);
+        let [stopped, waited, dropped] = actors;
+        stopped.stop().unwrap();
+        waited.wait().unwrap();
+        drop(dropped);
+    });
+    ends(move || {
+        current().block_on(async {
+            let runtime = tokio::runtime::Handle::current();
+            alone(&runtime).stop().unwrap();
+            drop(alone(&runtime));
+        });
+    });
 }
 
 /// Invariant 2: an actor that does not come to its mail has callers wait, whatever they send.

@@ -7,13 +7,14 @@ use std::thread::JoinHandle;
 
 use testudo_transport::SpiffeId;
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use super::caller::Caller;
 use super::flow::Flow;
 use super::grants::{Grants, is_reserved};
+use super::mail::{Inbox, Letter, Mailbox};
 use super::message::Message;
-use super::serve::{self, Entry, Mail, Mailbox, Serving, Table};
+use super::serve::{self, Entry, Serving, Table};
 use super::supervision::{Failure, Strategy, Supervision, Supervisor};
 use crate::audit::printable;
 use crate::link::Network;
@@ -48,10 +49,11 @@ pub trait Handle<M: Message>: Actor {
 
 /// Opens streams of items for whoever asks by a message of type `M`.
 pub trait Flows<M: Message>: Actor {
-    /// Opens one: `flow` may be kept, or handed to another thread, and is over when it is dropped.
+    /// Opens one: `flow` may be kept, or handed to another thread. It is whole when it is finished with [`Flow::finish`]; one that is dropped
+    /// before fails for whoever subscribed.
     ///
     /// # Errors
-    /// [`Trouble::Failed`] when the actor has failed; to refuse, say so with [`Flow::refuse`].
+    /// [`Trouble`]: whoever subscribed is told, and after [`Trouble::Failed`] the actor's supervision decides.
     fn open(&mut self, message: M, flow: Flow<M>, context: &Context<'_>) -> Result<(), Trouble>;
 }
 
@@ -175,23 +177,19 @@ impl<A: Actor> OwnActor<A> {
             return Err(StoppedActor::Identity(id));
         }
         let OwnActor { make, table, supervision } = self;
-        let (mailbox, mail) = Mailbox::new();
-        let letters = mailbox.letters.clone();
-        let stop: Box<dyn Fn(&Runtime) + Send + Sync> = Box::new(move |runtime| {
-            let letters = letters.clone();
-            runtime.spawn(async move { letters.send(Mail::Stop).await });
-        });
+        let stop = watch::Sender::new(false);
+        let (mailbox, inbox) = Mailbox::new(stop.subscribe(), runtime.clone());
         let address = network.local_addr().to_string();
         let caller = Caller::new(network.clone(), grants.clone(), runtime.clone());
         let serving = Serving { network: network.clone(), grants, table, mailbox, runtime: runtime.clone() };
         let body = Body { id: id.clone(), make, supervisor: Supervisor::new(supervision), caller };
-        let spawned = std::thread::Builder::new().name(id.short().to_owned()).spawn(move || body.run(mail));
+        let spawned = std::thread::Builder::new().name(id.short().to_owned()).spawn(move || body.run(inbox));
         let thread = spawned.map_err(|error| StoppedActor::Thread(error.to_string()))?;
         runtime.spawn(async move {
             serve::accept(Arc::new(serving)).await;
             network.close("the actor has stopped").await;
         });
-        Ok(RunningActor { id, address, thread: Some(thread), stop, runtime })
+        Ok(RunningActor { id, address, thread: Some(thread), stop })
     }
 }
 
@@ -200,8 +198,7 @@ pub struct RunningActor {
     id: SpiffeId,
     address: String,
     thread: Option<JoinHandle<Result<(), StoppedActor>>>,
-    stop: Box<dyn Fn(&Runtime) + Send + Sync>,
-    runtime: Runtime,
+    stop: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for RunningActor {
@@ -232,12 +229,13 @@ impl RunningActor {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Stops it in order, once what it has been told before is handled, and waits for that.
+    /// Stops it in order, once what lies in its mailbox is handled, and waits for that, whether or not the runtime of its connections is there
+    /// still. Not to be called by a task of that runtime while a handler waits in a blocking call: neither would go on.
     ///
     /// # Errors
     /// [`StoppedActor::Failed`] if it had stopped so before.
     pub fn stop(mut self) -> Result<(), StoppedActor> {
-        (self.stop)(&self.runtime);
+        self.stop.send_replace(true);
         self.join()
     }
 
@@ -258,7 +256,7 @@ impl RunningActor {
 
 impl Drop for RunningActor {
     fn drop(&mut self) {
-        (self.stop)(&self.runtime);
+        self.stop.send_replace(true);
         let _ = self.join();
     }
 }
@@ -278,11 +276,11 @@ enum Ended {
 }
 
 impl<A: Actor> Body<A> {
-    fn run(mut self, mut mail: mpsc::Receiver<Mail<A>>) -> Result<(), StoppedActor> {
+    fn run(mut self, mut inbox: Inbox<A>) -> Result<(), StoppedActor> {
         let clock = Clock::start();
         let mut kept = None;
         loop {
-            let (failure, reason) = match self.live(&mut kept, &mut mail) {
+            let (failure, reason) = match self.live(&mut kept, &mut inbox) {
                 Ended::InOrder => return Ok(()),
                 Ended::Failed(failure, reason) => (failure, printable(&reason, REASON)),
             };
@@ -297,7 +295,7 @@ impl<A: Actor> Body<A> {
     }
 
     /// Runs the actor that is kept, or a new one, until it fails or stops. One that panicked is not kept.
-    fn live(&mut self, kept: &mut Option<A>, mail: &mut mpsc::Receiver<Mail<A>>) -> Ended {
+    fn live(&mut self, kept: &mut Option<A>, inbox: &mut Inbox<A>) -> Ended {
         let Body { id, make, caller, .. } = self;
         let stop = Cell::new(false);
         let mut now = kept.take();
@@ -314,7 +312,7 @@ impl<A: Actor> Body<A> {
                 },
             };
             while !stop.get() {
-                let Some(Mail::Letter { from, work, _room }) = mail.blocking_recv() else { break };
+                let Some(Letter { from, work, _room }) = inbox.next() else { break };
                 work(actor, &Context { sender: &from, caller, stop: &stop })?;
             }
             actor.stopped();

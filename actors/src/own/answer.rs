@@ -33,8 +33,11 @@ pub(super) fn encode<M: Message>(answer: Result<M::Answer, String>) -> Vec<u8> {
     bytes
 }
 
+/// The last message of a stream that is whole: neither an item, which begins with 0, nor a reason, which begins with 1.
+pub(super) const WHOLE: &[u8] = &[2];
+
 /// The bytes of a reason, which are the same whatever was asked for.
-fn refusal(reason: &str) -> Vec<u8> {
+pub(super) fn refusal(reason: &str) -> Vec<u8> {
     testudo_transport::encode(&Err::<(), String>(printable(reason, REASON_CHARACTERS)))
 }
 

@@ -162,8 +162,8 @@ struct Lane {
     asks: Asks,
 }
 
-/// Where the answer to each ask goes, by the ask's number.
-type Waiting = HashMap<u64, oneshot::Sender<Vec<u8>>>;
+/// The kind that the answer to each ask has, and where it goes, by the ask's number.
+type Waiting = HashMap<u64, (u8, oneshot::Sender<Vec<u8>>)>;
 
 /// A place among those that wait, and what comes there.
 type Place = (Asked, oneshot::Receiver<Vec<u8>>);
@@ -184,15 +184,15 @@ impl Asks {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change)
     }
 
-    /// A place for an answer; given back when the ask is over, however that comes.
-    fn place(&self) -> Option<Result<Place, SayError>> {
+    /// A place for an answer of that kind; given back when the ask is over, however that comes.
+    fn place(&self, kind: u8) -> Option<Result<Place, SayError>> {
         let (answer, answered) = oneshot::channel();
         self.with(|waiting| {
             if waiting.len() >= MOST_ASKS {
                 return Err(SayError::Busy(MOST_ASKS));
             }
             let request = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-            waiting.insert(request, answer);
+            waiting.insert(request, (kind, answer));
             Ok((Asked { asks: self.clone(), request }, answered))
         })
     }
@@ -219,17 +219,21 @@ async fn hear(connection: Connection, mut answers: Receiver, asks: Asks) {
     while let Ok(Some(message)) = answers.recv().await {
         let request = message.envelope.request;
         let asked = (1..=asks.last.load(Ordering::Relaxed)).contains(&request) && message.kind >= TO_ANSWER;
-        if !asked {
+        // One that comes late is nobody's any more.
+        let waiting = asks.with(|waiting| waiting.remove(&request)).flatten();
+        if !asked || waiting.as_ref().is_some_and(|(kind, _)| *kind != message.kind) {
             connection.blame(Cause::Message, CloseCode::Policy, "answers what nobody asked");
             break;
         }
-        // One that comes late is nobody's any more.
-        if let Some(waiting) = asks.with(|waiting| waiting.remove(&request)).flatten() {
+        if let Some((_, waiting)) = waiting {
             let _ = waiting.send(message.body);
         }
     }
     asks.end();
 }
+
+/// A stream of its own, and the connection that it is of.
+pub(super) struct Opened(pub(super) Connection, pub(super) Sender, pub(super) Receiver);
 
 /// An actor of one's own, as somebody else sees it.
 #[derive(Clone, Debug)]
@@ -312,7 +316,8 @@ impl Remote {
     pub async fn flow<M: Message>(&self) -> Result<Outflow<M>, SayError> {
         self.granted::<M>()?;
         let remote = self.clone();
-        let opened = self.on_runtime(async move { remote.open(M::CLASS).await.map(|(sender, _)| sender) });
+        let opened =
+            self.on_runtime(async move { remote.open(M::CLASS).await.map(|Opened(_, sender, _)| sender) });
         Ok(Outflow::new(self.clone(), opened.await?))
     }
 
@@ -322,8 +327,7 @@ impl Remote {
     /// [`SayError`]; what the actor refuses, the first [`Inflow::next`] tells.
     pub async fn subscribe<M: Message>(&self, message: &M) -> Result<Inflow<M>, SayError> {
         let subscribed = self.subscribed::<M>(self.checked(message)?);
-        let (sender, receiver) = self.on_runtime(subscribed).await?;
-        Ok(Inflow::new(self.clone(), sender, receiver))
+        Ok(Inflow::new(self.clone(), self.on_runtime(subscribed).await?))
     }
 
     /// As [`subscribe`](Remote::subscribe), for threads that are no tasks.
@@ -331,21 +335,21 @@ impl Remote {
     /// # Errors
     /// As [`subscribe`](Remote::subscribe).
     pub fn subscribe_blocking<M: Message>(&self, message: &M) -> Result<Inflow<M>, SayError> {
-        let (sender, receiver) = self.blocking(self.subscribed::<M>(self.checked(message)?))?;
-        Ok(Inflow::new(self.clone(), sender, receiver))
+        let opened = self.blocking(self.subscribed::<M>(self.checked(message)?))?;
+        Ok(Inflow::new(self.clone(), opened))
     }
 
     /// Opens a stream and says what it is for.
     fn subscribed<M: Message>(
         &self,
         body: Vec<u8>,
-    ) -> impl Future<Output = Result<(Sender, Receiver), SayError>> + Send + use<M> {
+    ) -> impl Future<Output = Result<Opened, SayError>> + Send + use<M> {
         let remote = self.clone();
         async move {
-            let (mut sender, receiver) = remote.open(M::CLASS).await?;
+            let mut opened = remote.open(M::CLASS).await?;
             let message = Outgoing::new(M::KIND, 1, body).with_traceparent(traceparent());
-            sender.send(message).await.map_err(|error| remote.broken(&error))?;
-            Ok((sender, receiver))
+            opened.1.send(message).await.map_err(|error| remote.broken(&error))?;
+            Ok(opened)
         }
     }
 
@@ -415,13 +419,15 @@ impl Remote {
     }
 
     /// A stream of its own.
-    async fn open(&self, class: Class) -> Result<(Sender, Receiver), SayError> {
+    async fn open(&self, class: Class) -> Result<Opened, SayError> {
         let connection = {
             let mut link = self.peer.link.lock().await;
             self.linked(&mut link).await?;
             link.as_ref().map(|link| link.connection.clone()).ok_or(SayError::Ended)?
         };
-        connection.open(class, PRIORITY).await.map_err(|error| self.broken(&error))
+        let (sender, receiver) =
+            connection.open(class, PRIORITY).await.map_err(|error| self.broken(&error))?;
+        Ok(Opened(connection, sender, receiver))
     }
 
     /// Says a message on the shared lane of its class; with `asks`, with a place for its answer.
@@ -446,7 +452,7 @@ impl Remote {
         }
         let Some(Lane { sender, asks: waiting }) = lane else { return Err(SayError::Ended) };
         let place = match asks {
-            true => match waiting.place() {
+            true => match waiting.place(M::KIND + TO_ANSWER) {
                 Some(place) => Some(place?),
                 None => {
                     *link = None;

@@ -166,8 +166,9 @@ impl Grants {
     }
 }
 
-/// Whether an actor of one's own may be called that: the audit log's key has a name of this kind.
-pub(super) fn is_reserved(id: &SpiffeId) -> bool {
+/// Whether no actor of one's own may be called that: the audit log's key has a name of this kind.
+#[must_use]
+pub fn is_reserved(id: &SpiffeId) -> bool {
     id.role() == Role::Actor && id.name() == audit::KEY_NAME
 }
 

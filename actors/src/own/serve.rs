@@ -2,31 +2,26 @@
 //!
 //! 1. What nobody granted, no handler knows or no type reads is the sender's fault: its connection is closed and counted.
 //! 2. Answers that were given when the actor stops still arrive, if whoever asked takes them within [`GRACE`].
-//! 3. A mailbox holds [`LETTERS`] letters and [`MAIL_BYTES`] bytes at most; a stream whose letter finds no room is not read on.
+//! 3. A mailbox holds [`LETTERS`](super::mail::LETTERS) letters and [`MAIL_BYTES`](super::mail::MAIL_BYTES) bytes at most; a stream whose letter finds no room is not read on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use testudo_transport::{
-    Cause, CloseCode, Connection, Message as Heard, Receiver, Sender, SpiffeId, WireError,
-};
+use testudo_transport::{Cause, CloseCode, Connection, Message as Heard, Receiver, Sender, WireError};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::actor::{Context, Flows, Handle as Handles, Trouble};
 use super::answer::ReplyTo;
-use super::flow::Flow;
+use super::flow::{Flow, Way};
 use super::grants::Grants;
-use super::message::{MOST_BYTES, Message};
+use super::mail::Mailbox;
+use super::message::{Message, TO_ANSWER};
 use crate::link::Network;
 use crate::outbox::{Budget, Outbox};
 
-/// Letters that may wait for an actor.
-pub(super) const LETTERS: usize = 256;
-/// Bytes of messages that may wait for an actor; one of the largest always may.
-const MAIL_BYTES: usize = 8 << 20;
 /// Answers that one peer may leave unread.
 const ANSWERS: usize = 256;
 /// Bytes of them.
@@ -39,45 +34,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) type Handled = Result<(), String>;
 
 /// A message that was read, with what handles it.
-type Work<A> = Box<dyn FnOnce(&mut A, &Context<'_>) -> Handled + Send>;
-
-/// A message on its way to an actor.
-pub(super) enum Mail<A> {
-    Letter {
-        from: SpiffeId,
-        work: Work<A>,
-        _room: OwnedSemaphorePermit,
-    },
-    /// The last one.
-    Stop,
-}
-
-/// Where an actor's mail goes.
-pub(super) struct Mailbox<A> {
-    pub(super) letters: mpsc::Sender<Mail<A>>,
-    bytes: Arc<Semaphore>,
-}
-
-impl<A> Clone for Mailbox<A> {
-    fn clone(&self) -> Self {
-        Mailbox { letters: self.letters.clone(), bytes: Arc::clone(&self.bytes) }
-    }
-}
-
-impl<A> Mailbox<A> {
-    pub(super) fn new() -> (Mailbox<A>, mpsc::Receiver<Mail<A>>) {
-        let (letters, mail) = mpsc::channel(LETTERS);
-        const { assert!(MOST_BYTES as usize <= MAIL_BYTES) };
-        (Mailbox { letters, bytes: Arc::new(Semaphore::new(MAIL_BYTES)) }, mail)
-    }
-
-    /// Waits for room; says whether the actor is still there.
-    async fn deliver(&self, from: SpiffeId, bytes: usize, work: Work<A>) -> bool {
-        let bytes = bytes.clamp(1, MAIL_BYTES) as u32;
-        let Ok(room) = Arc::clone(&self.bytes).acquire_many_owned(bytes).await else { return false };
-        self.letters.send(Mail::Letter { from, work, _room: room }).await.is_ok()
-    }
-}
+pub(super) type Work<A> = Box<dyn FnOnce(&mut A, &Context<'_>) -> Handled + Send>;
 
 /// How an actor takes one kind of message.
 pub(super) enum Entry<A> {
@@ -106,21 +63,34 @@ pub(super) fn hears<A: Handles<M>, M: Message>(body: &[u8], reply: ReplyTo) -> R
         let (answer, failed) = match actor.handle(message, context) {
             Ok(answer) => (Ok(answer), Ok(())),
             Err(Trouble::Refused(reason)) => (Err(reason), Ok(())),
-            Err(Trouble::Failed(reason)) => (Err(format!("the actor failed: {reason}")), Err(reason)),
+            Err(Trouble::Failed(reason)) => (Err(failed(&reason)), Err(reason)),
         };
         reply.answer::<M>(answer);
         failed
     }))
 }
 
+/// What whoever asked is told of a failure.
+fn failed(reason: &str) -> String {
+    format!("the actor failed: {reason}")
+}
+
 /// What opens a stream of `M`'s items.
 pub(super) fn flows<A: Flows<M>, M: Message>(body: &[u8], opened: Opened) -> Result<Work<A>, WireError> {
     let message: M = testudo_transport::decode_canonical(body)?;
     let Opened { sender, left, request, trace, runtime } = opened;
-    let flow = Flow::<M>::new(sender, left, request, trace, runtime);
+    let way = Way { left, kind: M::KIND + TO_ANSWER, request, trace, runtime };
+    let (flow, opening) = Flow::<M>::new(sender, way);
     Ok(Box::new(move |actor, context| match actor.open(message, flow, context) {
-        Ok(()) | Err(Trouble::Refused(_)) => Ok(()),
-        Err(Trouble::Failed(reason)) => Err(reason),
+        Ok(()) => Ok(()),
+        Err(Trouble::Refused(reason)) => {
+            opening.give_up(reason);
+            Ok(())
+        }
+        Err(Trouble::Failed(reason)) => {
+            opening.give_up(failed(&reason));
+            Err(reason)
+        }
     }))
 }
 

@@ -66,7 +66,11 @@ impl Handle<Best> for Collector {
 impl Flows<Curve> for Collector {
     fn open(&mut self, _: Curve, mut flow: Flow<Curve>, _: &Context<'_>) -> Result<(), Trouble> {
         let all = self.0.clone();
-        std::thread::spawn(move || all.into_iter().all(|found| flow.send_blocking(found).is_ok()));
+        std::thread::spawn(move || {
+            if all.into_iter().all(|found| flow.send_blocking(found).is_ok()) {
+                flow.finish();
+            }
+        });
         Ok(())
     }
 }
