@@ -205,7 +205,7 @@ pub struct MemoryHub {
 }
 
 impl MemoryHub {
-    /// The network of a node that is called `id` on this hub. `secured` runs full sessions, MACs included, over memory.
+    /// The network of a node that is called `id` on this hub; whoever joined under that name before is reached no more. `secured` runs full sessions, MACs included, over memory.
     #[must_use]
     pub fn join(&self, id: SpiffeId, policy: Arc<Policy>, options: MemoryOptions) -> Network {
         Network::Memory(self.place(id, policy, options))

@@ -49,13 +49,14 @@ pub(super) struct Nodes {
     pub(super) exported: Exported,
 }
 
-/// Starts the nodes of `job` on `site`.
+/// Starts the nodes of `job` on `site`. Those that were started before one cannot be are left in `under_way`.
 pub(super) fn start(
     site: &Arc<Site>,
     job: &JobSpec,
     parts: &Parts,
     board: &Board,
-) -> Result<Nodes, EmbeddedError> {
+    under_way: &mut Option<Nodes>,
+) -> Result<(), EmbeddedError> {
     let signed = SignedJob::sign(job, site.identity(Role::Operator, "0")?.as_ref())?;
     let (identity, network) = node(site, Role::Scheduler, 0)?;
     let at = network.local_addr().to_string();
@@ -86,7 +87,9 @@ pub(super) fn start(
             run_scheduler(&identity, network, signed, observer, runtime)
         })?
     };
-    let (mut others, exported) = (Vec::new(), Exported::default());
+    let exported = Exported::default();
+    let begun = Nodes { scheduler, outcome, others: Vec::new(), exported: Arc::clone(&exported) };
+    let Nodes { scheduler, others, .. } = under_way.insert(begun);
     for (identity, network) in servers {
         let (id, rule) = (identity.id().clone(), parts.rule.clone());
         let options = options(identity, network);
@@ -97,7 +100,7 @@ pub(super) fn start(
         let id = identity.id().clone();
         let (options, exported) = (options(identity, network), Arc::clone(&exported));
         let mut setup = Worker { index: index as u32, parts: parts.clone(), exported };
-        let mut ending = Ending::new(site, &scheduler, index as u32);
+        let mut ending = Ending::new(site, scheduler, index as u32);
         let thread = spawn(&id, move || {
             let ended = run_worker(options, &mut setup);
             ending.why = ended.as_ref().err().map(ToString::to_string);
@@ -106,7 +109,7 @@ pub(super) fn start(
         })?;
         others.push(Node { id, thread });
     }
-    Ok(Nodes { scheduler, outcome, others, exported })
+    Ok(())
 }
 
 fn node(site: &Site, role: Role, index: u32) -> Result<(Arc<Identity>, Network), EmbeddedError> {

@@ -60,6 +60,9 @@ pub enum EmbeddedError {
     /// An actor of one's own could not be started.
     #[error(transparent)]
     Actor(#[from] StoppedActor),
+    /// Two actors or callers of one name.
+    #[error("actor/{0} is there already, or was: an actor or a caller has each name once")]
+    NameTaken(String),
     /// A node's socket.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -92,8 +92,10 @@ impl RunningJob {
         parts: &Parts,
     ) -> Result<RunningJob, EmbeddedError> {
         let (site, board) = (Arc::new(Site::new(&job, links, grants)?), Board::default());
-        let nodes = cluster::start(&site, &job, parts, &board)?;
-        Ok(RunningJob { job, site, board, nodes: Some(nodes) })
+        let mut running = RunningJob { job, site, board, nodes: None };
+        // On an error it is dropped, which stops the nodes that were started.
+        cluster::start(&running.site, &running.job, parts, &running.board, &mut running.nodes)?;
+        Ok(running)
     }
 
     /// The job as it was signed.

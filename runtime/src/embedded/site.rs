@@ -1,6 +1,7 @@
 //! Where the nodes of one process meet: their certificate authority, their links, their threads.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use testudo_actors::link::{MemoryHub, Network};
@@ -39,6 +40,8 @@ pub(super) struct Site {
     links: Links,
     policy: Arc<Policy>,
     pub(super) grants: Grants,
+    /// Of actors of one's own: those that were given.
+    pub(super) names: Mutex<BTreeSet<String>>,
     secret: [u8; 32],
     /// There until this is dropped.
     runtime: Option<Runtime>,
@@ -66,6 +69,7 @@ impl Site {
             links,
             policy: Arc::new(policy::policy_with_own(job.slice_bytes, job.codecs.push, &grants)?),
             grants,
+            names: Mutex::default(),
             secret,
             handle: runtime.handle().clone(),
             runtime: Some(runtime),

@@ -120,6 +120,25 @@ fn a_job_that_is_dropped_is_stopped() {
     assert!(reports.count() <= KEPT + 1);
 }
 
+/// A second one of a name would have the first one's mail.
+#[test]
+fn an_actors_name_is_given_once() {
+    use testudo_actors::own::{Actor, OwnActor, StoppedActor};
+    struct Idle;
+    impl Actor for Idle {}
+    let running = small().epochs(1 << 20).start().unwrap();
+    let actors = running.actors();
+    let first = actors.start("one", OwnActor::new(|| Idle)).unwrap();
+    let taken =
+        |found: Option<EmbeddedError>| matches!(found, Some(EmbeddedError::NameTaken(name)) if name == "one");
+    assert!(taken(actors.start("one", OwnActor::new(|| Idle)).err()));
+    assert!(taken(actors.caller("one").err()));
+    let reserved = actors.caller("audit").err();
+    assert!(matches!(reserved, Some(EmbeddedError::Actor(StoppedActor::Identity(_)))), "{reserved:?}");
+    assert!(actors.caller("two").is_ok() && actors.caller("No Name").is_err());
+    first.stop().unwrap();
+}
+
 #[tokio::test]
 async fn a_job_may_be_run_from_within_another_runtime() {
     let running = small().epochs(1 << 20).start().unwrap();
