@@ -69,6 +69,22 @@ fn a_cluster_file_gives_the_bits_that_it_gives_as_processes() {
     }
 }
 
+/// What a cluster file's data were known by is not what others are signed with.
+#[test]
+fn data_that_replace_a_files_are_known_by_their_own_hash() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = files::write_job(folder.path());
+    let of_file = || Job::from_file::<&str>(&file, &[]).unwrap();
+    let replaced = |seed| {
+        let (train, test) = (toy::Toy::new(seed, 60), toy::Toy::new(seed + 100, 60));
+        of_file().data(train, test).spec().unwrap().data
+    };
+    let (one, other) = (replaced(1), replaced(2));
+    assert_eq!((one.train_examples, one.test_examples), (60, 60));
+    assert_ne!(one.blake3, of_file().spec().unwrap().data.blake3);
+    assert_ne!(one.blake3, other.blake3);
+}
+
 /// Determinism: neither links nor the numbers of workers and servers are in the bits; evaluations between steps are told.
 #[test]
 fn no_bit_depends_on_the_cluster() {
@@ -247,8 +263,10 @@ fn a_rule_that_fails_is_named() {
         Ok(())
     });
     assert!(said.contains("is not finite"), "{said}");
-    let unsteady = OwnAggregation(RuleInput::Mean, false, Box::new(|_, _| Ok(())));
-    let spec = small().own_aggregation(unsteady).spec().unwrap();
+    let unsteady = || OwnAggregation(RuleInput::Mean, false, Box::new(|_, _| Ok(())));
+    let replaced = small().own_aggregation(unsteady()).aggregation(Aggregation::Mean).spec().unwrap();
+    assert_eq!(replaced, small().spec().unwrap(), "a rule that another has replaced leaves nothing behind");
+    let spec = small().own_aggregation(unsteady()).spec().unwrap();
     let strict = JobSpec { determinism: testudo_actors::Determinism::Strict, ..spec.clone() };
     assert!(strict.validate().unwrap_err().to_string().contains("does not promise the same bits"));
     let witnessed = JobSpec { witness_rate: 0.5, ..spec };

@@ -22,6 +22,9 @@ use crate::data::{Data, DataFiles};
 pub(super) const DEFAULTS: &str = "[job]\nname = \"embedded\"\n[model]\nkind = \"mlp\"\ninputs = 1\nclasses = 2\n\
                                    [data]\nkind = \"mnist\"\npath = \"unused\"\n";
 
+/// Data that are not described yet.
+const UNKNOWN: DataSpec = DataSpec { train_examples: 0, test_examples: 0, blake3: [0; 32] };
+
 /// What a model of one's own is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSetup {
@@ -48,9 +51,7 @@ impl Job {
     pub fn builder() -> JobBuilder {
         let config = Config::parse::<&str>(DEFAULTS, Path::new("embedded.toml"), &[]);
         match config {
-            Ok(config) => {
-                JobBuilder::of(&config, DataSpec { train_examples: 0, test_examples: 0, blake3: [0; 32] })
-            }
+            Ok(config) => JobBuilder::of(&config, UNKNOWN),
             // A test sees that the text is good.
             Err(error) => JobBuilder { wrong: Some(error.into()), ..JobBuilder::default() },
         }
@@ -175,7 +176,8 @@ impl JobBuilder {
         F: Fn(u32) -> TrainAndTest + Send + 'static,
     {
         self.sets = Some(Box::new(sets));
-        self
+        // What a cluster file's data were known by says nothing of these.
+        self.set(|spec| spec.data = UNKNOWN)
     }
 
     /// An optimizer by the name of one that ships (`sgd`, `adamw`, ...), with its default learning rate unless one is given; or the text of
@@ -232,13 +234,7 @@ impl JobBuilder {
     pub fn own_aggregation(mut self, rule: impl Aggregator + 'static) -> JobBuilder {
         let stated = OwnRule::of(&rule);
         self.rule = Some(Arc::new(rule));
-        self.set(|spec| {
-            spec.aggregation = Aggregation::Own(stated);
-            spec.witness_rate = 0.0;
-            if !stated.deterministic {
-                spec.determinism = Determinism::Relaxed;
-            }
-        })
+        self.set(|spec| spec.aggregation = Aggregation::Own(stated))
     }
 
     /// How many workers compute gradients, from 1.
@@ -364,6 +360,13 @@ impl JobBuilder {
         let sets = self.sets.ok_or(EmbeddedError::Missing("data"))?;
         if spec.aggregation.hostile().is_some() && !self.shards_given {
             spec.logical_shards = spec.workers;
+        }
+        // At the end, so that a rule that another has replaced leaves nothing behind.
+        if let Aggregation::Own(stated) = &spec.aggregation {
+            spec.witness_rate = 0.0;
+            if !stated.deterministic {
+                spec.determinism = Determinism::Relaxed;
+            }
         }
         // What a job of more workers lacks, its validation says.
         let sets: Vec<TrainAndTest> = (0..spec.workers.min(MAX_LOGICAL_SHARDS)).map(sets).collect();
