@@ -19,6 +19,8 @@ pub enum Status {
     Failed,
     /// The same, because a process died that the run cannot do without.
     Died,
+    /// The same, because such a process did not come up.
+    NotUp,
     /// The command line, the cluster file or the data is wrong; nothing was started.
     Misconfigured,
     /// The scheduler refused what an operator commanded.
@@ -34,7 +36,7 @@ impl Status {
     #[must_use]
     pub fn code(self) -> ExitCode {
         match self {
-            Status::Failed | Status::Died => ExitCode::from(1),
+            Status::Failed | Status::Died | Status::NotUp => ExitCode::from(1),
             Status::Misconfigured => ExitCode::from(2),
             Status::Refused => ExitCode::from(3),
             Status::Unreachable => ExitCode::from(4),
@@ -53,6 +55,15 @@ impl Failure {
     #[must_use]
     pub fn died(self) -> Failure {
         Failure { status: Status::Died, ..self }
+    }
+
+    /// The same failure, for a process that did not come up; where something given is wrong, that stays what it is.
+    #[must_use]
+    pub fn not_up(self) -> Failure {
+        match self.status {
+            Status::Failed => Failure { status: Status::NotUp, ..self },
+            _ => self,
+        }
     }
 
     /// Nothing was started, because something given is wrong.

@@ -174,6 +174,70 @@ fn a_dead_server_or_scheduler_restarts_the_job_from_its_checkpoint() {
     assert_nothing_left(&place.run_dir("run"));
 }
 
+/// Stops a run's workers, so that no further step is taken, and waits until nothing of what is under way is left.
+fn hold_still(run: &mut Started) {
+    for worker in 0..2 {
+        process::send(run.node("worker", worker).pid, Signal::STOP);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+}
+
+fn whole_steps(dir: &std::path::Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir.join("checkpoint")) else { return Vec::new() };
+    let mut steps: Vec<_> = entries.flatten().map(|entry| entry.path().join("manifest.json")).collect();
+    steps.retain(|manifest| manifest.exists());
+    steps.sort();
+    steps.into_iter().filter_map(|manifest| manifest.parent().map(PathBuf::from)).collect()
+}
+
+/// A newest checkpoint that is damaged is passed over, and the one before gives the same bits.
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let place = Place::new();
+    let options = ["--workers", "2", "--set", ENDLESS, "--set", "checkpoint.every_steps=20"];
+    let mut run = place.start("run", &options);
+    run.until("two checkpoints", |dir| (whole_steps(dir).len() >= 2).then_some(()));
+    hold_still(&mut run);
+    let dir = place.run_dir("run");
+    let newest = whole_steps(&dir).pop().unwrap();
+    std::fs::write(newest.join("server-0.part.age"), "nothing").unwrap();
+    process::send(run.node("server", 1).pid, Signal::KILL);
+    run.until("the job to go on", |dir| dir.join("job-1.signed").exists().then_some(()));
+    let taken = steps(&dir);
+    wait_for_steps(&mut run, taken + 20);
+    let ended = place.ends_undisturbed(run);
+    assert!(ended.stderr.contains("is passed over: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("with 2 workers as its cluster file says"), "{}", ended.stderr);
+}
+
+/// A folder of checkpoints that trusts itself alone, as whoever may write there could leave it: nothing goes on from it.
+#[test]
+fn a_checkpoint_that_the_audit_log_does_not_vouch_for_is_not_gone_on_from() {
+    let place = Place::new();
+    let other =
+        ["--workers", "2", "--quiet", "--set", "training.max_steps=20", "--set", "checkpoint.at_end=true"];
+    let _ = place.start("other", &other).wait().succeeded();
+    let mut run = place.start("run", &["--workers", "2", "--quiet", "--set", ENDLESS]);
+    wait_for_steps(&mut run, 5);
+    hold_still(&mut run);
+    let (from, to) = (place.run_dir("other").join("checkpoint"), place.run_dir("run").join("checkpoint"));
+    let copied = std::process::Command::new("cp")
+        .args(["-r", "--remove-destination"])
+        .arg(from.join("."))
+        .arg(&to)
+        .status();
+    assert!(copied.unwrap().success());
+    // The run may have gone on as another user.
+    let owner = format!("--reference={}", to.display());
+    let owned = std::process::Command::new("chown").args(["-R", &owner]).arg(&to).status();
+    assert!(owned.unwrap().success());
+    process::send(run.node("server", 1).pid, Signal::KILL);
+    let ended = run.wait();
+    assert_eq!(ended.code(), Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("the audit log names neither this checkpoint"), "{}", ended.stderr);
+    assert_nothing_left(&place.run_dir("run"));
+}
+
 /// Beyond its budget, and without a checkpoint, the run ends, and says why it does not go on.
 #[test]
 fn a_job_beyond_its_budget_ends() {

@@ -292,7 +292,18 @@ pub fn check(
     manifest: &Manifest,
 ) -> Result<(), CheckpointError> {
     let trusted = trusted.of(&manifest.trust_domain, &manifest.job);
-    signature.check(path, &trusted, CONTEXT, bytes, manifest.created_at())
+    check_under(path, signature, &trusted, bytes, manifest)
+}
+
+/// The same, where it is known in what a CA is trusted.
+pub(super) fn check_under(
+    path: &Path,
+    signature: &Signature,
+    trusted: &[Trust],
+    bytes: &[u8],
+    manifest: &Manifest,
+) -> Result<(), CheckpointError> {
+    signature.check(path, trusted, CONTEXT, bytes, manifest.created_at())
 }
 
 /// Reads a file of a few kilobytes whole: a regular one, no link.

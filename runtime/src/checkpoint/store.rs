@@ -176,6 +176,20 @@ impl Checkpoints {
         })
     }
 
+    /// Checks that the signature of `whole` holds under one of `trusted`, whomever the folder trusts.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Untrusted`] when it does not.
+    pub fn check_signer(&self, whole: &Whole, trusted: &[Trust]) -> Result<(), CheckpointError> {
+        let (path, signed) = (self.layout.manifest(whole.step()), self.layout.signature(whole.step()));
+        let bytes = read_small(&path)?;
+        if Hex(*blake3::hash(&bytes).as_bytes()) != whole.manifest_blake3 {
+            return Err(CheckpointError::damaged(&path, "it has changed since it was read"));
+        }
+        let signature: Signature = json(&signed, &read_small(&signed)?)?;
+        manifest::check_under(&path, &signature, trusted, &bytes, &whole.manifest)
+    }
+
     /// Checks the size and hash of every part.
     ///
     /// # Errors

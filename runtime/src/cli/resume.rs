@@ -1,5 +1,7 @@
 //! `testudo run --resume`: what is found in the run directory, checked before anything is started.
 
+mod logged;
+
 use std::path::Path;
 
 use testudo_actors::plan::Plan;
@@ -8,6 +10,7 @@ use testudo_actors::{JobSpec, Resume};
 use crate::audit::{self, AuditLogError};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::Plaintext;
+use crate::checkpoint::store::Whole;
 use crate::checkpoint::{Checkpoints, resume};
 use crate::error::Failure;
 use crate::report::metrics::{self, EvaluationRecord, StepRecord};
@@ -15,6 +18,7 @@ use crate::report::summary::Summary;
 use crate::run::Watcher;
 use crate::rundir::RunDir;
 use crate::say::note;
+use logged::Logged;
 
 /// The directory of the run that is to be resumed.
 pub(super) fn open(dir: &Path) -> Result<RunDir, Failure> {
@@ -42,7 +46,63 @@ pub(super) fn from(
         None => checkpoints.newest(None).map_err(Failure::misconfigured),
     }?;
     let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+    // Whoever names a step may mean one that is older than the log.
+    if step.is_none()
+        && let Some(logged) = Logged::read(run_dir)?
+    {
+        logged.check(&checkpoints, &whole).map_err(Failure::misconfigured)?;
+    }
     checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+    open_parts(&checkpoints, &whole, spec, key)?;
+    Ok(resume)
+}
+
+/// What a run goes on from by itself: the newest checkpoint that the audit log vouches for and whose parts are what its manifest says.
+/// Newer ones are passed over, each with a notice.
+pub(super) fn newest_vouched_for(
+    run_dir: &RunDir,
+    spec: &JobSpec,
+    key: Option<&Identities>,
+    watcher: &mut dyn Watcher,
+) -> Result<Resume, Failure> {
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let newest = checkpoints.newest(None).map_err(Failure::misconfigured)?;
+    let Some(logged) = Logged::read(run_dir)? else {
+        return Err(Failure::misconfigured(
+            "there is no audit log to say whose the checkpoints are: look at them, and go on with `--resume`",
+        ));
+    };
+    let steps = checkpoints.steps().map_err(Failure::misconfigured)?;
+    let mut first = None;
+    for step in steps.into_iter().rev().filter(|step| *step <= newest.step()) {
+        let good = checkpoints.read(step).and_then(|whole| {
+            logged.check(&checkpoints, &whole)?;
+            checkpoints.check_parts(&whole)?;
+            Ok(whole)
+        });
+        match good {
+            Ok(whole) => {
+                let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+                open_parts(&checkpoints, &whole, spec, key)?;
+                return Ok(resume);
+            }
+            Err(why) => {
+                watcher.notice(&format!("the checkpoint at step {step} is passed over: {why}"));
+                first = first.or(Some(why));
+            }
+        }
+    }
+    let why = first.map(|why| format!(": {why}")).unwrap_or_default();
+    Err(Failure::misconfigured(format!("no checkpoint is left to go on from{why}")))
+}
+
+/// Whether the parts open to the key at hand, and their step is one of the job's.
+fn open_parts(
+    checkpoints: &Checkpoints,
+    whole: &Whole,
+    spec: &JobSpec,
+    key: Option<&Identities>,
+) -> Result<(), Failure> {
     let layout = checkpoints.layout();
     let identities = match key {
         Some(given) => given.clone(),
@@ -67,7 +127,7 @@ pub(super) fn from(
             whole.step()
         )));
     }
-    Ok(resume)
+    Ok(())
 }
 
 /// The audit log must hold, as far as it goes, before it is gone on with: afterwards a new key signs what was there, and
