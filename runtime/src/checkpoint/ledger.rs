@@ -237,13 +237,14 @@ impl Ledger for RunLedger {
 }
 
 /// What workers say of their parts is not signed for before it is found: a checkpoint that could not be loaded would push good ones out
-/// of the folder. Where no server's part is here either, nodes have folders of their own, and there is nothing to look at.
+/// of the folder. Where not all servers' parts are here, nodes have folders of their own, and so may a worker whose part is not.
 fn check_residuals(folder: &Path, commit: &Commit) -> Result<(), CheckpointError> {
-    let is_here = |name: String| folder.join(name).exists();
-    let shared = commit.parts.iter().any(|part| is_here(part_name(part.server)))
-        || commit.residuals.iter().any(|part| is_here(residuals_name(part.worker)));
-    for stored in commit.residuals.iter().filter(|_| shared) {
-        part::check(&folder.join(residuals_name(stored.worker)), stored.receipt)?;
+    let is_shared = commit.parts.iter().all(|part| folder.join(part_name(part.server)).exists());
+    for stored in &commit.residuals {
+        let path = folder.join(residuals_name(stored.worker));
+        if is_shared || path.exists() {
+            part::check(&path, stored.receipt)?;
+        }
     }
     Ok(())
 }
