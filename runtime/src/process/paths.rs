@@ -239,7 +239,8 @@ mod tests {
             std::thread::spawn(move || {
                 for devices in [launcher, &["/dev/zero"]] {
                     let devices = devices.iter().map(PathBuf::from).collect();
-                    let status = build(Needs { devices, ..Needs::default() }).unwrap().restrict_self().unwrap();
+                    let status =
+                        build(Needs { devices, ..Needs::default() }).unwrap().restrict_self().unwrap();
                     described(&status)?;
                 }
                 Some(std::fs::File::options().read(true).write(true).open("/dev/zero").is_ok())
