@@ -77,7 +77,7 @@ fn data_that_replace_a_files_are_known_by_their_own_hash() {
     let of_file = || Job::from_file::<&str>(&file, &[]).unwrap();
     let replaced = |seed| {
         let (train, test) = (toy::Toy::new(seed, 60), toy::Toy::new(seed + 100, 60));
-        of_file().data(train, test).spec().unwrap().data
+        of_file().data_of(move |_| (train.clone(), test.clone())).spec().unwrap().data
     };
     let (one, other) = (replaced(1), replaced(2));
     assert_eq!((one.train_examples, one.test_examples), (60, 60));

@@ -177,7 +177,6 @@ fn needs(config: &Config, run_dir: &RunDir, program: &Program, hosts: Option<&Ho
         programs: hosts.map(|hosts| hosts.program().to_owned()).into_iter().collect(),
         tcp: told.exports() || hosts.is_some(),
         listen: super::node::ports(&told, config),
-        ..Needs::default()
     }
 }
 
