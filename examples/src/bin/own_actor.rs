@@ -1,5 +1,4 @@
 //! An actor of one's own: it collects a job's evaluations, tells whoever asks which was best, and streams what it has to a listener.
-//!
 //!     cargo run -p testudo-examples --bin own_actor
 
 use std::time::Duration;
@@ -67,9 +66,7 @@ impl Flows<Curve> for Collector {
     fn open(&mut self, _: Curve, mut flow: Flow<Curve>, _: &Context<'_>) -> Result<(), Trouble> {
         let all = self.0.clone();
         std::thread::spawn(move || {
-            if all.into_iter().all(|found| flow.send_blocking(found).is_ok()) {
-                flow.finish();
-            }
+            all.into_iter().all(|found| flow.send_blocking(found).is_ok()).then(|| flow.finish())
         });
         Ok(())
     }
@@ -82,10 +79,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let job = Job::builder().name("watched").model(network()).grants(grants).evaluate_every(20);
     let job = job.data(Rings { seed: 1, examples: 1500 }, Rings { seed: 2, examples: 300 });
     let running = job.optimizer("adam").learning_rate(0.01).batch_size(150).epochs(15).start()?;
-    let actors = running.actors();
     let own = OwnActor::new(Collector::default).hears::<Validation>().hears::<Best>().flows::<Curve>();
-    let actor = actors.start("collector", own)?;
-    let remote = actors.caller("driver")?.to(actor.id(), actor.address());
+    let actor = running.actors().start("collector", own)?;
+    let remote = running.actors().caller("driver")?.to(actor.id(), actor.address());
     for report in running.reports() {
         if let Report::Evaluated(found) = report {
             let (step, loss, accuracy) = (found.step, found.loss, found.accuracy);
