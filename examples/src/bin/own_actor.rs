@@ -79,13 +79,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let job = Job::builder().name("watched").model(network()).grants(grants).evaluate_every(20);
     let job = job.data(Rings { seed: 1, examples: 1500 }, Rings { seed: 2, examples: 300 });
     let running = job.optimizer("adam").learning_rate(0.01).batch_size(150).epochs(15).start()?;
+    let actors = running.actors();
     let own = OwnActor::new(Collector::default).hears::<Validation>().hears::<Best>().flows::<Curve>();
-    let actor = running.actors().start("collector", own)?;
-    let remote = running.actors().caller("driver")?.to(actor.id(), actor.address());
+    let actor = actors.start("collector", own)?;
+    let remote = actors.caller("driver")?.to(actor.id(), actor.address());
     for report in running.reports() {
-        if let Report::Evaluated(found) = report {
-            let (step, loss, accuracy) = (found.step, found.loss, found.accuracy);
-            remote.tell_blocking(&Validation { step, loss, accuracy })?;
+        if let Report::Evaluated(on) = report {
+            remote.tell_blocking(&Validation { step: on.step, loss: on.loss, accuracy: on.accuracy })?;
         }
     }
     running.wait()?;
