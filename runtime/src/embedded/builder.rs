@@ -6,7 +6,7 @@ use std::sync::Arc;
 use testudo_actors::job::MAX_LOGICAL_SHARDS;
 use testudo_actors::own::Grants;
 use testudo_actors::{
-    Audit, Checkpoints, Codecs, DataSpec, Dataset, Determinism, Evaluation, JobSpec, TrainAndTest,
+    Audit, Checkpoints, Codecs, DataSpec, Dataset, Determinism, Elastic, Evaluation, JobSpec, TrainAndTest,
 };
 use testudo_kernels::{
     Aggregation, Aggregator, Codec, Model, ModelError, ModelSpec, OptimizerSpec, OwnName, OwnRule, Precision,
@@ -361,6 +361,8 @@ impl JobBuilder {
         if spec.aggregation.hostile().is_some() && !self.shards_given {
             spec.logical_shards = spec.workers;
         }
+        // Nobody starts a worker of this process again: when the last is lost, the run ends at once.
+        spec.elastic = Elastic::default();
         // At the end, so that a rule that another has replaced leaves nothing behind.
         if let Aggregation::Own(stated) = &spec.aggregation {
             spec.witness_rate = 0.0;

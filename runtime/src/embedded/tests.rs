@@ -44,6 +44,7 @@ fn defaults_are_those_of_the_cluster_file() {
     assert_eq!(built.learning_rate, stated.learning_rate);
     (stated.batch_size, stated.logical_shards) = (8, 2);
     (stated.export, stated.checkpoints, stated.audit) = (built.export, built.checkpoints, built.audit);
+    stated.elastic = built.elastic;
     assert_eq!(built, stated);
 }
 
