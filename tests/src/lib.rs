@@ -20,6 +20,7 @@ pub mod member;
 pub mod nodes;
 pub mod openssl;
 pub mod pace;
+pub mod place;
 pub mod process;
 pub mod proxy;
 pub mod python;

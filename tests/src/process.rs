@@ -168,6 +168,14 @@ impl Started {
         }
     }
 
+    /// Waits until the run has reported so many steps.
+    ///
+    /// # Panics
+    /// As [`until`](Started::until).
+    pub fn until_steps(&mut self, count: usize) {
+        self.until(&format!("{count} steps"), |dir| (steps(dir) >= count).then_some(()));
+    }
+
     /// Waits for the command's end.
     ///
     /// # Panics

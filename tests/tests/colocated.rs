@@ -1,50 +1,18 @@
 //! Peers: a server and a worker in one process, by real processes. Who shares one changes no bit, and what crosses the
 //! network.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use testudo_tests::files;
-use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, steps};
+use testudo_tests::place::Place;
+use testudo_tests::process::{self, Signal, assert_nothing_left, nodes};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const COLOCATED: [&str; 2] = ["--set", "cluster.placement=colocated"];
 
-struct Place {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let file = files::write_job(folder.path());
-        Place { folder, file }
-    }
-
-    fn run_dir(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&self, name: &str, options: &[&str]) -> Started {
-        let dir = self.run_dir(name);
-        let first = ["run", files::text(&self.file), "--run-dir", files::text(&dir), "--json", "--quiet"];
-        process::start(PROGRAM, &[&first[..], options].concat(), &dir)
-    }
-
-    fn run(&self, name: &str, options: &[&str]) -> Value {
-        self.start(name, options).wait().succeeded().json()
-    }
-
-    fn resume(&self, name: &str, options: &[&str]) -> Ended {
-        let dir = self.run_dir(name);
-        let first = ["run", "--resume", files::text(&dir), "--json", "--quiet"];
-        process::start(PROGRAM, &[&first[..], options].concat(), &dir).wait()
-    }
-}
-
-fn wait_for_steps(run: &mut Started, count: usize) {
-    run.until(&format!("{count} steps"), |dir| (steps(dir) >= count).then_some(()));
+fn run(place: &Place, name: &str, options: &[&str]) -> Value {
+    place.run(name, &[&["--quiet"], options].concat()).succeeded().json()
 }
 
 fn log(dir: &Path, node: &str) -> String {
@@ -54,10 +22,10 @@ fn log(dir: &Path, node: &str) -> String {
 /// Half of what two dedicated workers send goes to the server in their own process when they are peers.
 #[test]
 fn peers_give_the_same_bits_and_send_half() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let steps = ["--set", "training.max_steps=60"];
-    let dedicated = place.run("dedicated", &steps);
-    let colocated = place.run("colocated", &[steps, COLOCATED].concat());
+    let dedicated = run(&place, "dedicated", &steps);
+    let colocated = run(&place, "colocated", &[steps, COLOCATED].concat());
     assert_eq!(colocated["params_blake3"], dedicated["params_blake3"]);
     assert_eq!(
         (&dedicated["placement"], &colocated["placement"]),
@@ -78,12 +46,12 @@ fn peers_give_the_same_bits_and_send_half() {
 /// As many servers as workers, without a word about servers; and placement may change when a run is resumed.
 #[test]
 fn a_run_of_peers_goes_on_dedicated_and_the_other_way_round() {
-    let place = Place::new();
-    let whole = place.run("whole", &["--set", "training.max_steps=40"]);
+    let place = Place::small(PROGRAM);
+    let whole = run(&place, "whole", &["--set", "training.max_steps=40"]);
     let text = std::fs::read_to_string(&place.file).unwrap();
     std::fs::write(&place.file, text.replace("servers = 2\n", "")).unwrap();
     let peers = [&COLOCATED[..], &["--workers", "3", "--set", "training.max_steps=20"]].concat();
-    let begun = place.run("run", &peers);
+    let begun = run(&place, "run", &peers);
     assert_eq!((&begun["workers"], &begun["servers"]), (&3.into(), &3.into()));
     let dedicated = ["--set", "cluster.placement=dedicated", "--workers", "2", "--servers", "1"];
     let to_30 = [&dedicated[..], &["--set", "training.max_steps=30"]].concat();
@@ -96,9 +64,9 @@ fn a_run_of_peers_goes_on_dedicated_and_the_other_way_round() {
 /// What a peer's server keeps is lost with it.
 #[test]
 fn a_killed_peer_ends_the_run_by_name() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let mut run = place.start("run", &COLOCATED);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     let dir = place.run_dir("run");
     let names: Vec<String> = nodes(&dir).iter().map(|n| format!("{}/{}", n.role, n.index)).collect();
     assert_eq!(names, ["peer/0", "peer/1", "scheduler/0"]);
@@ -114,8 +82,8 @@ fn a_killed_peer_ends_the_run_by_name() {
 /// Each of a peer's nodes has a key of its own, under its own role: neither can speak as the other.
 #[test]
 fn a_peer_needs_both_its_identities() {
-    let place = Place::new();
-    let _ = place.run("run", &["--set", "training.max_steps=1"]);
+    let place = Place::small(PROGRAM);
+    let _ = run(&place, "run", &["--set", "training.max_steps=1"]);
     let dir = place.run_dir("run");
     let identity = |node: &str| dir.join("identities").join(node).display().to_string();
     let node = |rest: &[&str]| {
@@ -134,7 +102,7 @@ fn a_peer_needs_both_its_identities() {
 
 #[test]
 fn as_many_servers_as_workers_make_peers() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let ended = place.start("run", &[&COLOCATED[..], &["--workers", "3"]].concat()).wait();
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("leave `cluster.servers` out, or set it to 3"), "{}", ended.stderr);

@@ -1,58 +1,30 @@
 //! Real processes: `testudo run` from its start to its end, however it ends.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use testudo_tests::files;
-use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, steps};
+use testudo_tests::place::Place;
+use testudo_tests::process::{self, Signal, assert_nothing_left, nodes, steps};
 use testudo_tests::sockets;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mnist.toml");
 
-/// A cluster file and a place for its runs, gone when the test is over.
-struct Place {
-    folder: tempfile::TempDir,
-    file: PathBuf,
+/// With the small job.
+fn small() -> Place {
+    Place::small(PROGRAM)
 }
 
-impl Place {
-    /// With the small job.
-    fn small() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let file = files::write_job(folder.path());
-        Place { folder, file }
-    }
-
-    /// With the example that the README runs.
-    fn mnist() -> Place {
-        Place { folder: tempfile::tempdir().unwrap(), file: MNIST.into() }
-    }
-
-    fn run_dir(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&self, name: &str, options: &[&str]) -> Started {
-        let dir = self.run_dir(name);
-        let (file, dir_text) = (self.file.to_str().unwrap(), dir.to_str().unwrap());
-        let arguments = [&["run", file, "--run-dir", dir_text, "--json"], options].concat();
-        process::start(PROGRAM, &arguments, &dir)
-    }
-
-    fn run(&self, name: &str, options: &[&str]) -> Ended {
-        self.start(name, options).wait()
-    }
+/// With the example that the README runs.
+fn mnist() -> Place {
+    Place::of(PROGRAM, Path::new(MNIST))
 }
 
 fn hash(result: &Value) -> String {
     let hash = result["params_blake3"].as_str().expect("a hash");
     assert_eq!(hash.len(), 64, "{result}");
     hash.to_owned()
-}
-
-fn wait_for_steps(run: &mut Started, count: usize) {
-    run.until(&format!("{count} steps"), |dir| (steps(dir) >= count).then_some(()));
 }
 
 fn log(dir: &Path, node: &str) -> String {
@@ -79,7 +51,7 @@ fn files_with(dir: &Path, text: &str) -> Vec<String> {
 /// SIGKILL of a worker.
 #[test]
 fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
-    let place = Place::mnist();
+    let place = mnist();
     let options = |workers, servers| {
         ["--set", "training.max_steps=60", "--quiet", "--workers", workers, "--servers", servers]
     };
@@ -99,7 +71,7 @@ fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
 
     let mut run = place.start("killed", &options("4", "2"));
-    wait_for_steps(&mut run, 8);
+    run.until_steps(8);
     process::send(run.node("worker", 2).pid, Signal::KILL);
     let result = run.wait().succeeded().json();
     assert_eq!(hash(&result), hashes[0], "a killed worker changed bits");
@@ -110,12 +82,12 @@ fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
 /// semantics.md, line 10, on real processes: second and third failures are like the first.
 #[test]
 fn all_workers_but_one_may_be_killed() {
-    let place = Place::small();
+    let place = small();
     let options = ["--set", "training.max_steps=1500", "--quiet"];
     let reference = hash(&place.run("whole", &options).succeeded().json());
     let mut run = place.start("killed", &[&options[..], &["--workers", "3"]].concat());
     for (after, worker) in [(5, 0), (40, 2)] {
-        wait_for_steps(&mut run, after);
+        run.until_steps(after);
         process::send(run.node("worker", worker).pid, Signal::KILL);
         run.until("the scheduler to notice", |dir| {
             log(dir, "scheduler-0").contains(&format!("worker/{worker} was lost")).then_some(())
@@ -137,9 +109,9 @@ fn a_node_has_one_port_and_no_other() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("not checked: a node's open files are shown to root alone");
     }
-    let place = Place::small();
+    let place = small();
     let mut run = place.start("run", &["--set", "training.max_steps=100000000", "--quiet"]);
-    wait_for_steps(&mut run, 3);
+    run.until_steps(3);
     let all = run.until("all nodes", |dir| Some(nodes(dir)).filter(|nodes| nodes.len() == 5));
     for node in &all {
         assert_eq!(sockets(node.pid), ["udp"], "{node:?}");
@@ -158,7 +130,7 @@ fn a_node_has_one_port_and_no_other() {
 /// Everything that a run leaves behind is there, and is what it should be.
 #[test]
 fn the_run_directory_holds_everything() {
-    let place = Place::small();
+    let place = small();
     let options = ["--set", "training.max_steps=30", "--set", "training.evaluate_every=10"];
     let ended = place.run("run", &options).succeeded();
     let (dir, result) = (place.run_dir("run"), ended.json());
@@ -251,9 +223,9 @@ fn the_run_directory_holds_everything() {
 #[test]
 fn a_killed_server_or_scheduler_ends_the_run_by_name() {
     for (role, index) in [("server", 1), ("server", 0), ("scheduler", 0)] {
-        let place = Place::small();
+        let place = small();
         let mut run = place.start("run", &["--quiet"]);
-        wait_for_steps(&mut run, 5);
+        run.until_steps(5);
         process::send(run.node(role, index).pid, Signal::KILL);
         let ended = run.wait();
         assert_eq!(ended.code(), Some(1), "{ended:#?}");
@@ -276,9 +248,9 @@ fn a_killed_server_or_scheduler_ends_the_run_by_name() {
 /// No process outlives its launcher, even one that had no chance to say goodbye.
 #[test]
 fn a_killed_launcher_leaves_no_process_behind() {
-    let place = Place::small();
+    let place = small();
     let mut run = place.start("run", &["--quiet"]);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     let dir = place.run_dir("run");
     let started = nodes(&dir);
     let names: Vec<String> = started.iter().map(|n| format!("{}/{}", n.role, n.index)).collect();
@@ -293,9 +265,9 @@ fn a_killed_launcher_leaves_no_process_behind() {
 #[test]
 fn an_interrupt_ends_in_order_with_a_model() {
     for signal in [Signal::INT, Signal::TERM] {
-        let place = Place::small();
+        let place = small();
         let mut run = place.start("run", &[]);
-        wait_for_steps(&mut run, 5);
+        run.until_steps(5);
         run.signal(signal);
         let ended = run.wait().succeeded();
         let result = ended.json();
@@ -315,9 +287,9 @@ fn an_interrupt_ends_in_order_with_a_model() {
 /// Ctrl-C twice: the run ends at once, and nothing is left.
 #[test]
 fn a_second_interrupt_ends_at_once() {
-    let place = Place::small();
+    let place = small();
     let mut run = place.start("run", &["--set", "cluster.heartbeat_timeout_ms=600000"]);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     // A worker that stands still keeps the run from ending in order before the second interrupt.
     process::send(run.node("worker", 0).pid, Signal::STOP);
     run.signal(Signal::INT);

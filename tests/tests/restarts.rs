@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use testudo_tests::files;
+use testudo_tests::place::Place;
 use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -11,41 +11,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 /// More steps than any of these runs takes: they are stopped.
 const ENDLESS: &str = "training.max_steps=100000000";
 
-struct Place {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let file = files::write_job(folder.path());
-        Place { folder, file }
-    }
-
-    fn run_dir(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&self, name: &str, options: &[&str]) -> Started {
-        let dir = self.run_dir(name);
-        let arguments =
-            [&["run", self.file.to_str().unwrap(), "--run-dir", dir.to_str().unwrap(), "--json"], options]
-                .concat();
-        process::start(PROGRAM, &arguments, &dir)
-    }
-
-    /// Stops a run, which must then have the bits of one that nothing happened to and that was never to go further.
-    fn ends_undisturbed(&self, run: Started) -> Ended {
-        run.signal(Signal::INT);
-        let ended = run.wait().succeeded();
-        let result = ended.json();
-        let set = format!("training.max_steps={}", result["steps"]);
-        let whole =
-            self.start("whole", &["--quiet", "--workers", "1", "--set", &set]).wait().succeeded().json();
-        assert_eq!(hash(&whole), hash(&result), "{}", ended.stderr);
-        ended
-    }
+/// Stops a run, which must then have the bits of one that nothing happened to and that was never to go further.
+fn ends_undisturbed(place: &Place, run: Started) -> Ended {
+    run.signal(Signal::INT);
+    let ended = run.wait().succeeded();
+    let result = ended.json();
+    let set = format!("training.max_steps={}", result["steps"]);
+    let whole = place.start("whole", &["--quiet", "--workers", "1", "--set", &set]).wait().succeeded().json();
+    assert_eq!(hash(&whole), hash(&result), "{}", ended.stderr);
+    ended
 }
 
 fn hash(result: &Value) -> &str {
@@ -59,18 +33,14 @@ fn scheduler_log(run: &mut Started, what: &str, count: usize) {
     });
 }
 
-fn wait_for_steps(run: &mut Started, count: usize) {
-    run.until(&format!("{count} steps"), |dir| (steps(dir) >= count).then_some(()));
-}
-
 /// semantics.md, line 10: twenty deaths, of whichever worker runs, whenever; of all of them at once, if it so happens.
 #[test]
 fn workers_killed_twenty_times_change_no_bit() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let options =
         ["--workers", "4", "--set", "training.logical_shards=4", "--set", "cluster.worker_restarts=20"];
     let mut run = place.start("killed", &[&options[..], &["--set", ENDLESS]].concat());
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     let mut random = u64::from(std::process::id());
     let mut below = |bound: usize| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -86,8 +56,8 @@ fn workers_killed_twenty_times_change_no_bit() {
     }
     scheduler_log(&mut run, "has come back", 1);
     let taken = steps(&place.run_dir("killed"));
-    wait_for_steps(&mut run, taken + 20);
-    let ended = place.ends_undisturbed(run);
+    run.until_steps(taken + 20);
+    let ended = ends_undisturbed(&place, run);
     assert_eq!(ended.stderr.matches("is started again in").count(), 20, "{}", ended.stderr);
     assert_nothing_left(&place.run_dir("killed"));
 }
@@ -95,17 +65,17 @@ fn workers_killed_twenty_times_change_no_bit() {
 /// Beyond its budget a worker is not started again, and the run goes on without it.
 #[test]
 fn a_worker_beyond_its_budget_is_gone() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let mut run =
         place.start("run", &["--workers", "2", "--set", ENDLESS, "--set", "cluster.worker_restarts=1"]);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     process::send(run.node("worker", 1).pid, Signal::KILL);
     scheduler_log(&mut run, "worker/1 has come back, as its incarnation 2", 1);
     process::send(run.node("worker", 1).pid, Signal::KILL);
     scheduler_log(&mut run, "worker/1 was lost", 2);
     let taken = steps(&place.run_dir("run"));
-    wait_for_steps(&mut run, taken + 20);
-    let ended = place.ends_undisturbed(run);
+    run.until_steps(taken + 20);
+    let ended = ends_undisturbed(&place, run);
     assert!(ended.stderr.contains("worker/1 is started again in 0.25 s (restart 1 of 1"), "{}", ended.stderr);
     assert!(ended.stderr.contains("(cluster.worker_restarts) and is not started again"), "{}", ended.stderr);
 }
@@ -113,23 +83,23 @@ fn a_worker_beyond_its_budget_is_gone() {
 /// The only worker may die and come back: the run goes on where the servers are.
 #[test]
 fn the_only_worker_comes_back() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let mut run = place.start("run", &["--workers", "1", "--servers", "2", "--set", ENDLESS]);
-    wait_for_steps(&mut run, 10);
+    run.until_steps(10);
     process::send(run.node("worker", 0).pid, Signal::KILL);
     scheduler_log(&mut run, "nobody who held parameters was left", 1);
     let taken = steps(&place.run_dir("run"));
-    wait_for_steps(&mut run, taken + 20);
-    place.ends_undisturbed(run);
+    run.until_steps(taken + 20);
+    ends_undisturbed(&place, run);
 }
 
 /// With the budget spent and nobody left, the run ends with the last death.
 #[test]
 fn a_run_whose_only_worker_keeps_dying_ends_with_its_name() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let options = ["--workers", "1", "--quiet", "--set", ENDLESS, "--set", "cluster.worker_restarts=1"];
     let mut run = place.start("run", &options);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     process::send(run.node("worker", 0).pid, Signal::KILL);
     scheduler_log(&mut run, "worker/0 has come back", 1);
     process::send(run.node("worker", 0).pid, Signal::KILL);
@@ -145,7 +115,7 @@ fn a_run_whose_only_worker_keeps_dying_ends_with_its_name() {
 /// goes on by itself as often as it may.
 #[test]
 fn a_dead_server_or_scheduler_restarts_the_job_from_its_checkpoint() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let options = ["--set", ENDLESS, "--set", "checkpoint.every_steps=20", "--set", "cluster.restarts=2"];
     let mut run = place.start("run", &options);
     let whole = |dir: &std::path::Path, after: u64| {
@@ -161,7 +131,7 @@ fn a_dead_server_or_scheduler_restarts_the_job_from_its_checkpoint() {
         });
     }
     run.until("another checkpoint", |dir| whole(dir, after + 40));
-    let ended = place.ends_undisturbed(run);
+    let ended = ends_undisturbed(&place, run);
     for part in [
         "server/1 ended before the run was over: killed by signal 9 (SIGKILL)",
         "scheduler/0 ended before the run was over: killed by signal 9 (SIGKILL)",
@@ -193,7 +163,7 @@ fn whole_steps(dir: &std::path::Path) -> Vec<PathBuf> {
 /// A newest checkpoint that is damaged is passed over, and the one before gives the same bits.
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let options = ["--workers", "2", "--set", ENDLESS, "--set", "checkpoint.every_steps=20"];
     let mut run = place.start("run", &options);
     run.until("two checkpoints", |dir| (whole_steps(dir).len() >= 2).then_some(()));
@@ -204,8 +174,8 @@ fn a_damaged_checkpoint_is_passed_over() {
     process::send(run.node("server", 1).pid, Signal::KILL);
     run.until("the job to go on", |dir| dir.join("job-1.signed").exists().then_some(()));
     let taken = steps(&dir);
-    wait_for_steps(&mut run, taken + 20);
-    let ended = place.ends_undisturbed(run);
+    run.until_steps(taken + 20);
+    let ended = ends_undisturbed(&place, run);
     assert!(ended.stderr.contains("is passed over: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("with 2 workers as its cluster file says"), "{}", ended.stderr);
 }
@@ -213,12 +183,12 @@ fn a_damaged_checkpoint_is_passed_over() {
 /// A folder of checkpoints that trusts itself alone, as whoever may write there could leave it: nothing goes on from it.
 #[test]
 fn a_checkpoint_that_the_audit_log_does_not_vouch_for_is_not_gone_on_from() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let other =
         ["--workers", "2", "--quiet", "--set", "training.max_steps=20", "--set", "checkpoint.at_end=true"];
     let _ = place.start("other", &other).wait().succeeded();
     let mut run = place.start("run", &["--workers", "2", "--quiet", "--set", ENDLESS]);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     hold_still(&mut run);
     let (from, to) = (place.run_dir("other").join("checkpoint"), place.run_dir("run").join("checkpoint"));
     let copied = std::process::Command::new("cp")
@@ -241,9 +211,9 @@ fn a_checkpoint_that_the_audit_log_does_not_vouch_for_is_not_gone_on_from() {
 /// Beyond its budget, and without a checkpoint, the run ends, and says why it does not go on.
 #[test]
 fn a_job_beyond_its_budget_ends() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let mut run = place.start("none", &["--quiet", "--set", ENDLESS]);
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     process::send(run.node("server", 0).pid, Signal::KILL);
     let ended = run.wait();
     assert_eq!(ended.code(), Some(1), "{ended:#?}");
@@ -253,10 +223,10 @@ fn a_job_beyond_its_budget_ends() {
 /// `testudo scale`: further workers are started and join, others leave in order, and no bit changes.
 #[test]
 fn a_run_is_scaled_by_its_operator() {
-    let place = Place::new();
+    let place = Place::small(PROGRAM);
     let options = ["--workers", "2", "--set", "training.logical_shards=4", "--set", "cluster.max_workers=4"];
     let mut run = place.start("run", &[&options[..], &["--set", ENDLESS]].concat());
-    wait_for_steps(&mut run, 5);
+    run.until_steps(5);
     let dir = place.run_dir("run");
     let scale = |workers: &str| {
         process::run(PROGRAM, &["scale", dir.to_str().unwrap(), "--workers", workers], &place.run_dir("none"))
@@ -267,14 +237,14 @@ fn a_run_is_scaled_by_its_operator() {
     assert!(scale("4").succeeded().stdout.contains("4 workers are wanted"));
     scheduler_log(&mut run, "worker/3 has joined, as its incarnation 1", 1);
     let taken = steps(&dir);
-    wait_for_steps(&mut run, taken + 20);
+    run.until_steps(taken + 20);
     let _ = scale("1").succeeded();
     for worker in 1..4 {
         scheduler_log(&mut run, &format!("worker/{worker} has left: 1 workers are wanted"), 1);
     }
     run.until("three workers to be gone", |dir| (nodes(dir).len() == 4).then_some(()));
     let taken = steps(&dir);
-    wait_for_steps(&mut run, taken + 20);
-    let ended = place.ends_undisturbed(run);
+    run.until_steps(taken + 20);
+    let ended = ends_undisturbed(&place, run);
     assert!(!ended.stderr.contains("is started again"), "{}", ended.stderr);
 }
