@@ -105,7 +105,7 @@ pub fn view(payload: &Payload) -> Result<&[f32], NotValues> {
 /// back.
 ///
 /// # Errors
-/// [`CodecError`] when it does not hold them. Memory is taken only for a payload of the right length.
+/// [`CodecError`] when it does not hold them. Memory is taken only for what an encoder may have written.
 pub fn decode(payload: Payload, codec: Codec, elements: usize) -> Result<Vec<f32>, CodecError> {
     let (expected, found) = (codec.encoded_len(elements), payload.len());
     let wrong = CodecError::Length { elements, expected, found };
@@ -115,7 +115,60 @@ pub fn decode(payload: Payload, codec: Codec, elements: usize) -> Result<Vec<f32
     if codec.is_lossless() {
         return take(payload).map_err(|_| wrong);
     }
-    let mut values = vec![0.0; elements];
-    codec.decode(payload.as_bytes(), &mut values)?;
-    Ok(values)
+    codec.decode_new(payload.as_bytes(), elements)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A push of a few bytes that no encoder wrote must not have the server take memory for a slice of any size.
+    #[test]
+    fn hostile_bytes_are_refused_before_memory_is_taken() {
+        const SLICE: usize = 1 << 16;
+        let sparse = Codec::TopK { fraction: 1.0 / SLICE as f32 };
+        let (two, one) = (Codec::TwoBit { threshold: 0.5 }, Codec::OneBit { threshold: 0.0 });
+        let bytes = |codec: Codec, elements: usize, at: usize, word: [u8; 4]| {
+            let mut bytes = vec![0; codec.encoded_len(elements)];
+            bytes[at..at + 4].copy_from_slice(&word);
+            bytes
+        };
+        let last = |codec: Codec, elements: usize| codec.encoded_len(elements) - 4;
+        let hostile = [
+            // Beyond the slice.
+            (sparse, SLICE, bytes(sparse, SLICE, 0, u32::MAX.to_le_bytes()), CodecError::Index(0)),
+            // A scale that is NaN, and a code of -128.
+            (Codec::Int8, SLICE, bytes(Codec::Int8, SLICE, 4, f32::NAN.to_le_bytes()), CodecError::Scale(1)),
+            (
+                Codec::Int8,
+                SLICE,
+                bytes(Codec::Int8, SLICE, SLICE / 256 * 4, [0x80, 0, 0, 0]),
+                CodecError::Code(SLICE / 256 * 4),
+            ),
+            // A code without a meaning, and padding that is not zero.
+            (two, SLICE, bytes(two, SLICE, 0, [0b0100_0000, 0, 0, 0]), CodecError::Code(0)),
+            (
+                one,
+                SLICE - 1,
+                bytes(one, SLICE - 1, last(one, SLICE - 1), [0, 0, 0, 1]),
+                CodecError::Code(8191),
+            ),
+            // A lying count.
+            (sparse, SLICE, vec![0; 16], CodecError::Length { elements: SLICE, expected: 8, found: 16 }),
+        ];
+        for (codec, elements, bytes, expected) in hostile {
+            let payload = Payload::copy_from(&bytes);
+            let mut found = Ok(Vec::new());
+            let counted = allocation_counter::measure(|| found = decode(payload, codec, elements));
+            assert_eq!(found, Err(expected), "{codec}");
+            assert_eq!(counted.count_total, 0, "{codec}: {counted:?}");
+        }
+        // What an encoder writes is decoded, into one vector.
+        let mut payload = None;
+        let honest = bytes(sparse, SLICE, 4, 2.0f32.to_le_bytes());
+        let counted =
+            allocation_counter::measure(|| payload = decode(Payload::copy_from(&honest), sparse, SLICE).ok());
+        assert_eq!(payload.unwrap()[..2], [2.0, 0.0]);
+        assert!(counted.bytes_max >= 4 * SLICE as u64);
+    }
 }

@@ -20,7 +20,7 @@
 //! 3. Bytes are little-endian on every machine, and [`Codec::F32`] keeps every bit, NaN payloads included.
 //! 4. Every bit is specified: encodings and residuals are a function of the values and the residual before, whatever the vector width.
 //! 5. What no encoder writes is refused: a scale that is no finite number, a code without a meaning, an index out of order or out of
-//!    range, padding that is not zero. Nothing is decoded then.
+//!    range, padding that is not zero. Nothing is decoded then, and no memory taken.
 //! 6. Finite values decode to finite values: half precision saturates instead of turning large numbers into infinities.
 //! 7. With feedback, nothing is lost: what was decoded and the residual together are what went in, but for the rounding of `f32`.
 //!
@@ -255,12 +255,45 @@ impl Codec {
         Ok(())
     }
 
+    /// Refuses bytes that no encoder writes for `elements` elements. Takes no memory, so that a receiver can ask before it sets aside
+    /// what they would decode to.
+    ///
+    /// # Errors
+    /// [`CodecError::Length`], and what else is wrong with them (invariant 5).
+    pub fn check_bytes(self, bytes: &[u8], elements: usize) -> Result<(), CodecError> {
+        self.check(elements, bytes.len())?;
+        match self {
+            Codec::F32 | Codec::F16 | Codec::Bf16 => Ok(()),
+            Codec::Int8 => int8::check(bytes, elements),
+            Codec::TwoBit { .. } => two_bit::check(bytes, elements),
+            Codec::OneBit { .. } => one_bit::check(bytes, elements),
+            Codec::TopK { .. } => top_k::check(bytes, elements),
+        }
+    }
+
     /// Reads `bytes`, whose length is [`Codec::encoded_len`] of the number of `values`, into `values`.
     ///
     /// # Errors
     /// [`CodecError::Length`] if it is not, and what else no encoder writes (invariant 5); nothing is written then.
     pub fn decode(self, bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError> {
-        self.check(values.len(), bytes.len())?;
+        self.check_bytes(bytes, values.len())?;
+        self.read(bytes, values);
+        Ok(())
+    }
+
+    /// Reads `bytes` into `elements` values of their own.
+    ///
+    /// # Errors
+    /// As [`decode`](Codec::decode). Memory is taken only for bytes that an encoder may have written.
+    pub fn decode_new(self, bytes: &[u8], elements: usize) -> Result<Vec<f32>, CodecError> {
+        self.check_bytes(bytes, elements)?;
+        let mut values = vec![0.0; elements];
+        self.read(bytes, &mut values);
+        Ok(values)
+    }
+
+    /// Reads bytes that have been checked.
+    fn read(self, bytes: &[u8], values: &mut [f32]) {
         match self {
             Codec::F32 => {
                 let (words, _) = bytes.as_chunks::<4>();
@@ -270,12 +303,11 @@ impl Codec {
             }
             Codec::F16 => f16::decode(bytes, values),
             Codec::Bf16 => bf16::decode(bytes, values),
-            Codec::Int8 => int8::decode(bytes, values)?,
-            Codec::TwoBit { threshold } => two_bit::decode(threshold, bytes, values)?,
-            Codec::OneBit { .. } => one_bit::decode(bytes, values)?,
-            Codec::TopK { .. } => top_k::decode(bytes, values)?,
+            Codec::Int8 => int8::decode(bytes, values),
+            Codec::TwoBit { threshold } => two_bit::decode(threshold, bytes, values),
+            Codec::OneBit { .. } => one_bit::decode(bytes, values),
+            Codec::TopK { .. } => top_k::decode(bytes, values),
         }
-        Ok(())
     }
 
     fn check(self, elements: usize, found: usize) -> Result<(), CodecError> {

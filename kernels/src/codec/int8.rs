@@ -92,9 +92,9 @@ vectorized! {
     }
 }
 
-pub(super) fn decode(bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError> {
-    let (scales, codes) = bytes.split_at((values.len().div_ceil(BLOCK) * 4).min(bytes.len()));
-    let (scales, _) = scales.as_chunks::<4>();
+/// Whether every scale is one, and every code has a meaning.
+pub(super) fn check(bytes: &[u8], elements: usize) -> Result<(), CodecError> {
+    let (scales, codes) = parts(bytes, elements);
     let is_scale = |scale: &[u8; 4]| {
         let scale = f32::from_le_bytes(*scale);
         scale.is_sign_positive() && (scale * LARGEST).is_finite()
@@ -106,6 +106,17 @@ pub(super) fn decode(bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError>
         let at = codes.iter().position(|code| *code == 0x80).unwrap_or(0);
         return Err(CodecError::Code(scales.len() * 4 + at));
     }
-    scaled(scales, codes, values);
     Ok(())
+}
+
+/// Reads what has been checked.
+pub(super) fn decode(bytes: &[u8], values: &mut [f32]) {
+    let (scales, codes) = parts(bytes, values.len());
+    scaled(scales, codes, values);
+}
+
+/// The scales, and the codes.
+fn parts(bytes: &[u8], elements: usize) -> (&[[u8; 4]], &[u8]) {
+    let (scales, codes) = bytes.split_at((elements.div_ceil(BLOCK) * 4).min(bytes.len()));
+    (scales.as_chunks::<4>().0, codes)
 }

@@ -45,8 +45,12 @@ vectorized! {
     }
 }
 
-pub(super) fn decode(bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError> {
-    padded(values.len(), IN_BYTE, bytes)?;
+/// Whether what follows the last element is zero.
+pub(super) fn check(bytes: &[u8], elements: usize) -> Result<(), CodecError> {
+    padded(elements, IN_BYTE, bytes)
+}
+
+/// Reads what has been checked.
+pub(super) fn decode(bytes: &[u8], values: &mut [f32]) {
     spread(bytes, values);
-    Ok(())
 }

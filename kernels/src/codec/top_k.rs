@@ -65,22 +65,33 @@ pub(super) fn encode(residual: &mut [f32], bytes: &mut [u8]) {
     }
 }
 
-pub(super) fn decode(bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError> {
-    let (indices, kept) = bytes.split_at(bytes.len() / 2);
-    let (indices, kept) = (indices.as_chunks::<4>().0, kept.as_chunks::<4>().0);
+/// Whether the indices ascend and lie among `elements` elements.
+pub(super) fn check(bytes: &[u8], elements: usize) -> Result<(), CodecError> {
+    let (indices, _) = halves(bytes);
     let mut next = 0u64;
     for (at, index) in indices.iter().enumerate() {
         let index = u64::from(u32::from_le_bytes(*index));
-        if index < next || index >= values.len() as u64 {
+        if index < next || index >= elements as u64 {
             return Err(CodecError::Index(at));
         }
         next = index + 1;
     }
+    Ok(())
+}
+
+/// Reads what has been checked.
+pub(super) fn decode(bytes: &[u8], values: &mut [f32]) {
+    let (indices, kept) = halves(bytes);
     values.fill(0.0);
     for (index, value) in indices.iter().zip(kept) {
         if let Some(place) = values.get_mut(u32::from_le_bytes(*index) as usize) {
             *place = f32::from_le_bytes(*value);
         }
     }
-    Ok(())
+}
+
+/// The indices, and the values.
+fn halves(bytes: &[u8]) -> (&[[u8; 4]], &[[u8; 4]]) {
+    let (indices, kept) = bytes.split_at(bytes.len() / 2);
+    (indices.as_chunks::<4>().0, kept.as_chunks::<4>().0)
 }

@@ -57,14 +57,18 @@ vectorized! {
     }
 }
 
-pub(super) fn decode(threshold: f32, bytes: &[u8], values: &mut [f32]) -> Result<(), CodecError> {
+/// Whether every code has a meaning.
+pub(super) fn check(bytes: &[u8], elements: usize) -> Result<(), CodecError> {
     if has_no_meaning(bytes) {
         let at = bytes.iter().position(|byte| byte & !(byte >> 1) & 0x55 != 0);
         return Err(CodecError::Code(at.unwrap_or(0)));
     }
-    padded(values.len(), IN_BYTE, bytes)?;
+    padded(elements, IN_BYTE, bytes)
+}
+
+/// Reads what has been checked.
+pub(super) fn decode(threshold: f32, bytes: &[u8], values: &mut [f32]) {
     spread(threshold, bytes, values);
-    Ok(())
 }
 
 /// Whether all that follows the last element is zero, with `in_byte` elements in a byte.
