@@ -176,6 +176,12 @@ pub trait ServerSetup: Send {
         None
     }
 
+    /// Whether the CPU takes the place of a device that has no kernels or no memory for what the server holds: of one that nobody asked
+    /// for by its number.
+    fn or_cpu(&self) -> bool {
+        false
+    }
+
     /// The rule of aggregation that the job names, where that is a program's own.
     ///
     /// # Errors

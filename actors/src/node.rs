@@ -98,6 +98,18 @@ pub enum NodeError {
     /// Model, data and job do not fit.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// This node's configuration is not that of the job.
+    #[error(
+        "this node is configured with transport.push_codec {} and transport.pull_codec {}, and the signed job says {} and {}, or \
+         with other parameters: every node needs what the operator has",
+        configured.push, configured.pull, signed.push, signed.pull
+    )]
+    Codecs {
+        /// What the node was configured with.
+        configured: Codecs,
+        /// What the operator signed.
+        signed: Codecs,
+    },
     /// This machine refused something.
     #[error("{0}")]
     Environment(String),
@@ -163,12 +175,8 @@ struct Derived {
 }
 
 fn derive(job: JobSpec, configured: Option<Codecs>) -> Result<Derived, NodeError> {
-    if let Some(Codecs { push, pull }) = configured.filter(|codecs| *codecs != job.codecs) {
-        return Err(NodeError::Environment(format!(
-            "this node is configured with transport.push_codec {push} and transport.pull_codec {pull}, and the signed job says \
-             {} and {}, or with other parameters: every node needs what the operator has",
-            job.codecs.push, job.codecs.pull
-        )));
+    if let Some(configured) = configured.filter(|codecs| *codecs != job.codecs) {
+        return Err(NodeError::Codecs { configured, signed: job.codecs });
     }
     let parameters = job.model.parameters()?;
     let map = SliceMap::of(&job, &parameters)?;
@@ -266,7 +274,10 @@ pub fn run_server(
             .map_err(|error| NodeError::Bug(error.to_string()))?
             .with_rule(rule);
         if let Some(device) = setup.device() {
-            math = math.with_device(device).map_err(|error| NodeError::Environment(error.to_string()))?;
+            math = match setup.or_cpu() {
+                true => math.with_device_or_cpu(device),
+                false => math.with_device(device).map_err(|e| NodeError::Environment(e.to_string()))?,
+            };
         }
         let parts = ServerParts {
             core: ServerCore::new(index, job.tree(), map, job.first_step(), heartbeat)

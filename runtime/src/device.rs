@@ -1,13 +1,17 @@
 //! What this machine's nodes compute on: opens what the cluster file asks for.
 //!
 //! 1. A GPU that is asked for by its number and is not there is an error, which says what was looked for and where.
-//! 2. `auto` takes the first GPU; without one it says so, and why, and the CPU computes.
+//! 2. `auto` takes the first GPU; without one, or where that has no kernels or no memory for what is asked of it, it says so, and why, and the
+//!    CPU computes.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::{JobSpec, Resume};
 use testudo_kernels::cuda::{AnyDevice, Gpu, Products};
+use testudo_kernels::{Aggregator, OwnName};
 
 use crate::config::{ComputeDevice, Config, MatrixProducts};
 use crate::error::Failure;
@@ -57,18 +61,38 @@ pub fn open(
 /// # Errors
 /// When a GPU is asked for by its number and there are none, with what was looked for and where.
 pub fn look(config: &Config) -> Result<Vec<String>, Failure> {
-    let asked = [("servers.device", config.servers.device), ("workers.device", config.workers.device)];
+    looked(config, Gpu::libraries)
+}
+
+fn looked<E: Display>(
+    config: &Config,
+    libraries: impl FnOnce() -> Result<(), E>,
+) -> Result<Vec<String>, Failure> {
+    let mut lines: Vec<String> = passed_over(config).into_iter().collect();
+    let asked = [("servers.device", config.servers.device), ("workers.device", config.worker_device())];
     let asked: Vec<_> = asked.into_iter().filter(|(_, device)| *device != ComputeDevice::Cpu).collect();
     // Where nodes are on hosts, each looks for itself.
     if asked.is_empty() || config.ssh.is_some() {
-        return Ok(Vec::new());
+        return Ok(lines);
     }
-    let Err(error) = Gpu::libraries() else { return Ok(Vec::new()) };
+    let Err(error) = libraries() else { return Ok(lines) };
     if let Some((key, device)) = asked.iter().find(|(_, device)| *device != ComputeDevice::Auto) {
         return Err(Failure::misconfigured(format!("{key} = \"{device}\": there is no GPU: {error}")));
     }
     let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();
-    Ok(vec![format!("{} = \"auto\": the CPU computes, for there is no GPU: {error}", keys.join(", "))])
+    lines.push(format!("{} = \"auto\": the CPU computes, for there is no GPU: {error}", keys.join(", ")));
+    Ok(lines)
+}
+
+/// Why workers do not look for a GPU although they are to take one if there is one; `None` if they do, or are not to.
+pub(crate) fn passed_over(config: &Config) -> Option<String> {
+    (config.worker_device() != config.workers.device).then(|| {
+        format!(
+            "workers.device = \"{}\": the CPU computes, for GPUs have no kernels for training.precision = \"{}\"",
+            config.workers.device,
+            config.training.precision.name()
+        )
+    })
 }
 
 /// The files through which the driver reaches GPUs, for a process that computes on `device`.
@@ -97,7 +121,7 @@ pub fn files_of_all(config: &Config) -> Vec<PathBuf> {
 /// What some node computes on. The driver's files are the same for every GPU.
 fn computing(config: &Config) -> ComputeDevice {
     match config.servers.device {
-        ComputeDevice::Cpu => config.workers.device,
+        ComputeDevice::Cpu => config.worker_device(),
         device => device,
     }
 }
@@ -107,12 +131,13 @@ fn computing(config: &Config) -> ComputeDevice {
 pub(crate) struct OnDevice<T> {
     inner: T,
     device: Option<AnyDevice>,
+    asked: ComputeDevice,
 }
 
 impl<T> OnDevice<T> {
-    /// `inner`, computing on `device`.
-    pub(crate) fn new(inner: T, device: Option<AnyDevice>) -> OnDevice<T> {
-        OnDevice { inner, device }
+    /// `inner`, computing on `device`, which `asked` came to.
+    pub(crate) fn new(inner: T, device: Option<AnyDevice>, asked: ComputeDevice) -> OnDevice<T> {
+        OnDevice { inner, device, asked }
     }
 }
 
@@ -128,12 +153,70 @@ impl<T: ServerSetup> ServerSetup for OnDevice<T> {
     fn device(&mut self) -> Option<AnyDevice> {
         self.device.take()
     }
+
+    fn or_cpu(&self) -> bool {
+        self.asked == ComputeDevice::Auto
+    }
+
+    fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {
+        self.inner.rule(name)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Status;
+
+    fn config(set: &[&str]) -> Config {
+        let text = "[job]\nname = \"toy\"\n[data]\nkind = \"mnist\"\npath = \".\"\n[model]\nkind = \"mlp\"\n\
+                    inputs = 12\nhidden = [10]\nclasses = 4\n";
+        let set: Vec<String> = set.iter().map(|one| (*one).to_owned()).collect();
+        Config::parse(text, Path::new("toy.toml"), &set).unwrap()
+    }
+
+    /// Invariant 2: one line, with the keys and with what was looked for; nothing where nobody asked, or where there is a GPU.
+    #[test]
+    fn auto_says_in_a_line_that_the_cpu_computes() {
+        let absent = || Err("libcuda was not found");
+        let lines = |set: &[&str]| looked(&config(set), absent).unwrap();
+        assert_eq!(
+            lines(&["servers.device=auto", "workers.device=auto"]),
+            [
+                "servers.device, workers.device = \"auto\": the CPU computes, for there is no GPU: libcuda was not found"
+            ]
+        );
+        assert_eq!(
+            lines(&["servers.device=auto"]),
+            ["servers.device = \"auto\": the CPU computes, for there is no GPU: libcuda was not found"]
+        );
+        // What is passed over is not looked for.
+        assert_eq!(
+            lines(&["workers.device=auto", "training.precision=bf16"]),
+            [
+                "workers.device = \"auto\": the CPU computes, for GPUs have no kernels for training.precision = \"bf16\""
+            ]
+        );
+        assert!(lines(&[]).is_empty());
+        let both = config(&["servers.device=auto", "workers.device=auto"]);
+        assert!(looked(&both, || Ok::<(), &str>(())).unwrap().is_empty());
+        // Invariant 1, before any node is started.
+        let failure = looked(&config(&["servers.device=auto", "workers.device=cuda:0"]), absent).unwrap_err();
+        assert_eq!(failure.status, Status::Misconfigured);
+        assert_eq!(failure.message, "workers.device = \"cuda:0\": there is no GPU: libcuda was not found");
+        // What the driver's loader says here is one of the two.
+        match Gpu::libraries() {
+            Ok(()) => assert!(look(&both).unwrap().is_empty()),
+            Err(error) => assert!(look(&both).unwrap().concat().ends_with(&error.to_string())),
+        }
+    }
+
+    /// Only a GPU that nobody asked for by its number gives way.
+    #[test]
+    fn the_cpu_takes_the_place_of_no_gpu_that_was_asked_for() {
+        let or_cpu = |asked| OnDevice::new(testudo_actors::checkpoint::NoCheckpoints, None, asked).or_cpu();
+        assert!(or_cpu(ComputeDevice::Auto) && !or_cpu(ComputeDevice::Cuda(0)));
+    }
 
     /// Invariant 1, whether it is the driver, the compiler or the GPU that is missing.
     #[test]
@@ -163,12 +246,6 @@ mod tests {
         let mut found = drivers(folder.path());
         found.sort();
         assert_eq!(found, ["nvidia0", "nvidiactl"].map(|name| folder.path().join(name)));
-        let config = |set: &[&str; 2]| {
-            let text = "[job]\nname = \"toy\"\n[data]\nkind = \"mnist\"\npath = \".\"\n[model]\nkind = \"mlp\"\n\
-                        inputs = 12\nhidden = [10]\nclasses = 4\n";
-            let set: Vec<String> = set.iter().map(|one| (*one).to_owned()).collect();
-            Config::parse(text, Path::new("toy.toml"), &set).unwrap()
-        };
         for (set, expected) in [
             (&["servers.device=cpu", "workers.device=cpu"], ComputeDevice::Cpu),
             (&["servers.device=cpu", "workers.device=cuda:1"], ComputeDevice::Cuda(1)),

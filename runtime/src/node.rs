@@ -18,7 +18,7 @@ use testudo_transport::{BindError, CreditConfig, KeyExchange, Role, TransportCon
 
 use crate::audit::AuditHandle;
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
-use crate::config::{self, Config, MatrixProducts};
+use crate::config::{self, ComputeDevice, Config, MatrixProducts};
 use crate::data::{Data, DataFiles, LoadError};
 use crate::device;
 use crate::job;
@@ -140,7 +140,10 @@ impl Setup {
 
 impl WorkerSetup for Setup {
     fn prepare(&mut self) -> Result<(), String> {
-        let config::Workers { device, products } = self.config.workers;
+        if let Some(why) = device::passed_over(&self.config) {
+            tracing::info!("{why}");
+        }
+        let (device, products) = (self.config.worker_device(), self.config.workers.products);
         self.device = device::open("workers.device", device, products).map_err(|e| e.message)?;
         self.data = Some(self.read()?);
         Ok(())
@@ -155,7 +158,12 @@ impl WorkerSetup for Setup {
     }
 
     fn model(&mut self, job: &JobSpec) -> Result<Box<dyn Model>, ModelError> {
+        let config::Workers { device: asked, products } = self.config.workers;
         match self.device.take() {
+            // Bits that are a GPU's own were asked for.
+            Some(device) if asked == ComputeDevice::Auto && products == MatrixProducts::Exact => {
+                job.build_model_on_or_cpu(device)
+            }
             Some(device) => job.build_model_on(device),
             None => job.build_model(),
         }

@@ -5,15 +5,18 @@ use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::message::Outcome;
 use testudo_actors::server::SumOrder;
 use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::OptimizerSpec;
-use testudo_kernels::cuda::AnyDevice;
 use testudo_kernels::cuda::emulator::{Emulator, is_there};
+use testudo_kernels::cuda::{AnyDevice, Gpu};
+use testudo_kernels::{ModelError, ModelSpec, OptimizerSpec, Precision};
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
+use testudo_tests::place::Place;
 use testudo_tests::sim::Simulation;
 use testudo_tests::toy;
 
-/// A server's device, and no place for checkpoints.
-struct On(Option<AnyDevice>);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+
+/// A server's device, and no place for checkpoints; whether the CPU may take the device's place.
+struct On(Option<AnyDevice>, bool);
 
 impl ServerSetup for On {
     fn writer(&mut self, _: &JobSpec, _: u32) -> Result<Box<dyn PartWriter>, String> {
@@ -26,6 +29,10 @@ impl ServerSetup for On {
 
     fn device(&mut self) -> Option<AnyDevice> {
         self.0.take()
+    }
+
+    fn or_cpu(&self) -> bool {
+        self.1
     }
 }
 
@@ -48,7 +55,7 @@ fn nodes_on_devices_train_to_the_same_bits() {
     let expected = Simulation::new(job(), 1, SumOrder::Canonical).finish();
     let (server, worker) = (Emulator::without_kernels(), Emulator::without_kernels());
     let wiring = Wiring {
-        checkpoints: Box::new(move |index| Box::new(On(if index == 0 { any(&server) } else { None }))),
+        checkpoints: Box::new(move |index| Box::new(On(if index == 0 { any(&server) } else { None }, false))),
         devices: Box::new(move |index| if index == 1 { any(&worker) } else { None }),
         ..Wiring::default()
     };
@@ -65,10 +72,70 @@ fn a_device_without_memory_ends_the_run_with_the_tensors_name() {
     small.memory = 500;
     let mut device = Some(AnyDevice::new("emulator", small));
     let wiring = Wiring {
-        checkpoints: Box::new(move |index| Box::new(On(if index == 0 { device.take() } else { None }))),
+        checkpoints: Box::new(move |index| {
+            Box::new(On(if index == 0 { device.take() } else { None }, false))
+        }),
         ..Wiring::default()
     };
     let outcome = Cluster::start_with(Site::new(job(), Links::Memory), wiring).outcome();
     let Outcome::Failed(reason) = outcome else { panic!("{outcome:?}") };
     assert!(reason.contains("no memory on the GPU for tensor"), "{reason}");
+}
+
+/// Where nobody asked for the device by its number, the CPU takes its place: at a server whose parameters it has no memory for, and at a
+/// worker whose model it has none for or no kernels.
+#[test]
+fn the_cpu_takes_the_place_of_a_device_that_nobody_asked_for() {
+    let small = || {
+        let mut small = Emulator::without_kernels();
+        small.memory = 500;
+        AnyDevice::new("small", small)
+    };
+    let expected = Simulation::new(job(), 1, SumOrder::Canonical).finish();
+    let wiring = Wiring {
+        checkpoints: Box::new(move |index| Box::new(On((index == 0).then(small), true))),
+        ..Wiring::default()
+    };
+    let (finished, _) = Cluster::start_with(Site::new(job(), Links::Memory), wiring).finish();
+    assert_eq!(finished.params_blake3, expected.params_blake3);
+
+    let error = job().build_model_on(small()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("no memory on the GPU for tensor"), "{error}");
+    assert_eq!(job().build_model_on_or_cpu(small()).unwrap().parameters(), job().model.parameters().unwrap());
+    let mixed = JobSpec { precision: Precision::Bf16, ..job() };
+    let roomy = || AnyDevice::new("roomy", Emulator::without_kernels());
+    assert!(mixed.build_model_on(roomy()).is_err());
+    assert!(mixed.build_model_on_or_cpu(roomy()).is_ok());
+    // What the CPU cannot compute either is refused.
+    let model = ModelSpec::Custom {
+        name: "theirs@1".into(),
+        inputs: toy::INPUTS,
+        classes: toy::CLASSES,
+        targets: 1,
+        parameters: job().model.parameters().unwrap(),
+    };
+    let theirs = JobSpec { model, ..job() };
+    assert!(matches!(theirs.build_model_on_or_cpu(roomy()), Err(ModelError::NotBuiltIn { .. })));
+}
+
+/// A run with `auto` says in a line what computes where there is no GPU, and has the CPU's bits.
+#[test]
+fn auto_says_in_a_line_that_there_is_no_gpu() {
+    let place = Place::small(PROGRAM);
+    let steps = ["--set", "training.max_steps=8"];
+    let expected = place.run("cpu", &steps).succeeded();
+    assert!(!expected.stderr.contains("the CPU computes"), "{}", expected.stderr);
+    let auto = ["--set", "servers.device=auto", "--set", "workers.device=auto"];
+    if let Err(why) = Gpu::libraries() {
+        let ended = place.run("auto", &[&steps[..], &auto].concat()).succeeded();
+        let line = format!(
+            "servers.device, workers.device = \"auto\": the CPU computes, for there is no GPU: {why}"
+        );
+        assert_eq!(ended.stderr.matches(&line).count(), 1, "{}", ended.stderr);
+        assert_eq!(ended.json()["params_blake3"], expected.json()["params_blake3"]);
+    }
+    // Mixed precision takes the CPU wherever it runs.
+    let mixed = ["--set", "workers.device=auto", "--set", "training.precision=bf16"];
+    let ended = place.run("mixed", &[&steps[..], &mixed].concat()).succeeded();
+    assert!(ended.stderr.contains("no kernels for training.precision = \"bf16\""), "{}", ended.stderr);
 }

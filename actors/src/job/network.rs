@@ -32,6 +32,19 @@ impl JobSpec {
         Ok(Box::new(DeviceModel::new(device, &self.model, ShardCompute::largest_batch(self))?))
     }
 
+    /// The same, and on the CPU if the device has no kernels or no memory for it, which a line of the log says: for a device that nobody
+    /// asked for by its number.
+    ///
+    /// # Errors
+    /// As [`build_model`](JobSpec::build_model).
+    pub fn build_model_on_or_cpu(&self, device: AnyDevice) -> Result<Box<dyn Model>, ModelError> {
+        let name = device.name().to_owned();
+        self.build_model_on(device).or_else(|error| {
+            tracing::info!("this worker computes on the CPU, for {name} cannot: {error}");
+            self.build_model()
+        })
+    }
+
     pub(super) fn validate_network(&self) -> Result<(), JobError> {
         if let (ModelSpec::Custom { name, .. }, Precision::Bf16) = (&self.model, self.precision) {
             return Err(JobError::Invalid(format!(

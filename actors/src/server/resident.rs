@@ -53,6 +53,8 @@ pub(super) struct Resident {
     rule: Option<(usize, Votes<AnyMemory>)>,
     /// Memory to be used again, by elements.
     spare: HashMap<usize, Vec<Tensor>>,
+    /// Whether the CPU takes its place where it cannot take what it is given to keep.
+    yields: bool,
 }
 
 impl Resident {
@@ -68,7 +70,18 @@ impl Resident {
             places: HashMap::new(),
             rule: None,
             spare: HashMap::new(),
+            yields: false,
         })
+    }
+
+    /// Whose place the CPU takes where it cannot keep what it is given.
+    pub(super) fn or_cpu(self) -> Resident {
+        Resident { yields: true, ..self }
+    }
+
+    /// Whether the CPU takes its place then.
+    pub(super) fn yields(&self) -> bool {
+        self.yields
     }
 
     /// Takes slices that are updated together, in order, with the weights and the optimizer's tensors of each.

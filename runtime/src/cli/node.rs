@@ -203,9 +203,9 @@ fn needs<'a>(
     let device = match role {
         NodeRole::Scheduler => ComputeDevice::Cpu,
         NodeRole::Server => config.servers.device,
-        NodeRole::Worker => config.workers.device,
+        NodeRole::Worker => config.worker_device(),
         // What either uses.
-        NodeRole::Peer if config.servers.device == ComputeDevice::Cpu => config.workers.device,
+        NodeRole::Peer if config.servers.device == ComputeDevice::Cpu => config.worker_device(),
         NodeRole::Peer => config.servers.device,
     };
     // The list of revoked certificates is replaced, so its folder is what is read.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::{Config, Precision};
+
 /// What a node computes on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ComputeDevice {
@@ -31,6 +33,17 @@ pub struct Workers {
     pub device: ComputeDevice,
     /// How they multiply matrices.
     pub products: MatrixProducts,
+}
+
+impl Config {
+    /// What workers compute on: `auto` is the CPU where GPUs have no kernels for the job's precision.
+    #[must_use]
+    pub fn worker_device(&self) -> ComputeDevice {
+        match self.workers.device {
+            ComputeDevice::Auto if self.training.precision != Precision::F32 => ComputeDevice::Cpu,
+            device => device,
+        }
+    }
 }
 
 /// How matrices are multiplied.
@@ -125,7 +138,7 @@ mod tests {
     fn products_of_a_library_need_a_gpu_and_relaxed_determinism() {
         let parse = |overrides: &[&str]| {
             let path = std::path::Path::new("/cluster.toml");
-            super::super::Config::parse(super::super::tests::MINIMAL, path, overrides)
+            Config::parse(super::super::tests::MINIMAL, path, overrides)
         };
         let all = ["workers.products=tf32", "workers.device=cuda:0", "training.determinism=relaxed"];
         assert_eq!(parse(&all).unwrap().workers.products, MatrixProducts::Tf32);
@@ -136,5 +149,27 @@ mod tests {
             assert!(said.contains("`workers.products` is \"tf32\""), "{said}");
         }
         assert!(parse(&["workers.products=exact"]).is_ok());
+    }
+
+    /// GPUs have no kernels for mixed precision: who asks for one is told, and `auto` is the CPU then.
+    #[test]
+    fn auto_is_the_cpu_under_mixed_precision() {
+        let parse = |overrides: &[&str]| {
+            let path = std::path::Path::new("/cluster.toml");
+            Config::parse(super::super::tests::MINIMAL, path, overrides)
+        };
+        let bf16 = "training.precision=bf16";
+        let config = parse(&["workers.device=auto", bf16]).unwrap();
+        assert_eq!(
+            (config.workers.device, config.worker_device()),
+            (ComputeDevice::Auto, ComputeDevice::Cpu)
+        );
+        assert_eq!(parse(&["workers.device=auto"]).unwrap().worker_device(), ComputeDevice::Auto);
+        let said = parse(&["workers.device=cuda:0", bf16]).unwrap_err().to_string();
+        assert!(said.contains("`workers.device` is \"cuda:0\""), "{said}");
+        // Products of a library are no CPU's.
+        let products = ["workers.products=tf32", "training.determinism=relaxed"];
+        let said = parse(&[&["workers.device=auto", bf16][..], &products].concat()).unwrap_err().to_string();
+        assert!(said.contains("`workers.products` is \"tf32\""), "{said}");
     }
 }

@@ -88,24 +88,24 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
     );
     report(
         &["workers.device", "training.precision"],
-        config.workers.device != ComputeDevice::Cpu && training.precision != Precision::F32,
+        matches!(config.workers.device, ComputeDevice::Cuda(_)) && training.precision != Precision::F32,
         &|| {
             format!(
                 "`workers.device` is \"{}\", and GPUs have no kernels for `training.precision = \"bf16\"`: leave that out, or use \
-                 \"cpu\"",
+                 \"cpu\" or \"auto\"",
                 config.workers.device
             )
         },
     );
     let products = config.workers.products;
     report(
-        &["workers.products", "workers.device", "training.determinism"],
+        &["workers.products", "workers.device", "training.determinism", "training.precision"],
         products != MatrixProducts::Exact
-            && (config.workers.device == ComputeDevice::Cpu || training.determinism == Determinism::Strict),
+            && (config.worker_device() == ComputeDevice::Cpu || training.determinism == Determinism::Strict),
         &|| {
             format!(
                 "`workers.products` is \"{}\", which cuBLAS computes on a GPU in bits of its own: it needs a `workers.device` that is \
-                 none but a GPU, and `training.determinism = \"relaxed\"`",
+                 none but a GPU, `training.determinism = \"relaxed\"`, and `training.precision = \"f32\"`",
                 products.word()
             )
         },

@@ -22,8 +22,31 @@ impl SliceMath {
         Ok(self)
     }
 
+    /// The same, and on the CPU if the device has no kernels for the optimizer, or no memory for the first version: a line of the log says
+    /// so.
+    #[must_use]
+    pub fn with_device_or_cpu(mut self, device: AnyDevice) -> SliceMath {
+        match Resident::new(device, self.rules.optimizers()) {
+            Ok(resident) => self.resident = Some(resident.or_cpu()),
+            Err(error) => says_so(&error),
+        }
+        self
+    }
+
     /// Brings every slice to the device, once all are at their first version.
     pub(super) fn settle(&mut self) -> Result<(), MathError> {
+        match self.hand_over() {
+            Err(MathError::Device(error)) if self.resident.as_ref().is_some_and(Resident::yields) => {
+                says_so(&error);
+                self.resident = None;
+                Ok(())
+            }
+            handed => handed,
+        }
+    }
+
+    /// When that fails, what is here is as it was.
+    fn hand_over(&mut self) -> Result<(), MathError> {
         let Some(resident) = &mut self.resident else { return Ok(()) };
         let mut units: BTreeMap<SliceId, Vec<SliceId>> = BTreeMap::new();
         for id in self.slices.keys().filter(|id| self.rules.optimizer_of(id.parameter).is_some()) {
@@ -35,14 +58,18 @@ impl SliceMath {
         for (first, unit) in units {
             let mut kept = Vec::with_capacity(unit.len());
             for id in &unit {
-                let (slice, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
+                let (slice, state) = self.slices.get(id).ok_or(MathError::Unknown(*id))?;
                 let (_, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
-                kept.push((*slice, weights, std::mem::take(&mut state.optimizer)));
+                kept.push((*slice, weights, state.optimizer.as_slice()));
             }
             let name = self.parameters.get(first.parameter as usize).map_or("", |p| p.name.as_str());
-            let lent =
-                kept.iter().map(|(slice, weights, state)| (*slice, weights.as_slice(), state.as_slice()));
+            let lent = kept.iter().map(|(slice, weights, state)| (*slice, weights.as_slice(), *state));
             resident.keep(name, lent.collect())?;
+        }
+        for (id, (_, state)) in &mut self.slices {
+            if resident.holds(*id) {
+                state.optimizer = Vec::new();
+            }
         }
         Ok(())
     }
@@ -79,6 +106,10 @@ impl SliceMath {
         }
         Ok(Updated { version, slices })
     }
+}
+
+fn says_so(error: &DeviceError) {
+    tracing::info!("this server sums and updates on the CPU, for its device cannot: {error}");
 }
 
 impl Vector {

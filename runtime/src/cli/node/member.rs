@@ -193,7 +193,8 @@ impl Node {
         let parts = Arc::new(Parts::default());
         telemetry::server(&self.meter, &parts);
         let device = device::open("servers.device", self.config.servers.device, MatrixProducts::Exact)?;
-        let mut setup = OnDevice::new(Timed::new(self.checkpoints(key), parts), device);
+        let mut setup =
+            OnDevice::new(Timed::new(self.checkpoints(key), parts), device, self.config.servers.device);
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }
 
@@ -287,7 +288,9 @@ pub(super) fn run_peer(
 
 fn failure(error: NodeError) -> Failure {
     match error {
-        NodeError::Job(_) | NodeError::TurnedAway(_) => Failure::misconfigured(error),
+        NodeError::Job(_) | NodeError::TurnedAway(_) | NodeError::Codecs { .. } => {
+            Failure::misconfigured(error)
+        }
         other => Failure::failed(other),
     }
 }

@@ -15,14 +15,14 @@ pub(super) static KEYS: &[Key] = &[
         rule: DEVICE,
         absent: Absent::Is("\"cpu\""),
         applies: None,
-        doc: "What servers sum and update on: the CPU, a GPU, or with `auto` the first GPU, if there is one. The result does not depend on it. A GPU that is asked for and missing is an error. See [GPUs](gpu.md).",
+        doc: "What servers sum and update on: the CPU, a GPU, or with `auto` the first GPU, if there is one that has memory for what a server holds. The result does not depend on it. A GPU that is asked for and missing is an error. See [GPUs](gpu.md).",
     },
     Key {
         path: "workers.device",
         rule: DEVICE,
         absent: Absent::Is("\"cpu\""),
         applies: None,
-        doc: "What workers compute gradients on, likewise. The result does not depend on it.",
+        doc: "What workers compute gradients on, likewise; GPUs have no kernels for `training.precision = \"bf16\"`, so `auto` is the CPU then. The result does not depend on it.",
     },
     Key {
         path: "workers.products",
