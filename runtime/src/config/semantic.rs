@@ -305,10 +305,11 @@ fn codecs(config: &Config, report: &mut Report<'_>) {
         report(&parameters, true, &|| format!("`transport.push_codec` is {push}: {error}"));
     }
     let accumulate = config.training.accumulate;
-    report(&["training.accumulate", "transport.push_codec"], accumulate > 1 && !push.is_lossless(), &|| {
+    report(&["training.accumulate", "transport.push_codec"], accumulate > 1 && push.feeds_back(), &|| {
         format!(
-            "`transport.push_codec` is {push}, which encodes each part of a step by itself, so `training.accumulate` = {accumulate} \
-                 would send {accumulate} times as much: leave it out, and use a larger `training.batch_size`"
+            "`transport.push_codec` is {push}, which keeps a residual of each part of a step, and `training.accumulate` = {accumulate} \
+             makes {accumulate} times as many: leave it out, and use a larger `training.batch_size`, or push `f32`, which sends \
+             the sum of all parts once"
         )
     });
 }

@@ -54,7 +54,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::Integer { min: 1, max: 1 << 16 },
         absent: Absent::Is("1"),
         applies: None,
-        doc: "Batches that one step sums before the parameters change (gradient accumulation): a step has so many times `batch_size` examples in so many times `logical_shards` parts. A worker holds the activations of one part at a time, and sends the sum of all its parts once. Not with a `transport.push_codec` other than `f32`, which encodes each part by itself.",
+        doc: "Batches that one step sums before the parameters change (gradient accumulation): a step has so many times `batch_size` examples in so many times `logical_shards` parts. A worker holds the activations of one part at a time, and sends the sum of all its parts once. `transport.push_codec` had better be `f32` then: `f16` and `bf16` encode each part by itself, so that a worker sends so many times as much, and codecs that keep residuals are refused. Not under a robust `training.aggregation`, where a worker has one vote.",
     },
     Key {
         path: "training.aggregation",
