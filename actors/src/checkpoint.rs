@@ -15,6 +15,7 @@ use testudo_kernels::{Aggregator, OwnName};
 
 use crate::job::{Best, JobSpec, Resume};
 use crate::placement::{Slice, SliceId};
+use crate::server::Store;
 
 /// One parameter tensor, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +176,9 @@ pub trait ServerSetup: Send {
     fn device(&mut self) -> Option<AnyDevice> {
         None
     }
+
+    /// Called with where versions are kept, before there are any: a collector may be told of them.
+    fn stored(&mut self, _store: &Arc<Store>) {}
 
     /// Whether the CPU takes the place of a device that has no kernels or no memory for what the server holds: of one that nobody asked
     /// for by its number.

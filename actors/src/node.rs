@@ -267,6 +267,7 @@ pub fn run_server(
         });
         let rule = rule.map_err(NodeError::Environment)?;
         let store = Arc::new(Store::new(job.codecs.pull));
+        setup.stored(&store);
         let mine: Vec<_> = map.of_server(index).copied().collect();
         let heartbeat = Duration::from_millis(job.heartbeat_ms);
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
+use testudo_actors::server::Store;
 use testudo_actors::{JobSpec, Resume};
 use testudo_kernels::cuda::{AnyDevice, Gpu, Products};
 use testudo_kernels::{Aggregator, OwnName};
@@ -152,6 +153,10 @@ impl<T: ServerSetup> ServerSetup for OnDevice<T> {
 
     fn device(&mut self) -> Option<AnyDevice> {
         self.device.take()
+    }
+
+    fn stored(&mut self, store: &Arc<Store>) {
+        self.inner.stored(store);
     }
 
     fn or_cpu(&self) -> bool {

@@ -13,6 +13,7 @@ mod progress;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use testudo_actors::JobSpec;
 use testudo_actors::active::{Method, Side, active};
 use testudo_observability::{Attribute, Instrument, Meter};
 use testudo_transport::{Account, Cause, EndpointStats, Refusals, Role};
@@ -20,6 +21,7 @@ use testudo_transport::{Account, Cause, EndpointStats, Refusals, Role};
 pub(crate) use progress::{Parts, Progress, Timed};
 
 use crate::audit::AuditHandle;
+use crate::job::codec_ratios;
 use crate::serve::counts::{Code, Counts};
 
 /// A closed set of words.
@@ -164,6 +166,15 @@ const PUSH_ERROR: Instrument = metric(
     "1",
     "What transport.push_codec lost of the last complete step's gradients, relative to them.",
 );
+const PUSH_RATIO: Instrument =
+    metric("testudo.push.ratio", "1", "Bytes of all slices in transport.push_codec over their bytes as f32.");
+const PULL_RATIO: Instrument =
+    metric("testudo.pull.ratio", "1", "Bytes of all slices in transport.pull_codec over their bytes as f32.");
+const PULL_ERROR: Instrument = metric(
+    "testudo.pull.error",
+    "1",
+    "What transport.pull_codec loses of the newest versions of this server's slices, relative to them.",
+);
 const CHECKPOINTS: Instrument =
     metric("testudo.checkpoints", "{checkpoint}", "Checkpoints that this run has made whole.");
 const AUDITED: Instrument =
@@ -277,8 +288,11 @@ pub(crate) fn enrolment(meter: &Meter, refusals: &Refusals) {
     meter.counter_by(&REFUSALS, (CAUSE, ROLE), move || of.totals_by_role());
 }
 
-/// What a scheduler tells of the run.
-pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&AuditHandle>) {
+/// What a scheduler tells of the run of `job`.
+pub(crate) fn scheduler(meter: &Meter, job: &JobSpec, progress: &Arc<Progress>, audit: Option<&AuditHandle>) {
+    let (push, pull) = codec_ratios(job);
+    meter.gauge(&PUSH_RATIO, move || Some(push));
+    meter.gauge(&PULL_RATIO, move || Some(pull));
     let of = Arc::clone(progress);
     meter.counter(&STEPS, move || of.steps());
     let of = Arc::clone(progress);
@@ -305,12 +319,14 @@ pub(crate) fn scheduler(meter: &Meter, progress: &Arc<Progress>, audit: Option<&
     }
 }
 
-/// What a server tells of the checkpoints that it writes.
+/// What a server tells of the checkpoints that it writes, and of the versions that it gives out.
 pub(crate) fn server(meter: &Meter, parts: &Arc<Parts>) {
     let of = Arc::clone(parts);
     meter.counter_by(&PARTS, progress::OUTCOME, move || of.counts());
     let of = Arc::clone(parts);
     meter.gauge(&PART_DURATION, move || of.seconds());
+    let of = Arc::clone(parts);
+    meter.gauge(&PULL_ERROR, move || of.pull_error());
 }
 
 /// What `testudo serve` tells of its clients.

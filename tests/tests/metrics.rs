@@ -105,6 +105,39 @@ fn whom_a_cluster_refuses_is_in_its_metrics_by_cause_and_role() {
     assert_eq!(told, expected, "what is exported is what docs/metrics.md says");
 }
 
+/// Codecs in either direction: what they save, and what they lose.
+#[test]
+fn what_codecs_save_and_lose_is_in_the_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = files::write_job(folder.path());
+    let run = |name: &str, codecs: [&str; 2]| -> Option<[f64; 4]> {
+        let collector = Collector::start()?;
+        let dir = folder.path().join(name);
+        let [push, pull] = codecs.map(|codec| format!("\"{codec}\""));
+        let (push, pull) = (format!("transport.push_codec={push}"), format!("transport.pull_codec={pull}"));
+        let arguments = ["run", text(&file), "--run-dir", text(&dir), "--json", "--quiet"];
+        let set = [&push, &pull, "training.max_steps=12"].map(|set| ["--set", set]).concat();
+        let started =
+            process::start_in(PROGRAM, &[&arguments[..], &set].concat(), &dir, &collector.environment());
+        let summary = started.wait().succeeded().json();
+        // The last export is the one at the process's end.
+        let number = |node: &str, metric: &str| until(metric, || collector.number(node, metric));
+        until("the last step", || (collector.number(SCHEDULER, "testudo.steps") == Some(12.0)).then_some(()));
+        let ratios = ["testudo.push.ratio", "testudo.pull.ratio"].map(|metric| number(SCHEDULER, metric));
+        assert_eq!(ratios.map(Some), ["push_ratio", "pull_ratio"].map(|key| summary[key].as_f64()));
+        let errors = [number(SCHEDULER, "testudo.push.error"), number("server/1", "testudo.pull.error")];
+        let told = summary["pull_error"].as_f64().unwrap();
+        // Two servers hold all slices, none of which is longer than what is measured of it.
+        assert!(told == 0.0 && errors[1] == 0.0 || (errors[1] / told - 1.0).abs() < 0.5, "{errors:?} {told}");
+        Some([ratios[0], ratios[1], errors[0], errors[1]])
+    };
+    let Some([push, pull, push_error, pull_error]) = run("lossy", ["bf16", "int8"]) else { return };
+    assert_eq!(push, 0.5);
+    assert!(pull > 0.25 && pull < 0.28, "{pull}");
+    assert!(push_error > 1e-4 && push_error < 0.01 && pull_error > 1e-4 && pull_error < 0.01);
+    assert_eq!(run("lossless", ["f32", "f32"]), Some([1.0, 1.0, 0.0, 0.0]));
+}
+
 /// A collector that takes connections and never answers changes nothing of a run, and holds up no end.
 #[test]
 fn a_collector_that_never_answers_changes_nothing() {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use testudo_kernels::{Codec, CodecError};
+use testudo_kernels::{Codec, CodecError, Distortion};
 
 use crate::message::PullRefusal;
 use crate::numbers;
@@ -26,6 +26,8 @@ struct Values {
     encoded: Option<Bytes>,
     /// The BLAKE3 hash of what is given out: hashed once, for every reader's MAC.
     hash: [u8; 32],
+    /// What readers do not learn of it, as sampled.
+    lost: Distortion,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,7 @@ impl Store {
     }
 
     fn encode(&self, values: Vec<f32>) -> Result<Values, CodecError> {
+        let lost = Distortion::of_start(self.codec, &values)?;
         let encoded = if self.codec.is_lossless() {
             None
         } else {
@@ -76,7 +79,7 @@ impl Store {
         };
         let given = encoded.as_deref().unwrap_or_else(|| bytemuck::cast_slice(&values));
         let hash = *blake3::hash(given).as_bytes();
-        Ok(Values { exact: Arc::new(values), encoded, hash })
+        Ok(Values { exact: Arc::new(values), encoded, hash, lost })
     }
 
     /// Puts the next version of `slice` in place; the one before the current is dropped and returned for reuse, unless
@@ -128,6 +131,17 @@ impl Store {
     #[must_use]
     pub fn current(&self, slice: SliceId) -> Option<(u64, Arc<Vec<f32>>)> {
         self.slices.get(&slice).map(|v| (v.number, Arc::clone(&v.current.exact)))
+    }
+
+    /// What those who pull do not learn of the current versions, relative to them: the root mean square over the first
+    /// [`Distortion::SAMPLE`] values of every slice. 0 under a lossless codec.
+    #[must_use]
+    pub fn pull_error(&self) -> f64 {
+        let mut all = Distortion::default();
+        for slice in &self.slices {
+            all.add(slice.current.lost);
+        }
+        all.relative()
     }
 
     /// That version's bytes in the store's codec, shared with the store, and their hash.
@@ -198,7 +212,14 @@ mod tests {
         let (exact, hash) = store.read_exact(slice, 3).unwrap();
         assert_eq!((&exact[..], hash), (bytemuck::cast_slice(&[1.0f32, 0.1]), None));
         assert_eq!(*store.current(slice).unwrap().1, [1.0, 0.1]);
+        // Of 1.0 nothing is lost, of 0.1 what bfloat16 has not.
+        let expected =
+            f64::from(f32::from_bits(0x3dcd_0000) - 0.1) / (1.0 + f64::from(0.1f32).powi(2)).sqrt();
+        assert!((store.pull_error() / expected - 1.0).abs() < 1e-9, "{} {expected}", store.pull_error());
         assert_eq!(store.read_exact(slice, 4), Err(StoreMiss::Next));
+        // The newest version is what counts.
+        store.put(slice, vec![1.0, 0.5]).unwrap();
+        assert_eq!(store.pull_error(), 0.0);
         let int8 = Store::new(Codec::Int8);
         assert_eq!(int8.begin(slice, 0, vec![f32::NAN]), Err(CodecError::NotFinite(0)));
         assert!(int8.current(slice).is_none());

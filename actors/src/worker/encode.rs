@@ -14,9 +14,8 @@ use crate::placement::{Slice, SliceId};
 use crate::witness::Choice;
 use crate::worker::residuals::Residuals;
 
-/// Elements of a slice, from its start, whose error is measured: a look at the codec, not a pass over the gradient. A whole number of
-/// every codec's blocks.
-const SAMPLE: usize = 1024;
+/// Elements of a slice whose error is measured.
+const SAMPLE: usize = Distortion::SAMPLE;
 
 /// What the scheduler witnesses, and its values in the sum under way.
 pub(super) struct Witnessed {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{Codec, CodecError};
+
 /// Sums of squares: of what was lost, and of what was meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Distortion {
@@ -12,6 +14,29 @@ pub struct Distortion {
 }
 
 impl Distortion {
+    /// Elements of a slice, from its start, whose error is measured: a look at the codec, not a pass over all values. A whole number of
+    /// every codec's blocks.
+    pub const SAMPLE: usize = 1024;
+
+    /// Of the first values of a slice, as they are encoded without feedback.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn of_start(codec: Codec, values: &[f32]) -> Result<Distortion, CodecError> {
+        if codec.is_lossless() {
+            return Ok(Distortion::default());
+        }
+        let values = values.get(..Self::SAMPLE).unwrap_or(values);
+        // No codec's bytes are more than those of `f32` and a block's scale.
+        let (mut bytes, mut read) = ([0; 4 * Self::SAMPLE + 4], [0.0; Self::SAMPLE]);
+        let bytes = bytes.get_mut(..codec.encoded_len(values.len())).unwrap_or_default();
+        let read = read.get_mut(..values.len()).unwrap_or_default();
+        codec.encode(values, bytes)?;
+        codec.decode(bytes, read)?;
+        let lost = values.iter().zip(read.iter()).map(|(value, read)| value - read);
+        Ok(Distortion::new(lost, values.iter().copied()))
+    }
+
     /// Of values of which `lost` did not get there.
     #[must_use]
     pub fn new(lost: impl Iterator<Item = f32>, meant: impl Iterator<Item = f32>) -> Distortion {

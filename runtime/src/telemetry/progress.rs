@@ -1,12 +1,14 @@
-//! What is kept for a collector because nobody else keeps it: how far a run is, and what parts of checkpoints took.
+//! What is kept for a collector because nobody else keeps it: how far a run is, what parts of checkpoints took, and where a server's
+//! versions are.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use testudo_actors::checkpoint::{PartReceipt, PartSource, PartWriter, ServerSetup, Snapshot};
 use testudo_actors::message::Evaluated;
 use testudo_actors::scheduler::StepSummary;
+use testudo_actors::server::Store;
 use testudo_actors::{CheckpointError, JobSpec, Resume};
 use testudo_kernels::{Aggregator, OwnName};
 use testudo_observability::Attribute;
@@ -134,12 +136,13 @@ impl Progress {
     }
 }
 
-/// What a server's parts of checkpoints took.
+/// What a server's parts of checkpoints took, and the versions that it gives out.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
     written: AtomicU64,
     failed: AtomicU64,
     seconds: Last,
+    store: OnceLock<Arc<Store>>,
 }
 
 impl Parts {
@@ -156,6 +159,10 @@ impl Parts {
 
     pub(super) fn seconds(&self) -> Option<f64> {
         self.seconds.get()
+    }
+
+    pub(super) fn pull_error(&self) -> Option<f64> {
+        self.store.get().map(|store| store.pull_error())
     }
 }
 
@@ -182,6 +189,11 @@ impl<T: ServerSetup> ServerSetup for Timed<T> {
 
     fn source(&mut self, job: &JobSpec, resume: &Resume) -> Result<Box<dyn PartSource>, String> {
         self.inner.source(job, resume)
+    }
+
+    fn stored(&mut self, store: &Arc<Store>) {
+        // A server has one.
+        let _ = self.parts.store.set(Arc::clone(store));
     }
 
     fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {

@@ -146,7 +146,8 @@ impl Node {
             ),
         }
         let told = audit.as_ref().map(AuditLog::handle);
-        telemetry::scheduler(&self.meter, observer.progress(), told.as_ref());
+        let job = signed.open(&self.identity).map_err(Failure::misconfigured)?;
+        telemetry::scheduler(&self.meter, &job, observer.progress(), told.as_ref());
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure);
         // However the run went, what is known of it is signed.
