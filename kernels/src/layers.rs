@@ -40,3 +40,6 @@ pub(crate) use norm::Normalize;
 pub(crate) use pool::Pool;
 pub(crate) use relu::{relu, relu_gradient};
 pub(crate) use softmax::{cross_entropy, probabilities, scratch_elements, smoothed_cross_entropy};
+
+#[cfg(test)]
+mod tests;
