@@ -19,6 +19,7 @@ pub mod live;
 pub mod member;
 pub mod nodes;
 pub mod openssl;
+pub mod outvoted;
 pub mod pace;
 pub mod place;
 pub mod process;
