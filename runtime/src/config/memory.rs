@@ -5,13 +5,15 @@
 //!
 //! Estimates of what a node needs for itself are upper bounds, from the job alone; a worker adds its data.
 
+use std::collections::BTreeSet;
+
 use testudo_actors::scheduler::LEASED_AHEAD;
 use testudo_actors::scheduler::actor::order_bytes;
 use testudo_actors::witness::MOST;
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_transport::{Role, TransportConfig};
 
-use super::{Config, Data};
+use super::{ComputeDevice, Config, Data};
 
 /// The program with its threads and buffers, handshakes under way (256 of some 100 KiB), tables and lists.
 const PROGRAM: u64 = 64 << 20;
@@ -38,6 +40,12 @@ const SHARD_OF_SLICE: u64 = 128;
 const SLICE_AT_SCHEDULER: u64 = 2 << 10;
 /// Copies of a step's inner products in a node at most: the sum, one that is joined to it, its bytes, and those on their way.
 const PRODUCTS_AT_ONCE: u64 = 4;
+/// What a GPU's driver and compiler keep on the host in a process that computes on one, beside pinned memory: an estimate.
+const DRIVER: u64 = 512 << 20;
+/// Pinned memory through which tensors go to a GPU and come from it: two buffers of 4 MiB.
+const STAGING: u64 = 8 << 20;
+/// Gradients of one size that are on their way from a GPU at a time, each in pinned memory of its own: `UNDER_WAY` and one more.
+const LEAVING: u64 = 5;
 /// How much larger than its content a buffer that grew with a file may be.
 const GROWN: u64 = 2;
 
@@ -142,7 +150,12 @@ impl Config {
                 let residuals = if kept { 2 * shards } else { shards };
                 let copies = copies + if codecs.push.feeds_back() { residuals } else { 0 };
                 let shard = u64::from(self.training.step_examples()) / shards.max(1);
-                let activations = self.activation_bytes(shard);
+                let activations = match self.worker_device() {
+                    // They are on the device; what goes there is here.
+                    ComputeDevice::Cuda(_) => self.given_bytes(shard),
+                    // With `auto`, either may be.
+                    ComputeDevice::Cpu | ComputeDevice::Auto => self.activation_bytes(shard),
+                };
                 let sent = SLICES_UNDER_WAY * u64::from(self.transport.slice_bytes);
                 let all = self.parameter_bytes();
                 all.saturating_mul(copies)
@@ -156,7 +169,28 @@ impl Config {
                 tables.saturating_add(self.products_bytes()).saturating_add(self.told_bytes())
             }
         };
-        needs.saturating_add(PROGRAM)
+        needs.saturating_add(self.device_bytes(role)).saturating_add(PROGRAM)
+    }
+
+    /// Bytes that a node of that role needs on the host because it computes on a GPU, or may.
+    fn device_bytes(&self, role: Role) -> u64 {
+        let device = match role {
+            Role::Server => self.servers.device,
+            Role::Worker => self.worker_device(),
+            _ => ComputeDevice::Cpu,
+        };
+        match (role, device) {
+            (_, ComputeDevice::Cpu) => 0,
+            (Role::Worker, _) => {
+                // Room for a gradient is used again for those that are no longer.
+                let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
+                let sizes: BTreeSet<u64> =
+                    parameters.iter().map(|p| (p.shape.elements() as u64).saturating_mul(4)).collect();
+                let leaving = sizes.into_iter().fold(0, |sum: u64, bytes| sum.saturating_add(bytes));
+                leaving.saturating_mul(LEAVING).saturating_add(DRIVER + STAGING)
+            }
+            _ => DRIVER + STAGING,
+        }
     }
 
     /// Bytes of an epoch's order of a text's windows, of which there is one for every stride. That of images is little.
@@ -185,13 +219,21 @@ impl Config {
     /// examples themselves and their labels among them.
     fn activation_bytes(&self, shard: u64) -> u64 {
         let model = crate::job::model(&self.model);
-        let examples = shard.saturating_add(1).max(model.evaluation_batch() as u64);
+        let examples = usize::try_from(self.examples_at_once(shard)).unwrap_or(usize::MAX);
         // A model that is none is refused elsewhere.
-        let computed = model
-            .buffer_elements(self.training.precision, usize::try_from(examples).unwrap_or(usize::MAX))
-            .unwrap_or(0);
+        let computed = model.buffer_elements(self.training.precision, examples).unwrap_or(0);
+        (computed as u64).saturating_mul(4).saturating_add(self.given_bytes(shard))
+    }
+
+    /// Of those, the examples and their labels.
+    fn given_bytes(&self, shard: u64) -> u64 {
+        let model = crate::job::model(&self.model);
         let given = model.input_elements().saturating_add(model.targets()) as u64;
-        (computed as u64).saturating_add(given.saturating_mul(examples)).saturating_mul(4)
+        given.saturating_mul(self.examples_at_once(shard)).saturating_mul(4)
+    }
+
+    fn examples_at_once(&self, shard: u64) -> u64 {
+        shard.saturating_add(1).max(crate::job::model(&self.model).evaluation_batch() as u64)
     }
 
     /// Connections that a node of that role has memory for.

@@ -33,6 +33,6 @@ pub(super) static KEYS: &[Key] = &[
         rule: Rule::Integer { min: 64, max: 1 << 20 },
         absent: Absent::Unset("what a node needs, and its peers' credit twice over"),
         applies: None,
-        doc: "MiB that a node may occupy in all, whatever its role; the two nodes of a colocated process each. What it needs for itself is set aside (the program, parameters, sums, votes, a worker's data); of the rest each connection is granted its share as credit, at most `transport.max_in_flight_bytes`, for what comes and goes, read and unread; a connection for which there is none left is refused. A limit under which a slice could not travel is refused, with the least that will do.",
+        doc: "MiB that a node may occupy in all, whatever its role; the two nodes of a colocated process each. What it needs for itself is set aside (the program, parameters, sums, votes, a worker's data, what a GPU's driver takes on the host); of the rest each connection is granted its share as credit, at most `transport.max_in_flight_bytes`, for what comes and goes, read and unread; a connection for which there is none left is refused. A limit under which a slice could not travel is refused, with the least that will do.",
     },
 ];

@@ -73,6 +73,32 @@ fn what_whole_gradients_take_is_counted() {
     assert_eq!(krum(Role::Worker), median(Role::Worker));
 }
 
+/// On a GPU, activations are there, and the driver and pinned memory are here; with `auto`, either may be.
+#[test]
+fn what_a_gpu_takes_on_the_host_is_counted_and_what_is_on_it_is_not() {
+    let own = |role, overrides: &[&str]| parse(overrides).own_bytes(role, 0);
+    let shared = (512 + 8) << 20;
+    for device in ["cuda:0", "auto"] {
+        let server = format!("servers.device={device}");
+        assert_eq!(own(Role::Server, &[&server]) - own(Role::Server, &[]), shared);
+        for role in [Role::Scheduler, Role::Worker] {
+            assert_eq!(own(role, &[&server]), own(role, &[]));
+        }
+    }
+    // From 784 numbers to 10: two sizes of gradients, five of each.
+    let small = ["model.hidden=[]", "training.batch_size=4096"];
+    let pinned = 5 * 4 * (784 * 10 + 10);
+    let worker = |device: &str| own(Role::Worker, &[&small[..], &[device]].concat());
+    let (cpu, auto, gpu) =
+        (worker("workers.device=cpu"), worker("workers.device=auto"), worker("workers.device=cuda:0"));
+    assert_eq!(auto - cpu, shared + pinned);
+    let config = parse(&small);
+    let shard = 4096 / u64::from(config.training.logical_shards);
+    let activations = config.activation_bytes(shard) - config.given_bytes(shard);
+    assert!(activations > 4 * 10 * shard);
+    assert_eq!(auto - gpu, activations);
+}
+
 /// Without a limit every peer has the credit that is configured, and room for it.
 #[test]
 fn without_a_limit_there_is_room_for_every_peers_credit() {
