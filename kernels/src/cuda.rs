@@ -41,7 +41,7 @@ pub use batch_norm::{DeviceBatchNorm, DeviceStatistics, sum_pixels};
 pub use buffer::Buffer;
 pub use codec::{decode, encode, encode_feedback};
 pub use device::{Argument, Device, DeviceError, Fetch, Geometry, Product, Products, SCALARS, Scalars};
-pub use driver::Gpu;
+pub use driver::{Gpu, GpuMemory};
 pub use generate::Generated;
 pub use image::{DeviceConvolution, DevicePool, ImageSize};
 pub use layers::{CrossEntropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};

@@ -42,7 +42,9 @@ pub fn open(
     };
     // Without cuBLAS a GPU is not passed over: its bits were asked for.
     let wanted = wanted || products != Products::Exact;
-    match Gpu::open(number).and_then(|gpu| gpu.with_products(products)) {
+    // All that ships is compiled now: what is wrong with a compiler or a driver shows before the node joins, while `auto` can do without.
+    let opened = Gpu::open(number).and_then(|gpu| gpu.with_products(products)).and_then(Gpu::prepared);
+    match opened {
         Ok(gpu) => {
             let name = format!("cuda:{number}, {}", gpu.name());
             tracing::info!("{key} = \"{device}\": {name} computes");

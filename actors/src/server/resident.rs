@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 use testudo_kernels::cuda::{
-    self, AnyDevice, AnyMemory, Buffer, DeviceError, DeviceOptimizer, DeviceSlice, Votes,
+    self, AnyDevice, AnyMemory, Buffer, Device, DeviceError, DeviceOptimizer, DeviceSlice, Votes,
 };
 use testudo_kernels::optimizer::StepInputs;
 use testudo_kernels::{Aggregation, Optimizer};
@@ -58,14 +58,17 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// With the programs of `optimizers`.
-    pub(super) fn new(device: AnyDevice, optimizers: &[Optimizer]) -> Result<Resident, DeviceError> {
+    /// With the programs of `optimizers`, which are compiled now.
+    pub(super) fn new(mut device: AnyDevice, optimizers: &[Optimizer]) -> Result<Resident, DeviceError> {
         let compile = |(index, optimizer): (usize, &Optimizer)| {
-            DeviceOptimizer::new(&format!("optimizer_{index}"), optimizer.clone())
+            let optimizer = DeviceOptimizer::new(&format!("optimizer_{index}"), optimizer.clone())?;
+            device.prepare(optimizer.kernels().source())?;
+            Ok(optimizer)
         };
+        let optimizers = optimizers.iter().enumerate().map(compile).collect::<Result<_, DeviceError>>()?;
         Ok(Resident {
             device: RefCell::new(device),
-            optimizers: optimizers.iter().enumerate().map(compile).collect::<Result<_, _>>()?,
+            optimizers,
             units: BTreeMap::new(),
             places: HashMap::new(),
             rule: None,

@@ -54,6 +54,7 @@ trait Erased: Send {
         result: &mut AnyMemory,
     ) -> Result<bool, DeviceError>;
     fn any_blocks(&self) -> u32;
+    fn any_prepare(&mut self, source: &Source) -> Result<(), DeviceError>;
     fn any_launch(
         &mut self,
         source: &Source,
@@ -95,6 +96,10 @@ impl<D: Device> Erased for D {
 
     fn any_blocks(&self) -> u32 {
         Device::blocks(self)
+    }
+
+    fn any_prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
+        Device::prepare(self, source)
     }
 
     fn any_launch(
@@ -164,6 +169,10 @@ impl Device for AnyDevice {
         self.device.any_blocks()
     }
 
+    fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
+        self.device.any_prepare(source)
+    }
+
     fn launch(
         &mut self,
         source: &Source,
@@ -177,6 +186,8 @@ impl Device for AnyDevice {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::cuda::Buffer;
     use crate::cuda::emulator::Emulator;
@@ -199,7 +210,7 @@ mod tests {
         }
 
         fn fetch(&mut self, (): &(), _: usize) -> Result<Fetch, DeviceError> {
-            Ok(Fetch(0))
+            Ok(Fetch::holding(0, &Arc::default()))
         }
 
         fn collect(&mut self, _: Fetch, _: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
@@ -208,6 +219,11 @@ mod tests {
 
         fn blocks(&self) -> u32 {
             1
+        }
+
+        fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
+            let (source_name, architecture, log) = (source.name().into(), "none".into(), "no".into());
+            Err(DeviceError::Compile { source_name, architecture, log })
         }
 
         fn launch(
@@ -245,5 +261,6 @@ mod tests {
         let launched =
             other.launch(&Source::aggregate(), "add", Geometry::each(2, 1), &mut [buffer.output()]);
         assert_eq!(launched, Err(DeviceError::Foreign));
+        assert!(matches!(other.prepare(&Source::aggregate()), Err(DeviceError::Compile { .. })));
     }
 }

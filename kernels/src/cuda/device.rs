@@ -3,6 +3,8 @@
 //! Work is in order, but for [`fetch`](Device::fetch): what it copies is what was launched before it, and what is launched after it need
 //! not wait for the copy.
 
+use std::sync::Arc;
+
 use super::source::Source;
 use crate::codec::CodecError;
 use crate::optimizer::OptimizerError;
@@ -16,9 +18,25 @@ pub const SCALARS: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct Scalars(pub [f32; SCALARS]);
 
-/// A copy to the host under way, which its device knows by a number. One that nobody collects keeps its room.
-#[derive(PartialEq, Eq, Debug)]
-pub struct Fetch(pub(super) usize);
+/// A copy to the host under way, which its device knows by a number. Its room is used again once it was collected or dropped.
+#[derive(Debug)]
+pub struct Fetch {
+    number: usize,
+    /// Shared with the device, which sees by it whether somebody still has this.
+    _held: Arc<()>,
+}
+
+impl Fetch {
+    /// The copy of that number, whose room is taken as long as `room` is shared.
+    pub(super) fn holding(number: usize, room: &Arc<()>) -> Self {
+        Self { number, _held: Arc::clone(room) }
+    }
+
+    /// Its number.
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+}
 
 /// Memory and launches. What is launched runs in order; [`read`](Device::read) waits for it.
 pub trait Device: Send {
@@ -43,8 +61,8 @@ pub trait Device: Send {
     /// [`DeviceError::Driver`], also for what a launch before it met.
     fn read(&mut self, memory: &Self::Memory, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Begins to copy the first `bytes` bytes of a memory to the host, beside what is launched from now on. The memory may be written
-    /// again: that waits.
+    /// Begins to copy the first `bytes` bytes of a memory to the host, beside what is launched from now on. The memory may be read, and
+    /// written again, and given back: what writes it waits for the copy, on the device.
     ///
     /// # Errors
     /// [`DeviceError::Driver`].
@@ -72,6 +90,14 @@ pub trait Device: Send {
 
     /// How many blocks of threads it runs at once, or somewhat more. Kernels go round as often as they must.
     fn blocks(&self) -> u32;
+
+    /// Makes a source's kernels ready, so that what is wrong with them shows now. Others are made ready when they are first launched.
+    ///
+    /// # Errors
+    /// [`DeviceError::Compile`], [`DeviceError::Driver`].
+    fn prepare(&mut self, _source: &Source) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Runs a kernel.
     ///
@@ -174,12 +200,26 @@ pub enum DeviceError {
         advice: &'static str,
     },
     /// There is no GPU of this number.
-    #[error("cuda:{wanted} was asked for, but the driver has {found} GPUs, counted from cuda:0")]
+    #[error(
+        "cuda:{wanted} was asked for, but the driver, which looks at /dev/nvidia*, shows {found} GPUs, counted from cuda:0 (CUDA_VISIBLE_DEVICES, which hides others, is {visible})"
+    )]
     NoDevice {
         /// The number asked for.
         wanted: u32,
         /// How many there are.
         found: u32,
+        /// The value of `CUDA_VISIBLE_DEVICES`.
+        visible: String,
+    },
+    /// A library lacks a function.
+    #[error(
+        "{library} has no function {function}: it is older than CUDA 13.0, or a stand-in for building. Install a newer one, or use the CPU"
+    )]
+    OldLibrary {
+        /// What it is.
+        library: &'static str,
+        /// The first function that is missing.
+        function: String,
     },
     /// A source does not compile.
     #[error("{source_name} does not compile for {architecture}: {log}")]
@@ -204,6 +244,14 @@ pub enum DeviceError {
         free: usize,
         /// What the GPU has.
         total: usize,
+    },
+    /// The host has no memory that the GPU may copy to.
+    #[error(
+        "the host has no memory left that is locked for copies from and to the GPU: {bytes} bytes were asked for. Nothing was changed"
+    )]
+    OutOfHostMemory {
+        /// What was asked for.
+        bytes: usize,
     },
     /// The driver refused.
     #[error("the GPU's driver failed to {doing}: {message}")]

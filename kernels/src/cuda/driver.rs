@@ -5,14 +5,16 @@
     reason = "libraries are loaded and kernels launched here; each block says why it is sound"
 )]
 
+pub(super) mod loaded;
+mod memory;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
-    LaunchConfig, PinnedHostSlice, PushKernelArg,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
 
 use super::buffer::Buffer;
@@ -20,6 +22,8 @@ use super::device::{Argument, Device, DeviceError, Fetch, Geometry, Product, Pro
 use super::library::Library;
 use super::nvrtc;
 use super::source::Source;
+pub use memory::GpuMemory;
+use memory::{Slot, Staging};
 
 /// One GPU: its context, a stream of work, the sources that were compiled for it.
 #[derive(Debug)]
@@ -40,27 +44,11 @@ pub struct Gpu {
     fetched: Vec<Slot>,
 }
 
-/// Room for one copy beside others.
-#[derive(Debug)]
-struct Slot {
-    staging: Staging,
-    bytes: usize,
-    taken: bool,
-}
-
 /// A compiled source, with the kernels that were looked up in it.
 #[derive(Debug)]
 struct Module {
     module: Arc<CudaModule>,
     functions: HashMap<String, CudaFunction>,
-}
-
-/// Memory of the host that the GPU copies from and to without the driver's help.
-#[derive(Debug)]
-struct Staging {
-    bytes: PinnedHostSlice<u8>,
-    /// The copy that uses it.
-    busy: Option<CudaEvent>,
 }
 
 /// Bytes of each staging buffer: a slice as the wire has it, 1 MiB, fits four times.
@@ -77,10 +65,15 @@ impl Gpu {
     /// [`DeviceError::Driver`] what the driver said.
     pub fn open(number: u32) -> Result<Self, DeviceError> {
         Self::libraries()?;
-        let found = CudaContext::device_count().map_err(failed("count the GPUs"))?;
-        let found = u32::try_from(found).unwrap_or_default();
+        let found = match CudaContext::device_count() {
+            Ok(found) => u32::try_from(found).unwrap_or_default(),
+            // The driver is there, and what it drives is not.
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+            Err(error) => return Err(failed("count the GPUs")(error)),
+        };
         if number >= found {
-            return Err(DeviceError::NoDevice { wanted: number, found });
+            let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_else(|_| "not set".into());
+            return Err(DeviceError::NoDevice { wanted: number, found, visible });
         }
         Self::make(number)
     }
@@ -88,19 +81,10 @@ impl Gpu {
     /// Whether the driver and what compiles kernels are there, without asking the driver for anything: nothing runs beside after it.
     ///
     /// # Errors
-    /// [`DeviceError::NoLibrary`] says what was looked for and where.
+    /// [`DeviceError::NoLibrary`] says what was looked for and where, [`DeviceError::OldLibrary`] what a library lacks.
     pub fn libraries() -> Result<(), DeviceError> {
-        // SAFETY: loading the library runs its initializers; it is NVIDIA's, found by the system's loader as any other is.
-        let is_there = unsafe { sys::is_culib_present() };
-        if !is_there {
-            let names = ["cuda", "nvcuda"];
-            return Err(nvrtc::missing(
-                "the NVIDIA driver",
-                &names,
-                "Install it (its libcuda.so.1 comes with the kernel module), or use the CPU",
-            ));
-        }
-        nvrtc::require()
+        loaded::driver()?;
+        loaded::compiler()
     }
 
     fn make(number: u32) -> Result<Self, DeviceError> {
@@ -140,18 +124,13 @@ impl Gpu {
         &self.name
     }
 
-    /// Compiles a source now rather than at its first launch.
+    /// With every source that ships compiled, so that nothing that is wrong with the compiler, the driver or a kernel shows later than here.
     ///
     /// # Errors
-    /// [`DeviceError::Compile`], [`DeviceError::Driver`].
-    pub fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
-        if !self.modules.contains_key(source) {
-            let ptx = nvrtc::compile(source, &self.architecture)?;
-            let module = self.context.load_module(ptx);
-            let module = module.map_err(failed(&format!("load {}", source.name())))?;
-            self.modules.insert(source.clone(), Module { module, functions: HashMap::new() });
-        }
-        Ok(())
+    /// As [`Device::prepare`].
+    pub fn prepared(mut self) -> Result<Self, DeviceError> {
+        Source::all().iter().try_for_each(|source| self.prepare(source))?;
+        Ok(self)
     }
 
     /// Copies a tensor within the GPU's memory: what other kernels' bandwidth is measured by.
@@ -160,14 +139,12 @@ impl Gpu {
     /// [`DeviceError::Length`], [`DeviceError::Driver`].
     pub fn copy<T: Pod>(
         &mut self,
-        from: &Buffer<CudaSlice<u8>, T>,
-        to: &mut Buffer<CudaSlice<u8>, T>,
+        from: &Buffer<GpuMemory, T>,
+        to: &mut Buffer<GpuMemory, T>,
     ) -> Result<(), DeviceError> {
         to.check(from.elements())?;
-        if let (Argument::In(from), Argument::InOut(to)) = (from.input(), to.output()) {
-            self.stream.memcpy_dtod(from, to).map_err(failed("copy within the GPU"))?;
-        }
-        Ok(())
+        let to = to.memory_mut().written(&self.stream)?;
+        self.stream.memcpy_dtod(&from.memory().slice, to).map_err(failed("copy within the GPU"))
     }
 
     /// Waits until everything that was launched is over.
@@ -193,38 +170,12 @@ impl Gpu {
     }
 }
 
-impl Staging {
-    fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DeviceError> {
-        // Without flags: memory that is written around the cache is slow to read back.
-        // SAFETY: the bytes are unset, and every value is a byte; they are written before they are read.
-        let bytes = unsafe { context.alloc_pinned_with_flags(bytes, 0) };
-        Ok(Self { bytes: bytes.map_err(failed("make staging buffers"))?, busy: None })
-    }
-
-    /// Its bytes, when the copy that used them is over.
-    fn wait(&mut self) -> Result<&mut [u8], DeviceError> {
-        if let Some(event) = self.busy.take() {
-            event.synchronize().map_err(failed("copy"))?;
-        }
-        self.bytes.as_mut_slice().map_err(failed("copy"))
-    }
-}
-
-impl Drop for Staging {
-    /// The driver may still copy into it, or out of it.
-    fn drop(&mut self) {
-        if let Some(event) = self.busy.take() {
-            let _ = event.synchronize();
-        }
-    }
-}
-
 impl Device for Gpu {
-    type Memory = CudaSlice<u8>;
+    type Memory = GpuMemory;
 
-    fn allocate(&mut self, tensor: &str, bytes: usize) -> Result<CudaSlice<u8>, DeviceError> {
+    fn allocate(&mut self, tensor: &str, bytes: usize) -> Result<GpuMemory, DeviceError> {
         // The driver knows no memory of no bytes.
-        self.stream.alloc_zeros(bytes.max(1)).map_err(|error| match error.0 {
+        self.stream.alloc_zeros(bytes.max(1)).map(GpuMemory::new).map_err(|error| match error.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = self.context.mem_get_info().unwrap_or_default();
                 DeviceError::OutOfMemory { tensor: tensor.into(), bytes, free, total }
@@ -233,8 +184,9 @@ impl Device for Gpu {
         })
     }
 
-    fn write(&mut self, memory: &mut CudaSlice<u8>, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+    fn write(&mut self, memory: &mut GpuMemory, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         let copying = failed("copy to the GPU");
+        let memory = memory.written(&self.stream)?;
         let mut start = at;
         for (index, chunk) in bytes.chunks(STAGING_BYTES).enumerate() {
             let staging = &mut self.staging[index % 2];
@@ -244,45 +196,46 @@ impl Device for Gpu {
                 return Err(too_short("write"));
             };
             self.stream.memcpy_htod(staged, &mut part).map_err(&copying)?;
-            staging.busy = Some(self.stream.record_event(None).map_err(&copying)?);
+            staging.busy = Some(Arc::new(self.stream.record_event(None).map_err(&copying)?));
             start += chunk.len();
         }
         Ok(())
     }
 
-    fn fetch(&mut self, memory: &CudaSlice<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
+    fn fetch(&mut self, memory: &GpuMemory, bytes: usize) -> Result<Fetch, DeviceError> {
         let copying = failed("copy from the GPU");
-        let fits = |(_, slot): &(usize, &Slot)| !slot.taken && slot.staging.bytes.len() >= bytes;
+        let Some(part) = memory.slice.try_slice(..bytes) else { return Err(too_short("fetch")) };
+        let fits = |(_, slot): &(usize, &Slot)| slot.is_free() && slot.staging.room() >= bytes;
         let free = self.fetched.iter().enumerate().filter(fits);
-        let slot = match free.min_by_key(|(_, slot)| slot.staging.bytes.len()) {
-            Some((slot, _)) => slot,
+        let number = match free.min_by_key(|(_, slot)| slot.staging.room()) {
+            Some((number, _)) => number,
             None => {
                 let staging = Staging::new(&self.context, bytes.max(1))?;
-                self.fetched.push(Slot { staging, bytes: 0, taken: false });
+                self.fetched.push(Slot { staging, bytes: 0, held: Arc::default() });
                 self.fetched.len() - 1
             }
         };
-        let Some(Slot { staging, bytes: copied, taken }) = self.fetched.get_mut(slot) else {
+        let Some(Slot { staging, bytes: copied, held }) = self.fetched.get_mut(number) else {
             return Err(too_short("fetch"));
         };
-        let Some(part) = memory.try_slice(..bytes) else { return Err(too_short("fetch")) };
         if bytes > 0 {
-            // The memory's own events make this stream wait for what was launched before, and later writers wait for this stream.
+            // The memory's own events make this stream wait for what was launched before; writers wait for the copy (memory.rs).
             self.beside.memcpy_dtoh(&part, &mut staging.wait()?[..bytes]).map_err(&copying)?;
-            staging.busy = Some(self.beside.record_event(None).map_err(&copying)?);
+            let over = Arc::new(self.beside.record_event(None).map_err(&copying)?);
+            memory.is_copied(&over);
+            staging.busy = Some(over);
         }
-        (*copied, *taken) = (bytes, true);
-        Ok(Fetch(slot))
+        *copied = bytes;
+        Ok(Fetch::holding(number, held))
     }
 
-    fn collect(&mut self, Fetch(slot): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
-        let Some(slot) = self.fetched.get_mut(slot) else { return Err(too_short("collect")) };
-        slot.taken = false;
+    fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        let Some(slot) = self.fetched.get_mut(fetch.number()) else { return Err(too_short("collect")) };
         show(&slot.staging.wait()?[..slot.bytes]);
         Ok(())
     }
 
-    fn read(&mut self, memory: &CudaSlice<u8>, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&mut self, memory: &GpuMemory, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let copying = failed("copy from the GPU");
         let mut start = at;
         // While one chunk comes, the one before is copied on.
@@ -290,11 +243,11 @@ impl Device for Gpu {
         for (index, chunk) in bytes.chunks_mut(STAGING_BYTES).enumerate() {
             let staging = &mut self.staging[index % 2];
             let staged = &mut staging.wait()?[..chunk.len()];
-            let Some(part) = memory.try_slice(start..start + chunk.len()) else {
+            let Some(part) = memory.slice.try_slice(start..start + chunk.len()) else {
                 return Err(too_short("read"));
             };
             self.stream.memcpy_dtoh(&part, staged).map_err(&copying)?;
-            staging.busy = Some(self.stream.record_event(None).map_err(&copying)?);
+            staging.busy = Some(Arc::new(self.stream.record_event(None).map_err(&copying)?));
             start += chunk.len();
             if let Some((index, chunk)) = before.replace((index, chunk)) {
                 chunk.copy_from_slice(&self.staging[index % 2].wait()?[..chunk.len()]);
@@ -309,18 +262,27 @@ impl Device for Gpu {
     fn multiply(
         &mut self,
         product: Product,
-        a: &CudaSlice<u8>,
-        b: &CudaSlice<u8>,
-        c: &mut CudaSlice<u8>,
+        a: &GpuMemory,
+        b: &GpuMemory,
+        c: &mut GpuMemory,
     ) -> Result<bool, DeviceError> {
-        match &self.library {
-            Some(library) => library.multiply(product, a, b, c).map(|()| true),
-            None => Ok(false),
-        }
+        let Some(library) = &self.library else { return Ok(false) };
+        library.multiply(product, &a.slice, &b.slice, c.written(&self.stream)?)?;
+        Ok(true)
     }
 
     fn blocks(&self) -> u32 {
         self.blocks
+    }
+
+    fn prepare(&mut self, source: &Source) -> Result<(), DeviceError> {
+        if !self.modules.contains_key(source) {
+            let ptx = nvrtc::compile(source, &self.architecture)?;
+            let module = self.context.load_module(ptx);
+            let module = module.map_err(failed(&format!("load {}", source.name())))?;
+            self.modules.insert(source.clone(), Module { module, functions: HashMap::new() });
+        }
+        Ok(())
     }
 
     fn launch(
@@ -328,15 +290,15 @@ impl Device for Gpu {
         source: &Source,
         kernel: &str,
         geometry: Geometry,
-        arguments: &mut [Argument<'_, CudaSlice<u8>>],
+        arguments: &mut [Argument<'_, GpuMemory>],
     ) -> Result<(), DeviceError> {
         source.check(kernel, arguments)?;
         let function = self.function(source, kernel)?;
         let mut launch = self.stream.launch_builder(&function);
         for argument in arguments {
             match argument {
-                Argument::In(memory) => launch.arg(&**memory),
-                Argument::InOut(memory) => launch.arg(&mut **memory),
+                Argument::In(memory) => launch.arg(&memory.slice),
+                Argument::InOut(memory) => launch.arg(memory.written(&self.stream)?),
                 Argument::F32(value) => launch.arg(&*value),
                 Argument::U32(value) => launch.arg(&*value),
                 Argument::U64(value) => launch.arg(&*value),

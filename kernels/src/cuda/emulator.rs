@@ -26,7 +26,7 @@ pub struct Emulator {
     pub library: bool,
     /// Bytes that it gave out. None comes back.
     given: usize,
-    fetched: Vec<Vec<u8>>,
+    fetched: Vec<(Vec<u8>, Arc<()>)>,
 }
 
 /// What was compiled, for all devices that came of one.
@@ -203,12 +203,18 @@ impl Device for Emulator {
 
     /// At once: later writers wait for the copy.
     fn fetch(&mut self, memory: &Vec<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
-        self.fetched.push(memory[..bytes].to_vec());
-        Ok(Fetch(self.fetched.len() - 1))
+        let copy = memory[..bytes].to_vec();
+        let free = self.fetched.iter().position(|(_, held)| Arc::strong_count(held) == 1);
+        let number = free.unwrap_or(self.fetched.len());
+        match self.fetched.get_mut(number) {
+            Some((room, _)) => *room = copy,
+            None => self.fetched.push((copy, Arc::default())),
+        }
+        Ok(Fetch::holding(number, &self.fetched[number].1))
     }
 
-    fn collect(&mut self, Fetch(copy): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
-        show(&std::mem::take(&mut self.fetched[copy]));
+    fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        show(&std::mem::take(&mut self.fetched[fetch.number()].0));
         Ok(())
     }
 

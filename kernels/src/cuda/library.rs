@@ -6,13 +6,13 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use cudarc::cublas::sys::{
-    self, cublasComputeType_t as Compute, cublasGemmAlgo_t, cublasOperation_t as Operation, cudaDataType_t,
+    cublasComputeType_t as Compute, cublasGemmAlgo_t, cublasOperation_t as Operation, cudaDataType_t,
 };
 use cudarc::cublas::{CudaBlas, result};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::device::{DeviceError, Product, Products};
-use super::nvrtc;
+use super::driver::loaded;
 
 /// cuBLAS on a stream.
 #[derive(Debug)]
@@ -31,15 +31,7 @@ impl Library {
             Products::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
             Products::Bf16 => Compute::CUBLAS_COMPUTE_32F_FAST_16BF,
         };
-        // SAFETY: loading the library runs its initializers; it is NVIDIA's, found by the system's loader as any other is.
-        let is_there = unsafe { sys::is_culib_present() };
-        if !is_there {
-            return Err(nvrtc::missing(
-                "cuBLAS, the library of matrix products,",
-                &["cublas"],
-                "Install it (the package libcublas of CUDA 13.0, or nvidia-cublas from PyPI with its lib folder in LD_LIBRARY_PATH), or set workers.products to \"exact\"",
-            ));
-        }
+        loaded::products()?;
         let blas = CudaBlas::new(Arc::clone(stream)).map_err(|error| failed("open cuBLAS", &error))?;
         Ok(Some(Self { blas, stream: Arc::clone(stream), compute }))
     }

@@ -1,11 +1,10 @@
 //! NVRTC: CUDA C++ to PTX, in the process. It takes tens of milliseconds a source, so that what was compiled is kept in memory
 //! only: a cache on disk would be code that another could write.
 
-#![allow(unsafe_code, reason = "a library is loaded here")]
-
 use cudarc::nvrtc::{self, CompileError, CompileOptions, Ptx};
 
 use super::device::DeviceError;
+use super::driver::loaded;
 use super::source::Source;
 
 /// Compiles a source for an architecture: `compute_90` for PTX that later GPUs take too, `sm_90` for one kind.
@@ -13,7 +12,7 @@ use super::source::Source;
 /// # Errors
 /// [`DeviceError::NoLibrary`] if NVRTC is not there, [`DeviceError::Compile`] with what it says.
 pub(super) fn compile(source: &Source, architecture: &str) -> Result<Ptx, DeviceError> {
-    require()?;
+    loaded::compiler()?;
     let options = CompileOptions {
         // The bits are the CPU's: no contraction of its own, subnormal numbers, correct rounding.
         fmad: Some(false),
@@ -36,20 +35,6 @@ pub(super) fn compile(source: &Source, architecture: &str) -> Result<Ptx, Device
             other => other.to_string(),
         },
     })
-}
-
-/// Whether NVRTC can be loaded.
-pub(super) fn require() -> Result<(), DeviceError> {
-    // SAFETY: loading the library runs its initializers; it is NVIDIA's, found by the system's loader as any other is.
-    let is_there = unsafe { nvrtc::sys::is_culib_present() };
-    if is_there {
-        return Ok(());
-    }
-    Err(missing(
-        "NVRTC, the CUDA compiler,",
-        &["nvrtc"],
-        "Install it (the package cuda-nvrtc of CUDA 13.0, or nvidia-cuda-nvrtc from PyPI with its lib folder in LD_LIBRARY_PATH), or use the CPU",
-    ))
 }
 
 /// File names that an error tells.

@@ -2,6 +2,7 @@
 //! NVRTC for every kind of GPU that is promised. With `--features gpu-tests` the same comparisons run on a GPU.
 
 mod comparisons;
+mod driver;
 mod emulated;
 #[cfg(feature = "gpu-tests")]
 mod gpu;

@@ -29,7 +29,7 @@ pub(super) fn hash(index: u64) -> u64 {
 }
 
 /// Ordinary numbers, from -1.5 to 1.5.
-fn numbers(elements: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(elements: usize, seed: u64) -> Vec<f32> {
     (0..elements as u64).map(|i| ((hash(seed << 40 | i) >> 40) as f32 / 16_777_216.0 - 0.5) * 3.0).collect()
 }
 
@@ -56,7 +56,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }).collect()
 }
 
-fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
+pub(super) fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
     let (found, expected) = (bits(found), bits(expected));
     if let Some(at) = (0..expected.len().max(found.len())).find(|at| found.get(*at) != expected.get(*at)) {
         panic!(

@@ -1,15 +1,16 @@
 //! Every kernel compiles, for every kind of GPU that is promised.
 
 use super::programs;
-use crate::cuda::nvrtc::{compile, require};
+use crate::cuda::driver::loaded;
+use crate::cuda::nvrtc::compile;
 use crate::cuda::{DeviceError, Gpu, Source};
 
 /// A100, H100, B200.
 const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
 
 /// Skips a test where NVRTC is not there, unless the environment says that it must be.
-fn is_there() -> bool {
-    match require() {
+pub(super) fn is_there() -> bool {
+    match loaded::compiler() {
         Ok(()) => true,
         Err(error) => {
             assert!(std::env::var_os("TESTUDO_REQUIRE_NVRTC").is_none(), "{error}");

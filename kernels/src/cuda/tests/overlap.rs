@@ -34,10 +34,11 @@ impl Device for Recorder {
 
     fn fetch(&mut self, _: &Vec<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
         self.note(format!("fetch {}", bytes / 4));
-        Ok(Fetch(bytes))
+        Ok(Fetch::holding(bytes, &Arc::default()))
     }
 
-    fn collect(&mut self, Fetch(bytes): Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+    fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        let bytes = fetch.number();
         self.note(format!("collect {}", bytes / 4));
         show(&vec![0; bytes]);
         Ok(())
