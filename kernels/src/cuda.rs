@@ -1,4 +1,4 @@
-//! Kernels for NVIDIA GPUs: the twins of this crate's arithmetic on the CPU, compiled when a process starts.
+//! Kernels for NVIDIA GPUs: the twins of this crate's arithmetic on the CPU, compiled when a GPU is opened.
 //!
 //! Nothing of CUDA is needed to build or to run without a GPU: the driver and NVRTC, its compiler, are looked for at run time
 //! ([`Gpu::open`]). `docs/gpu.md` says what runs where and how all of it is tested without a GPU.
@@ -27,13 +27,16 @@ mod image;
 mod layers;
 mod library;
 mod linear;
+mod losses;
 mod model;
 mod network;
 mod nvrtc;
 mod operations;
+mod self_test;
 mod sequence;
 mod source;
 mod update;
+mod weigh;
 
 pub use any::{AnyDevice, AnyMemory};
 pub use attention::{DeviceAttention, DeviceDrops};
@@ -46,12 +49,15 @@ pub use generate::Generated;
 pub use image::{DeviceConvolution, DevicePool, ImageSize};
 pub use layers::{CrossEntropy, gelu, gelu_gradient, relu, relu_gradient, sum_examples};
 pub use linear::DeviceLinear;
+pub use losses::{binary_cross_entropy, squared_error};
 pub use model::DeviceModel;
 pub use network::{add_bias, add_rectified, copy, copy_to, fill, permute, sum_of};
-pub use operations::{Votes, add, add_checked, divide, first_non_finite, first_non_finite_of};
+pub use operations::{Votes, add, add_checked, divide, first_non_finite};
+pub use self_test::self_test;
 pub use sequence::{DeviceNorm, Tokens, dropout, positions_gradient};
 pub use source::Source;
 pub use update::{DeviceOptimizer, DeviceSlice};
+pub use weigh::{add_products, clip, combine};
 
 #[cfg(test)]
 mod tests;

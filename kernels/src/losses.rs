@@ -30,10 +30,8 @@ pub struct LossError {
 pub fn squared_error(outputs: &[f32], targets: &[f32], gradient: &mut [f32]) -> Result<f64, LossError> {
     check(outputs, targets, gradient)?;
     differences(outputs, targets, gradient);
-    let mut sum = 0.0;
+    let sum = sum_of_squares(gradient);
     for difference in gradient {
-        let exact = f64::from(*difference);
-        sum += exact * exact;
         *difference += *difference;
     }
     Ok(sum)
@@ -48,9 +46,19 @@ pub fn binary_cross_entropy(logits: &[f32], targets: &[f32], gradient: &mut [f32
     check(logits, targets, gradient)?;
     // First the losses: each is needed once, and the room is there.
     cross_entropies(logits, targets, gradient);
-    let sum = gradient.iter().copied().map(f64::from).sum();
+    let sum = sum(gradient);
     sigmoids(logits, targets, gradient);
     Ok(sum)
+}
+
+/// In order.
+pub(crate) fn sum(losses: &[f32]) -> f64 {
+    losses.iter().fold(0.0, |sum, loss| sum + f64::from(*loss))
+}
+
+/// In order. A square of an `f32` is exact.
+pub(crate) fn sum_of_squares(differences: &[f32]) -> f64 {
+    differences.iter().fold(0.0, |sum, difference| sum + f64::from(*difference) * f64::from(*difference))
 }
 
 fn check(outputs: &[f32], targets: &[f32], gradient: &[f32]) -> Result<(), LossError> {

@@ -31,16 +31,17 @@ const NORM_CHANNELS: u32 = 32;
 const NORM_SUMS: u32 = 16;
 
 impl<M> DeviceStatistics<M> {
-    /// Room for the statistics of so many channels.
+    /// Room for the statistics of so many channels of the norm of that name.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
-    pub fn new<D: Device<Memory = M>>(device: &mut D, channels: usize) -> Result<Self, DeviceError> {
-        Ok(Self {
-            mean: Buffer::zeros(device, "mean", channels)?,
-            variance: Buffer::zeros(device, "variance", channels)?,
-            inverse: Buffer::zeros(device, "inverse", channels)?,
-        })
+    pub fn new<D: Device<Memory = M>>(
+        device: &mut D,
+        name: &str,
+        channels: usize,
+    ) -> Result<Self, DeviceError> {
+        let mut of = |what: &str| Buffer::zeros(device, &format!("{what} of {name}"), channels);
+        Ok(Self { mean: of("mean")?, variance: of("variance")?, inverse: of("inverse deviation")? })
     }
 
     /// Computes the inverse anew, after mean and variance were set to running statistics.

@@ -128,6 +128,11 @@ impl<M, T: Pod> Buffer<M, T> {
         Ok(values)
     }
 
+    /// Gives it another name, as what it is used for now.
+    pub fn rename(&mut self, name: impl Into<String>) {
+        self.name = name.into();
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

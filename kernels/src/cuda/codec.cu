@@ -266,14 +266,28 @@ extern "C" __global__ void one_bit_decode(const u8 *bytes, float *values, u64 el
 }
 
 // topk. The least magnitude that is sent is found digit by digit: how many of those that share the digits known so far have each
-// value of the next one. The host reads the counts and settles the digit.
+// value of the next one. The host reads the counts and settles the digit. Few values are common, so that all threads of the grid would meet
+// at a few counters: each block counts for itself first.
+#define TOP_K_DIGIT 2048
+
 extern "C" __global__ void top_k_digits(
     const float *residual, u64 *counts, u32 settled, u32 found, u32 shift, u32 mask, u64 elements)
 {
+    __shared__ u64 mine[TOP_K_DIGIT];
+    for (u32 digit = threadIdx.x; digit < TOP_K_DIGIT; digit += blockDim.x) {
+        mine[digit] = 0;
+    }
+    __syncthreads();
     EACH(i, elements) {
         const u32 magnitude = __float_as_uint(residual[i]) & MAGNITUDE;
         if ((magnitude & settled) == found) {
-            atomicAdd(&counts[magnitude >> shift & mask], (u64)1);
+            atomicAdd(&mine[magnitude >> shift & mask], (u64)1);
+        }
+    }
+    __syncthreads();
+    for (u32 digit = threadIdx.x; digit < TOP_K_DIGIT; digit += blockDim.x) {
+        if (mine[digit] > 0) {
+            atomicAdd(&counts[digit], mine[digit]);
         }
     }
 }

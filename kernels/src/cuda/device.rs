@@ -290,6 +290,20 @@ pub enum DeviceError {
         /// How many classes there are.
         classes: usize,
     },
+    /// What was computed has not the CPU's bits.
+    #[error(
+        "the GPU does not compute as the CPU does: element {element} of {what} has the bits {found:#010x}, and must have {expected:#010x}. Use the CPU"
+    )]
+    Arithmetic {
+        /// What was computed.
+        what: &'static str,
+        /// Which element of it.
+        element: usize,
+        /// Its bits.
+        found: u32,
+        /// The CPU's.
+        expected: u32,
+    },
     /// As on the CPU.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),

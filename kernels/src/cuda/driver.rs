@@ -155,6 +155,12 @@ impl Gpu {
         self.stream.synchronize().map_err(failed("finish"))
     }
 
+    /// Whether everything that was launched is over, without waiting for it.
+    #[cfg(test)]
+    pub(in crate::cuda) fn is_idle(&self) -> bool {
+        self.stream.record_event(None).is_ok_and(|end| end.is_complete())
+    }
+
     fn function(&mut self, source: &Source, kernel: &str) -> Result<CudaFunction, DeviceError> {
         self.prepare(source)?;
         let finding = || failed(&format!("find kernel {kernel}"));

@@ -5,7 +5,8 @@
 //! 1. An element's value is the graph's, operation by operation: each node of the graph is one statement of the kernel, and `fmaf`
 //!    stands where the graph has a fused operation, nowhere else.
 //! 2. Scalars come from the host, rounded to f32 as on the CPU: powers, `exp` and `ln` of f64 have their bits there.
-//! 3. Reductions feed the lanes of optimizer.cu, element by element in the order of the CPU's.
+//! 3. What is not finite is found by the pass that makes it: the values are not read again.
+//! 4. Reductions feed the lanes of optimizer.cu, element by element in the order of the CPU's.
 
 use std::fmt::Write;
 
@@ -119,25 +120,32 @@ extern "C" __global__ void {name}_reduce_{level}(const float *__restrict__ weigh
         );
     }
 
-    /// The pass that stores: the new weights where the gradient sum was, the new states.
+    /// The pass that stores: the new weights where the gradient sum was, the new states. `first` becomes the lowest index at which one of
+    /// them is not finite, as in aggregate.cu.
     fn update(&mut self, name: &str) {
         let graph = self.graph;
         let roots: Vec<NodeId> = graph.states().iter().copied().chain([graph.weights()]).collect();
         let states: String =
             self.states().map(|state| format!("float *__restrict__ state_{state}, ")).collect();
         let statements = self.statements(&roots, "        ");
+        let mut finite = vec![format!("is_finite(v{})", graph.weights().index())];
         let mut stores = String::new();
         for (state, node) in graph.states().iter().enumerate() {
             let _ = writeln!(stores, "        state_{state}[i] = v{};", node.index());
+            finite.push(format!("is_finite(v{})", node.index()));
         }
         let _ = writeln!(stores, "        gradient[i] = v{};", graph.weights().index());
+        let finite = finite.join(" && ");
         let _ = write!(
             self.text,
             r#"
-extern "C" __global__ void {name}_update(const float *__restrict__ weights, float *__restrict__ gradient, {states}Scalars s, float divisor, u64 elements)
+extern "C" __global__ void {name}_update(const float *__restrict__ weights, float *__restrict__ gradient, {states}Scalars s, float divisor, u64 *first, u64 elements)
 {{
     EACH(i, elements) {{
-{statements}{stores}    }}
+{statements}{stores}        if (!({finite})) {{
+            atomicMin(first, i);
+        }}
+    }}
 }}
 "#
         );

@@ -3,7 +3,9 @@
 //! 1. Parameters come from the host and gradients go there with each call, so a model holds nothing between calls but room.
 //! 2. A gradient is copied to the host beside what is launched after it ([`Device::fetch`]), and handed over when it has come: last layer
 //!    first, while layers before it are at work.
-//! 3. Memory is taken once, when the model is built; what did not fit is named.
+//! 3. Memory that grows with parameters or activations is taken once, when the model is built: every tensor has a name of its own, by its
+//!    parameter or layer, which says what did not fit. What a call takes beside is a few numbers for each token, and, in the first calls, the
+//!    host's room for gradients on their way.
 
 mod cnn;
 mod gpt;
@@ -90,7 +92,7 @@ impl<D: Device + 'static> DeviceModel<D> {
                 Box::new(cnn::Cnn::new(&mut device, *image, *classes, max_examples)?)
             }
             ModelSpec::ResNet18 { image, classes, .. } => {
-                Box::new(resnet::ResNet::new(&mut device, *image, *classes, max_examples)?)
+                Box::new(resnet::ResNet::new(&mut device, *image, *classes, max_examples, &specs)?)
             }
             ModelSpec::Gpt(spec) => Box::new(gpt::Gpt::new(&mut device, spec, max_examples)?),
             ModelSpec::Custom { name, .. } => return Err(ModelError::NotBuiltIn { name: name.clone() }),

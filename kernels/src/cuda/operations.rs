@@ -47,30 +47,20 @@ pub fn first_non_finite<D: Device>(
     device: &mut D,
     values: &Buffer<D::Memory, f32>,
 ) -> Result<Option<usize>, DeviceError> {
-    first_non_finite_of(device, &[values])
-}
-
-/// The lowest index at which one of several tensors has a value that is NaN or infinite.
-///
-/// # Errors
-/// What a launch may meet.
-pub fn first_non_finite_of<D: Device>(
-    device: &mut D,
-    tensors: &[&Buffer<D::Memory, f32>],
-) -> Result<Option<usize>, DeviceError> {
     let mut first = Buffer::of(device, "first", &[NONE])?;
-    for values in tensors {
-        let geometry = Geometry::each(values.elements(), device.blocks());
-        let arguments = &mut [values.input(), Argument::U64(values.elements() as u64), first.output()];
-        device.launch(&Source::aggregate(), "first_non_finite", geometry, arguments)?;
-    }
+    let geometry = Geometry::each(values.elements(), device.blocks());
+    let arguments = &mut [values.input(), Argument::U64(values.elements() as u64), first.output()];
+    device.launch(&Source::aggregate(), "first_non_finite", geometry, arguments)?;
     found(device, &first)
 }
 
 /// No index.
 pub(super) const NONE: u64 = u64::MAX;
 
-fn found<D: Device>(device: &mut D, first: &Buffer<D::Memory, u64>) -> Result<Option<usize>, DeviceError> {
+pub(super) fn found<D: Device>(
+    device: &mut D,
+    first: &Buffer<D::Memory, u64>,
+) -> Result<Option<usize>, DeviceError> {
     let mut index = [NONE];
     first.read(device, &mut index)?;
     Ok((index != [NONE]).then_some(index[0] as usize))

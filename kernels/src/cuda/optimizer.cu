@@ -11,17 +11,7 @@ struct Scalars {
     float value[256];
 };
 
-#define REDUCTION_LANES 16
 #define REDUCTION_BLOCK 4096
-
-// The sum of sixteen lanes, for the first of them. All threads of the warp must come here.
-static __device__ inline double lanes_to_sum(double sum)
-{
-    for (u32 distance = REDUCTION_LANES / 2; distance > 0; distance /= 2) {
-        sum = sum + __shfl_down_sync(0xffffffffu, sum, distance, REDUCTION_LANES);
-    }
-    return sum;
-}
 
 #define TOTAL_THREADS 256
 

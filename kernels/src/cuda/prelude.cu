@@ -93,6 +93,17 @@ static __device__ inline float t_tanh(float x)
     return copysignf(a < 0.625f ? near_zero : far_off, x);
 }
 
+#define REDUCTION_LANES 16
+
+// The sum of sixteen lanes, for the first of them. All threads of the warp must come here.
+static __device__ inline double lanes_to_sum(double sum)
+{
+    for (u32 distance = REDUCTION_LANES / 2; distance > 0; distance /= 2) {
+        sum = sum + __shfl_down_sync(0xffffffffu, sum, distance, REDUCTION_LANES);
+    }
+    return sum;
+}
+
 struct Words {
     u32 word[4];
 };

@@ -1,4 +1,4 @@
-// The coordinate-wise rules: median and trimmed mean. The twin of kernels/src/robust/network.rs, whose keys and network these
+// Robust rules. First the coordinate-wise ones: median and trimmed mean. The twin of kernels/src/robust/network.rs, whose keys and network these
 // are: which comparisons are made depends on the number of votes alone.
 //
 // One thread has one coordinate: a column of `count` keys in shared memory, where neighbouring threads' keys lie side by side, so
@@ -34,5 +34,63 @@ extern "C" __global__ void trimmed_mean(
             sum = sum + (double)__uint_as_float((u32)flip(column[kept * next]));
         }
         out[i] = (float)(sum / (double)(count - 2 * trim));
+    }
+}
+
+// What follows is for rules that weigh whole gradients: the twins of kernels/src/robust/products.rs and weigh.rs.
+
+#define PRODUCTS_BLOCK 1024
+
+// Inner products, block by block: `sums` has a row of blocks for each of `count` pairs of rows. Blocks are counted from where the tensor
+// begins, `first` elements before these. Sixteen threads, half a warp, have one block of one pair: element i of what there is of it in
+// lane i mod 16, ascending, then the lanes pairwise. A product of two floats is exact in double. The host adds the blocks' sums, exactly.
+extern "C" __global__ void inner_products(
+    const float *vectors, const u32 *pairs, double *sums, u32 count, u32 first, u64 elements)
+{
+    const u64 blocks = (first + elements + PRODUCTS_BLOCK - 1) / PRODUCTS_BLOCK;
+    const u64 units = count * blocks, at_once = blockDim.x / REDUCTION_LANES;
+    const u32 lane = threadIdx.x % REDUCTION_LANES;
+    // All threads go round as often: a warp's lanes meet below.
+    for (u64 start = blockIdx.x * at_once; start < units; start += gridDim.x * at_once) {
+        const u64 unit = start + threadIdx.x / REDUCTION_LANES;
+        double sum = 0.0;
+        if (unit < units) {
+            const u64 block = unit % blocks, pair = unit / blocks;
+            const u64 begin = block == 0 ? 0 : block * PRODUCTS_BLOCK - first;
+            const u64 whole = (block + 1) * PRODUCTS_BLOCK - first;
+            const u64 end = whole < elements ? whole : elements;
+            const float *a = vectors + pairs[2 * pair] * elements;
+            const float *b = vectors + pairs[2 * pair + 1] * elements;
+            for (u64 i = begin + lane; i < end; i += REDUCTION_LANES) {
+                sum = sum + (double)a[i] * (double)b[i];
+            }
+        }
+        sum = lanes_to_sum(sum);
+        if (lane == 0 && unit < units) {
+            sums[unit] = sum;
+        }
+    }
+}
+
+// Weight times value, in double, in the order of vectors, those of weight 0 left out; rounded once.
+extern "C" __global__ void combine(const float *vectors, const double *weights, float *out, u32 count, u64 elements)
+{
+    EACH(i, elements) {
+        double sum = 0.0;
+        for (u32 vector = 0; vector < count; vector++) {
+            const double weight = weights[vector];
+            if (weight != 0.0) {
+                sum = sum + weight * (double)vectors[vector * elements + i];
+            }
+        }
+        out[i] = (float)sum;
+    }
+}
+
+// Multiplies by the one number of `factor`, in double, and rounds once.
+extern "C" __global__ void clip(float *values, const double *factor, u64 elements)
+{
+    EACH(i, elements) {
+        values[i] = (float)((double)values[i] * factor[0]);
     }
 }

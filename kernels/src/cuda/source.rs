@@ -68,12 +68,14 @@ macro_rules! shipped {
 shipped! {
     /// Aggregation: sums, divisions, and the check that numbers are finite.
     aggregate: "aggregate.cu",
-    /// Median and trimmed mean.
+    /// Median and trimmed mean; products, combinations and clipping for rules that weigh whole gradients.
     robust: "robust.cu",
     /// Wire codecs.
     codec: "codec.cu",
     /// ReLU, GELU, a bias's gradient, softmax and cross-entropy.
     layers: "layers.cu",
+    /// Squared error and binary cross-entropy.
+    losses: "losses.cu",
     /// Matrix products.
     linear: "linear.cu",
     /// Norms, embedding, dropout.

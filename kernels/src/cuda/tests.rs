@@ -9,3 +9,4 @@ mod gpu;
 mod nvrtc;
 mod overlap;
 mod programs;
+mod self_test;

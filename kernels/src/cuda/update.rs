@@ -3,7 +3,7 @@
 use super::buffer::Buffer;
 use super::device::{Argument, Device, DeviceError, Geometry, SCALARS, Scalars};
 use super::generate::Generated;
-use super::operations::first_non_finite_of;
+use super::operations::{NONE, found};
 use crate::optimizer::{Optimizer, OptimizerError, StepInputs};
 
 /// A program with its constants, made ready for a device: the twin of [`Optimizer`].
@@ -89,10 +89,8 @@ impl DeviceOptimizer {
         mut slice: DeviceSlice<'_, D::Memory>,
         scalars: &mut [f64],
     ) -> Result<(), DeviceError> {
-        self.launch(device, inputs, &mut slice, scalars, true)?;
-        let new = std::iter::once(&*slice.gradient_to_weights).chain(&*slice.state);
-        let tensors: Vec<_> = new.collect();
-        if let Some(at) = first_non_finite_of(device, &tensors)? {
+        let first = self.launch(device, inputs, &mut slice, scalars, true)?;
+        if let Some(at) = found(device, &first)? {
             let mut element = |tensor: &Buffer<D::Memory, f32>| {
                 let mut value = [0.0];
                 tensor.read_at(device, at, &mut value).map(|()| value[0])
@@ -105,7 +103,7 @@ impl DeviceOptimizer {
         Ok(())
     }
 
-    /// All passes of a step; before the last, new scalars are looked at if they are to be.
+    /// All passes of a step; before the last, new scalars are looked at if they are to be. The index of what is not finite is on its way.
     fn launch<D: Device>(
         &mut self,
         device: &mut D,
@@ -113,7 +111,7 @@ impl DeviceOptimizer {
         slice: &mut DeviceSlice<'_, D::Memory>,
         scalars: &[f64],
         looks: bool,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Buffer<D::Memory, u64>, DeviceError> {
         self.host.check(inputs, scalars)?;
         let elements = slice.weights.elements();
         slice.gradient_to_weights.check(elements)?;
@@ -122,6 +120,7 @@ impl DeviceOptimizer {
             return Err(OptimizerError::StateCount { expected, found }.into());
         }
         slice.state.iter().try_for_each(|state| state.check(elements))?;
+        let mut first = Buffer::of(device, "first", &[NONE])?;
         let last = self.kernels.reductions.len();
         for level in 0..last {
             self.reduce(device, level, inputs, slice, scalars)?;
@@ -135,11 +134,13 @@ impl DeviceOptimizer {
         arguments.extend([
             Argument::Scalars(&values),
             Argument::F32(inputs.divisor),
+            first.output(),
             Argument::U64(elements as u64),
         ]);
         let kernel = format!("{}_update", self.kernels.name);
         let geometry = Geometry::each(elements, device.blocks());
-        device.launch(&self.kernels.source, &kernel, geometry, &mut arguments)
+        device.launch(&self.kernels.source, &kernel, geometry, &mut arguments)?;
+        Ok(first)
     }
 
     /// A pass that sums. What it finds comes back to the host, which the scalars of the next pass follow from.

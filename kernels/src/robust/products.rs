@@ -62,6 +62,19 @@ impl Products {
         Ok(())
     }
 
+    /// The pairs of vectors that have a product, in their order.
+    pub(crate) fn pairs(&self) -> &[(usize, usize)] {
+        &self.pairs
+    }
+
+    /// Adds sums of blocks that were computed elsewhere (invariant 1): as many for each pair, one pair after another.
+    pub(crate) fn add_blocks(&mut self, blocks: &[f64]) {
+        let each = blocks.len() / self.sums.len().max(1);
+        for (sum, blocks) in self.sums.iter_mut().zip(blocks.chunks_exact(each.max(1))) {
+            blocks.iter().for_each(|block| sum.add(*block));
+        }
+    }
+
     /// Adds what was summed over other slices of the same vectors.
     ///
     /// # Errors

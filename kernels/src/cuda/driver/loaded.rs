@@ -9,7 +9,7 @@ use super::super::nvrtc::missing;
 
 /// What cudarc calls of the driver for what this crate asks of it. `kernels/src/cuda/tests/driver.rs` shows that nothing else is: its driver has
 /// these alone.
-pub(in crate::cuda) const DRIVER: [&str; 36] = [
+pub(in crate::cuda) const DRIVER: [&str; 35] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -21,7 +21,6 @@ pub(in crate::cuda) const DRIVER: [&str; 36] = [
     "cuDevicePrimaryCtxRetain",
     "cuEventCreate",
     "cuEventDestroy_v2",
-    "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuGetErrorName",

@@ -45,20 +45,24 @@ impl<M: Send + 'static> Cnn<M> {
         ];
         let mut rows = |name: &str, features| Rows::new(device, name, max_examples, features);
         let [y1, y2] = [first.output().features(), second.output().features()];
-        let x = "activations";
-        let dx = "gradient of activations";
         Ok(Self {
             activations: [
-                rows(x, image.features())?,
-                rows(x, image.features())?,
-                rows(x, y1)?,
-                rows(x, y2)?,
-                rows(x, flat)?,
-                rows(x, flat)?,
-                rows(x, HIDDEN)?,
-                rows(x, classes)?,
+                rows("inputs", image.features())?,
+                rows("inputs by pixels", image.features())?,
+                rows("output of conv1", y1)?,
+                rows("output of conv2", y2)?,
+                rows("output of the pool", flat)?,
+                rows("input of fc1", flat)?,
+                rows("output of fc1", HIDDEN)?,
+                rows("output of fc2", classes)?,
             ],
-            deltas: [rows(dx, y1)?, rows(dx, y2)?, rows(dx, flat)?, rows(dx, flat)?, rows(dx, HIDDEN)?],
+            deltas: [
+                rows("gradient of output of conv1", y1)?,
+                rows("gradient of output of conv2", y2)?,
+                rows("gradient of output of the pool", flat)?,
+                rows("gradient of input of fc1", flat)?,
+                rows("gradient of output of fc1", HIDDEN)?,
+            ],
             image,
             convolutions: [first, second],
             pool,

@@ -92,32 +92,33 @@ impl<M: Send + 'static> Gpt<M> {
             narrow: linear(4 * width, width),
             head: linear(width, spec.vocabulary),
         };
-        let mut rows = |features| Rows::new(device, "activations", tokens, features);
+        let mut rows = |name: &str, features| Rows::new(device, name, tokens, features);
         let mut blocks = Vec::with_capacity(spec.layers);
-        for _ in 0..spec.layers {
+        for block in 0..spec.layers {
+            let mut of = |what: &str, features| rows(&format!("{what} of h{block}"), features);
             blocks.push(Kept {
-                x: rows(width)?,
-                of_first_norm: rows(2)?,
-                qkv: rows(3 * width)?,
-                attended: rows(width)?,
-                of_attention: rows(heads)?,
-                middle: rows(width)?,
-                of_second_norm: rows(2)?,
-                wide: rows(4 * width)?,
+                x: of("input", width)?,
+                of_first_norm: of("statistics of ln1", 2)?,
+                qkv: of("output of attn.qkv", 3 * width)?,
+                attended: of("attention", width)?,
+                of_attention: of("statistics of attention", heads)?,
+                middle: of("input of ln2", width)?,
+                of_second_norm: of("statistics of ln2", 2)?,
+                wide: of("output of mlp.fc", 4 * width)?,
             });
         }
         Ok(Self {
             blocks,
-            last: rows(width)?,
-            of_last_norm: rows(2)?,
-            logits: rows(spec.vocabulary)?,
-            normal: rows(width)?,
-            branch: rows(width)?,
-            wide: [rows(4 * width)?, rows(4 * width)?],
-            of_qkv: rows(3 * width)?,
-            stream: rows(width)?,
-            of_heads: rows(heads)?,
-            scratch: rows(width)?,
+            last: rows("input of lnf", width)?,
+            of_last_norm: rows("statistics of lnf", 2)?,
+            logits: rows("logits", spec.vocabulary)?,
+            normal: rows("output of a norm", width)?,
+            branch: rows("output of a branch", width)?,
+            wide: [rows("output of a GELU", 4 * width)?, rows("gradient of output of mlp.fc", 4 * width)?],
+            of_qkv: rows("gradient of output of attn.qkv", 3 * width)?,
+            stream: rows("gradient of the stream", width)?,
+            of_heads: rows("gradient of statistics of attention", heads)?,
+            scratch: rows("gradient of input of a norm", width)?,
             zeros: Buffer::zeros(device, "zeros", spec.vocabulary)?,
             none: Buffer::zeros(device, "no bias", 0)?,
             spec: spec.clone(),

@@ -33,10 +33,13 @@ impl<M: Send + 'static> Mlp<M> {
         let pair = |(inputs, outputs): (&usize, &usize)| DeviceLinear { inputs: *inputs, outputs: *outputs };
         let layers: Vec<DeviceLinear> = widths.iter().zip(widths.iter().skip(1)).map(pair).collect();
         let mut rows = |name: &str, width: usize| Rows::new(device, name, max_examples, width);
-        let activations = widths.iter().map(|width| rows("activations", *width)).collect::<Result<_, _>>()?;
+        let name = |layer: usize| if layer == 0 { "inputs".into() } else { format!("output of fc{layer}") };
+        let activation = |(index, width): (usize, &usize)| rows(&name(index), *width);
+        let activations = widths.iter().enumerate().map(activation).collect::<Result<_, _>>()?;
         let width = |(index, layer): (usize, &DeviceLinear)| if index == 0 { 0 } else { layer.inputs };
-        let deltas = layers.iter().enumerate().map(width);
-        let deltas = deltas.map(|width| rows("gradient of activations", width)).collect::<Result<_, _>>()?;
+        let deltas = layers.iter().enumerate().map(width).enumerate();
+        let delta = |(index, width)| rows(&format!("gradient of {}", name(index)), width);
+        let deltas = deltas.map(delta).collect::<Result<_, _>>()?;
         Ok(Self { layers, examples: 0, features, activations, deltas })
     }
 }

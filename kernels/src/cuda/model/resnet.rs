@@ -9,7 +9,7 @@ use super::super::network::{add_rectified, copy, permute};
 use super::super::operations::add;
 use super::{Network, Numbers, Out, Rows};
 use crate::model::resnet::{BLOCKS, STAGES};
-use crate::model::{ModelError, Place};
+use crate::model::{ModelError, ParameterSpec, Place};
 
 /// A convolution without bias and the batch norm of its result.
 struct Unit<M> {
@@ -34,6 +34,7 @@ impl<M: Send + 'static> Unit<M> {
         input: ImageSize,
         (outputs, kernel, stride): (usize, usize, usize),
         (units, max_examples): (&mut usize, usize),
+        specs: &[ParameterSpec],
     ) -> Result<Self, ModelError> {
         let refused = ModelError::Image { image: [input.channels, input.height, input.width], least: 1 };
         let convolution =
@@ -41,14 +42,20 @@ impl<M: Send + 'static> Unit<M> {
         let features = convolution.output().features();
         let first = OF_UNIT * *units;
         *units += 1;
+        // A layer is called as its weight is.
+        let name = |at: usize| {
+            let weight = specs.get(at).map_or("", |spec| spec.name.as_str());
+            weight.strip_suffix(".weight").unwrap_or(weight)
+        };
+        let (conv, norm) = (name(first), name(first + 1));
         Ok(Self {
             input,
             convolution,
             norm: DeviceBatchNorm { image: convolution.output() },
             first,
-            by: DeviceStatistics::new(device, outputs)?,
-            raw: Rows::new(device, "activations", max_examples, features)?,
-            done: Rows::new(device, "activations", max_examples, features)?,
+            by: DeviceStatistics::new(device, norm, outputs)?,
+            raw: Rows::new(device, &format!("output of {conv}"), max_examples, features)?,
+            done: Rows::new(device, &format!("output of {norm}"), max_examples, features)?,
         })
     }
 
@@ -144,12 +151,13 @@ impl<M: Send + 'static> ResNet<M> {
         image: [usize; 3],
         classes: usize,
         max_examples: usize,
+        specs: &[ParameterSpec],
     ) -> Result<Self, ModelError> {
         let [channels, height, width] = image;
         let image = ImageSize { channels, height, width };
         let mut units = 0;
         let mut unit = |device: &mut D, input: ImageSize, convolution: (usize, usize, usize)| {
-            Unit::new(device, input, convolution, (&mut units, max_examples))
+            Unit::new(device, input, convolution, (&mut units, max_examples), specs)
         };
         let stem = unit(device, image, (STAGES[0], 3, 1))?;
         let (mut blocks, mut input) = (Vec::new(), stem.output());
@@ -172,13 +180,17 @@ impl<M: Send + 'static> ResNet<M> {
         let pool = DevicePool::global(input).ok_or_else(refused)?;
         let last = DeviceLinear { inputs: STAGES[3], outputs: classes };
         let mut rows = |name: &str, features| Rows::new(device, name, max_examples, features);
-        let delta = "gradient of activations";
         Ok(Self {
-            channels: rows("image", image.features())?,
-            input: rows("image", image.features())?,
+            channels: rows("inputs", image.features())?,
+            input: rows("inputs by pixels", image.features())?,
             mean: rows("mean over pixels", last.inputs)?,
-            logits: rows("logits", classes)?,
-            deltas: [rows(delta, widest)?, rows(delta, widest)?, rows(delta, widest)?, rows(delta, widest)?],
+            logits: rows("output of fc", classes)?,
+            deltas: [
+                rows("gradient of a block's output", widest)?,
+                rows("gradient between a block's layers", widest)?,
+                rows("gradient through a block's layers", widest)?,
+                rows("gradient of a block's input", widest)?,
+            ],
             image,
             examples: 0,
             stem,

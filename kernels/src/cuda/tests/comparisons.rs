@@ -2,11 +2,14 @@
 
 mod attention;
 mod codecs;
+mod functions;
 mod images;
 mod layers;
+mod losses;
 mod models;
 mod optimizers;
 mod sequence;
+mod weighing;
 
 use crate::codec::{Codec, CodecError};
 use crate::cuda::{self, Buffer, Device, DeviceError, Votes};
@@ -14,11 +17,14 @@ use crate::robust::{self, Aggregation};
 
 pub(super) use attention::attention;
 pub(super) use codecs::codecs;
+pub(super) use functions::{functions, source as functions_source};
 pub(super) use images::images;
 pub(super) use layers::{layers, linear};
-pub(super) use models::{models, products, training};
+pub(super) use losses::losses;
+pub(super) use models::{models, products, specs, training};
 pub(super) use optimizers::{checked, optimizer, refused_updates, totals};
 pub(super) use sequence::sequence;
+pub(super) use weighing::weighing;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014): a value for each index.
 pub(super) fn hash(index: u64) -> u64 {
@@ -68,12 +74,53 @@ pub(super) fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
+/// More than the two buffers that a GPU's copies go through hold, from odd places on.
+pub(super) fn round_trips<D: Device>(device: &mut D) {
+    let elements = (3 << 20) + 5;
+    let values = numbers(elements, 1);
+    let mut buffer = Buffer::of(device, "values", &values).unwrap();
+    assert_bits(&buffer.to_vec(device).unwrap(), &values, "all");
+    let new = numbers(elements - 8, 2);
+    buffer.write_at(device, 7, &new).unwrap();
+    let mut found = vec![0.0; elements - 8];
+    buffer.read_at(device, 7, &mut found).unwrap();
+    assert_bits(&found, &new, "from element 7");
+    let mut last = [0.0; 1];
+    buffer.read_at(device, elements - 1, &mut last).unwrap();
+    assert_bits(&last, &values[elements - 1..], "the last");
+    let bytes: Vec<u8> = (0..12_582_917u32).map(|at| (at * 7 + at / 1000) as u8).collect();
+    let mut odd = Buffer::of(device, "bytes", &bytes).unwrap();
+    assert!(odd.to_vec(device).unwrap() == bytes);
+    odd.write_at(device, 3, &bytes[..bytes.len() - 3]).unwrap();
+    let mut found = vec![0; bytes.len() - 3];
+    odd.read_at(device, 3, &mut found).unwrap();
+    assert!(found == bytes[..bytes.len() - 3], "from byte 3");
+}
+
+/// Random shapes beside those that are written down: as many of a family.
+const CASES: u64 = 12;
+
+/// The numbers of random case `case` of a family: each from 1 to its bound.
+fn sizes<const N: usize>(family: u64, case: u64, bounds: [usize; N]) -> [usize; N] {
+    let mut at = 0;
+    bounds.map(|bound| {
+        at += 1;
+        1 + (hash(family << 48 | case << 16 | at) >> 16) as usize % bound
+    })
+}
+
+/// The written lengths, then random ones.
+fn lengths(family: u64) -> impl Iterator<Item = usize> {
+    LENGTHS.into_iter().chain((0..CASES).map(move |case| sizes(family, case, [5000])[0]))
+}
+
 /// Lengths around what a warp, a block of threads and a round of all blocks take.
 const LENGTHS: [usize; 9] = [0, 1, 31, 255, 256, 257, 1791, 1793, 4099];
 
 /// Sums, divisions, and the search for what is not finite.
 pub(super) fn aggregation<D: Device>(device: &mut D) {
-    for (seed, elements) in LENGTHS.into_iter().enumerate() {
+    for (seed, elements) in lengths(1).enumerate() {
+        let what = |what: &str| format!("{what} of {elements} (case {seed})");
         for make in [numbers, finite, hard] {
             let (into, other) = (make(elements, seed as u64), make(elements, 77 + seed as u64));
             let on_device = Buffer::of(device, "other", &other).unwrap();
@@ -81,30 +128,32 @@ pub(super) fn aggregation<D: Device>(device: &mut D) {
             cuda::add(device, &mut sum, &on_device).unwrap();
             let mut expected = into.clone();
             crate::add(&mut expected, &other);
-            assert_bits(&sum.to_vec(device).unwrap(), &expected, "add");
+            assert_bits(&sum.to_vec(device).unwrap(), &expected, &what("add"));
 
             cuda::divide(device, &mut sum, 37.0).unwrap();
             robust::divide(&mut expected, 37.0);
-            assert_bits(&sum.to_vec(device).unwrap(), &expected, "divide");
+            assert_bits(&sum.to_vec(device).unwrap(), &expected, &what("divide"));
 
             let mut expected = into.clone();
             let first = crate::add_checked(&mut expected, &other);
             let mut sum = Buffer::of(device, "sum", &into).unwrap();
-            assert_eq!(cuda::add_checked(device, &mut sum, &on_device).unwrap(), first);
-            assert_bits(&sum.to_vec(device).unwrap(), &expected, "add_checked");
+            assert_eq!(cuda::add_checked(device, &mut sum, &on_device).unwrap(), first, "{}", what("first"));
+            assert_bits(&sum.to_vec(device).unwrap(), &expected, &what("add_checked"));
             let first = crate::first_non_finite(&other);
-            assert_eq!(cuda::first_non_finite(device, &on_device).unwrap(), first);
+            assert_eq!(cuda::first_non_finite(device, &on_device).unwrap(), first, "{}", what("first"));
         }
     }
 }
 
 /// Median and trimmed mean, from one vote to as many as leave a block few threads.
 pub(super) fn robust<D: Device>(device: &mut D, most: usize) {
-    for (seed, count) in [1, 2, 3, 4, 7, 8, 15, 33, 200, 1024].into_iter().enumerate() {
+    let written = [1, 2, 3, 4, 7, 8, 15, 33, 200, 1024].into_iter().enumerate();
+    let written = written.map(|(seed, count)| [count, if count > 100 { 40 } else { 700 + seed }]);
+    let random = (0..CASES).map(|case| sizes(2, case, [40, 600]));
+    for (seed, [count, elements]) in written.chain(random).enumerate() {
         if count > most {
             continue;
         }
-        let elements = if count > 100 { 40 } else { 700 + seed };
         let votes: Vec<Vec<f32>> =
             (0..count).map(|vote| finite(elements, (seed * 1024 + vote) as u64)).collect();
         let rows = Buffer::of(device, "votes", &votes.concat()).unwrap();
@@ -119,7 +168,8 @@ pub(super) fn robust<D: Device>(device: &mut D, most: usize) {
             let mut out = Buffer::zeros(device, "result", elements).unwrap();
             ready.aggregate(device, &rows, &mut out).unwrap();
             let expected = rule.aggregate(votes.clone()).unwrap();
-            assert_bits(&out.to_vec(device).unwrap(), &expected, &format!("{rule:?} of {count} votes"));
+            let what = format!("{rule:?} of {count} votes of {elements} (case {seed})");
+            assert_bits(&out.to_vec(device).unwrap(), &expected, &what);
         }
     }
 }

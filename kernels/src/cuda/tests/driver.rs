@@ -6,7 +6,7 @@
 use std::process::{Command, Output, Stdio};
 
 use super::comparisons::{assert_bits, numbers};
-use super::nvrtc;
+use super::{comparisons, nvrtc};
 use crate::cuda::driver::loaded::DRIVER;
 use crate::cuda::emulator::is_there;
 use crate::cuda::{self, Buffer, Device, DeviceError, Gpu, Products, Source};
@@ -45,7 +45,7 @@ fn case(name: &str, lacks: &[&str], settings: &[(&str, &str)]) {
 #[ignore = "other tests start it, in a process of its own"]
 fn runs_a_case() {
     match std::env::var(CASE).unwrap().as_str() {
-        "round trips" => round_trips(),
+        "round trips" => comparisons::round_trips(&mut gpu()),
         "race" => a_copy_reads_what_was_there(),
         "freed" => a_copy_outlives_its_memory(),
         "overlap" => kernels_do_not_wait_for_copies(),
@@ -53,6 +53,10 @@ fn runs_a_case() {
         "everything" => everything(),
         "memory" => memory_ends(),
         "refused" => assert!(matches!(gpu().prepared(), Err(DeviceError::Driver { .. }))),
+        "lies" => {
+            let error = cuda::self_test(&mut gpu()).unwrap_err();
+            assert!(matches!(error, DeviceError::Arithmetic { what: "sums", .. }), "{error}");
+        }
         "no GPU" => {
             let said = Gpu::open(0).unwrap_err().to_string();
             for part in ["cuda:0 was asked for", "/dev/nvidia*", "0 GPUs", "CUDA_VISIBLE_DEVICES", "is 7)"] {
@@ -77,26 +81,6 @@ fn gpu() -> Gpu {
 
 fn same(found: &[f32], expected: &[f32]) {
     assert_bits(found, expected, "what comes back");
-}
-
-/// More than the two buffers that copies go through hold, from odd places on.
-fn round_trips() {
-    let mut gpu = gpu();
-    let elements = (3 << 20) + 5;
-    let values = numbers(elements, 1);
-    let mut buffer = Buffer::of(&mut gpu, "values", &values).unwrap();
-    same(&buffer.to_vec(&mut gpu).unwrap(), &values);
-    let new = numbers(elements - 8, 2);
-    buffer.write_at(&mut gpu, 7, &new).unwrap();
-    let mut found = vec![0.0; elements - 8];
-    buffer.read_at(&mut gpu, 7, &mut found).unwrap();
-    same(&found, &new);
-    let mut ends = [0.0; 1];
-    buffer.read_at(&mut gpu, elements - 1, &mut ends).unwrap();
-    assert_eq!(ends[0], values[elements - 1]);
-    let bytes: Vec<u8> = (0..9_000_001u32).map(|at| (at * 7 + at / 1000) as u8).collect();
-    let odd = Buffer::of(&mut gpu, "bytes", &bytes).unwrap();
-    assert_eq!(odd.to_vec(&mut gpu).unwrap(), bytes);
 }
 
 /// Invariant 1 of driver/memory.rs: another read in between does not hide the copy from a writer.
@@ -151,6 +135,7 @@ fn kernels_do_not_wait_for_copies() {
     assert_eq!(kernels_run(), 0);
     collected(&mut gpu, fetch);
     assert_eq!(kernels_run(), 1, "the copy waits for the first kernel and not for the second");
+    assert!(!gpu.is_idle());
     gpu.synchronize().unwrap();
     assert_eq!(kernels_run(), 2);
 }
@@ -227,4 +212,6 @@ fn a_driver_is_looked_through_when_a_gpu_is_opened() {
     }
     case("no GPU", &[], &[("MADE_UP_GPUS", "0"), ("CUDA_VISIBLE_DEVICES", "7")]);
     case("refused", &[], &[("MADE_UP_REFUSES", "1")]);
+    // Its kernels do nothing.
+    case("lies", &[], &[]);
 }

@@ -2,8 +2,7 @@
 
 use super::{comparisons, programs};
 use crate::cuda::emulator::{Emulator, is_there};
-use crate::cuda::{Argument, Buffer, Device, DeviceError, DeviceModel, Geometry, Source};
-use crate::math;
+use crate::cuda::{Buffer, Device, DeviceError, DeviceModel, Geometry, Source};
 
 /// Invariants 1 and 3, with few blocks and many, and threads in any order.
 fn everywhere(mut compare: impl FnMut(&mut Emulator), sources: &[Source]) {
@@ -25,6 +24,16 @@ fn aggregation_has_the_bits_of_the_cpu() {
 #[test]
 fn robust_rules_have_the_bits_of_the_cpu() {
     everywhere(|device| comparisons::robust(device, 1024), &[Source::robust()]);
+}
+
+#[test]
+fn rules_that_weigh_whole_gradients_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::weighing, &[Source::robust(), Source::network()]);
+}
+
+#[test]
+fn losses_have_the_bits_of_the_cpu() {
+    everywhere(comparisons::losses, &[Source::losses()]);
 }
 
 #[test]
@@ -81,7 +90,7 @@ fn products_of_a_library_are_the_same_products() {
     }
     let mut device = Emulator::new(&[Source::layers(), Source::network()]);
     device.library = true;
-    comparisons::products(device);
+    comparisons::products(device, 1e-5, true);
 }
 
 const ORDERS: [(u32, u32); 2] = [(0, 7), (1, 3)];
@@ -135,6 +144,33 @@ fn a_model_that_does_not_fit_names_the_tensor() {
     let said = of_memory(5_000).unwrap_err();
     assert!(said.contains("tensor gradient of fc1.weight"), "{said}");
     assert_eq!(of_memory(8_000), Ok(()));
+}
+
+/// The same, of every tensor of every kind of model: as memory grows by what was missing, what is missing next is another one.
+#[test]
+fn every_tensor_of_a_model_has_a_name_of_its_own() {
+    for spec in comparisons::specs() {
+        let (mut memory, mut names) = (0, Vec::new());
+        loop {
+            let mut device = Emulator::without_kernels();
+            device.memory = memory;
+            let Err(error) = DeviceModel::new(device, &spec, 2) else { break };
+            let said = error.to_string();
+            let (_, rest) = said.split_once("no memory on the GPU for tensor ").unwrap();
+            let (tensor, rest) = rest.split_once(": it takes ").unwrap();
+            assert!(!names.contains(&tensor.to_owned()), "{tensor} of {spec:?}");
+            names.push(tensor.to_owned());
+            let numbers = rest.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+            let [bytes, free, total] = numbers.collect::<Vec<usize>>()[..3] else { panic!("{said}") };
+            memory = total - free + bytes;
+        }
+        let parameters = spec.parameters().unwrap();
+        for name in parameters.iter().map(|parameter| parameter.name.as_str()) {
+            let gradient = format!("gradient of {name}");
+            assert!(names.contains(&name.to_owned()) && names.contains(&gradient), "{names:?}");
+        }
+        assert!(names.len() > 2 * parameters.len() + 4, "activations too: {names:?}");
+    }
 }
 
 #[test]
@@ -193,35 +229,8 @@ fn elementary_functions_have_the_bits_of_the_cpu() {
     if !is_there() {
         return;
     }
-    let text = r#"
-extern "C" __global__ void functions(const float *x, float *exps, float *lns, float *tanhs, u64 elements)
-{
-    EACH(i, elements) {
-        exps[i] = t_exp(x[i]);
-        lns[i] = t_ln(x[i]);
-        tanhs[i] = t_tanh(x[i]);
-    }
-}
-"#;
-    let source = source(text);
-    let mut device = Emulator::new(std::slice::from_ref(&source));
-    let inputs: Vec<f32> = math::tests::sweep().into_iter().step_by(37).collect();
-    let elements = inputs.len();
-    assert!(elements > 100_000);
-    let x = Buffer::of(&mut device, "x", &inputs).unwrap();
-    let mut outputs: Vec<Buffer<_, f32>> =
-        (0..3).map(|_| Buffer::zeros(&mut device, "out", elements).unwrap()).collect();
-    let mut arguments = vec![x.input()];
-    arguments.extend(outputs.iter_mut().map(Buffer::output));
-    arguments.push(Argument::U64(elements as u64));
-    let geometry = Geometry { blocks: 7, threads: 256, shared_bytes: 0 };
-    device.launch(&source, "functions", geometry, &mut arguments).unwrap();
-    let bits = |value: f32| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() };
-    for (output, function) in outputs.iter().zip([math::exp, math::ln, math::tanh]) {
-        for (x, found) in inputs.iter().zip(output.to_vec(&mut device).unwrap()) {
-            assert_eq!(bits(found), bits(function(*x)), "at {x:e}");
-        }
-    }
+    let mut device = Emulator::new(&[comparisons::functions_source()]);
+    comparisons::functions(&mut device, 37);
 }
 
 /// What becomes of kernels with these bodies: what `x` then is, or why not. Each has two arrays of 8 numbers, 256 bytes of shared

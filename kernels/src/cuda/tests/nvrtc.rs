@@ -44,9 +44,10 @@ fn arithmetic_is_compiled_as_it_is_written() {
     if !is_there() {
         return;
     }
-    for pair in programs::shipped().iter().chain(&programs::random(12)) {
-        let source = pair.device.kernels().source();
-        let ptx = compile(source, "sm_90").unwrap().to_src();
+    let generated = programs::shipped().into_iter().chain(programs::random(12));
+    let generated = generated.map(|pair| pair.device.kernels().source().clone());
+    for source in Source::all().into_iter().chain(generated) {
+        let ptx = compile(&source, "sm_90").unwrap().to_src();
         let count = |word: &str| ptx.matches(word).count();
         assert_eq!(count(".ftz") + count(".approx") + count("fma.rn.f64"), 0, "{}", source.name());
         assert_eq!(count("div.full") + count("sqrt.approx"), 0, "{}", source.name());

@@ -1,9 +1,12 @@
-//! How gradients leave a device: beside the kernels of the layers before theirs.
+//! What a device is asked for, in order: how gradients leave it beside the kernels of the layers before theirs, and that an update that is looked
+//! at is one pass.
 
 use std::sync::{Arc, Mutex};
 
-use crate::cuda::{Argument, Device, DeviceError, DeviceModel, Fetch, Geometry, Source};
+use super::programs;
+use crate::cuda::{Argument, Buffer, Device, DeviceError, DeviceModel, DeviceSlice, Fetch, Geometry, Source};
 use crate::model::{Batch, Model, ModelSpec};
+use crate::optimizer::StepInputs;
 
 /// Computes nothing, and takes note of what it is asked for, in order.
 struct Recorder(Arc<Mutex<Vec<String>>>);
@@ -119,4 +122,18 @@ fn gradients_leave_while_layers_before_theirs_are_at_work() {
             "read"
         ]
     );
+}
+
+/// Invariant 3 of generate.rs: the values are not read again to see whether they are finite; the host reads one index.
+#[test]
+fn a_checked_update_is_one_pass() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let device = &mut Recorder(Arc::clone(&log));
+    let mut adam = programs::named("adam");
+    let weights = Buffer::zeros(device, "weights", 9).unwrap();
+    let [mut out, first, second] = ["gradient", "m", "v"].map(|name| Buffer::zeros(device, name, 9).unwrap());
+    let slice = DeviceSlice { weights: &weights, gradient_to_weights: &mut out, state: &mut [first, second] };
+    let inputs = StepInputs { step: 1, learning_rate: 0.1, divisor: 1.0 };
+    adam.device.update_checked(device, inputs, slice, &mut []).unwrap();
+    assert_eq!(*log.lock().unwrap(), ["adam_update", "read"]);
 }

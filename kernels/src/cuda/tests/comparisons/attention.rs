@@ -1,7 +1,7 @@
 //! Attention.
 
 use super::sequence::{in_panels, in_rows};
-use super::{assert_bits, numbers};
+use super::{CASES, assert_bits, numbers, sizes};
 use crate::cuda::{Buffer, Device, DeviceAttention, DeviceDrops};
 use crate::layers::{Attention, AttentionScratch, Drops};
 use crate::linear::Panels;
@@ -17,9 +17,9 @@ pub(in crate::cuda::tests) fn attention<D: Device>(device: &mut D) {
 
 /// Sequences shorter than a block of keys, of one, and of several.
 fn attend<D: Device>(device: &mut D, drops: Option<DeviceDrops>) {
-    for (heads, size, positions, examples) in
-        [(1, 1, 1, 1), (2, 3, 5, 3), (1, 8, 64, 1), (3, 4, 65, 2), (1, 70, 20, 2), (2, 2, 150, 1)]
-    {
+    let written = [[1, 1, 1, 1], [2, 3, 5, 3], [1, 8, 64, 1], [3, 4, 65, 2], [1, 70, 20, 2], [2, 2, 150, 1]];
+    let random = (0..CASES).map(|case| sizes(9, case, [3, 20, 80, 2]));
+    for [heads, size, positions, examples] in written.into_iter().chain(random) {
         let what = format!("{heads} heads of {size}, {examples} examples of {positions}, {drops:?}");
         let by_cpu = drops.and_then(|of| Drops::new(of.rate, [heads, positions, of.site], of.place));
         let (tokens, width) = (positions * examples, heads * size);

@@ -1,6 +1,6 @@
 //! Wire codecs.
 
-use super::{assert_bits, bits, finite, hard, hash, numbers};
+use super::{CASES, assert_bits, bits, finite, hard, hash, numbers, sizes};
 use crate::codec::Codec;
 use crate::cuda::{self, Buffer, Device, DeviceError};
 
@@ -28,7 +28,8 @@ pub(in crate::cuda::tests) fn codecs<D: Device>(device: &mut D) {
         Codec::TopK { fraction: 0.01 },
         Codec::TopK { fraction: 0.5 },
     ] {
-        for elements in [0, 1, 15, 31, 33, 255, 257, 1000, 9001] {
+        let written = [0, 1, 15, 31, 33, 255, 257, 1000, 9001].into_iter();
+        for elements in written.chain((0..CASES / 3).map(|case| sizes(10, case, [3000])[0])) {
             let what = format!("{codec:?} of {elements}");
             for make in [numbers, finite, hard] {
                 // Sums of any two of these are finite, and ties are frequent.

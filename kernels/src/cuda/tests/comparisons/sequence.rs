@@ -1,6 +1,6 @@
 //! Norms, embedding and dropout.
 
-use super::{assert_bits, hash, numbers};
+use super::{CASES, assert_bits, hash, numbers, sizes};
 use crate::cuda::{self, Buffer, Device, DeviceError, DeviceNorm, Tokens};
 use crate::layers::{self, Dropout, Norm, Normalize};
 use crate::linear::Panels;
@@ -21,14 +21,16 @@ pub(super) fn in_rows(panels: Panels, values: &[f32], features: usize) -> Vec<f3
 
 pub(in crate::cuda::tests) fn sequence<D: Device>(device: &mut D) {
     for norm in [Norm::Layer, Norm::Rms] {
-        for (rows, features) in [(1, 1), (3, 7), (31, 32), (33, 33), (70, 100)] {
+        let written = [[1, 1], [3, 7], [31, 32], [33, 33], [70, 100]].into_iter();
+        for [rows, features] in written.chain((0..CASES).map(|case| sizes(11, case, [70, 70]))) {
             norms(device, norm, rows, features);
         }
     }
-    embedding(device);
-    for (examples, positions, features, rate) in
-        [(1, 1, 1, 0.5), (3, 5, 7, 0.25), (2, 9, 64, 0.1), (2, 2, 2, 0.0)]
-    {
+    embedding(device, [5, 11, 13, 9]);
+    (0..CASES).for_each(|case| embedding(device, sizes(12, case, [5, 20, 40, 30])));
+    let written = [([1, 1, 1], 0.5), ([3, 5, 7], 0.25), ([2, 9, 64], 0.1), ([2, 2, 2], 0.0)].into_iter();
+    let random = (0..CASES).map(|case| (sizes(13, case, [4, 20, 40]), case as f32 / CASES as f32));
+    for ([examples, positions, features], rate) in written.chain(random) {
         let place = Place { seed: 3 << 40 | 5, step: 1 << 33 | 7, first: 20 };
         let values = numbers(examples * positions * features, 1);
         let mut on_device = Buffer::of(device, "values", &values).unwrap();
@@ -37,7 +39,11 @@ pub(in crate::cuda::tests) fn sequence<D: Device>(device: &mut D) {
         let mut expected = in_panels(panels, &values, features);
         Dropout::new(rate, positions).apply(panels, features, place, 2, &mut expected);
         let expected = in_rows(panels, &expected, features);
-        assert_bits(&on_device.to_vec(device).unwrap(), &expected, "dropout");
+        assert_bits(
+            &on_device.to_vec(device).unwrap(),
+            &expected,
+            &format!("dropout of {examples} x {positions} x {features}"),
+        );
     }
 }
 
@@ -86,9 +92,11 @@ fn norms<D: Device>(device: &mut D, norm: Norm, rows: usize, features: usize) {
     assert_bits(&d_of_bias.to_vec(device).unwrap(), &of_bias, &what);
 }
 
-fn embedding<D: Device>(device: &mut D) {
-    let (examples, positions, width, vocabulary) = (5, 11, 13, 9);
-    let tokens: Vec<u32> = (0..examples * positions).map(|at| hash(at as u64) as u32 % 7).collect();
+fn embedding<D: Device>(device: &mut D, [examples, positions, width, vocabulary]: [usize; 4]) {
+    let what = |what: &str| format!("{what} of {examples} x {positions} x {width}, {vocabulary} tokens");
+    // Some tokens do not come.
+    let token = |at: usize| hash(at as u64) as u32 % (vocabulary as u32).saturating_sub(2).max(1);
+    let tokens: Vec<u32> = (0..examples * positions).map(token).collect();
     let (table, places) = (numbers(vocabulary * width, 1), numbers(positions * width, 2));
     let as_numbers: Vec<f32> = tokens.iter().map(|token| *token as f32).collect();
     let elements = tokens.len() * width;
@@ -98,18 +106,19 @@ fn embedding<D: Device>(device: &mut D) {
     let [d_table, d_places] = [&table, &places].map(|values| Buffer::of(device, "tensor", values).unwrap());
     let mut rows = Buffer::zeros(device, "rows", elements).unwrap();
     on_device.embed(device, width, (&d_table, &d_places), &mut rows).unwrap();
-    assert_bits(&rows.to_vec(device).unwrap(), &expected, "embed");
+    assert_bits(&rows.to_vec(device).unwrap(), &expected, &what("embed"));
 
     let gradient = numbers(elements, 3);
     let d_gradient = Buffer::of(device, "gradient", &gradient).unwrap();
     let (mut expected, mut d_table) = (table.clone(), d_table);
     layers::add_to_table(&as_numbers, &gradient, width, &mut expected);
     on_device.add_to_table(device, width, &d_gradient, &mut d_table).unwrap();
-    assert_bits(&d_table.to_vec(device).unwrap(), &expected, "add_to_table");
+    assert_bits(&d_table.to_vec(device).unwrap(), &expected, &what("add_to_table"));
     let (mut expected, mut d_places) = (places, d_places);
     layers::positions_gradient(&gradient, &mut expected);
     cuda::positions_gradient(device, &d_gradient, &mut d_places).unwrap();
-    assert_bits(&d_places.to_vec(device).unwrap(), &expected, "positions_gradient");
-    let refused = Tokens::new(device, &[0, 9], vocabulary).err();
-    assert_eq!(refused, Some(DeviceError::Label { label: 9, classes: 9 }));
+    assert_bits(&d_places.to_vec(device).unwrap(), &expected, &what("positions_gradient"));
+    let refused = Tokens::new(device, &[0, vocabulary as u32], vocabulary).err();
+    let (label, classes) = (vocabulary as u32, vocabulary);
+    assert_eq!(refused, Some(DeviceError::Label { label, classes }));
 }
