@@ -3,6 +3,7 @@
 
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::message::Outcome;
+use testudo_actors::placement::{Slice, SliceMap};
 use testudo_actors::server::SumOrder;
 use testudo_actors::{JobSpec, Resume};
 use testudo_kernels::cuda::emulator::{Emulator, is_there};
@@ -65,21 +66,39 @@ fn nodes_on_devices_train_to_the_same_bits() {
     assert_eq!(finished.test_loss.to_bits(), expected.test_loss.to_bits());
 }
 
-/// A server whose device has too little memory ends, and the run says which tensor it was.
+/// A server whose device has too little memory ends, and the run says which tensor it was, by its parameter: weights when the server takes its
+/// slices, and what is contributed to one of them in a step.
 #[test]
 fn a_device_without_memory_ends_the_run_with_the_tensors_name() {
-    let mut small = Emulator::without_kernels();
-    small.memory = 500;
-    let mut device = Some(AnyDevice::new("emulator", small));
-    let wiring = Wiring {
-        checkpoints: Box::new(move |index| {
-            Box::new(On(if index == 0 { device.take() } else { None }, false))
-        }),
-        ..Wiring::default()
-    };
-    let outcome = Cluster::start_with(Site::new(job(), Links::Memory), wiring).outcome();
-    let Outcome::Failed(reason) = outcome else { panic!("{outcome:?}") };
-    assert!(reason.contains("no memory on the GPU for tensor"), "{reason}");
+    let job = job();
+    let parameters = job.model.parameters().unwrap();
+    let map = SliceMap::of(&job, &parameters).unwrap();
+    let name = |slice: &Slice| parameters[slice.id.parameter as usize].name.clone();
+    let mut kept: Vec<Slice> = map.slices().iter().copied().filter(|slice| slice.server == 0).collect();
+    kept.sort_by_key(|slice| slice.id);
+    let first = 4 * kept[0].elements;
+    // Weights, and Adam's two tensors of each.
+    let settled: usize = kept.iter().map(|slice| 3 * 4 * slice.elements).sum();
+    let contributed: Vec<String> = kept
+        .iter()
+        .map(|slice| format!("tensor contribution to {}, slice {}: it takes", name(slice), slice.id.index))
+        .collect();
+    for (memory, expected) in [
+        (first - 4, vec![format!("tensor {}: it takes {first} bytes, and {}", name(&kept[0]), first - 4)]),
+        (settled, contributed),
+    ] {
+        let mut small = Emulator::without_kernels();
+        small.memory = memory;
+        let mut device = Some(AnyDevice::new("emulator", small));
+        let wiring = Wiring {
+            checkpoints: Box::new(move |index| Box::new(On(if index == 0 { device.take() } else { None }, false))),
+            ..Wiring::default()
+        };
+        let outcome = Cluster::start_with(Site::new(self::job(), Links::Memory), wiring).outcome();
+        let Outcome::Failed(reason) = outcome else { panic!("{outcome:?}") };
+        let is_said = |text: &String| reason.contains(&format!("no memory on the GPU for {text}"));
+        assert!(expected.iter().any(is_said), "{reason}: none of {expected:?}");
+    }
 }
 
 /// Where nobody asked for the device by its number, the CPU takes its place: at a server whose parameters it has no memory for, and at a

@@ -321,12 +321,12 @@ impl SliceMath {
                     (Some(votes), _) if rule.weighs() || rule.own().is_some() => {
                         Some(votes.into_iter().map(Vector::Host).collect())
                     }
-                    (Some(votes), Some(resident)) => Some(vec![resident.aggregate(rule, &votes)?]),
+                    (Some(votes), Some(resident)) => Some(vec![resident.aggregate(id, rule, &votes)?]),
                     (Some(votes), None) => Some(vec![Vector::Host(rule.aggregate(votes)?)]),
                 }
             }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
-                let (mut failed, values) = (None, Vector::new(values, resident.as_deref_mut())?);
+                let (mut failed, values) = (None, Vector::new(id, values, resident.as_deref_mut())?);
                 let sum = state.partials.insert(tree, tree.root(), node, values, |left, right| {
                     left.plus(right, resident.as_deref_mut()).unwrap_or_else(|error| {
                         failed.get_or_insert(error);

@@ -3,8 +3,9 @@
 //! 1. The bits are the CPU's: sums in the reduction tree's order, medians and trimmed means, and every program of the optimizer language
 //!    have twins there (`kernels/src/cuda/`). What has none stays on the CPU: running means, rules that weigh whole gradients and
 //!    clipping, whose results are brought here for the update.
-//! 2. A slice goes to its next version whole or not at all; when memory runs out, the error names the tensor, and what is here is as it
-//!    was.
+//! 2. When memory runs out, the error names the tensor by its parameter, and weights and the optimizer's tensors are as they were: room is made
+//!    before they are touched. What was contributed to the step is lost, and where an update or its way back fails for another reason, so may
+//!    the slice be: the server ends with the error.
 //! 3. Memory is used again: what a step leaves is taken by the next, so there is never more of it than once was used at a time.
 
 use std::cell::RefCell;
@@ -118,18 +119,28 @@ impl Resident {
         self.places.contains_key(&id)
     }
 
-    /// Brings a vector here.
-    pub(super) fn take(&mut self, values: &[f32]) -> Result<Vector, DeviceError> {
-        let mut tensor = self.room(values.len())?;
+    /// Brings a contribution to a slice here.
+    pub(super) fn take(&mut self, id: SliceId, values: &[f32]) -> Result<Vector, DeviceError> {
+        let mut tensor = self.room(values.len(), self.named("contribution to", id))?;
         tensor.write(self.device.get_mut(), values)?;
         Ok(Vector::Device(tensor))
     }
 
-    /// Memory for a vector; what it holds is unsaid.
-    fn room(&mut self, elements: usize) -> Result<Tensor, DeviceError> {
+    /// What a tensor for a slice is called in errors.
+    fn named(&self, what: &str, id: SliceId) -> String {
+        let unit = self.places.get(&id).and_then(|(unit, _)| self.units.get(unit));
+        let name = unit.map_or("a parameter", |unit| unit.weights.name());
+        format!("{what} {name}, slice {}", id.index)
+    }
+
+    /// Memory for a vector, by its name; what it holds is unsaid.
+    fn room(&mut self, elements: usize, name: String) -> Result<Tensor, DeviceError> {
         match self.spare.get_mut(&elements).and_then(Vec::pop) {
-            Some(tensor) => Ok(tensor),
-            None => Tensor::zeros(self.device.get_mut(), "gradient", elements),
+            Some(mut tensor) => {
+                tensor.rename(name);
+                Ok(tensor)
+            }
+            None => Tensor::zeros(self.device.get_mut(), &name, elements),
         }
     }
 
@@ -139,30 +150,38 @@ impl Resident {
 
     /// The sum of two vectors, the left one first.
     pub(super) fn add(&mut self, left: Vector, right: Vector) -> Result<Vector, DeviceError> {
-        let (mut left, right) = (self.here(left)?, self.here(right)?);
+        let name = || "sum of contributions".to_owned();
+        let (mut left, right) = (self.here(left, name)?, self.here(right, name)?);
         cuda::add(self.device.get_mut(), &mut left, &right)?;
         self.leave(right);
         Ok(Vector::Device(left))
     }
 
-    fn here(&mut self, vector: Vector) -> Result<Tensor, DeviceError> {
+    /// A vector on the device, brought there under a name if need be.
+    fn here(&mut self, vector: Vector, name: impl FnOnce() -> String) -> Result<Tensor, DeviceError> {
         match vector {
             Vector::Device(tensor) => Ok(tensor),
             Vector::Host(values) => {
-                let mut tensor = self.room(values.len())?;
+                let mut tensor = self.room(values.len(), name())?;
                 tensor.write(self.device.get_mut(), &values)?;
                 Ok(tensor)
             }
         }
     }
 
-    /// What a rule that looks at each number by itself makes of votes.
-    pub(super) fn aggregate(&mut self, rule: Aggregation, votes: &[Vec<f32>]) -> Result<Vector, DeviceError> {
+    /// What a rule that looks at each number by itself makes of votes on a slice.
+    pub(super) fn aggregate(
+        &mut self,
+        id: SliceId,
+        rule: Aggregation,
+        votes: &[Vec<f32>],
+    ) -> Result<Vector, DeviceError> {
         let (count, elements) = (votes.len(), votes.first().map_or(0, Vec::len));
         if self.rule.as_ref().is_none_or(|(known, _)| *known != count) {
             self.rule = Some((count, Votes::new(self.device.get_mut(), rule, count)?));
         }
-        let (mut all, mut result) = (self.room(count.saturating_mul(elements))?, self.room(elements)?);
+        let mut all = self.room(count.saturating_mul(elements), self.named("votes on", id))?;
+        let mut result = self.room(elements, self.named("aggregate of votes on", id))?;
         let device = self.device.get_mut();
         for (vote, values) in votes.iter().enumerate() {
             all.write_at(device, vote * elements, values)?;
@@ -185,7 +204,7 @@ impl Resident {
         scalars: &mut [f64],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
         let unknown = || DeviceError::Length { tensor: first.to_string(), expected: 1, found: 0 };
-        let mut gradient = self.join(gradients)?;
+        let mut gradient = self.join(first, gradients)?;
         let device = self.device.get_mut();
         let unit = self.units.get_mut(&first).ok_or_else(unknown)?;
         let optimizer = self.optimizers.get_mut(optimizer).ok_or_else(unknown)?;
@@ -195,6 +214,7 @@ impl Resident {
             state: &mut unit.state,
         };
         optimizer.update_checked(device, inputs, slice, scalars)?;
+        gradient.rename(unit.weights.name());
         let before = std::mem::replace(&mut unit.weights, gradient);
         let (mut new, mut at) = (Vec::with_capacity(unit.slices.len()), 0);
         for slice in &unit.slices {
@@ -207,18 +227,19 @@ impl Resident {
         Ok(new)
     }
 
-    /// One tensor of vectors that follow each other.
-    fn join(&mut self, mut vectors: Vec<Vector>) -> Result<Tensor, DeviceError> {
+    /// One tensor of the gradients of slices that follow each other, of which `first` is the first.
+    fn join(&mut self, first: SliceId, mut vectors: Vec<Vector>) -> Result<Tensor, DeviceError> {
+        let name = self.named("gradient of", first);
         if vectors.len() == 1
             && let Some(vector) = vectors.pop()
         {
-            return self.here(vector);
+            return self.here(vector, || name);
         }
         let length = |vector: &Vector| match vector {
             Vector::Host(values) => values.len(),
             Vector::Device(tensor) => tensor.elements(),
         };
-        let mut whole = self.room(vectors.iter().map(length).sum())?;
+        let mut whole = self.room(vectors.iter().map(length).sum(), name)?;
         let mut first = 0;
         for vector in vectors {
             let elements = length(&vector);

@@ -113,10 +113,14 @@ fn says_so(error: &DeviceError) {
 }
 
 impl Vector {
-    /// Values, brought to `resident` if there is one.
-    pub(super) fn new(values: Vec<f32>, resident: Option<&mut Resident>) -> Result<Vector, DeviceError> {
+    /// A contribution to a slice, brought to `resident` if there is one.
+    pub(super) fn new(
+        id: SliceId,
+        values: Vec<f32>,
+        resident: Option<&mut Resident>,
+    ) -> Result<Vector, DeviceError> {
         match resident {
-            Some(resident) => resident.take(&values),
+            Some(resident) => resident.take(id, &values),
             None => Ok(Vector::Host(values)),
         }
     }

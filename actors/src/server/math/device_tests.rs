@@ -196,5 +196,7 @@ fn what_fails_is_said_as_on_the_cpu() {
     };
     assert_eq!(give(0), Ok(None));
     let error = give(2).unwrap_err();
-    assert!(error.to_string().contains("no memory on the GPU for tensor gradient"), "{error}");
+    let expected =
+        "no memory on the GPU for tensor contribution to w, slice 1: it takes 64 bytes, and 36 of 700";
+    assert!(error.to_string().contains(expected), "{error}");
 }
