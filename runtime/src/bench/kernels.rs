@@ -1,192 +1,163 @@
 //! Bandwidth of kernels on a GPU: the bytes that each must read and write over its time, as a share of what a copy within the
-//! GPU's memory reaches. And models' gradient steps there, parameters in and gradients out included.
+//! GPU's memory reaches. And models' gradient steps there, parameters in and gradients out included, against another framework's.
 
-use std::time::Instant;
+mod measure;
+mod models;
+mod peer;
 
-use testudo_kernels::cuda::{
-    self, Buffer, Device, DeviceError, DeviceModel, DeviceOptimizer, DeviceSlice, Gpu, Votes,
-};
-use testudo_kernels::optimizer::{Optimizer, StepInputs, shipped};
-use testudo_kernels::{Aggregation, Batch, Codec, GptSpec, Model, ModelError, ModelSpec, Norm};
+use std::path::Path;
 
-use crate::bench::transport::median;
+use serde_json::{Map, Value, json};
+use testudo_kernels::cuda::Gpu;
+
 use crate::error::Failure;
 use crate::say::say;
+use peer::Peer;
 
 /// Measurements of each kernel, of which the median counts; one more comes first, which compiles.
 const REPEAT: usize = 5;
 /// Launches of a measurement: what a launch costs the host hides behind them.
 const LAUNCHES: u32 = 20;
-/// Votes of the robust rule.
-const VOTES: usize = 7;
+/// What a kernel's bandwidth is measured by.
+const COPY: &str = "copy";
+/// The share of a copy's bandwidth that a kernel is to reach.
+const LEAST_SHARE: f64 = 0.85;
+/// The times that another framework's step is to take of ours.
+const LEAST_RATIO: f64 = 1.0;
 
-type Numbers = Buffer<<Gpu as Device>::Memory, f32>;
-
-/// One line of the result.
+/// A kernel's bandwidth.
+#[derive(Clone, Debug)]
 struct Line {
     name: String,
     /// Bytes read and written, 10^9 a second.
     gb_per_second: f64,
 }
 
-/// Measures on GPU `number`, with tensors of `mib` MiB, and prints each kernel's share of a copy's bandwidth.
+impl Line {
+    /// Of a kernel that must read and write so many bytes.
+    fn new(name: impl Into<String>, bytes: usize, seconds: f64) -> Line {
+        Line { name: name.into(), gb_per_second: bytes as f64 / seconds / 1e9 }
+    }
+}
+
+/// A model's gradient step.
+#[derive(Clone, Debug)]
+struct Step {
+    name: &'static str,
+    examples: usize,
+    /// Numbers that it learns.
+    parameters: u64,
+    milliseconds: f64,
+}
+
+/// Everything that was measured.
+struct Report {
+    gpu: String,
+    mib: u32,
+    /// A copy's first.
+    lines: Vec<Line>,
+    steps: Vec<Step>,
+    peer: Option<Peer>,
+}
+
+/// Measures on GPU `number`, with tensors of `mib` MiB, and prints each kernel's share of a copy's bandwidth and each model's step, beside
+/// those of the file `peer`.
 ///
 /// # Errors
-/// When there is no such GPU, with what was looked for and where, or its memory does not suffice.
-pub fn run(number: u32, mib: u32, json: bool) -> Result<(), Failure> {
+/// When there is no such GPU, with what was looked for and where, or its memory does not suffice, or `peer` is of another card.
+pub fn run(number: u32, mib: u32, peer: Option<&Path>, json: bool) -> Result<(), Failure> {
     if !(1..=4096).contains(&mib) {
         return Err(Failure::misconfigured("--mib must be 1 to 4096"));
     }
-    let mut gpu = Gpu::open(number).map_err(Failure::misconfigured)?;
-    let lines = measure(&mut gpu, mib as usize * (1 << 18)).map_err(Failure::failed)?;
-    let copy = lines.first().map_or(f64::NAN, |line| line.gb_per_second);
-    say!("{}, tensors of {mib} MiB, bytes read and written:", gpu.name());
-    for line in &lines {
-        let share = line.gb_per_second / copy;
-        say!("{:<24} {:>8.0} GB/s {:>5.0} % of a copy", line.name, line.gb_per_second, 100.0 * share);
+    let peer = peer.map(Peer::read).transpose()?;
+    let mut gpu = Gpu::open(number).and_then(Gpu::prepared).map_err(Failure::misconfigured)?;
+    let lines = measure::measure(&mut gpu, mib as usize * (1 << 18)).map_err(Failure::failed)?;
+    let steps = models::models(number).map_err(Failure::failed)?;
+    let report = Report { gpu: gpu.name().into(), mib, lines, steps, peer };
+    if let Some(peer) = &report.peer {
+        let refused = |why| Failure::misconfigured(format!("--peer cannot be compared: {why}"));
+        peer.check(&report.gpu, &report.steps).map_err(refused)?;
     }
-    let steps = models(number).map_err(Failure::failed)?;
-    say!("gradient steps:");
-    for step in &steps {
-        say!("{:<24} {:>8} examples {:>10.3} ms", step.name, step.examples, step.milliseconds);
-    }
+    report.text().iter().for_each(|line| say!("{line}"));
     if json {
-        let models: serde_json::Map<String, serde_json::Value> = steps
-            .iter()
-            .map(|step| {
-                (
-                    step.name.to_owned(),
-                    serde_json::json!({ "examples": step.examples, "milliseconds": step.milliseconds }),
-                )
-            })
-            .collect();
-        let kernels: serde_json::Map<String, serde_json::Value> = lines
-            .iter()
-            .map(|line| (line.name.clone(), serde_json::json!({ "gb_per_second": line.gb_per_second, "share_of_copy": line.gb_per_second / copy })))
-            .collect();
-        say!(
-            "{}",
-            serde_json::json!({ "gpu": gpu.name(), "mib": mib, "kernels": kernels, "models": models })
-        );
+        say!("{}", report.object());
     }
     Ok(())
 }
 
-fn measure(gpu: &mut Gpu, elements: usize) -> Result<Vec<Line>, DeviceError> {
-    let mut lines = Vec::new();
-    let tensor = (elements * size_of::<f32>()) as f64;
-    let (mut a, b) = (ones(gpu, elements)?, ones(gpu, elements)?);
-    let mut line = |name: &str, tensors: f64, seconds: f64| {
-        lines.push(Line { name: name.into(), gb_per_second: tensors * tensor / seconds / 1e9 });
-    };
-    line("copy", 2.0, time(gpu, |gpu| gpu.copy(&b, &mut a))?);
-    line("add", 3.0, time(gpu, |gpu| cuda::add(gpu, &mut a, &b))?);
-    line("divide", 2.0, time(gpu, |gpu| cuda::divide(gpu, &mut a, 3.0))?);
-    let mut halves = Buffer::<_, u8>::zeros(gpu, "halves", 2 * elements)?;
-    line("bf16 encode", 1.5, time(gpu, |gpu| cuda::encode(gpu, Codec::Bf16, &b, &mut halves))?);
-    line("bf16 decode", 1.5, time(gpu, |gpu| cuda::decode(gpu, Codec::Bf16, &halves, &mut a))?);
-    line("f16 encode", 1.5, time(gpu, |gpu| cuda::encode(gpu, Codec::F16, &b, &mut halves))?);
-    line("f16 decode", 1.5, time(gpu, |gpu| cuda::decode(gpu, Codec::F16, &halves, &mut a))?);
-    for name in ["sgd", "momentum", "adam", "lion"] {
-        let Some(Ok(program)) = shipped::program(name) else { continue };
-        let states = program.state_tensors().len();
-        let mut state = Vec::new();
-        for _ in 0..states {
-            state.push(Buffer::zeros(gpu, "state", elements)?);
-        }
-        let mut optimizer = DeviceOptimizer::new(name, Optimizer::new(&program, &[])?)?;
-        let inputs = StepInputs { step: 1, learning_rate: 0.01, divisor: 1.0 };
-        let seconds = time(gpu, |gpu| {
-            let slice = DeviceSlice { weights: &b, gradient_to_weights: &mut a, state: &mut state };
-            optimizer.update(gpu, inputs, slice, &mut [])
-        })?;
-        // Weights read; gradient read and weights written; each state read and written.
-        line(name, 3.0 + 2.0 * states as f64, seconds);
+impl Report {
+    /// A line's share of a copy's bandwidth.
+    fn share(&self, line: &Line) -> f64 {
+        line.gb_per_second / self.lines.first().map_or(f64::NAN, |copy| copy.gb_per_second)
     }
-    let votes = ones(gpu, VOTES * elements)?;
-    let median = Votes::new(gpu, Aggregation::Median { hostile: 0 }, VOTES)?;
-    line("median of 7", 8.0, time(gpu, |gpu| median.aggregate(gpu, &votes, &mut a))?);
-    Ok(lines)
-}
 
-/// A model's gradient step.
-struct Step {
-    name: &'static str,
-    examples: usize,
-    milliseconds: f64,
-}
-
-/// The models that are measured, with batches as they are trained with.
-fn measured() -> [(&'static str, ModelSpec, usize); 4] {
-    let gpt = GptSpec {
-        vocabulary: 256,
-        context: 256,
-        layers: 6,
-        heads: 6,
-        width: 384,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        norm: Norm::Layer,
-    };
-    let label_smoothing = 0.0;
-    [
-        ("mlp", ModelSpec::Mlp { inputs: 784, hidden: vec![512, 256], classes: 10 }, 1024),
-        ("cnn", ModelSpec::Cnn { image: [1, 28, 28], classes: 10, label_smoothing }, 256),
-        ("resnet18", ModelSpec::ResNet18 { image: [3, 32, 32], classes: 10, label_smoothing }, 128),
-        ("gpt", ModelSpec::Gpt(gpt), 16),
-    ]
-}
-
-fn models(number: u32) -> Result<Vec<Step>, ModelError> {
-    let mut steps = Vec::new();
-    for (name, spec, examples) in measured() {
-        let mut model = DeviceModel::new(Gpu::open(number)?, &spec, examples)?;
-        let owned: Vec<Vec<f32>> = model
-            .parameters()
-            .iter()
-            .map(|parameter| {
-                let mut values = vec![0.0; parameter.shape.elements()];
-                parameter.initialize(1, 0, &mut values);
-                values
-            })
-            .collect();
-        let parameters: Vec<&[f32]> = owned.iter().map(Vec::as_slice).collect();
-        // Tokens are classes; for images, any numbers will do.
-        let input = |at: usize| (at % spec.classes()) as f32;
-        let inputs: Vec<f32> = (0..examples * spec.input_elements()).map(input).collect();
-        let label = |at: usize| (at % spec.classes()) as u32;
-        let labels: Vec<u32> = (0..examples * spec.targets()).map(label).collect();
-        let mut milliseconds = Vec::new();
-        for _ in 0..=REPEAT {
-            let start = Instant::now();
-            model.gradients(&parameters, Batch::new(&inputs, &labels), &mut |_, _| {})?;
-            milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-        steps.push(Step { name, examples, milliseconds: median(milliseconds.into_iter().skip(1)) });
+    /// What the other framework took, and how many times ours that is.
+    fn compared(&self, step: &Step) -> Option<(f64, f64)> {
+        let other = self.peer.as_ref()?.milliseconds(step.name)?;
+        Some((other, other / step.milliseconds))
     }
-    Ok(steps)
-}
 
-/// Seconds of one launch.
-fn time(
-    gpu: &mut Gpu,
-    mut launch: impl FnMut(&mut Gpu) -> Result<(), DeviceError>,
-) -> Result<f64, DeviceError> {
-    let mut seconds = Vec::new();
-    for _ in 0..=REPEAT {
-        gpu.synchronize()?;
-        let start = Instant::now();
-        for _ in 0..LAUNCHES {
-            launch(gpu)?;
+    /// For a person.
+    fn text(&self) -> Vec<String> {
+        let below = |reached: bool| if reached { "" } else { ", below the target" };
+        let mut text = vec![format!("{}, tensors of {} MiB, bytes read and written:", self.gpu, self.mib)];
+        for line in &self.lines {
+            let share = self.share(line);
+            let missed = below(line.name == COPY || share >= LEAST_SHARE);
+            let (name, speed) = (&line.name, line.gb_per_second);
+            text.push(format!("{name:<26} {speed:>8.0} GB/s {:>5.0} % of a copy{missed}", 100.0 * share));
         }
-        gpu.synchronize()?;
-        seconds.push(start.elapsed().as_secs_f64() / f64::from(LAUNCHES));
+        text.push("gradient steps:".into());
+        for step in &self.steps {
+            let Step { name, examples, milliseconds, .. } = step;
+            let compared = match (self.compared(step), &self.peer) {
+                (Some((other, ratio)), Some(peer)) => {
+                    let missed = below(ratio >= LEAST_RATIO);
+                    format!(", {ratio:.2} times {}, which takes {other:.3} ms{missed}", peer.framework)
+                }
+                _ => String::new(),
+            };
+            text.push(format!("{name:<26} {examples:>8} examples {milliseconds:>10.3} ms{compared}"));
+        }
+        text
     }
-    Ok(median(seconds.into_iter().skip(1)))
-}
 
-fn ones(gpu: &mut Gpu, elements: usize) -> Result<Numbers, DeviceError> {
-    Buffer::of(gpu, "ones", &vec![1.0; elements])
+    /// For a program.
+    fn object(&self) -> Value {
+        let kernel = |line: &Line| {
+            let share = self.share(line);
+            let mut of = json!({ "gb_per_second": line.gb_per_second, "share_of_copy": share });
+            if line.name != COPY {
+                of["reached"] = json!(share >= LEAST_SHARE);
+            }
+            (line.name.clone(), of)
+        };
+        let model = |step: &Step| {
+            let mut of = json!({
+                "examples": step.examples, "parameters": step.parameters, "milliseconds": step.milliseconds
+            });
+            if let Some((other, ratio)) = self.compared(step) {
+                of["peer_milliseconds"] = json!(other);
+                of["ratio"] = json!(ratio);
+                of["reached"] = json!(ratio >= LEAST_RATIO);
+            }
+            (step.name.to_owned(), of)
+        };
+        let kernels: Map<String, Value> = self.lines.iter().map(kernel).collect();
+        let models: Map<String, Value> = self.steps.iter().map(model).collect();
+        let mut object = json!({
+            "gpu": self.gpu,
+            "mib": self.mib,
+            "least_share": LEAST_SHARE,
+            "kernels": kernels,
+            "models": models,
+        });
+        if let Some(peer) = &self.peer {
+            object["peer"] = json!(peer.framework);
+            object["least_ratio"] = json!(LEAST_RATIO);
+        }
+        object
+    }
 }
 
 #[cfg(test)]
@@ -197,10 +168,94 @@ mod tests {
     /// Where there is no GPU of that number: what was looked for is said, whether a library is missing or the GPU.
     #[test]
     fn a_missing_gpu_is_said() {
-        let failure = run(u32::MAX, 1, false).unwrap_err();
+        let failure = run(u32::MAX, 1, None, false).unwrap_err();
         assert_eq!(failure.status, Status::Misconfigured);
         let said = &failure.message;
         assert!(["libcuda", "libnvrtc", "GPU"].iter().any(|word| said.contains(word)), "{said}");
-        assert!(run(0, 0, false).unwrap_err().message.contains("--mib"));
+        assert!(run(0, 0, None, false).unwrap_err().message.contains("--mib"));
+        let missing = run(0, 1, Some(Path::new("/nowhere.json")), false).unwrap_err();
+        assert!(missing.message.starts_with("--peer /nowhere.json: "), "{}", missing.message);
+    }
+
+    fn report(peer: Option<Peer>) -> Report {
+        let line = |name: &str, gb_per_second| Line { name: name.into(), gb_per_second };
+        let step = |name, milliseconds| Step { name, examples: 16, parameters: 300, milliseconds };
+        Report {
+            gpu: "made up".into(),
+            mib: 256,
+            lines: vec![line(COPY, 2000.0), line("add", 1600.0), line("adam", 1800.0)],
+            steps: vec![step("mlp", 2.0), step("cnn", 4.0)],
+            peer,
+        }
+    }
+
+    fn peer() -> Peer {
+        let text = r#"{"framework": "torch 9", "gpu": "made up", "models": {
+            "mlp": {"examples": 16, "parameters": 300, "milliseconds": 3.0},
+            "cnn": {"examples": 16, "parameters": 300, "milliseconds": 2.0}}}"#;
+        Peer::parse(text).unwrap()
+    }
+
+    #[test]
+    fn bandwidth_is_bytes_by_seconds() {
+        assert_eq!(Line::new("add", 3_000_000_000, 0.5).gb_per_second, 6.0);
+    }
+
+    #[test]
+    fn shares_and_ratios_say_what_is_reached() {
+        let object = report(Some(peer())).object();
+        assert_eq!(object["kernels"]["copy"], json!({ "gb_per_second": 2000.0, "share_of_copy": 1.0 }));
+        assert_eq!(object["kernels"]["add"]["share_of_copy"], json!(0.8));
+        assert_eq!(object["kernels"]["add"]["reached"], json!(false));
+        assert_eq!(object["kernels"]["adam"]["reached"], json!(true));
+        let model = |milliseconds: f64, other: f64, ratio: f64, reached: bool| {
+            json!({
+                "examples": 16, "parameters": 300, "milliseconds": milliseconds, "peer_milliseconds": other,
+                "ratio": ratio, "reached": reached
+            })
+        };
+        assert_eq!(object["models"]["mlp"], model(2.0, 3.0, 1.5, true));
+        assert_eq!(object["models"]["cnn"], model(4.0, 2.0, 0.5, false));
+        assert_eq!(object["peer"], json!("torch 9"));
+        let text = report(Some(peer())).text();
+        let line = |start: &str| text.iter().find(|line| line.starts_with(start)).unwrap();
+        assert!(line("add ").ends_with("80 % of a copy, below the target"), "{text:?}");
+        assert!(line("copy ").ends_with("100 % of a copy"), "{text:?}");
+        assert!(line("mlp ").ends_with("1.50 times torch 9, which takes 3.000 ms"), "{text:?}");
+        assert!(line("cnn ").ends_with("below the target"), "{text:?}");
+        // Without a peer nothing is said of one.
+        let alone = report(None);
+        let model = json!({ "examples": 16, "parameters": 300, "milliseconds": 2.0 });
+        assert_eq!((&alone.object()["models"]["mlp"], &alone.object()["peer"]), (&model, &Value::Null));
+        assert!(alone.text().last().unwrap().ends_with("4.000 ms"));
+    }
+
+    /// What is of another card or of other models is not compared.
+    #[test]
+    fn a_peer_is_of_the_same_card_and_models() {
+        let report = report(None);
+        let check = |peer: &Peer| peer.check(&report.gpu, &report.steps);
+        assert_eq!(check(&peer()), Ok(()));
+        let with = |from: &str, to: &str| {
+            let text = r#"{"framework": "torch 9", "gpu": "made up", "models": {
+                "mlp": {"examples": 16, "parameters": 300, "milliseconds": 3.0},
+                "cnn": {"examples": 16, "parameters": 300, "milliseconds": 2.0}}}"#;
+            Peer::parse(&text.replace(from, to))
+        };
+        assert!(check(&with("made up", "another").unwrap()).unwrap_err().contains("measured on another"));
+        assert!(check(&with("\"examples\": 16", "\"examples\": 8").unwrap()).is_err());
+        assert!(check(&with("300", "301").unwrap()).unwrap_err().contains("301 parameters"));
+        assert!(check(&with("\"cnn\"", "\"rnn\"").unwrap()).unwrap_err().contains("no cnn"));
+        for (from, to) in [("3.0", "0.0"), ("3.0", "-1"), ("framework", "frame"), ("2.0}}}", "2.0}}")] {
+            assert!(with(from, to).is_err(), "{to}");
+        }
+    }
+
+    /// As many as PyTorch's networks of these names have: `tests/peers/torch_eager.py` counts them.
+    #[test]
+    fn measured_models_learn_as_many_numbers_as_their_peers() {
+        let learned = models::measured().map(|(name, spec, _)| (name, models::learned(&spec).unwrap()));
+        let expected = [("mlp", 535_818), ("cnn", 1_199_882), ("resnet18", 11_173_962), ("gpt", 10_844_160)];
+        assert_eq!(learned, expected);
     }
 }

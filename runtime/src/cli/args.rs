@@ -288,6 +288,9 @@ pub(crate) enum BenchCommand {
         /// Mebibytes of a tensor
         #[arg(long, default_value_t = 256)]
         mib: u32,
+        /// What another framework took for the same gradient steps on the same card: the file that tests/peers/torch_eager.py writes
+        #[arg(long, value_name = "FILE")]
+        peer: Option<PathBuf>,
         /// Print one JSON object on the last line
         #[arg(long)]
         json: bool,

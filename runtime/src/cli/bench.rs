@@ -12,7 +12,7 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
             be_nobody()?;
             transport::run(*message_bytes, *mib, *repeat, *json, receive.as_deref())
         }
-        BenchCommand::Kernels { gpu, mib, json } => kernels::run(*gpu, *mib, *json),
+        BenchCommand::Kernels { gpu, mib, peer, json } => kernels::run(*gpu, *mib, peer.as_deref(), *json),
         BenchCommand::Node(node) => {
             be_nobody()?;
             crate::cli::node::node(node, Some(Box::new(pushpull::Setup)))
