@@ -203,7 +203,10 @@ impl CheckpointSink for ModelFile {
             std::fs::create_dir_all(folder)
                 .map_err(|e| CheckpointError(format!("{} cannot be made: {e}", folder.display())))?;
         }
-        safetensors::write(&self.path, &tensors, &metadata).map_err(|e| CheckpointError(e.to_string()))
+        let bytes = safetensors::write(&self.path, &tensors, &metadata)
+            .map_err(|e| CheckpointError(e.to_string()))?;
+        tracing::info!(bytes, "the final model is in checkpoint/final/{}", safetensors::MODEL_FILE);
+        Ok(bytes)
     }
 }
 

@@ -260,7 +260,13 @@ impl SchedulerActor {
             Effect::Over(outcome) => {
                 match &outcome {
                     Outcome::Finished(f) => {
-                        tracing::info!(steps = f.steps, accuracy = f.test_accuracy, "finished")
+                        tracing::info!(
+                            steps = f.steps,
+                            loss = f.test_loss,
+                            accuracy = f.test_accuracy,
+                            params_blake3 = %Hex(f.params_blake3),
+                            "finished"
+                        );
                     }
                     Outcome::Failed(reason) => tracing::error!(reason, "failed"),
                 }

@@ -153,8 +153,9 @@ pub(crate) struct NodeArguments {
     /// Where the scheduler is, instead of cluster.scheduler
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) scheduler: Option<String>,
-    /// Bind the address at which this machine reaches --scheduler instead of network.listen; a scheduler, --scheduler itself
-    #[arg(long, requires = "scheduler")]
+    /// Bind the address at which this machine reaches the scheduler instead of network.listen; a scheduler, the address
+    /// at which it is reached
+    #[arg(long)]
     pub(crate) listen_by_scheduler: bool,
     /// The signed job, for a scheduler [default: the cluster file with the ending .job]
     #[arg(long, value_name = "FILE")]

@@ -73,7 +73,9 @@ pub(super) fn run(
     };
     let file = run_dir.reach(&arguments.config);
     let mut config = Config::load(&file, &environment.overrides).map_err(Failure::misconfigured)?;
-    if let (true, Some(scheduler)) = (arguments.listen_by_scheduler, &arguments.scheduler) {
+    let scheduler = nearby::scheduler(arguments, &environment, &config);
+    if arguments.listen_by_scheduler {
+        let scheduler = scheduler.as_ref().ok_or_else(nearby::where_is_it)?;
         let here = nearby::overrides(arguments.role, scheduler, &config)?;
         let all = [environment.overrides.clone(), here].concat();
         config = Config::load(&file, &all).map_err(Failure::misconfigured)?;
@@ -147,7 +149,7 @@ pub(super) fn run(
             runtime: runtime.handle().clone(),
             run_dir: run_dir.clone(),
             index,
-            scheduler: arguments.scheduler.clone().or_else(|| environment.scheduler.clone()),
+            scheduler: scheduler.clone(),
             meter: meter.clone(),
         });
     }

@@ -119,7 +119,7 @@ fn is_cluster_file(path: &Path, name: &str) -> bool {
     name == "cluster.toml" || text.lines().any(|line| SECTIONS.contains(&line.trim()))
 }
 
-fn head(path: &Path) -> String {
+pub(super) fn head(path: &Path) -> String {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut bytes));
     if read.is_err() {

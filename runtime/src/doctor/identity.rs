@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use testudo_transport::pki::{CA_KEY_FILE, PkiError, identity_files, inspect, is_ours};
 use zeroize::Zeroizing;
 
+use super::folder::head;
 use super::{Found, Report, quoted, shown};
 
 /// Longest key or certificate file that is looked at.
@@ -98,16 +99,17 @@ pub(super) fn look(report: &mut Report, files: &Files, now: SystemTime) -> Optio
     found.id.map(|id| Found { place, id, files: files.clone() })
 }
 
-/// Two holders of one identity lock each other out.
+/// Two holders of one identity lock each other out, if one CA certified both: a run beside the cluster has its own.
 pub(super) fn compare(report: &mut Report, identities: &[Found]) {
-    let mut seen: BTreeMap<String, &Found> = BTreeMap::new();
+    let mut seen: BTreeMap<(&str, String), &Found> = BTreeMap::new();
     for found in identities {
-        if let Some(first) = seen.get(found.id.as_str()) {
+        let holder = (found.id.as_str(), head(&found.files.ca));
+        if let Some(first) = seen.get(&holder) {
             let what = format!("is {} too, as {} is", found.id.short(), shown(&first.place));
             let fix = "one identity is one node: issue another for the second";
             report.problem(shown(&found.place), what, fix);
         } else {
-            seen.insert(found.id.as_str().to_owned(), found);
+            seen.insert(holder, found);
         }
     }
 }

@@ -18,6 +18,7 @@ use testudo_observability::Meter;
 use testudo_transport::pki::{RevocationPolicy, read_crl};
 use testudo_transport::{Endpoint, Identity, MemoryOptions, PkiError, Role};
 
+use super::nearby;
 use crate::audit::{AuditLog, AuditLogError};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::ledger::RunLedger;
@@ -103,14 +104,7 @@ pub(super) struct Node {
 
 impl Node {
     fn options(&self) -> Result<NodeOptions, Failure> {
-        let told =
-            self.config.cluster.scheduler.as_ref().or(self.config.network.scheduler.advertise.as_ref());
-        let scheduler = self.scheduler.clone().or_else(|| told.cloned());
-        let scheduler = scheduler.ok_or_else(|| {
-            Failure::misconfigured(
-                "where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler",
-            )
-        })?;
+        let scheduler = self.scheduler.clone().ok_or_else(nearby::where_is_it)?;
         Ok(NodeOptions {
             identity: Arc::clone(&self.identity),
             network: self.network.clone(),

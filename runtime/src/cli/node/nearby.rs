@@ -5,12 +5,30 @@ use std::time::Instant;
 
 use testudo_actors::node::JOIN_PATIENCE;
 
-use crate::cli::args::NodeRole;
+use super::Environment;
+use crate::cli::args::{NodeArguments, NodeRole};
 use crate::config::Config;
 use crate::error::Failure;
 
 /// Between two tries to find out what the scheduler's name means.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Where the scheduler is: as the command line says, else a launcher's environment, else the cluster file.
+pub(super) fn scheduler(
+    arguments: &NodeArguments,
+    environment: &Environment,
+    config: &Config,
+) -> Option<String> {
+    let told = config.cluster.scheduler.as_ref().or(config.network.scheduler.advertise.as_ref());
+    arguments.scheduler.as_ref().or(environment.scheduler.as_ref()).or(told).cloned()
+}
+
+/// What is said where nobody says.
+pub(super) fn where_is_it() -> Failure {
+    Failure::misconfigured(
+        "where is the scheduler? set cluster.scheduler in the cluster file, or give --scheduler",
+    )
+}
 
 /// What the cluster file says otherwise here: the scheduler binds where it is dialled, at `scheduler`; others bind the address from
 /// which they reach it, with the port that `config` names.

@@ -118,8 +118,8 @@ pub(super) fn issue(arguments: &IssueArguments) -> Result<(), Failure> {
             }
             if role != Role::Operator {
                 note!(
-                    "its key was made here and has to travel to the node; it does not where it is made there: testudo pki \
-                     request --job {job} --role {} --out DIR on the node, and here: testudo pki issue REQUEST",
+                    "its key was made here, and has to travel if the node is on another machine; it does not where it is made there: \
+                     testudo pki request --job {job} --role {} --out DIR on the node, and here: testudo pki issue REQUEST",
                     id.short()
                 );
             }
