@@ -1,5 +1,7 @@
 //! `testudo sign`: an OpenSSF model signature, and the key for it.
 
+mod reported;
+
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
@@ -8,7 +10,8 @@ use serde_json::json;
 use crate::error::Failure;
 use crate::say::say;
 use crate::signing::key::public_path;
-use crate::signing::{SIGNATURE_FILE, SigningKey, sign as sign_model};
+use crate::signing::{SIGNATURE_FILE, SigningKey, export, sign as sign_model};
+use reported::ReportedArguments;
 
 /// `testudo sign`
 #[derive(Debug, Args)]
@@ -26,12 +29,16 @@ pub(crate) struct SignArguments {
     /// Where to write the signature [default: DIR/model.sig]
     #[arg(long, value_name = "FILE", requires = "dir")]
     signature: Option<PathBuf>,
+    #[command(flatten)]
+    reported: ReportedArguments,
     /// Print one JSON object on the last line of standard output
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
+    // Before a key is made for nothing.
+    let reported = arguments.reported.model()?;
     let key = match (&arguments.key, &arguments.new_key) {
         (Some(path), _) => SigningKey::load(path).map_err(Failure::misconfigured)?,
         (None, Some(path)) => {
@@ -60,7 +67,10 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
         return Ok(());
     };
     let signature = arguments.signature.clone().unwrap_or_else(|| dir.join(SIGNATURE_FILE));
-    let manifest = sign_model(dir, &signature, &key).map_err(Failure::failed)?;
+    let manifest = match &reported {
+        Some((model, metadata)) => export::sign(dir, model, metadata, &key).map_err(Failure::failed)?,
+        None => sign_model(dir, &signature, &key).map_err(Failure::failed)?,
+    };
     let files = manifest.files.len();
     if arguments.json {
         object["dir"] = json!(dir);
