@@ -9,6 +9,8 @@
 //!
 //! Everything here turns numbers into text by pure functions; files and terminals are the caller's.
 
+#[cfg(test)]
+mod documented;
 pub mod human;
 pub mod metrics;
 pub mod plot;

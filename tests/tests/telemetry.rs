@@ -39,6 +39,18 @@ const SPANS: [&str; 12] = [
 const SERVER: u64 = 2;
 const CLIENT: u64 = 3;
 
+/// `docs/metrics.md` has these spans, and no others.
+#[test]
+fn every_span_stands_in_the_reference_and_no_other() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split("### ").find(|part| part.starts_with("A step as one trace")).unwrap();
+    let first_cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    let documented: BTreeSet<&str> =
+        first_cells.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+    assert_eq!(documented, BTreeSet::from(SPANS));
+}
+
 /// Runs a job of twelve steps; the hash of its parameters.
 fn run(folder: &Path, name: &str, set: &[String], environment: &[(&str, String)]) -> String {
     let file = files::write_job(folder);

@@ -241,7 +241,7 @@ fn counted(number: u64, noun: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(crate) fn summary() -> Summary {
