@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
 
+#[path = "common/cited.rs"]
+mod cited;
 #[path = "common/sources.rs"]
 mod sources;
 
+use cited::{Commands, Keys};
 use sources::{repository, rust_files};
 
 /// Every page of the repository but those of other people's.
@@ -20,6 +23,8 @@ const PAGES: &[&str] = &[
     "docs/codecs.md",
     "docs/config.md",
     "docs/deploying.md",
+    "docs/from-mxnet.md",
+    "docs/from-pytorch.md",
     "docs/gpu.md",
     "docs/hardening.md",
     "docs/identities.md",
@@ -32,6 +37,7 @@ const PAGES: &[&str] = &[
     "docs/recovery.md",
     "docs/replay.md",
     "docs/serving.md",
+    "docs/tutorial.md",
     "examples/data/austen/README.md",
     "examples/data/mnist/README.md",
 ];
@@ -110,6 +116,83 @@ fn every_link_leads_somewhere() {
         }
     }
     assert!(found > 10, "only {found} links were found");
+}
+
+/// Pages for newcomers, who cannot know better.
+const TAUGHT: &[&str] = &["README.md", "docs/tutorial.md", "docs/from-mxnet.md", "docs/from-pytorch.md"];
+
+/// `docs/config.md` has all keys: it is written from the table that the program reads by.
+#[test]
+fn every_key_that_is_taught_exists() {
+    let keys = Keys::of(&read("docs/config.md"));
+    let mut cited = 0;
+    for page in TAUGHT {
+        let text = read(page);
+        for quote in quoted(&text) {
+            let missing = keys.missing(quote);
+            assert!(missing.is_empty(), "{page} cites {missing:?}, of which no cluster file has a key");
+            cited += keys.cited(quote);
+        }
+    }
+    assert!(cited > 50, "only {cited} citations were found");
+}
+
+/// With the options that are given to it.
+#[test]
+fn every_command_that_is_taught_exists() {
+    let commands = Commands::of(env!("CARGO_BIN_EXE_testudo-under-test"));
+    let mut cited = 0;
+    for page in TAUGHT {
+        let text = read(page);
+        let code = text.split("```").skip(1).step_by(2).flat_map(str::lines);
+        for line in quoted(&text).into_iter().chain(code) {
+            let missing = commands.missing(line);
+            assert!(missing.is_none(), "{page}: `{line}`: {}", missing.unwrap_or_default());
+            cited += usize::from(commands.is_cited(line));
+        }
+        // Of a table, the last column is Testudo's.
+        for line in text.lines() {
+            let ours = line.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
+            for option in quoted(ours).into_iter().filter(|quote| quote.starts_with("--")) {
+                assert!(commands.have(option), "{page}: no command has {option}");
+            }
+        }
+    }
+    assert!(cited > 50, "only {cited} citations were found");
+}
+
+#[test]
+fn what_is_taught_wrongly_is_noticed() {
+    let keys = Keys::of(
+        "## `[job]`\n| `name` | x |\n## `[optimizer]`\n| `kind` | x |\n## `[optimizer.constants]`\n",
+    );
+    assert_eq!(keys.missing("job.nam = \"x\""), ["job.nam"]);
+    for good in [
+        "job.name",
+        "--set optimizer.kind=sgd",
+        "optimizer.step()",
+        "job.toml",
+        "other.key",
+        "optimizer.constants",
+    ] {
+        assert!(keys.missing(good).is_empty(), "{good}");
+    }
+    let commands = Commands::of(env!("CARGO_BIN_EXE_testudo-under-test"));
+    for good in [
+        "testudo run FILE --workers 4 --set training.epochs=1",
+        "$ testudo pki issue --ca ca --role operator",
+        "testudo",
+        "cargo run -- nothing",
+        "OTEL_SDK_DISABLED=true testudo run x.toml --json | tail -1",
+    ] {
+        assert!(commands.missing(good).is_none(), "{good}");
+    }
+    for wrong in
+        ["testudo rum FILE", "testudo run --worker 4", "testudo pki isue x", "testudo pki issue --cb ca"]
+    {
+        assert!(commands.missing(wrong).is_some(), "{wrong}");
+    }
+    assert!(commands.have("--listen-by-scheduler") && !commands.have("--listen-by-schedule"));
 }
 
 #[test]
