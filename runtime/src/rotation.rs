@@ -75,7 +75,11 @@ pub async fn follow(identity: Identity, source: Source) {
             }
             Ok(false) => {}
             Err(why) if last_fault.as_ref() != Some(&why) => {
-                tracing::warn!(%why, "the identity's files cannot be taken; the certificate in use stays");
+                tracing::warn!(
+                    %why,
+                    "the identity's files cannot be taken; the certificate in use stays, and no renewed one is seen until the user \
+                     that this process runs as can read them"
+                );
                 last_fault = Some(why);
                 continue;
             }

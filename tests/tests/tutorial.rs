@@ -16,7 +16,8 @@ fn page() -> Vec<Block> {
     blocks(&page).unwrap_or_else(|why| panic!("docs/tutorial.md, {why}"))
 }
 
-/// Nothing is on the machines but `testudo` and what every system has; what the page does not say is not done.
+/// Nothing is on the machines but `testudo` and what every system has; what the page does not say is not done. It takes a quarter of
+/// a minute, because the page trains twice, until something is learnt.
 #[test]
 fn the_tutorial_can_be_followed_word_by_word() {
     let page = page();
