@@ -41,15 +41,40 @@ fn bits_are_those_of_loops_by_hand() {
         decays.into_iter().flat_map(|decay| [0.01, 0.3, 0.0].map(|rate| (decay, rate)))
     {
         let (beta1, beta2, epsilon, momentum) = (0.8, 0.99, 1e-6, 0.7);
-        let adam = [("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)];
+        let betas = [("beta1", beta1), ("beta2", beta2), ("weight_decay", weight_decay)];
+        let adam = [betas[0], betas[1], betas[2], ("epsilon", epsilon)];
+        let decay = ("weight_decay", weight_decay);
+        let (alpha, rate_decay, rho) = (0.9, 0.2, 0.8);
+        let (beta, lambda1, lambda2) = (0.5, weight_decay, 0.1);
         for (name, constants, by_hand) in [
-            ("sgd", &[][..], ByHand::Sgd { weight_decay }),
-            ("momentum", &[("momentum", momentum)], ByHand::Momentum { momentum, weight_decay }),
-            ("nesterov", &[("momentum", momentum)], ByHand::Nesterov { momentum, weight_decay }),
+            ("sgd", &[decay][..], ByHand::Sgd { weight_decay }),
+            ("momentum", &[decay, ("momentum", momentum)], ByHand::Momentum { momentum, weight_decay }),
+            ("nesterov", &[decay, ("momentum", momentum)], ByHand::Nesterov { momentum, weight_decay }),
             ("adam", &adam, ByHand::Adam { beta1, beta2, epsilon, weight_decay }),
             ("adamw", &adam, ByHand::AdamW { beta1, beta2, epsilon, weight_decay }),
+            (
+                "rmsprop",
+                &[decay, ("alpha", alpha), ("epsilon", epsilon)],
+                ByHand::RmsProp { alpha, epsilon, weight_decay },
+            ),
+            (
+                "adagrad",
+                &[decay, ("lr_decay", rate_decay), ("epsilon", epsilon)],
+                ByHand::Adagrad { rate_decay, epsilon, weight_decay },
+            ),
+            (
+                "adadelta",
+                &[decay, ("rho", rho), ("epsilon", epsilon)],
+                ByHand::Adadelta { rho, epsilon, weight_decay },
+            ),
+            (
+                "ftrl",
+                &[("beta", beta), ("lambda1", lambda1), ("lambda2", lambda2)],
+                ByHand::Ftrl { beta, lambda1, lambda2 },
+            ),
+            ("lion", &betas, ByHand::Lion { beta1, beta2, weight_decay }),
         ] {
-            let spec = OptimizerSpec::shipped(name).unwrap().with("weight_decay", weight_decay);
+            let spec = OptimizerSpec::shipped(name).unwrap();
             let spec = constants.iter().fold(spec, |spec, (constant, value)| spec.with(constant, *value));
             let mut optimizer = spec.compile().unwrap();
             assert_eq!(optimizer.program().state_tensors().len(), by_hand.states(), "{name}");

@@ -1,9 +1,11 @@
-//! Five updates as loops written by hand: what programs are measured against (`slice_speed`), and whose bits they keep
+//! Ten updates as loops written by hand: what programs are measured against (`slice_speed`), and whose bits they keep
 //! (`tests/by_hand.rs`). Nothing that trains runs them.
 
 #![allow(dead_code)] // each of the two that include this uses a part
 
 mod adam;
+mod lion;
+mod scaled;
 mod sgd;
 
 /// As the crate's own: a function whose body is compiled for each instruction set, the best of which is chosen when it runs.
@@ -37,11 +39,16 @@ pub(crate) enum ByHand {
     Nesterov { momentum: f64, weight_decay: f64 },
     Adam { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
     AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+    RmsProp { alpha: f64, epsilon: f64, weight_decay: f64 },
+    Adagrad { rate_decay: f64, epsilon: f64, weight_decay: f64 },
+    Adadelta { rho: f64, epsilon: f64, weight_decay: f64 },
+    Ftrl { beta: f64, lambda1: f64, lambda2: f64 },
+    Lion { beta1: f64, beta2: f64, weight_decay: f64 },
 }
 
 impl ByHand {
     /// All of them, as the programs' defaults have it, by the programs' names.
-    pub(crate) fn all() -> [(&'static str, ByHand); 5] {
+    pub(crate) fn all() -> [(&'static str, ByHand); 10] {
         let (momentum, weight_decay) = (0.9, 0.0);
         let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
         [
@@ -50,6 +57,11 @@ impl ByHand {
             ("nesterov", ByHand::Nesterov { momentum, weight_decay }),
             ("adam", ByHand::Adam { beta1, beta2, epsilon, weight_decay }),
             ("adamw", ByHand::AdamW { beta1, beta2, epsilon, weight_decay: 0.01 }),
+            ("rmsprop", ByHand::RmsProp { alpha: 0.99, epsilon, weight_decay }),
+            ("adagrad", ByHand::Adagrad { rate_decay: 0.0, epsilon: 1e-10, weight_decay }),
+            ("adadelta", ByHand::Adadelta { rho: 0.9, epsilon: 1e-6, weight_decay }),
+            ("ftrl", ByHand::Ftrl { beta: 1.0, lambda1: 0.0, lambda2: 0.0 }),
+            ("lion", ByHand::Lion { beta1, beta2: 0.99, weight_decay }),
         ]
     }
 
@@ -57,8 +69,12 @@ impl ByHand {
     pub(crate) fn states(self) -> usize {
         match self {
             ByHand::Sgd { .. } => 0,
-            ByHand::Momentum { .. } | ByHand::Nesterov { .. } => 1,
-            ByHand::Adam { .. } | ByHand::AdamW { .. } => 2,
+            ByHand::Momentum { .. }
+            | ByHand::Nesterov { .. }
+            | ByHand::RmsProp { .. }
+            | ByHand::Adagrad { .. }
+            | ByHand::Lion { .. } => 1,
+            ByHand::Adam { .. } | ByHand::AdamW { .. } | ByHand::Adadelta { .. } | ByHand::Ftrl { .. } => 2,
         }
     }
 
@@ -92,9 +108,44 @@ impl ByHand {
                 let keep = (1.0 - rate * weight_decay) as f32;
                 adam::update(scalars, keep, 0.0, weights, out, mean, variance);
             }
+            (ByHand::RmsProp { alpha, epsilon, weight_decay }, [square, ..]) => {
+                let scalars = [-rate, weight_decay, alpha, 1.0 - alpha, epsilon].map(|scalar| scalar as f32);
+                scaled::rmsprop(with(scalars, divisor), weights, out, square);
+            }
+            (ByHand::Adagrad { rate_decay, epsilon, weight_decay }, [squares, ..]) => {
+                let rate = rate / (1.0 + (step as f64 - 1.0) * rate_decay);
+                let scalars = [-rate as f32, weight_decay as f32, epsilon as f32, divisor];
+                scaled::adagrad(scalars, weights, out, squares);
+            }
+            (ByHand::Adadelta { rho, epsilon, weight_decay }, [square, delta, ..]) => {
+                let scalars = [-rate, weight_decay, rho, 1.0 - rho, epsilon].map(|scalar| scalar as f32);
+                scaled::adadelta(with(scalars, divisor), weights, out, square, delta);
+            }
+            (ByHand::Ftrl { beta, lambda1, lambda2 }, [z, n, ..]) => {
+                let [rate, beta, lambda1, lambda2] =
+                    [rate, beta, lambda1, lambda2].map(|scalar| scalar as f32);
+                scaled::ftrl([rate, beta, lambda1, lambda2, divisor], weights, out, z, n);
+            }
+            (ByHand::Lion { beta1, beta2, weight_decay }, [mean, ..]) => {
+                let [beta1, beta2] = [beta1, beta2].map(|beta| [beta as f32, (1.0 - beta) as f32]);
+                let (minus_rate, decay) = (-rate as f32, weight_decay as f32);
+                lion::update(lion::Scalars { minus_rate, decay, beta1, beta2, divisor }, weights, out, mean);
+            }
             (_, few) => unreachable!("{} state tensors", few.len()),
         }
     }
+}
+
+fn with(scalars: [f32; 5], divisor: f32) -> [f32; 6] {
+    let [a, b, c, d, e] = scalars;
+    [a, b, c, d, e, divisor]
+}
+
+/// 1 or -1, or `x` itself if that is a zero or NaN.
+#[inline(always)]
+fn sign(x: f32) -> f32 {
+    let sign = if x < 0.0 { -1.0 } else { x };
+    if x > 0.0 { 1.0 } else { sign }
 }
 
 /// `base` to the power of `exponent`: factors of the exponent's bits, from the lowest up.

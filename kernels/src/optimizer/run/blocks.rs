@@ -207,6 +207,11 @@ fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, diviso
                 triple(target, sources, |x, y, z| s.mul_add(t.mul_add(x, y), z));
             }
         }
+        Operation::Ahead(scalars, [x, z]) => {
+            let [s, t, u] = scalars.map(|scalar| view.scalar(scalar));
+            let sources = [x, SUM, z].map(source);
+            triple(target, sources, |x, sum, z| s.mul_add(t.mul_add(x, u.mul_add(z, sum / divisor)), z));
+        }
         Operation::Chained(scalars, operands) => {
             let [s, t] = scalars.map(|scalar| view.scalar(scalar));
             let [x, y, z] = operands.map(|operand| source(operand.unwrap_or(SUM)));

@@ -20,6 +20,9 @@ pub(super) enum Form {
     Decayed { s: Signed, x: NodeId },
     /// `s * (t * x + y) + z`, where `y` may be the gradient, from its sum.
     Nested { s: Signed, t: Signed, x: NodeId, y: Option<NodeId>, z: NodeId },
+    /// `s * (t * x + (u * z + g)) + z`, from the gradient sum: [`Form::Nested`] with a decayed gradient that one other loop
+    /// computes for itself, too.
+    Ahead { s: Signed, t: Signed, x: NodeId, u: Signed, z: NodeId },
     /// `s * x + (t * y + z)`, where `z` may be the gradient, from its sum.
     Chained { s: Signed, x: NodeId, t: Signed, y: NodeId, z: Option<NodeId> },
     /// `z + s * (x - z)`.
@@ -35,7 +38,13 @@ pub(super) enum Form {
 impl Form {
     /// Whether the loop reads the gradient sum.
     pub(super) fn reads_sum(&self) -> bool {
-        matches!(self, Self::Decayed { .. } | Self::Nested { y: None, .. } | Self::Chained { z: None, .. })
+        matches!(
+            self,
+            Self::Decayed { .. }
+                | Self::Nested { y: None, .. }
+                | Self::Ahead { .. }
+                | Self::Chained { z: None, .. }
+        )
     }
 
     /// The tensors that the loop reads, each once; `None` for [`Form::Plain`], which reads the node's own operands.
@@ -44,7 +53,9 @@ impl Form {
             Self::Plain => return None,
             Self::Absorbed => [None; 3],
             Self::Decayed { x, .. } | Self::Root { x, .. } => [Some(x), None, None],
-            Self::Follow { x, z, .. } | Self::Squares { x, z, .. } => [Some(x), (z != x).then_some(z), None],
+            Self::Follow { x, z, .. } | Self::Squares { x, z, .. } | Self::Ahead { x, z, .. } => {
+                [Some(x), (z != x).then_some(z), None]
+            }
             Self::Quotient { x, y, z, .. } => once(x, Some(y), Some(z)),
             Self::Nested { x, y, z, .. } => once(x, y, Some(z)),
             Self::Chained { x, y, z, .. } => once(x, Some(y), z),
@@ -56,8 +67,9 @@ fn once(a: NodeId, b: Option<NodeId>, c: Option<NodeId>) -> [Option<NodeId>; 3] 
     [Some(a), b.filter(|b| *b != a), c.filter(|c| *c != a && Some(*c) != b)]
 }
 
-/// The form of every node, where `inner` says of which nodes exactly one other node makes use, once, and nothing else.
-pub(super) fn forms(graph: &Graph, needed: &[bool], inner: &[bool]) -> Vec<Form> {
+/// The form of every node, where `inner` says of which nodes exactly one other node makes use, once, and nothing else, and
+/// `shared` of which exactly two do.
+pub(super) fn forms(graph: &Graph, needed: &[bool], inner: &[bool], shared: &[bool]) -> Vec<Form> {
     let mut fuser = Fuser { graph, inner, forms: vec![Form::Plain; needed.len()] };
     for index in (0..needed.len()).filter(|index| needed[*index]) {
         if let Some((form, absorbed)) = fuser.form(graph.nodes()[index].0) {
@@ -66,6 +78,9 @@ pub(super) fn forms(graph: &Graph, needed: &[bool], inner: &[bool]) -> Vec<Form>
                 fuser.forms[node.index()] = Form::Absorbed;
             }
         }
+    }
+    for index in (0..needed.len()).filter(|index| needed[*index] && shared[*index]) {
+        fuser.compute_twice(index, needed);
     }
     fuser.forms
 }
@@ -164,6 +179,39 @@ impl Fuser<'_> {
         let ((s, x), (t, z)) = (self.scaled(m)?, self.scaled(addend)?);
         let form = Form::Squares { s: (s, minus_product), x, t: (t, minus_addend), z };
         (x == y && m != addend).then_some((form, [Some(m), Some(addend)]))
+    }
+
+    /// A decayed gradient that two nodes read is computed within both, if their loops have room for it: a quotient more for each
+    /// element costs less than a loop, which the way through memory bounds.
+    fn compute_twice(&mut self, decayed: usize, needed: &[bool]) {
+        let Form::Decayed { s: u, x: y } = self.forms[decayed] else { return };
+        let mut within = Vec::new();
+        for index in (decayed + 1..needed.len()).filter(|index| needed[*index]) {
+            let form = match (self.forms[index], self.graph.nodes()[index].0) {
+                (Form::Nested { s, t, x, y: Some(inner), z }, _)
+                    if inner.index() == decayed && z == y && x.index() != decayed =>
+                {
+                    Form::Ahead { s, t, x, u, z }
+                }
+                (
+                    Form::Plain,
+                    Node::MulAdd { factors: [a, b], addend, minus_product, minus_addend: false },
+                ) if addend.index() == decayed => {
+                    let (a, b) = if self.is_scalar(b) { (b, a) } else { (a, b) };
+                    if !self.is_scalar(a) || b.index() == decayed {
+                        return;
+                    }
+                    Form::Chained { s: (a, minus_product), x: b, t: u, y, z: None }
+                }
+                _ => continue,
+            };
+            within.push((index, form));
+        }
+        // Otherwise somebody else reads it, too.
+        if let [_, _] = within[..] {
+            within.into_iter().for_each(|(index, form)| self.forms[index] = form);
+            self.forms[decayed] = Form::Absorbed;
+        }
     }
 
     /// `t`, `x` and `y` of a sum `t * x + y` that can be absorbed, without `y` where it is the gradient.

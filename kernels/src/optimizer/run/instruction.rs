@@ -40,6 +40,8 @@ pub(super) enum Operation {
     Decayed(Operand, Operand),
     /// `s`, `t`, then `x`, `y`, `z` of `Form::Nested`, where a `y` that is none is the gradient sum by the divisor.
     Nested([Operand; 2], [Option<Operand>; 3]),
+    /// `s`, `t`, `u`, then `x`, `z` of `Form::Ahead`.
+    Ahead([Operand; 3], [Operand; 2]),
     /// `s`, `t`, then `x`, `y`, `z` of `Form::Chained`, where a `z` that is none is the gradient sum by the divisor.
     Chained([Operand; 2], [Option<Operand>; 3]),
     /// `s`, `x`, `z` of `Form::Follow`.

@@ -124,9 +124,10 @@ impl<'a> Builder<'a> {
         for index in (0..needed.len()).filter(|index| needed[*index]) {
             self.tensors(index).for_each(|operand| readers[operand.index()] += 1);
         }
-        let inner: Vec<bool> =
-            readers.iter().zip(roots).map(|(readers, root)| *readers == 1 && root.is_none()).collect();
-        self.forms = forms(self.graph, &needed, &inner);
+        let read_by = |times| -> Vec<bool> {
+            readers.iter().zip(roots).map(|(readers, root)| *readers == times && root.is_none()).collect()
+        };
+        self.forms = forms(self.graph, &needed, &read_by(1), &read_by(2));
         self.sum_read = self.forms.iter().rposition(Form::reads_sum).unwrap_or(0);
     }
 
@@ -242,7 +243,9 @@ impl<'a> Builder<'a> {
                 *node == Node::State(state) && last.is_some_and(|last| last > index)
             }),
             // One loop reads the sum and may write in its place.
-            Seat::Out if matches!(self.forms[index], Form::Nested { y: None, .. }) => self.sum_read > index,
+            Seat::Out if matches!(self.forms[index], Form::Nested { y: None, .. } | Form::Ahead { .. }) => {
+                self.sum_read > index
+            }
             Seat::Out => self.sum_read >= index,
             _ => false,
         };
@@ -266,6 +269,7 @@ impl<'a> Builder<'a> {
             Form::Nested { s, t, x, y, z } => {
                 Operation::Nested([s, t].map(signed), [Some(x), y, Some(z)].map(|node| node.map(operand)))
             }
+            Form::Ahead { s, t, x, u, z } => Operation::Ahead([s, t, u].map(signed), [x, z].map(operand)),
             Form::Chained { s, x, t, y, z } => {
                 Operation::Chained([s, t].map(signed), [Some(x), Some(y), z].map(|node| node.map(operand)))
             }

@@ -137,7 +137,7 @@ fn what_can_be_computed_at_once_is() {
     for (name, loops, temporaries) in [
         ("sgd", 1, 0),
         ("momentum", 2, 0),
-        ("nesterov", 3, 1),
+        ("nesterov", 2, 0),
         ("adam", 5, 1),
         ("adamw", 5, 1),
         ("rmsprop", 4, 2),
