@@ -85,7 +85,7 @@ impl Optimizer {
             constants,
             values: vec![0.0; nodes],
             rounded: vec![0.0; nodes],
-            temporaries: vec![vec![0.0; blocks::BLOCK]; plan.temporaries],
+            temporaries: vec![vec![0.0; plan.block()]; plan.temporaries],
             sums: vec![Accumulator::new(); feeds],
             plan,
             program: program.clone(),

@@ -15,14 +15,11 @@ use crate::math;
 use crate::optimizer::language::{Binary, Unary};
 use crate::simd::vectorized;
 
-/// Elements of a block: 512 bytes of each tensor. So few that the processor's window spans a block, and the next one's
-/// elements come from memory while this one's quotients are still being computed; `docs/performance.md` has others.
-pub(super) const BLOCK: usize = 128;
 /// Elements that are looked at together, some blocks: few enough to be in the nearest cache still.
 pub(super) const LOOKED_AT: usize = 1024;
 
 vectorized! {
-    /// Runs `pass` over a slice of a tensor. `temporaries` hold [`BLOCK`] elements each; `sums` are those of the
+    /// Runs `pass` over a slice of a tensor. `temporaries` hold [`Pass::block`] elements each; `sums` are those of the
     /// pass's feeds. If it `looks` at new values, the answer is where the [`LOOKED_AT`] elements begin in which one is not finite,
     /// at the end of which it has stopped.
     pub(super) fn run<'a>(
@@ -39,7 +36,7 @@ vectorized! {
         let block = match (pass.instructions.len() == 1 && pass.feeds.is_empty(), looks) {
             (true, true) => LOOKED_AT,
             (true, false) => weights.len(),
-            (false, _) => BLOCK,
+            (false, _) => pass.block(),
         };
         let (mut start, mut looked_at) = (0, 0);
         while start < weights.len() {
@@ -221,6 +218,15 @@ fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, diviso
                 triple(target, [y, x, z], |y, x, z| s.mul_add(x, t.mul_add(y, z)));
             }
         }
+        Operation::Average(scalars, x, z) => {
+            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
+            let operands = [x.unwrap_or(SUM), z].map(source);
+            if x.is_none() {
+                pair(target, operands, |sum, z| s.mul_add(sum / divisor, t * z));
+            } else {
+                pair(target, operands, |x, z| s.mul_add(x, t * z));
+            }
+        }
         Operation::Follow(s, operands) => {
             let s = view.scalar(s);
             pair(target, operands.map(source), |x, z| s.mul_add(x - z, z));
@@ -243,6 +249,22 @@ fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, diviso
             match t.map(|scalar| view.scalar(scalar)) {
                 None => over_three(target, slices, |x, y, z| s.mul_add(x / y, z)),
                 Some(t) => over_three(target, slices, |x, y, z| s.mul_add(x / y, t * z)),
+            }
+        }
+        Operation::RootQuotient(scalars, maybe, operands) => {
+            let [s, plus] = scalars.map(|scalar| view.scalar(scalar));
+            let slices = operands.map(|operand| view.tensor(operand));
+            match maybe.map(|scalar| scalar.map(|scalar| view.scalar(scalar))) {
+                [None, None] => over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() + plus), z)),
+                [None, Some(t)] => {
+                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() + plus), t * z));
+                }
+                [Some(by), None] => {
+                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() / by + plus), z));
+                }
+                [Some(by), Some(t)] => {
+                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() / by + plus), t * z));
+                }
             }
         }
     }

@@ -25,6 +25,8 @@ pub(super) enum Form {
     Ahead { s: Signed, t: Signed, x: NodeId, u: Signed, z: NodeId },
     /// `s * x + (t * y + z)`, where `z` may be the gradient, from its sum.
     Chained { s: Signed, x: NodeId, t: Signed, y: NodeId, z: Option<NodeId> },
+    /// `s * x + t * z`, where `x` may be the gradient, from its sum.
+    Average { s: Signed, x: Option<NodeId>, t: Signed, z: NodeId },
     /// `z + s * (x - z)`.
     Follow { s: Signed, x: NodeId, z: NodeId },
     /// `(s * x) * x + t * z`.
@@ -33,6 +35,16 @@ pub(super) enum Form {
     Root { x: NodeId, by: Option<NodeId>, plus: Option<NodeId> },
     /// `s * (x / y) + z`, or `+ t * z`.
     Quotient { s: Signed, x: NodeId, y: NodeId, t: Option<Signed>, z: NodeId },
+    /// The same, by the root of `y`, by `by` if there is one, plus `plus`.
+    RootQuotient {
+        s: Signed,
+        x: NodeId,
+        y: NodeId,
+        by: Option<NodeId>,
+        plus: NodeId,
+        t: Option<Signed>,
+        z: NodeId,
+    },
 }
 
 impl Form {
@@ -44,6 +56,7 @@ impl Form {
                 | Self::Nested { y: None, .. }
                 | Self::Ahead { .. }
                 | Self::Chained { z: None, .. }
+                | Self::Average { x: None, .. }
         )
     }
 
@@ -56,7 +69,8 @@ impl Form {
             Self::Follow { x, z, .. } | Self::Squares { x, z, .. } | Self::Ahead { x, z, .. } => {
                 [Some(x), (z != x).then_some(z), None]
             }
-            Self::Quotient { x, y, z, .. } => once(x, Some(y), Some(z)),
+            Self::Average { x, z, .. } => [Some(z), x.filter(|x| *x != z), None],
+            Self::Quotient { x, y, z, .. } | Self::RootQuotient { x, y, z, .. } => once(x, Some(y), Some(z)),
             Self::Nested { x, y, z, .. } => once(x, y, Some(z)),
             Self::Chained { x, y, z, .. } => once(x, Some(y), z),
         })
@@ -80,10 +94,14 @@ pub(super) fn forms(graph: &Graph, needed: &[bool], inner: &[bool], shared: &[bo
         }
     }
     for index in (0..needed.len()).filter(|index| needed[*index] && shared[*index]) {
-        fuser.compute_twice(index, needed);
+        fuser.decay_twice(index, needed);
+        fuser.divide_twice(index, needed);
     }
     fuser.forms
 }
+
+/// The nodes that are computed within another.
+type Absorbed = [Option<NodeId>; 3];
 
 struct Fuser<'a> {
     graph: &'a Graph,
@@ -92,7 +110,7 @@ struct Fuser<'a> {
 }
 
 impl Fuser<'_> {
-    fn form(&self, node: Node) -> Option<(Form, [Option<NodeId>; 2])> {
+    fn form(&self, node: Node) -> Option<(Form, Absorbed)> {
         match node {
             Node::Binary(op @ (Binary::Divide | Binary::Add), a, b) => {
                 let (a, b) = if op == Binary::Add && self.is_scalar(a) { (b, a) } else { (a, b) };
@@ -112,7 +130,7 @@ impl Fuser<'_> {
     }
 
     /// `a / b` or `a + b`.
-    fn root(&self, op: Binary, a: NodeId, b: NodeId) -> Option<(Form, [Option<NodeId>; 2])> {
+    fn root(&self, op: Binary, a: NodeId, b: NodeId) -> Option<(Form, Absorbed)> {
         if !self.is_scalar(b) || !self.inner[a.index()] {
             return None;
         }
@@ -122,8 +140,8 @@ impl Fuser<'_> {
             _ => return None,
         };
         match (op, by) {
-            (Binary::Add, by) => Some((Form::Root { x, by, plus: Some(b) }, [Some(a), None])),
-            (_, None) => Some((Form::Root { x, by: Some(b), plus: None }, [Some(a), None])),
+            (Binary::Add, by) => Some((Form::Root { x, by, plus: Some(b) }, [Some(a), None, None])),
+            (_, None) => Some((Form::Root { x, by: Some(b), plus: None }, [Some(a), None, None])),
             _ => None,
         }
     }
@@ -135,35 +153,44 @@ impl Fuser<'_> {
         b: NodeId,
         addend: NodeId,
         minus_addend: bool,
-    ) -> Option<(Form, [Option<NodeId>; 2])> {
+    ) -> Option<(Form, Absorbed)> {
         if self.is_scalar(addend) {
             return None;
         }
         let is_gradient = self.graph.nodes()[addend.index()].0 == Node::Gradient;
         if is_gradient && self.inner[addend.index()] && !minus_addend {
-            return Some((Form::Decayed { s, x: b }, [Some(addend), None]));
+            return Some((Form::Decayed { s, x: b }, [Some(addend), None, None]));
         }
         if let (Some((t, x, y)), false) = (self.scaled_sum(b), minus_addend) {
-            return Some((Form::Nested { s, t, x, y, z: addend }, [Some(b), None]));
+            return Some((Form::Nested { s, t, x, y, z: addend }, [Some(b), None, None]));
         }
         if let (Some((t, y, z)), false) = (self.scaled_sum(addend), minus_addend) {
-            return Some((Form::Chained { s, x: b, t, y, z }, [Some(addend), None]));
+            return Some((Form::Chained { s, x: b, t, y, z }, [Some(addend), None, None]));
         }
-        match self.absorbable(b)? {
-            Node::Binary(Binary::Subtract, x, y) if y == addend && !minus_addend && !self.is_scalar(x) => {
-                Some((Form::Follow { s, x, z: addend }, [Some(b), None]))
+        match self.absorbable(b) {
+            Some(Node::Binary(Binary::Subtract, x, y))
+                if y == addend && !minus_addend && !self.is_scalar(x) =>
+            {
+                Some((Form::Follow { s, x, z: addend }, [Some(b), None, None]))
             }
-            Node::Binary(Binary::Divide, x, y) if !self.is_scalar(x) && !self.is_scalar(y) => {
-                match self.scaled(addend) {
-                    Some((t, z)) => {
-                        let t = Some((t, minus_addend));
-                        Some((Form::Quotient { s, x, y, t, z }, [Some(b), Some(addend)]))
+            Some(Node::Binary(Binary::Divide, x, y)) if !self.is_scalar(x) && !self.is_scalar(y) => {
+                let (t, z, product) = match self.scaled(addend) {
+                    Some((t, z)) => (Some((t, minus_addend)), z, Some(addend)),
+                    None if minus_addend => return None,
+                    None => (None, addend, None),
+                };
+                Some(match self.forms[y.index()] {
+                    Form::Root { x: v, by, plus: Some(plus) } if self.inner[y.index()] => {
+                        (Form::RootQuotient { s, x, y: v, by, plus, t, z }, [Some(b), product, Some(y)])
                     }
-                    None if minus_addend => None,
-                    None => Some((Form::Quotient { s, x, y, t: None, z: addend }, [Some(b), None])),
-                }
+                    _ => (Form::Quotient { s, x, y, t, z }, [Some(b), product, None]),
+                })
             }
-            _ => None,
+            _ => {
+                let (t, z) = self.scaled(addend)?;
+                let t = (t, minus_addend);
+                (z != b).then_some((Form::Average { s, x: Some(b), t, z }, [Some(addend), None, None]))
+            }
         }
     }
 
@@ -175,15 +202,15 @@ impl Fuser<'_> {
         addend: NodeId,
         minus_product: bool,
         minus_addend: bool,
-    ) -> Option<(Form, [Option<NodeId>; 2])> {
+    ) -> Option<(Form, Absorbed)> {
         let ((s, x), (t, z)) = (self.scaled(m)?, self.scaled(addend)?);
         let form = Form::Squares { s: (s, minus_product), x, t: (t, minus_addend), z };
-        (x == y && m != addend).then_some((form, [Some(m), Some(addend)]))
+        (x == y && m != addend).then_some((form, [Some(m), Some(addend), None]))
     }
 
     /// A decayed gradient that two nodes read is computed within both, if their loops have room for it: a quotient more for each
     /// element costs less than a loop, which the way through memory bounds.
-    fn compute_twice(&mut self, decayed: usize, needed: &[bool]) {
+    fn decay_twice(&mut self, decayed: usize, needed: &[bool]) {
         let Form::Decayed { s: u, x: y } = self.forms[decayed] else { return };
         let mut within = Vec::new();
         for index in (decayed + 1..needed.len()).filter(|index| needed[*index]) {
@@ -211,6 +238,24 @@ impl Fuser<'_> {
         if let [_, _] = within[..] {
             within.into_iter().for_each(|(index, form)| self.forms[index] = form);
             self.forms[decayed] = Form::Absorbed;
+        }
+    }
+
+    /// The same for the gradient itself, where two averages read it.
+    fn divide_twice(&mut self, gradient: usize, needed: &[bool]) {
+        if self.graph.nodes()[gradient].0 != Node::Gradient {
+            return;
+        }
+        let averages: Vec<usize> = (gradient + 1..needed.len())
+            .filter(|index| needed[*index])
+            .filter(|index| matches!(self.forms[*index], Form::Average { x: Some(x), .. } if x.index() == gradient))
+            .collect();
+        if let [_, _] = averages[..] {
+            for index in averages {
+                if let Form::Average { x, .. } = &mut self.forms[index] {
+                    *x = None;
+                }
+            }
         }
     }
 

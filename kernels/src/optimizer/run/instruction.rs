@@ -44,6 +44,8 @@ pub(super) enum Operation {
     Ahead([Operand; 3], [Operand; 2]),
     /// `s`, `t`, then `x`, `y`, `z` of `Form::Chained`, where a `z` that is none is the gradient sum by the divisor.
     Chained([Operand; 2], [Option<Operand>; 3]),
+    /// `s`, `t`, then `x`, `z` of `Form::Average`, where an `x` that is none is the gradient sum by the divisor.
+    Average([Operand; 2], Option<Operand>, Operand),
     /// `s`, `x`, `z` of `Form::Follow`.
     Follow(Operand, [Operand; 2]),
     /// `s`, `t`, then `x`, `z` of `Form::Squares`.
@@ -52,6 +54,8 @@ pub(super) enum Operation {
     Root(Operand, [Option<Operand>; 2]),
     /// `s`, `t`, then `x`, `y`, `z` of `Form::Quotient`.
     Quotient(Operand, Option<Operand>, [Operand; 3]),
+    /// `s`, `plus`, then `by`, `t`, then `x`, `y`, `z` of `Form::RootQuotient`.
+    RootQuotient([Operand; 2], [Option<Operand>; 2], [Operand; 3]),
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -74,4 +78,19 @@ pub(super) struct Feed {
 pub(super) struct Pass {
     pub(super) instructions: Vec<Instruction>,
     pub(super) feeds: Vec<Feed>,
+}
+
+/// Elements of a block: 512 bytes of each tensor. So few that the processor's window spans a block, and the next one's
+/// elements come from memory while this one's quotients are still being computed; `docs/performance.md` has others.
+const BLOCK: usize = 128;
+/// The same of a pass of many loops, whose beginnings and ends are then what costs.
+const LONG_BLOCK: usize = 1024;
+/// The fewest loops that are many.
+const MANY: usize = 10;
+
+impl Pass {
+    /// How many elements each loop goes over before the next one does.
+    pub(super) fn block(&self) -> usize {
+        if self.instructions.len() < MANY { BLOCK } else { LONG_BLOCK }
+    }
 }

@@ -34,6 +34,11 @@ impl Plan {
         let temporaries = built.iter().map(|(_, temporaries)| *temporaries).max().unwrap_or(0);
         Self { passes: built.into_iter().map(|(pass, _)| pass).collect(), levels, temporaries }
     }
+
+    /// How many elements a temporary holds.
+    pub(super) fn block(&self) -> usize {
+        self.passes.iter().map(Pass::block).max().unwrap_or(0)
+    }
 }
 
 /// Read after every instruction.
@@ -235,6 +240,7 @@ impl<'a> Builder<'a> {
             (Form::Plain, Node::Binary(op, ..)) => !op.is_comparison(),
             (Form::Chained { x, y, z, .. }, _) => is_own(x) && !is_own(y) && !z.is_some_and(is_own),
             (Form::Follow { x, z, .. } | Form::Squares { x, z, .. }, _) => is_own(z) && !is_own(x),
+            (Form::Average { x, z, .. }, _) => is_own(z) && !x.is_some_and(is_own),
             _ => false,
         };
         let own = self.tensors(index).filter(|operand| self.seats[operand.index()] == seat).count();
@@ -273,6 +279,9 @@ impl<'a> Builder<'a> {
             Form::Chained { s, x, t, y, z } => {
                 Operation::Chained([s, t].map(signed), [Some(x), Some(y), z].map(|node| node.map(operand)))
             }
+            Form::Average { s, x, t, z } => {
+                Operation::Average([s, t].map(signed), x.map(operand), operand(z))
+            }
             Form::Follow { s, x, z } => Operation::Follow(signed(s), [x, z].map(operand)),
             Form::Squares { s, x, t, z } => Operation::Squares([s, t].map(signed), [x, z].map(operand)),
             Form::Root { x, by, plus } => {
@@ -281,6 +290,11 @@ impl<'a> Builder<'a> {
             Form::Quotient { s, x, y, t, z } => {
                 Operation::Quotient(signed(s), t.map(signed), [x, y, z].map(operand))
             }
+            Form::RootQuotient { s, x, y, by, plus, t, z } => Operation::RootQuotient(
+                [signed(s), operand(plus)],
+                [by.map(operand), t.map(signed)],
+                [x, y, z].map(operand),
+            ),
         })
     }
 
