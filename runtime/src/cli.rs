@@ -4,14 +4,18 @@ mod args;
 mod audit;
 mod bench;
 mod checkpoint;
+mod completions;
 mod deploy;
 mod doctor;
 mod hosted;
+mod init;
 mod job;
+mod manual;
 mod naming;
 mod node;
 mod operate;
 mod pki;
+mod reference;
 mod replay;
 mod restart;
 mod resume;
@@ -66,6 +70,9 @@ pub fn main() -> ExitCode {
         Command::Verify(verify) => verify::verify(&verify),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Bench(bench) => bench::bench(&bench),
+        Command::Init(init) => init::init(&init),
+        Command::Completions(completions) => completions::completions(&completions),
+        Command::Man(man) => manual::man(&man),
     };
     let said = || match say::failure() {
         Some(why) => Err(Failure::failed(format!("standard output cannot be written: {why}"))),

@@ -29,6 +29,7 @@ mod security;
 mod semantic;
 mod ssh;
 mod telemetry;
+pub(crate) mod template;
 mod transport;
 mod value;
 

@@ -120,7 +120,7 @@ fn shown(path: &Path) -> String {
 }
 
 /// A path for a command line.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let text = shown(path);
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+=@:,".contains(c));
     if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

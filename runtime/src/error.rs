@@ -12,7 +12,17 @@ pub struct Failure {
     pub status: Status,
 }
 
-/// Exit statuses, as `testudo --help` documents them.
+/// Every exit status and what it says, for `testudo --help`, the manual pages and docs/commands.md.
+pub const EXIT_STATUSES: [(u8, &str); 6] = [
+    (0, "done"),
+    (1, "failed while running"),
+    (2, "misconfigured: something given is wrong, and nothing was started"),
+    (3, "the scheduler refused the command"),
+    (4, "no scheduler answers"),
+    (130, "interrupted twice"),
+];
+
+/// Why a command ended, of which [`EXIT_STATUSES`] says what each number means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// The command failed while it ran.
@@ -34,14 +44,20 @@ pub enum Status {
 impl Status {
     /// The number.
     #[must_use]
-    pub fn code(self) -> ExitCode {
+    pub fn number(self) -> u8 {
         match self {
-            Status::Failed | Status::Died | Status::NotUp => ExitCode::from(1),
-            Status::Misconfigured => ExitCode::from(2),
-            Status::Refused => ExitCode::from(3),
-            Status::Unreachable => ExitCode::from(4),
-            Status::Interrupted => ExitCode::from(130),
+            Status::Failed | Status::Died | Status::NotUp => 1,
+            Status::Misconfigured => 2,
+            Status::Refused => 3,
+            Status::Unreachable => 4,
+            Status::Interrupted => 130,
         }
+    }
+
+    /// The number, as a process returns it.
+    #[must_use]
+    pub fn code(self) -> ExitCode {
+        ExitCode::from(self.number())
     }
 }
 
@@ -74,5 +90,26 @@ impl Failure {
     /// A file or folder that could not be used.
     pub fn file(path: &Path, what: &str, error: impl std::fmt::Display) -> Failure {
         Failure::failed(format!("{}: {what}: {error}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_status_is_documented_and_every_documented_one_occurs() {
+        let all = [
+            Status::Failed,
+            Status::Died,
+            Status::NotUp,
+            Status::Misconfigured,
+            Status::Refused,
+            Status::Unreachable,
+            Status::Interrupted,
+        ];
+        let mut numbers: Vec<u8> = std::iter::once(0).chain(all.map(Status::number)).collect();
+        numbers.dedup();
+        assert_eq!(numbers, EXIT_STATUSES.map(|(number, _)| number));
     }
 }

@@ -21,6 +21,7 @@ const PAGES: &[&str] = &[
     "docs/aggregation.md",
     "docs/audit.md",
     "docs/codecs.md",
+    "docs/commands.md",
     "docs/config.md",
     "docs/deploying.md",
     "docs/from-mxnet.md",

@@ -20,10 +20,7 @@ use crate::cli::checkpoint::CheckpointArguments;
     name = "testudo",
     version,
     about = "Distributed training where the network is not trusted",
-    after_help = "Exit status: 0 done; 1 failed while running; 2 misconfigured, nothing was started; 3 the scheduler \
-                  refused the command; 4 no scheduler answers; 130 interrupted twice.\n\nExamples:\n  testudo run examples/mnist.toml\n  testudo run examples/mnist.toml --workers 4 \
-                  --set training.epochs=1 --json\n  testudo run --resume runs/mnist-... --workers 8\n  testudo pki show runs/mnist-.../identities/worker-0\n  testudo status runs/mnist-... --watch\n  testudo \
-                  stop --scheduler 10.0.0.1:4433 --identity ops/alice"
+    after_help = super::reference::overview()
 )]
 pub(crate) struct Arguments {
     /// What to do.
@@ -50,10 +47,19 @@ pub(crate) enum Command {
     /// Show how a run is doing, node by node
     Status(StatusArguments),
     /// Let the steps under way end and begin no other until `testudo resume`
+    #[command(after_help = "Examples:
+  testudo pause runs/mnist-20261123T081613Z
+  testudo pause --scheduler 10.0.0.1:4800 --identity identities/operator-0")]
     Pause(CommandArguments),
     /// Let steps begin again
+    #[command(after_help = "Examples:
+  testudo resume runs/mnist-20261123T081613Z
+  testudo resume --scheduler 10.0.0.1:4800 --identity identities/operator-0")]
     Resume(CommandArguments),
     /// End a run in order, with a model of the steps that were taken
+    #[command(after_help = "Examples:
+  testudo stop runs/mnist-20261123T081613Z
+  testudo stop --config cluster.toml --identity identities/operator-0")]
     Stop(CommandArguments),
     /// Go on with more workers, or fewer
     Scale(ScaleArguments),
@@ -77,10 +83,20 @@ pub(crate) enum Command {
     Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
+    /// Write a commented cluster file, which can be run as it stands
+    Init(super::init::InitArguments),
+    /// Print a script with which a shell completes this command's line
+    Completions(super::completions::CompletionsArguments),
+    /// Write manual pages, one for each command
+    Man(super::manual::ManArguments),
 }
 
 /// `testudo run`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo run examples/mnist.toml
+  testudo run examples/mnist.toml --workers 4 --set training.epochs=1 --json
+  testudo run --resume runs/mnist-20261123T081613Z --workers 8")]
 pub(crate) struct RunArguments {
     /// The cluster file
     #[arg(required_unless_present = "resume")]
@@ -134,6 +150,9 @@ pub(crate) enum NodeRole {
 
 /// `testudo node`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo node --role scheduler --config cluster.toml --identity identities/scheduler-0
+  testudo node --role worker --index 3 --config cluster.toml --identity identities/worker-3 --log worker-3.log")]
 pub(crate) struct NodeArguments {
     /// What this node is
     #[arg(long, env = "DMLC_ROLE")]
@@ -195,6 +214,8 @@ pub(crate) struct PkiArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
     /// Make the certificate authority of a job
+    #[command(after_help = "Examples:
+  testudo pki init ca --job mnist")]
     Init {
         /// The folder to put it in, which must not hold one yet
         dir: PathBuf,
@@ -207,6 +228,9 @@ pub(crate) enum PkiCommand {
         /// Days until it expires
         #[arg(long, default_value_t = 365)]
         days: u32,
+        /// Print one JSON object on the last line of standard output: ca, job, trust_domain, not_after
+        #[arg(long)]
+        json: bool,
     },
     /// On a node: make its key, and a request to have it certified
     Request(RequestArguments),
@@ -227,6 +251,9 @@ pub(crate) enum PkiCommand {
     /// Write the CA's next list of revoked certificates, with those of the last one, before that ends
     Crl(super::revoke::CrlArguments),
     /// Show a certificate or request, every one in a folder, or what a CA issued
+    #[command(after_help = "Examples:
+  testudo pki show runs/mnist-20261123T081613Z/identities/worker-0
+  testudo pki show ca --json")]
     Show {
         /// A PEM file, a folder of them, or a CA's folder
         path: PathBuf,
@@ -238,6 +265,8 @@ pub(crate) enum PkiCommand {
 
 /// `testudo job`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo job cluster.toml --identity identities/operator-0")]
 pub(crate) struct JobArguments {
     /// The cluster file
     pub(crate) file: PathBuf,
@@ -250,6 +279,9 @@ pub(crate) struct JobArguments {
     /// Override a key of the cluster file (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Print one JSON object on the last line of standard output: job, operator, out, blake3
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `testudo bench`
@@ -264,6 +296,9 @@ pub(crate) struct BenchArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// One way over loopback between two processes, every message authenticated, encrypted and MACed
+    #[command(after_help = "Examples:
+  testudo bench transport
+  testudo bench transport --message-bytes 65536 --json")]
     Transport {
         /// Bytes of a message's payload
         #[arg(long, default_value_t = 1 << 20)]
@@ -282,6 +317,8 @@ pub(crate) enum BenchCommand {
         receive: Option<PathBuf>,
     },
     /// Kernels on a GPU: each one's bandwidth as a share of a copy's within the GPU's memory
+    #[command(after_help = "Examples:
+  testudo bench kernels --gpu 0")]
     Kernels {
         /// The GPU's number, as the driver counts from 0
         #[arg(long, default_value_t = 0)]
@@ -297,6 +334,9 @@ pub(crate) enum BenchCommand {
         json: bool,
     },
     /// Steps of training on MNIST: samples a second, and what accuracy they reach
+    #[command(after_help = "Examples:
+  testudo bench train --model mlp
+  testudo bench train --model cnn --workers 4 --json")]
     Train {
         /// The network
         #[arg(long)]
@@ -324,6 +364,9 @@ pub(crate) enum BenchCommand {
     #[command(hide = true)]
     Node(NodeArguments),
     /// Rounds of the real actors: every worker pushes, the servers sum, every worker pulls
+    #[command(after_help = "Examples:
+  testudo bench pushpull
+  testudo bench pushpull --workers 4 --placement colocated --json")]
     Pushpull {
         /// Workers
         #[arg(long, default_value_t = 2)]

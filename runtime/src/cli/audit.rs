@@ -24,6 +24,9 @@ pub(crate) struct AuditArguments {
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
     /// Check every record, every signature, the end, and what lies beside the log
+    #[command(after_help = "Examples:
+  testudo audit verify runs/mnist-20261123T081613Z
+  testudo audit verify runs/mnist-20261123T081613Z --ca ca/ca.pem --json")]
     Verify {
         /// The run directory
         run_dir: PathBuf,
@@ -41,12 +44,17 @@ enum AuditCommand {
         json: bool,
     },
     /// Print the records, one a line, as far as they hold
+    #[command(after_help = "Examples:
+  testudo audit show runs/mnist-20261123T081613Z --kind join --kind refusal")]
     Show {
         /// The run directory
         run_dir: PathBuf,
         /// Only records of this kind, as join, checkpoint or end (repeatable)
         #[arg(long, value_name = "KIND")]
         kind: Vec<String>,
+        /// Print one JSON object for each record: seq, at, kind, body
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -57,7 +65,7 @@ pub(super) fn audit(arguments: &AuditArguments) -> Result<(), Failure> {
             let options = Options { expect_head: *expect_head, cas, unfinished: *unfinished };
             verify(&open(run_dir)?, &options, *json)
         }
-        AuditCommand::Show { run_dir, kind } => show(&open(run_dir)?, kind),
+        AuditCommand::Show { run_dir, kind, json } => show(&open(run_dir)?, kind, *json),
     }
 }
 
@@ -156,14 +164,19 @@ fn tell(run_dir: &RunDir, verified: &Verified, options: &Options) {
     }
 }
 
-fn show(run_dir: &RunDir, kinds: &[String]) -> Result<(), Failure> {
+fn show(run_dir: &RunDir, kinds: &[String], as_json: bool) -> Result<(), Failure> {
     let options = Options { unfinished: true, ..Options::default() };
     let shown = read(&run_dir.audit_log(), &options, |seen, _| {
         let record = seen.record;
         if kinds.is_empty() || kinds.contains(&record.kind) {
             let at = crate::rundir::timestamp(seen.at());
             let body = serde_json::Value::Object(record.body.clone());
-            say!("{:>6}  {at}  {:<12} {body}", record.seq, record.kind);
+            match as_json {
+                true => {
+                    say!("{}", json!({ "seq": record.seq, "at": at, "kind": record.kind, "body": body }));
+                }
+                false => say!("{:>6}  {at}  {:<12} {body}", record.seq, record.kind),
+            }
         }
     });
     shown.map(|_| ()).map_err(Failure::failed)

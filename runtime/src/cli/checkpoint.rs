@@ -32,6 +32,8 @@ pub(crate) struct CheckpointArguments {
 #[derive(Debug, Subcommand)]
 enum CheckpointCommand {
     /// List the checkpoints of a run
+    #[command(after_help = "Examples:
+  testudo checkpoint list runs/mnist-20261123T081613Z")]
     List {
         /// The run directory
         run_dir: PathBuf,
@@ -40,6 +42,9 @@ enum CheckpointCommand {
         json: bool,
     },
     /// Check every checkpoint: signatures, hashes, the chain from one to the next; with a key, the content too
+    #[command(after_help = "Examples:
+  testudo checkpoint verify runs/mnist-20261123T081613Z
+  testudo checkpoint verify runs/mnist-20261123T081613Z --identity-file key.txt --json")]
     Verify {
         /// The run directory
         run_dir: PathBuf,
@@ -54,6 +59,8 @@ enum CheckpointCommand {
         json: bool,
     },
     /// Write the parts of a checkpoint, decrypted, as safetensors files
+    #[command(after_help = "Examples:
+  testudo checkpoint decrypt runs/mnist-20261123T081613Z --out parts")]
     Decrypt {
         /// What to open, and how
         #[command(flatten)]
@@ -61,8 +68,13 @@ enum CheckpointCommand {
         /// The folder to write them to
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Print one JSON object: step, files
+        #[arg(long)]
+        json: bool,
     },
     /// Write the model of a checkpoint, decrypted, as one safetensors file
+    #[command(after_help = "Examples:
+  testudo checkpoint export runs/mnist-20261123T081613Z --step 200 --out model.safetensors")]
     Export {
         /// What to open, and how
         #[command(flatten)]
@@ -70,6 +82,9 @@ enum CheckpointCommand {
         /// The file to write it to
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Print one JSON object: file, step, params_blake3
+        #[arg(long)]
+        json: bool,
     },
     /// Delete old checkpoints, and, if asked, the run's key, so that nothing opens those that are left
     Prune(PruneArguments),
@@ -94,8 +109,8 @@ pub(super) fn checkpoint(arguments: &CheckpointArguments) -> Result<(), Failure>
         CheckpointCommand::Verify { run_dir, ca, identity_file, json } => {
             verify(run_dir, ca.as_deref(), identity_file.as_deref(), *json)
         }
-        CheckpointCommand::Decrypt { source, out } => decrypt(source, out),
-        CheckpointCommand::Export { source, out } => export(source, out),
+        CheckpointCommand::Decrypt { source, out, json } => decrypt(source, out, *json),
+        CheckpointCommand::Export { source, out, json } => export(source, out, *json),
         CheckpointCommand::Prune(arguments) => prune(arguments),
     }
 }
@@ -225,10 +240,11 @@ fn source(arguments: &SourceArguments) -> Result<(Checkpoints, Whole, Identities
     Ok((checkpoints, whole, identities))
 }
 
-fn decrypt(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
+fn decrypt(arguments: &SourceArguments, out: &Path, as_json: bool) -> Result<(), Failure> {
     let (checkpoints, whole, identities) = source(arguments)?;
     Disk.create_dir(out).map_err(|e| Failure::file(out, "cannot be made", e))?;
     let folder = checkpoints.layout().step(whole.step());
+    let mut written = Vec::new();
     for (name, receipt) in whole.manifest.files() {
         let target = out.join(name.replace(".part.age", ".safetensors"));
         let temporary = target.with_extension("safetensors.tmp");
@@ -238,7 +254,13 @@ fn decrypt(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
             return Err(failure);
         }
         Disk.rename(&temporary, &target).map_err(|e| Failure::file(&target, "cannot be written", e))?;
-        say!("{}", target.display());
+        if !as_json {
+            say!("{}", target.display());
+        }
+        written.push(target);
+    }
+    if as_json {
+        say!("{}", json!({ "step": whole.step(), "files": written }));
     }
     Ok(())
 }
@@ -264,7 +286,7 @@ fn copy(
     output.sync().map_err(failed)
 }
 
-fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
+fn export(arguments: &SourceArguments, out: &Path, as_json: bool) -> Result<(), Failure> {
     let (checkpoints, whole, identities) = source(arguments)?;
     let manifest = &whole.manifest;
     let frame = Frame::of(manifest).map_err(Failure::failed)?;
@@ -292,6 +314,13 @@ fn export(arguments: &SourceArguments, out: &Path) -> Result<(), Failure> {
         model: job::description(&model),
     };
     safetensors::write(out, &tensors, &metadata).map_err(Failure::failed)?;
-    say!("{}  step {}  blake3 {}", out.display(), manifest.step, blake3::Hash::from_bytes(hash).to_hex());
+    let hash = blake3::Hash::from_bytes(hash).to_hex();
+    match as_json {
+        true => {
+            let hash = hash.as_str();
+            say!("{}", json!({ "file": out, "step": manifest.step, "params_blake3": hash }));
+        }
+        false => say!("{}  step {}  blake3 {hash}", out.display(), manifest.step),
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use crate::checkpoint::storage::{Disk, replace};
 use crate::config::Config;
@@ -14,10 +15,9 @@ use crate::say::{note, say};
 
 /// `testudo deploy`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  testudo deploy mnist.toml --to slurm --out /shared/mnist\n  testudo deploy mnist.toml --to kubernetes \
-                  --image registry.example.org/testudo:0.1.0 --print | kubectl apply -f -"
-)]
+#[command(after_help = "Examples:
+  testudo deploy mnist.toml --to slurm --out /shared/mnist
+  testudo deploy mnist.toml --to kubernetes --image registry.example.org/testudo:0.1.0 --print | kubectl apply -f -")]
 pub(crate) struct DeployArguments {
     /// The cluster file
     file: PathBuf,
@@ -42,6 +42,9 @@ pub(crate) struct DeployArguments {
     /// Override a key of the cluster file (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Print one JSON object on the last line of standard output: cluster_file, file, submit
+    #[arg(long, conflicts_with = "print")]
+    json: bool,
 }
 
 /// Whose scheduler a job is written out for.
@@ -84,6 +87,11 @@ pub(super) fn deploy(arguments: &DeployArguments) -> Result<(), Failure> {
         replace(&Disk, &path, text.as_bytes()).map_err(|e| Failure::file(&path, "cannot be written", e))?;
     }
     let path = folder.join(name);
+    if arguments.json {
+        let submit = format!("{submit} {}", path.display());
+        say!("{}", json!({ "cluster_file": folder.join("cluster.toml"), "file": path, "submit": submit }));
+        return Ok(());
+    }
     say!(
         "{} has what it needs in its first lines; once that is there: {submit} {}",
         path.display(),

@@ -10,10 +10,12 @@ use crate::say::say;
 
 /// `testudo doctor`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 no problem; 1 there are problems, all of them listed.\n\nExamples:\n  testudo doctor \
-                        runs/mnist-...\n  testudo doctor cluster.toml\n  testudo doctor --json | tail -1"
-)]
+#[command(after_help = "Exit status: 0 no problem; 1 there are problems, all of them listed.
+
+Examples:
+  testudo doctor
+  testudo doctor runs/mnist-20261123T081613Z
+  testudo doctor cluster.toml --json")]
 pub(crate) struct DoctorArguments {
     /// A cluster's directory, an identity's, a run's, or a cluster file [default: this machine alone]
     pub(crate) path: Option<PathBuf>,

@@ -1,6 +1,8 @@
 //! `testudo job`: an operator signs a cluster file.
 
+use serde_json::json;
 use testudo_actors::SignedJob;
+use testudo_actors::audit::Hex;
 use testudo_transport::Identity;
 
 use crate::checkpoint::storage::{Disk, replace};
@@ -20,6 +22,12 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
     signed.open(&operator).map_err(Failure::misconfigured)?;
     let out = arguments.out.clone().unwrap_or_else(|| arguments.file.with_extension("job"));
     replace(&Disk, &out, &signed.to_bytes()).map_err(|e| Failure::file(&out, "cannot be written", e))?;
-    say!("{} signed by {} in {}", spec.name, operator.id(), out.display());
+    match arguments.json {
+        true => {
+            let hash = Hex::hash(&signed.to_bytes());
+            say!("{}", json!({ "job": spec.name, "operator": operator.id(), "out": out, "blake3": hash }));
+        }
+        false => say!("{} signed by {} in {}", spec.name, operator.id(), out.display()),
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use serde_json::{Value, json};
 use testudo_actors::link::Network;
 use testudo_actors::message::Outcome;
 use testudo_actors::operator::{Answered, Line, OperatorError};
@@ -45,6 +46,10 @@ pub(crate) struct Target {
 
 /// `testudo status`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo status runs/mnist-20261123T081613Z
+  testudo status runs/mnist-20261123T081613Z --watch --every 5
+  testudo status --scheduler 10.0.0.1:4800 --identity identities/operator-0 --json")]
 pub(crate) struct StatusArguments {
     #[command(flatten)]
     target: Target,
@@ -64,16 +69,24 @@ pub(crate) struct StatusArguments {
 pub(crate) struct CommandArguments {
     #[command(flatten)]
     target: Target,
+    /// Print one JSON object on the last line of standard output: scheduler, which says what it did
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testudo scale`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo scale runs/mnist-20261123T081613Z --workers 4")]
 pub(crate) struct ScaleArguments {
     #[command(flatten)]
     target: Target,
     /// How many workers the run goes on with, up to cluster.max_workers
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     workers: u32,
+    /// Print one JSON object on the last line of standard output: workers, and scheduler, which says what it did
+    #[arg(long)]
+    json: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -95,28 +108,35 @@ pub(super) fn operate(arguments: &CommandArguments, operation: Operation) -> Res
     let Found::Scheduler(site) = arguments.target.find()? else {
         return Err(over(&arguments.target));
     };
-    answered(site.run(async |line| match operation {
+    let answer = site.run(async |line| match operation {
         Operation::Pause => line.pause().await,
         Operation::Resume => line.resume().await,
         Operation::Stop => line.stop().await,
-    })?)
+    })?;
+    answered(answer, arguments.json.then(|| json!({})))
 }
 
 pub(super) fn scale(arguments: &ScaleArguments) -> Result<(), Failure> {
     let Found::Scheduler(site) = arguments.target.find()? else {
         return Err(over(&arguments.target));
     };
-    answered(site.run(async |line| line.scale(arguments.workers).await)?)
+    let answer = site.run(async |line| line.scale(arguments.workers).await)?;
+    answered(answer, arguments.json.then(|| json!({ "workers": arguments.workers })))
 }
 
-/// Prints what the scheduler did, or fails with why it did nothing.
-pub(super) fn answered(answer: Answered) -> Result<(), Failure> {
-    match answer {
-        Ok(done) => {
+/// Prints what the scheduler did, for a program beside what `object` holds already; or fails with why it did nothing.
+pub(super) fn answered(answer: Answered, object: Option<Value>) -> Result<(), Failure> {
+    match (answer, object) {
+        (Ok(done), Some(mut object)) => {
+            object["scheduler"] = done.into();
+            say!("{object}");
+            Ok(())
+        }
+        (Ok(done), None) => {
             say!("{done}");
             Ok(())
         }
-        Err(message) => Err(Failure { message, status: Status::Refused }),
+        (Err(message), _) => Err(Failure { message, status: Status::Refused }),
     }
 }
 

@@ -17,8 +17,12 @@ use crate::say::say;
 /// `testudo replay`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 confirmed, every record of the step agrees; 1 refuted, or a record of it was altered; 2 it \
-                  cannot be said, and what is missing is named."
+    after_help = "Exit status: 0 confirmed, every record of the step agrees; 1 refuted, or a record of it was altered; 2 it cannot be \
+said, and what is missing is named.
+
+Examples:
+  testudo replay runs/mnist-20261123T081613Z --step 200
+  testudo replay runs/mnist-20261123T081613Z --step 200 --from-seed --json"
 )]
 pub(crate) struct ReplayArguments {
     /// The run directory; nothing in it is changed

@@ -18,6 +18,9 @@ use crate::say::say;
 
 /// `testudo pki revoke`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki revoke worker/3 --ca ca
+  testudo pki revoke identities/worker-3 --ca ca --compromised")]
 pub(crate) struct RevokeArguments {
     /// What to take back: the folder of an identity, a certificate's PEM file, a serial number in hexadecimal, or ROLE/NAME for
     /// every certificate that this node has, and every join token
@@ -35,6 +38,10 @@ const VALID_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// `testudo revoke`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo revoke runs/mnist-20261123T081613Z worker/1
+  testudo revoke --scheduler 10.0.0.1:4800 --identity identities/operator-0 --ca ca worker/3
+  testudo revoke --scheduler 10.0.0.1:4800 --identity identities/operator-0 --crl crl.pem")]
 pub(crate) struct RunRevokeArguments {
     #[command(flatten)]
     target: Target,
@@ -116,19 +123,15 @@ impl RunRevokeArguments {
 pub(super) fn in_run(arguments: &RunRevokeArguments) -> Result<(), Failure> {
     let (target, nodes) = arguments.whom();
     let found = target.find_and(|run_dir, operator| arguments.list(run_dir, &nodes, operator))?;
-    let (Found::Scheduler(site), Some((crl, mut object))) = found else { return Err(over(&target)) };
-    match site.run(async |line| line.revoke(crl).await)? {
-        Ok(done) if arguments.json => {
-            object["scheduler"] = done.into();
-            say!("{object}");
-            Ok(())
-        }
-        answer => answered(answer),
-    }
+    let (Found::Scheduler(site), Some((crl, object))) = found else { return Err(over(&target)) };
+    answered(site.run(async |line| line.revoke(crl).await)?, arguments.json.then_some(object))
 }
 
 /// `testudo pki crl`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki crl --ca ca
+  testudo pki crl --ca ca --valid-for 12h")]
 pub(crate) struct CrlArguments {
     /// The certificate authority's folder, where the list is: crl.pem
     #[arg(long, value_name = "DIR")]

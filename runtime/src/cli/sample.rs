@@ -15,6 +15,9 @@ use crate::signing::{PublicKey, SIGNATURE_FILE};
 
 /// `testudo sample`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo sample runs/gpt-20261123T081613Z --prompt \"Mr. Darcy\" --tokens 200
+  testudo sample model --public-key release.pub.pem --temperature 0")]
 #[command(group(ArgGroup::new("trust").args(["public_key", "allow_unsigned"])))]
 pub(crate) struct SampleArguments {
     /// A run directory, or a model's folder, as `testudo run` exports it into checkpoint/final

@@ -31,6 +31,9 @@ enum Say {
 
 /// `testudo serve`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo serve model --new-token alice
+  testudo serve model --listen 127.0.0.1:8443 --public-key release.pub.pem --cert cert.pem --key key.pem")]
 #[command(group(ArgGroup::new("trust").args(["public_key", "allow_unsigned"])))]
 pub(crate) struct ServeArguments {
     /// The model's folder, as `testudo run` exports it into checkpoint/final

@@ -15,6 +15,9 @@ use reported::ReportedArguments;
 
 /// `testudo sign`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo sign --new-key release.pem
+  testudo sign model --key release.pem")]
 #[command(group(ArgGroup::new("what").required(true).args(["key", "new_key"])))]
 pub(crate) struct SignArguments {
     /// The model's folder

@@ -12,6 +12,8 @@ use crate::signing::{PublicKey, SIGNATURE_FILE, SigningError, verify as verify_m
 
 /// `testudo verify`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo verify runs/mnist-20261123T081613Z/checkpoint/final --public-key runs/mnist-20261123T081613Z/checkpoint/model.pub.pem")]
 pub(crate) struct VerifyArguments {
     /// The model's folder
     dir: PathBuf,

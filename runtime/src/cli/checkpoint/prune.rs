@@ -29,6 +29,9 @@ const COMMAND: &str = "checkpoint prune";
 
 /// `testudo checkpoint prune`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo checkpoint prune runs/mnist-20261123T081613Z --keep 1
+  testudo checkpoint prune runs/mnist-20261123T081613Z --destroy-key --yes")]
 pub(super) struct PruneArguments {
     /// The run directory; its run must not be under way
     run_dir: PathBuf,

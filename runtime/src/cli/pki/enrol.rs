@@ -18,6 +18,8 @@ const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)
 
 /// `testudo pki request`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki request --job mnist --role worker/0 --out identities/worker-0")]
 pub(crate) struct RequestArguments {
     /// The job's name, as job.name in the cluster file
     #[arg(long)]
@@ -31,10 +33,17 @@ pub(crate) struct RequestArguments {
     /// The node's folder: key.pem and request.pem are put in it
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Print one JSON object on the last line of standard output: id, key_sha256, request
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testudo pki issue`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki issue request.pem --ca ca --as worker/0 --out cert.pem
+  testudo pki issue --ca ca --role operator --name alice --out identities/alice
+  testudo pki issue renewal.pem --ca ca --out cert.pem --valid-for 7d")]
 pub(crate) struct IssueArguments {
     /// The request to grant (request.pem or renewal.pem of a node); without one a key is made here too, for an identity
     /// that stays on this machine
@@ -64,6 +73,8 @@ pub(crate) struct IssueArguments {
 
 /// `testudo pki install`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki install identities/worker-0 --cert cert.pem --ca ca.pem")]
 pub(crate) struct InstallArguments {
     /// The node's folder
     dir: PathBuf,
@@ -73,24 +84,36 @@ pub(crate) struct InstallArguments {
     /// The CA's certificate, the first time
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Print one JSON object on the last line of standard output: id, out, serial, not_after
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testudo pki renew`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki renew identities/worker-0")]
 pub(crate) struct RenewArguments {
     /// The node's folder, with an identity that is good now
     dir: PathBuf,
     /// Keep the key, instead of making a new one
     #[arg(long)]
     same_key: bool,
+    /// Print one JSON object on the last line of standard output: id, key_sha256, request
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn request(arguments: &RequestArguments) -> Result<(), Failure> {
-    let RequestArguments { job, trust_domain, role, out } = arguments;
+    let RequestArguments { job, trust_domain, role, out, json } = arguments;
     let id = named(role, trust_domain, job)?;
     trust_owner_of(out);
     let request = pki::request(out, &id).map_err(Failure::misconfigured)?;
     let file = out.join(pki::REQUEST_FILE);
+    if *json {
+        say!("{}", requested(&request, &file));
+        return Ok(());
+    }
     say!("{id}\nkey sha256 {}\nrequest in {}", request.key_sha256(), file.display());
     say!(
         "take it to the operator: testudo pki issue {} --ca CA --as {} --out CERT",
@@ -160,8 +183,13 @@ fn grant(arguments: &IssueArguments, ca: &JobCa, file: &Path) -> Result<(), Fail
     Ok(())
 }
 
+/// A request that was made, for a program.
+fn requested(request: &Request, file: &Path) -> Value {
+    json!({ "id": request.id(), "key_sha256": request.key_sha256(), "request": file })
+}
+
 /// A certificate that was issued, for a program.
-fn issued(id: &SpiffeId, out: &Path, certificate_pem: &str) -> Result<Value, Failure> {
+pub(super) fn issued(id: &SpiffeId, out: &Path, certificate_pem: &str) -> Result<Value, Failure> {
     let info = pki::describe(certificate_pem.as_bytes()).map_err(Failure::failed)?;
     Ok(json!({ "id": id, "out": out, "serial": info.serial, "not_after": info.not_after }))
 }
@@ -196,7 +224,10 @@ pub(super) fn install(arguments: &InstallArguments) -> Result<(), Failure> {
     };
     let installed =
         pki::install(&arguments.dir, &cert, ca.as_deref()).map_err(|why| Failure::misconfigured(&why))?;
-    say!("{} in {}", installed.id(), arguments.dir.display());
+    match arguments.json {
+        true => say!("{}", issued(installed.id(), &arguments.dir, installed.certificate_pem())?),
+        false => say!("{} in {}", installed.id(), arguments.dir.display()),
+    }
     Ok(())
 }
 
@@ -204,6 +235,10 @@ pub(super) fn renew(arguments: &RenewArguments) -> Result<(), Failure> {
     trust_owner_of(&arguments.dir);
     let request = pki::renew(&arguments.dir, arguments.same_key).map_err(Failure::misconfigured)?;
     let file = arguments.dir.join(pki::RENEWAL_FILE);
+    if arguments.json {
+        say!("{}", requested(&request, &file));
+        return Ok(());
+    }
     say!("{}\nkey sha256 {}\nrequest in {}", request.id(), request.key_sha256(), file.display());
     say!("take it to the operator: testudo pki issue {} --ca CA --out CERT", file.display());
     say!("and what comes back here: testudo pki install {} --cert CERT", arguments.dir.display());

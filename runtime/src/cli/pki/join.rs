@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use testudo_observability as observability;
 use testudo_transport::JobCa;
 use testudo_transport::join::{self, JoinError, JoinLimits};
@@ -15,7 +16,7 @@ use testudo_transport::pki::{self, JoinToken, Tokens};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
-use super::enrol::{named, span};
+use super::enrol::{issued, named, span};
 use crate::error::Failure;
 use crate::process::paths::Needs;
 use crate::process::{Protections, RunAs, calls, confine, user};
@@ -27,6 +28,9 @@ const MAX_TOKEN: u64 = 8 << 10;
 
 /// `testudo pki token`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki token --ca ca --role worker/3 --out worker-3.token
+  testudo pki token --ca ca --role worker/3 --valid-for 30m --key-hash 5f0c...")]
 pub(crate) struct TokenArguments {
     /// The certificate authority's folder
     #[arg(long, value_name = "DIR")]
@@ -43,10 +47,15 @@ pub(crate) struct TokenArguments {
     /// Write it to this new file, which the owner alone can read, instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Print one JSON object on the last line of standard output: id, and token, or out if it goes to a file
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testudo pki serve`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki serve --ca ca --listen 10.0.0.1:4900")]
 pub(crate) struct ServeArguments {
     /// The certificate authority's folder
     #[arg(long, value_name = "DIR")]
@@ -64,6 +73,8 @@ pub(crate) struct ServeArguments {
 
 /// `testudo pki join`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  testudo pki join worker-3.token --address 10.0.0.1:4900 --out identities/worker-3")]
 pub(crate) struct JoinArguments {
     /// The file with the token, or - for standard input
     token: PathBuf,
@@ -73,6 +84,9 @@ pub(crate) struct JoinArguments {
     /// The node's folder: its key is made in it, or taken from it if there is one without a certificate
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Print one JSON object on the last line of standard output: id, out, serial, not_after
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
@@ -82,7 +96,16 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
     let token = made.map_err(Failure::misconfigured)?;
     let text = Zeroizing::new(token.to_text().as_str().to_owned() + "\n");
     match &arguments.out {
-        Some(file) => pki::write_secret(file, text.as_bytes()).map_err(Failure::failed)?,
+        Some(file) => {
+            pki::write_secret(file, text.as_bytes()).map_err(Failure::failed)?;
+            if arguments.json {
+                say!("{}", json!({ "id": id, "out": file }));
+            }
+        }
+        // Written by hand: a JSON value would keep a copy of the token, none of whose characters needs to be escaped.
+        None if arguments.json => {
+            say!("{{\"id\":{},\"token\":\"{}\"}}", json!(id), text.trim_end());
+        }
         None => crate::say::out(format_args!("{}", text.as_str())),
     }
     note!("for {id}, once; hand it over as you would a password");
@@ -152,7 +175,10 @@ pub(super) fn join(arguments: &JoinArguments) -> Result<(), Failure> {
         JoinError::Refused(_) | JoinError::Pki(_) => Failure::misconfigured(why),
         _ => Failure::failed(why),
     })?;
-    say!("{} in {}", identity.id(), arguments.out.display());
+    match arguments.json {
+        true => say!("{}", issued(identity.id(), &arguments.out, identity.certificate_pem())?),
+        false => say!("{} in {}", identity.id(), arguments.out.display()),
+    }
     Ok(())
 }
 
