@@ -283,7 +283,7 @@ impl Config {
     }
 
     /// The least `limits.memory_mib` with which a node of that role can work, and how much of it is for itself.
-    fn least_mib(&self, role: Role, data: u64) -> (u64, u64) {
+    pub(crate) fn least_mib(&self, role: Role, data: u64) -> (u64, u64) {
         let credit = least_credit(self.transport.slice_bytes).min(self.transport.max_in_flight_bytes);
         let peers = self.connections(role).saturating_mul(self.connection_bytes(role, credit));
         let own = self.own_bytes(role, data);

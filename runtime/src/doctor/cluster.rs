@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use testudo_actors::{DataSpec, JobSpec};
+use testudo_transport::Role;
 
 use super::{Found, Report, identity, revocation, shown};
 use crate::config::{Config, ConfigErrors, Place};
@@ -59,6 +60,7 @@ pub(super) fn look(
             report.problem(shown(&found.place), what, fix);
         }
     }
+    devices(report, file, &config);
     let data = match crate::node::data(&config) {
         Ok(data) => Some(data.spec()),
         Err(why) => {
@@ -68,6 +70,7 @@ pub(super) fn look(
             None
         }
     };
+    memory(report, file, &config);
     if let Some(data) = &data {
         let what = format!("data: {} training and {} test examples", data.train_examples, data.test_examples);
         report.good(shown(file), what);
@@ -83,6 +86,31 @@ fn written(report: &mut Report, errors: &ConfigErrors) {
         };
         report.problem(place, &problem.message, "docs/config.md describes every key");
     }
+}
+
+/// What nodes are to compute on, as far as that can be seen without starting the driver.
+fn devices(report: &mut Report, file: &Path, config: &Config) {
+    match crate::device::look(config) {
+        Ok(notes) => notes.iter().for_each(|note| report.good(shown(file), note)),
+        Err(failure) => {
+            let fix = "set it to \"auto\" or \"cpu\" where there is no GPU, or install what was looked for";
+            report.problem(shown(file), failure.message, fix);
+        }
+    }
+}
+
+/// The least that nodes can live with.
+fn memory(report: &mut Report, file: &Path, config: &Config) {
+    let data = crate::node::data_files(config).map_or(0, |files| files.announced_bytes());
+    let each = [(Role::Scheduler, 0), (Role::Server, 0), (Role::Worker, data)].map(|(role, data)| {
+        let (least, _) = config.least_mib(role, data);
+        format!("a {role} {least} MiB")
+    });
+    let limit = match config.limits.memory_mib {
+        Some(limit) => format!("limits.memory_mib is {limit}"),
+        None => "limits.memory_mib is not set".into(),
+    };
+    report.good(shown(file), format!("memory: {} at least; {limit}", each.join(", ")));
 }
 
 fn addresses(report: &mut Report, file: &Path, config: &Config) {
