@@ -186,6 +186,11 @@ pub trait ServerSetup: Send {
         false
     }
 
+    /// Of which versions the server counts how values are spread: every so many, and the first; 0 for none.
+    fn histogram_every(&self) -> u64 {
+        0
+    }
+
     /// The rule of aggregation that the job names, where that is a program's own.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ pub mod contributions;
 pub mod countersign;
 pub mod dataset;
 mod hear;
+pub mod histogram;
 pub mod incarnation;
 pub mod job;
 pub mod lease;

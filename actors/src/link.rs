@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use testudo_transport::pki::Installed;
 use testudo_transport::{
-    Account, Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, SpiffeId, memory,
+    Account, Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, Role, SpiffeId, memory,
 };
 use tokio::sync::mpsc;
 
+use crate::active::{Method, Side, active};
 use crate::audit::Refusal;
 use crate::message::{Load, RefusalReport, Refused};
 
@@ -113,11 +114,20 @@ impl Network {
     pub fn load(&self) -> Load {
         let Some(endpoint) = self.endpoint() else { return Load::default() };
         let stats = endpoint.stats();
+        // Counted over the process, of which a peer has two nodes: each tells of its own side.
+        let side = match endpoint.id().role() {
+            Role::Server => Some(Side::Server),
+            Role::Worker => Some(Side::Worker),
+            _ => None,
+        };
+        let waiting = |method| side.map_or(0, |side| u32::try_from(active(side, method)).unwrap_or(u32::MAX));
         Load {
             held_bytes: stats.held_bytes,
             promised_bytes: stats.promised_bytes,
             budget_bytes: stats.memory,
             connections: u32::try_from(stats.open).unwrap_or(u32::MAX),
+            pushes: waiting(Method::Push),
+            pulls: waiting(Method::Pull),
             refused: Refused {
                 datagrams: stats.sieve.not_allowed + stats.sieve.malformed + stats.sieve.strays,
                 knocks: stats.sieve.newcomers,

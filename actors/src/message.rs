@@ -14,7 +14,7 @@ use testudo_transport::WireError;
 
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
-pub use report::{HeadName, NodeLoss, PartOutcome, StepTimes};
+pub use report::{HeadName, NodeLoss, PartOutcome, StepTimes, TensorHistograms};
 pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
 
 use crate::audit::Refusal;
@@ -359,6 +359,13 @@ bodies! {
         version: u64,
         /// Pieces of some of its slices, each told once.
         pieces: Vec<Piece>,
+    }
+    /// A server tells how the values of its slices are spread at one version; see [`crate::histogram`].
+    54 Histograms {
+        /// The version.
+        version: u64,
+        /// Some of its tensors, each told once.
+        tensors: Vec<TensorHistograms>,
     }
     /// The scheduler wants such pieces of the version that every slice is at.
     41 HashOrder {

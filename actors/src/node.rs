@@ -204,7 +204,8 @@ pub fn run_scheduler(
             Some((key, witness)) => core.with_witness(key, witness),
             None => core,
         };
-        let actor = SchedulerActor::new(core, signed, network.clone(), runtime, observer, over);
+        let actor = SchedulerActor::new(core, signed, network.clone(), runtime, observer, over)
+            .with_parameters(&parameters);
         let _address = actor.start();
         let outcome =
             outcome.await.map_err(|_| NodeError::Bug("the scheduler ended without an outcome".into()));
@@ -273,7 +274,8 @@ pub fn run_server(
         let (slices, bytes) = (mine.len(), mine.iter().map(|s| s.elements * 4).sum());
         let mut math = SliceMath::new(index, Arc::clone(&job), parameters, mine, Arc::clone(&store), order)
             .map_err(|error| NodeError::Bug(error.to_string()))?
-            .with_rule(rule);
+            .with_rule(rule)
+            .with_histograms(setup.histogram_every());
         if let Some(device) = setup.device() {
             math = match setup.or_cpu() {
                 true => math.with_device_or_cpu(device),

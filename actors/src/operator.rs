@@ -145,6 +145,15 @@ pub struct Commands {
     requests: u64,
 }
 
+/// What a scheduler says to who follows its run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// How the run is doing.
+    Report(Box<StatusReport>),
+    /// What became of a command.
+    Answer(Answered),
+}
+
 /// Yields the scheduler's reports.
 #[derive(Debug)]
 pub struct Reports {
@@ -170,6 +179,22 @@ impl Commands {
         say(&mut self.sender, self.requests, body).await
     }
 
+    /// Lets no step begin until [`resume`](Commands::resume).
+    ///
+    /// # Errors
+    /// [`OperatorError::Lost`] when the line broke.
+    pub async fn pause(&mut self) -> Result<(), OperatorError> {
+        self.say(&Pause {}).await
+    }
+
+    /// Lets steps begin again.
+    ///
+    /// # Errors
+    /// [`OperatorError::Lost`] when the line broke.
+    pub async fn resume(&mut self) -> Result<(), OperatorError> {
+        self.say(&Resume {}).await
+    }
+
     /// Ends the run in order, with a final model.
     ///
     /// # Errors
@@ -193,22 +218,32 @@ impl Commands {
 }
 
 impl Reports {
-    /// The next report.
+    /// The next report; answers on the way are logged.
     ///
     /// # Errors
     /// [`OperatorError`] when the line broke or the scheduler misbehaved.
     pub async fn next(&mut self) -> Result<StatusReport, OperatorError> {
         loop {
-            let message = heard(&mut self.receiver).await?;
-            let misbehaved = |e: testudo_transport::WireError| OperatorError::Scheduler(e.to_string());
-            match message.kind {
-                StatusReport::KIND => return StatusReport::decode(&message.body).map_err(misbehaved),
-                Answer::KIND => {
-                    let answer = Answer::decode(&message.body).map_err(misbehaved)?;
-                    tracing::info!(?answer.result, "the scheduler answered");
-                }
-                other => return Err(OperatorError::Scheduler(format!("kind {other} is no report"))),
+            match self.hear().await? {
+                Said::Report(report) => return Ok(*report),
+                Said::Answer(answer) => tracing::info!(?answer, "the scheduler answered"),
             }
+        }
+    }
+
+    /// The next report or answer.
+    ///
+    /// # Errors
+    /// [`OperatorError`] when the line broke or the scheduler misbehaved.
+    pub async fn hear(&mut self) -> Result<Said, OperatorError> {
+        let message = heard(&mut self.receiver).await?;
+        let misbehaved = |e: testudo_transport::WireError| OperatorError::Scheduler(e.to_string());
+        match message.kind {
+            StatusReport::KIND => {
+                StatusReport::decode(&message.body).map(|r| Said::Report(Box::new(r))).map_err(misbehaved)
+            }
+            Answer::KIND => Answer::decode(&message.body).map(|a| Said::Answer(a.result)).map_err(misbehaved),
+            other => Err(OperatorError::Scheduler(format!("kind {other} is no report"))),
         }
     }
 }

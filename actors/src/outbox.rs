@@ -107,6 +107,12 @@ impl Outbox {
         self.post_holding(message, None);
     }
 
+    /// Messages that wait for the peer, on all its streams.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.budget.0.messages.load(Ordering::Relaxed)
+    }
+
     /// Posts a message and drops `held` once it has been handed to the transport.
     pub fn post_holding(&self, mut message: Outgoing, held: Option<Box<dyn Send>>) {
         message.traceparent = message.traceparent.or_else(testudo_observability::current_traceparent);

@@ -26,6 +26,9 @@ const REVOCATIONS: u32 = 256 << 10;
 /// Header bytes of pieces of a hash: 64 of them, each of less than 2 KiB and some hashes.
 const PIECES: u32 = 512 << 10;
 
+/// Header bytes of histograms: eight tensors with two each, of less than 11 KiB.
+const HISTOGRAMS: u32 = 256 << 10;
+
 /// Header bytes of a report of refusals: some 160 lines of a cause, a name and a count.
 const REFUSALS: u32 = 32 << 10;
 
@@ -120,6 +123,7 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(ResidualOrder::KIND, "residual order", SCHEDULER, WORKER, TEXT),
         control(ResidualPart::KIND, "residual part", WORKER, SCHEDULER, TEXT),
         control(ParameterPieces::KIND, "parameter pieces", SERVER, SCHEDULER, PIECES),
+        control(Histograms::KIND, "histograms", SERVER, SCHEDULER, HISTOGRAMS),
         control(HashOrder::KIND, "hash order", SCHEDULER, SERVER, SMALL),
         row(GradientProducts::KIND, "gradient products", SERVER, SCHEDULER, Class::Control, SMALL, PRODUCTS),
         control(GradientWeights::KIND, "gradient weights", SCHEDULER, SERVER, TEXT),
@@ -198,6 +202,20 @@ mod tests {
         let weights = vec![0.5; weighing.vectors()];
         let body = GradientWeights { step: u64::MAX, weights, clip: 1.0 }.encode();
         assert!(body.len() + 1024 <= TEXT as usize, "{}", body.len());
+    }
+
+    /// A message of the most tensors whose every bucket holds the most that can be said.
+    #[test]
+    fn the_fullest_histograms_fit() {
+        use crate::histogram::{BUCKETS, Histogram};
+        use crate::server::histograms::MOST;
+
+        let buckets = (0..BUCKETS as u16).map(|bucket| (bucket, u64::MAX)).collect();
+        let (count, not_finite, sum) = (u64::MAX, u64::MAX, f64::MAX);
+        let full = Histogram { count, not_finite, min: 0.0, max: 0.0, sum, squares: sum, buckets };
+        let tensor = TensorHistograms { parameter: u32::MAX, gradient: Some(full.clone()), values: full };
+        let body = Histograms { version: u64::MAX, tensors: vec![tensor; MOST] }.encode();
+        assert!(body.len() + 1024 <= HISTOGRAMS as usize, "{}", body.len());
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod run;
 mod sample;
 mod serve;
 mod sign;
+mod top;
 mod verify;
 
 use std::path::PathBuf;
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Pki(pki) => pki::pki(&pki),
         Command::Job(job) => job::job(&job),
         Command::Status(status) => operate::status(&status),
+        Command::Top(arguments) => top::top(&arguments),
         Command::Pause(pause) => operate::operate(&pause, Operation::Pause),
         Command::Resume(resume) => operate::operate(&resume, Operation::Resume),
         Command::Stop(stop) => operate::operate(&stop, Operation::Stop),

@@ -138,12 +138,18 @@ pub(crate) struct OnDevice<T> {
     inner: T,
     device: Option<AnyDevice>,
     asked: ComputeDevice,
+    histogram_every: u64,
 }
 
 impl<T> OnDevice<T> {
     /// `inner`, computing on `device`, which `asked` came to.
     pub(crate) fn new(inner: T, device: Option<AnyDevice>, asked: ComputeDevice) -> OnDevice<T> {
-        OnDevice { inner, device, asked }
+        OnDevice { inner, device, asked, histogram_every: 0 }
+    }
+
+    /// With histograms of every `every`-th version.
+    pub(crate) fn with_histograms(self, every: u64) -> OnDevice<T> {
+        OnDevice { histogram_every: every, ..self }
     }
 }
 
@@ -170,6 +176,10 @@ impl<T: ServerSetup> ServerSetup for OnDevice<T> {
 
     fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {
         self.inner.rule(name)
+    }
+
+    fn histogram_every(&self) -> u64 {
+        self.histogram_every
     }
 }
 

@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use testudo_actors::audit::{Entry, Head};
 use testudo_actors::checkpoint::{Committed, Ledger, PartSource, ServerSetup};
 use testudo_actors::message::Evaluated;
 use testudo_actors::node::WorkerSetup;
-use testudo_actors::scheduler::{Observer, StepSummary};
+use testudo_actors::scheduler::{Observer, StepSummary, TensorSpread};
 use testudo_actors::{CheckpointError, CheckpointSink, FinalModel, JobSpec, Resume, TrainAndTest};
 use testudo_kernels::cuda::AnyDevice;
 use testudo_kernels::{Model, ModelError};
@@ -23,6 +23,7 @@ use crate::data::{Data, DataFiles, LoadError};
 use crate::device;
 use crate::job;
 use crate::report::metrics::{EvaluationRecord, MetricsError, MetricsWriter, StepRecord};
+use crate::report::tensorboard::Events;
 use crate::telemetry::Progress;
 
 /// Streams that a peer may have open beside its lanes: the one to a scheduler, and some to spare.
@@ -210,11 +211,12 @@ impl CheckpointSink for ModelFile {
     }
 }
 
-/// Writes one line of metrics.jsonl a step and one of evaluations.jsonl an evaluation, and has the run's ledger and its audit
+/// Writes one line of metrics.jsonl a step and one of evaluations.jsonl an evaluation, both into an event file for TensorBoard, and has the run's ledger and its audit
 /// log.
 pub struct Metrics {
     writer: MetricsWriter,
     evaluations: MetricsWriter,
+    events: Option<Events>,
     ledger: Option<Box<dyn Ledger>>,
     audit: Option<AuditHandle>,
     source: Option<Box<dyn ServerSetup>>,
@@ -228,14 +230,21 @@ impl Metrics {
     /// When one cannot be opened.
     pub fn open(steps: &Path, evaluations: &Path) -> Result<Metrics, MetricsError> {
         let (writer, evaluations) = (MetricsWriter::open(steps)?, MetricsWriter::open(evaluations)?);
-        let (ledger, audit, source, progress) = Default::default();
-        Ok(Metrics { writer, evaluations, ledger, audit, source, progress })
+        let (events, ledger, audit, source, progress) = Default::default();
+        Ok(Metrics { writer, evaluations, events, ledger, audit, source, progress })
     }
 
     /// How far the run is, for a collector.
     #[must_use]
     pub(crate) fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// With an event file for TensorBoard.
+    #[must_use]
+    pub fn with_events(mut self, events: Events) -> Metrics {
+        self.events = Some(events);
+        self
     }
 
     /// With an audit log.
@@ -309,9 +318,18 @@ impl Observer for Metrics {
 
     fn evaluated(&mut self, found: &Evaluated) {
         self.progress.evaluated(found);
+        if let Some(events) = &mut self.events {
+            events.evaluated(SystemTime::now(), found);
+        }
         let Evaluated { step, loss: test_loss, accuracy: test_accuracy } = *found;
         if let Err(error) = self.evaluations.append(&EvaluationRecord { step, test_loss, test_accuracy }) {
             tracing::warn!(%error, "evaluations.jsonl cannot be written; what is new waits for that");
+        }
+    }
+
+    fn histograms(&mut self, version: u64, tensors: &[TensorSpread]) {
+        if let Some(events) = &mut self.events {
+            events.spread(SystemTime::now(), version, tensors);
         }
     }
 
@@ -333,6 +351,9 @@ impl Observer for Metrics {
             elapsed_seconds: summary.elapsed_seconds,
             push_error: summary.push_error,
         };
+        if let Some(events) = &mut self.events {
+            events.step(SystemTime::now(), &record);
+        }
         let was_behind = self.writer.is_behind();
         match (self.writer.append(&record), was_behind) {
             (Ok(()), false) | (Err(_), true) => {}

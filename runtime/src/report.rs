@@ -5,6 +5,8 @@
 //! - [`status`]: a run as its scheduler sees it, as a table and as JSON.
 //! - [`summary`]: the result, as a table and as JSON.
 //! - [`plot`]: the loss as an SVG.
+//! - [`tensorboard`]: event files for TensorBoard.
+//! - [`top`]: a run on a terminal.
 //! - [`human`]: counts, bytes and times as people write them.
 //!
 //! Everything here turns numbers into text by pure functions; files and terminals are the caller's.
@@ -17,3 +19,5 @@ pub mod plot;
 pub mod progress;
 pub mod status;
 pub mod summary;
+pub mod tensorboard;
+pub mod top;

@@ -18,6 +18,7 @@
 //!   checkpoint/final/model.sig            its signature
 //!   checkpoint/model.pub.pem              the key that the signature verifies under
 //!   logs/worker-1.log                     each node's log
+//!   tensorboard/events.out.tfevents.*      what TensorBoard shows, a file for each process that wrote one
 //!   prometheus/worker-1.json              where each node's metrics are scraped, if they are
 //!   identities/worker-1/                  each node's key and certificate
 //!   identities/audit/                     the audit log's key and certificate
@@ -191,6 +192,11 @@ impl RunDir {
     /// Where a node's metrics are scraped.
     pub fn scraped(&self, role: &str, index: u32) -> PathBuf {
         self.at.join("prometheus").join(format!("{role}-{index}.json"))
+    }
+
+    /// The folder of TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.at.join("tensorboard")
     }
 
     /// One JSON line a step.

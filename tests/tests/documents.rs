@@ -39,6 +39,7 @@ const PAGES: &[&str] = &[
     "docs/replay.md",
     "docs/serving.md",
     "docs/tutorial.md",
+    "docs/watching.md",
     "examples/data/austen/README.md",
     "examples/data/mnist/README.md",
 ];

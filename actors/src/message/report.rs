@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::histogram::Histogram;
 use crate::tree::Node;
 
 /// A head of the audit log: a record, and its hash.
@@ -53,4 +54,15 @@ pub struct StepTimes {
     pub send_us: u64,
     /// Waiting for the step's parameters before it began.
     pub wait_us: u64,
+}
+
+/// How what a server keeps of one tensor is spread at one version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorHistograms {
+    /// The parameter, in the model's order.
+    pub parameter: u32,
+    /// Of the gradient that the last update was given, over the number of targets; `None` where there is no gradient.
+    pub gradient: Option<Histogram>,
+    /// Of the values.
+    pub values: Histogram,
 }

@@ -29,6 +29,10 @@ pub struct Load {
     pub budget_bytes: u64,
     /// Connections open.
     pub connections: u32,
+    /// Pushes without an answer: what a worker has under way, and what a server has still to add up.
+    pub pushes: u32,
+    /// Pulls without an answer: what a worker waits for, and what a server has yet to have the next version of.
+    pub pulls: u32,
     /// What was refused.
     pub refused: Refused,
 }

@@ -21,6 +21,7 @@ use crate::message::{
     Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
 };
 use crate::outbox::Outbox;
+use crate::scheduler::histograms::Collector;
 use crate::scheduler::ledger;
 use crate::scheduler::refusals::RefusalLog;
 use crate::scheduler::{Effect, Input, Observer, SchedulerCore, ToMember};
@@ -29,6 +30,7 @@ use crate::time::Clock;
 mod accept;
 mod allowed;
 mod audited;
+mod histograms;
 mod inbox;
 mod traced;
 
@@ -125,6 +127,7 @@ pub struct SchedulerActor {
     commits: Option<std::sync::mpsc::SyncSender<Commit>>,
     links: BTreeMap<u64, Link>,
     refusals: RefusalLog,
+    histograms: Collector,
     /// Heads of the audit log that members were shown lately.
     heads: VecDeque<HeadName>,
     countersign_every: u64,
@@ -165,6 +168,7 @@ impl SchedulerActor {
             commits: None,
             links: BTreeMap::new(),
             refusals: RefusalLog::default(),
+            histograms: Collector::default(),
             heads: VecDeque::new(),
             countersign_every,
             passed_on: Vec::new(),

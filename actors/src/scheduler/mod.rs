@@ -6,6 +6,7 @@ pub mod actor;
 mod checkpoints;
 mod core;
 mod evaluations;
+mod histograms;
 mod ledger;
 mod parameters;
 mod progress;
@@ -16,4 +17,5 @@ mod tasks;
 mod weighing;
 
 pub use core::{Command, Effect, Input, LEASED_AHEAD, SchedulerCore, ToMember};
+pub use histograms::TensorSpread;
 pub use progress::{Observer, StepSummary};

@@ -13,6 +13,7 @@ use crate::audit::{Entry, Head};
 use crate::checkpoint::{Committed, Ledger, PartSource};
 use crate::job::{JobSpec, Resume};
 use crate::message::{Evaluated, NodeDone, NodeLoss};
+use crate::scheduler::histograms::TensorSpread;
 use crate::time::Time;
 use crate::tree::{Node, Partials, ReductionTree};
 
@@ -56,6 +57,10 @@ pub trait Observer: Send {
 
     /// A version is evaluated on the test set.
     fn evaluated(&mut self, _: &Evaluated) {}
+
+    /// How gradients and parameters are spread after a step: the model's first tensors, in its order. `version` counts steps, and may be
+    /// told before or after the step itself is.
+    fn histograms(&mut self, _version: u64, _tensors: &[TensorSpread]) {}
 
     /// A checkpoint is whole; others were deleted, perhaps.
     fn checkpoint(&mut self, _: &Committed) {}

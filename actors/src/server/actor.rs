@@ -16,8 +16,8 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     AuditHead, Body, CheckpointOrder, CheckpointPart, Failure, GradientProducts, GradientWeights, HashOrder,
-    Heartbeat, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted, PushRefused, Ready,
-    Revocations, Shutdown,
+    Heartbeat, Histograms, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted, PushRefused,
+    Ready, Revocations, Shutdown,
 };
 use crate::node::NodeError;
 use crate::outbox::Outbox;
@@ -32,6 +32,8 @@ use crate::time::Clock;
 
 /// Answers that may wait for one worker beside two for each slice: refusals and acknowledgements of duplicates.
 const SPARE_ANSWERS: usize = 1024;
+/// Messages to the scheduler that may wait before histograms are left out: a part of what may wait in all.
+const MOST_WAITING: usize = 256;
 /// Bytes that the body of an answer takes at most.
 const ANSWER: usize = 64;
 
@@ -50,6 +52,8 @@ pub enum Mail {
     Products(u64, Vec<u8>),
     /// What it keeps of a version, for the hash of all parameters.
     Pieces(ParameterPieces),
+    /// How the values of a version are spread.
+    Histograms(Histograms),
     /// The arithmetic cannot go on.
     Fatal(String),
 }
@@ -350,6 +354,9 @@ impl Handler<Letter<Mail>> for ServerActor {
                 self.scheduler.post(message.with_payload(products));
             }
             Mail::Pieces(pieces) => self.tell(&pieces),
+            // Nothing depends on them: where a scheduler is behind, it gets what does.
+            Mail::Histograms(told) if self.scheduler.waiting() < MOST_WAITING => self.tell(&told),
+            Mail::Histograms(_) => {}
             Mail::Fatal(reason) => {
                 tracing::error!(reason, "cannot go on");
                 self.tell(&Failure { reason });

@@ -114,6 +114,11 @@ pub(super) fn start(
                     return;
                 }
             }
+            while let Some(told) = math.poll_histograms() {
+                if mailbox.deliver_blocking(&runtime, Mail::Histograms(told)).is_err() {
+                    return;
+                }
+            }
         }
     })
 }

@@ -12,6 +12,7 @@
 
 mod device;
 mod error;
+mod spread;
 mod update;
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,6 +35,7 @@ use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
 use crate::server::contribution::{Contribution, SumOrder};
 use crate::server::held::Held;
+use crate::server::histograms::Spread;
 use crate::server::own_rule::{OwnAggregator, Stated};
 use crate::server::pieces::Pieces;
 use crate::server::resident::{Resident, Vector};
@@ -86,6 +88,8 @@ pub struct SliceMath {
     resident: Option<Resident>,
     snapshots: Snapshots,
     pieces: Pieces,
+    /// How values are spread, if that is wanted.
+    spread: Spread,
     store: Arc<Store>,
 }
 
@@ -125,6 +129,7 @@ impl SliceMath {
             whole,
             snapshots,
             pieces,
+            spread: Spread::default(),
             store,
         })
     }

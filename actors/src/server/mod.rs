@@ -9,6 +9,7 @@ mod compute;
 mod contribution;
 mod core;
 mod held;
+pub(crate) mod histograms;
 mod math;
 mod own_rule;
 mod pieces;

@@ -20,7 +20,7 @@ use testudo_kernels::{Aggregation, Optimizer};
 use crate::placement::{Slice, SliceId};
 
 /// Numbers on the device.
-type Tensor = Buffer<AnyMemory, f32>;
+pub(super) type Tensor = Buffer<AnyMemory, f32>;
 
 /// A vector of a slice's length, where it is.
 #[derive(Debug)]
@@ -124,6 +124,13 @@ impl Resident {
         let mut tensor = self.room(values.len(), self.named("contribution to", id))?;
         tensor.write(self.device.get_mut(), values)?;
         Ok(Vector::Device(tensor))
+    }
+
+    /// The values of a vector that is here.
+    pub(super) fn read(&self, tensor: &Tensor) -> Result<Vec<f32>, DeviceError> {
+        let mut values = vec![0.0; tensor.elements()];
+        tensor.read_at(&mut *self.device.borrow_mut(), 0, &mut values)?;
+        Ok(values)
     }
 
     /// What a tensor for a slice is called in errors.

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Deploy(super::deploy::DeployArguments),
     /// Show how a run is doing, node by node
     Status(StatusArguments),
+    /// Watch a run on a terminal: loss, throughput, nodes, queues, credits and refusals
+    Top(super::top::TopArguments),
     /// Let the steps under way end and begin no other until `testudo resume`
     #[command(after_help = "Examples:
   testudo pause runs/mnist-20261123T081613Z

@@ -89,7 +89,7 @@ pub(crate) struct ScaleArguments {
     json: bool,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if (0.02..=86_400.0).contains(&number) => Ok(number),
         _ => Err("a number from 0.02 to 86400 is needed".into()),
@@ -179,7 +179,7 @@ pub(super) fn status(arguments: &StatusArguments) -> Result<(), Failure> {
     })
 }
 
-fn summary(text: &str, json: bool) -> Result<(), Failure> {
+pub(super) fn summary(text: &str, json: bool) -> Result<(), Failure> {
     let summary: serde_json::Value = serde_json::from_str(text).map_err(Failure::failed)?;
     if json {
         say!("{}", serde_json::json!({ "state": "finished", "summary": summary }));
@@ -189,7 +189,7 @@ fn summary(text: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn unreachable(error: OperatorError) -> Failure {
+pub(super) fn unreachable(error: OperatorError) -> Failure {
     let status = match error {
         OperatorError::Unreachable { .. } => Status::Unreachable,
         _ => Status::Failed,
@@ -216,7 +216,7 @@ pub(super) struct Site {
 }
 
 impl Target {
-    fn find(&self) -> Result<Found, Failure> {
+    pub(super) fn find(&self) -> Result<Found, Failure> {
         Ok(self.find_and(|_, _| Ok(()))?.0)
     }
 
@@ -310,7 +310,7 @@ impl Site {
     }
 
     /// Does something on a line to the scheduler.
-    fn enter<T>(&self, act: impl AsyncFnOnce(Line) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn enter<T>(&self, act: impl AsyncFnOnce(Line) -> Result<T, Failure>) -> Result<T, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

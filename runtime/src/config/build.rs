@@ -160,6 +160,8 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
             prometheus_port: values
                 .get("telemetry.prometheus_port")
                 .map(|_| from.integer("telemetry.prometheus_port")),
+            tensorboard: matches!(values.get("telemetry.tensorboard"), Some(Value::Boolean(true))),
+            histogram_every: from.integer("telemetry.histogram_every"),
         },
         output: Output { dir: from.path("output.dir").unwrap_or_default() },
     }

@@ -18,9 +18,19 @@ pub struct Telemetry {
     /// The port on which the scheduler's metrics can be scraped; `None` for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prometheus_port: Option<u16>,
+    /// Whether the run directory gets an event file for TensorBoard.
+    pub tensorboard: bool,
+    /// Steps between two histograms of gradients and parameters in it; 0 for none.
+    pub histogram_every: u64,
 }
 
 impl Telemetry {
+    /// Of which versions servers count how values are spread: nobody asks for it where there is no event file.
+    #[must_use]
+    pub fn counted_every(&self) -> u64 {
+        if self.tensorboard { self.histogram_every } else { 0 }
+    }
+
     /// What holds in this process: its `OTEL_*` variables, and this where they say nothing.
     #[must_use]
     pub fn environment(&self) -> Environment {

@@ -113,6 +113,8 @@ protocol = "grpc"
 sample_every = 10
 metrics_interval_ms = 500
 prometheus_port = 0
+tensorboard = false
+histogram_every = 7
 
 [output]
 dir = "/var/runs"
@@ -282,6 +284,7 @@ fn full_files_reach_every_field() {
     assert_eq!(telemetry.endpoint.as_deref(), Some("http://127.0.0.1:4317"));
     assert_eq!((telemetry.protocol.as_str(), telemetry.sample_every), ("grpc", 10));
     assert_eq!((telemetry.metrics_interval_ms, telemetry.prometheus_port), (500, Some(0)));
+    assert_eq!((telemetry.tensorboard, telemetry.histogram_every, telemetry.counted_every()), (false, 7, 0));
 }
 
 /// The whole text that a person sees.

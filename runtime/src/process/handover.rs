@@ -91,6 +91,16 @@ pub fn append(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)
 }
 
+/// Makes a file to add to in a folder, for its owner alone; the folder's link is judged as by [`hold`].
+///
+/// # Errors
+/// As above, or the file is there already.
+pub fn create_in(folder: &Path, name: &str) -> std::io::Result<File> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(openat(hold(folder)?, name, flags, Mode::RUSR | Mode::WUSR)?))
+}
+
 /// Whether what `path` names may be followed if it is a link.
 fn followed(path: &Path) -> std::io::Result<OFlags> {
     match std::fs::symlink_metadata(path) {
@@ -144,6 +154,7 @@ mod tests {
         for name in ["ours", "precious"] {
             hold(&at(name)).unwrap();
         }
+        assert!(create_in(&at("theirs"), "made").is_err());
         append(&at("precious/file")).unwrap();
         append(&at("new")).unwrap();
         assert_eq!(std::fs::metadata(at("new")).unwrap().mode() & 0o777, 0o600);

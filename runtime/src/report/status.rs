@@ -131,7 +131,7 @@ fn columns(text: &mut String, rows: &[[String; 8]]) {
 }
 
 /// What all nodes refused, as far as the scheduler has heard.
-fn total(report: &StatusReport) -> Refused {
+pub(super) fn total(report: &StatusReport) -> Refused {
     let loads = report.nodes.iter().map(|n| n.load.refused);
     loads.fold(report.load.refused, |sum, more| Refused {
         datagrams: sum.datagrams.saturating_add(more.datagrams),
@@ -148,8 +148,15 @@ fn many(count: u64, what: &str) -> String {
     format!("{} {what}{}", human::count(count), if count == 1 { "" } else { "s" })
 }
 
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// What a terminal shows as it stands: without control characters, and without those that have no width or turn the direction of
+/// writing.
+pub(super) fn plain(text: &str) -> String {
+    let shows = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            && !matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    text.chars().map(|c| if shows(c) { c } else { ' ' }).collect()
 }
 
 /// The report as one JSON object.
@@ -210,17 +217,19 @@ fn load(load: &Load) -> Value {
         "promised_bytes": load.promised_bytes,
         "budget_bytes": load.budget_bytes,
         "connections": load.connections,
+        "pushes": load.pushes,
+        "pulls": load.pulls,
         "refused": refused,
     })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use testudo_actors::message::{Evaluated, Member, MemberRole};
 
     use super::*;
 
-    fn report() -> StatusReport {
+    pub(in crate::report) fn report() -> StatusReport {
         let load = Load {
             held_bytes: 2048,
             refused: Refused { strangers: 3, ..Refused::default() },

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use testudo_actors::SignedJob;
 use testudo_actors::audit::Refusal;
+use testudo_actors::histogram::Tally;
 use testudo_actors::message::{
-    AuditHead, Body, Contributions, Countersigned, Evaluated, Given, HeadName, Heartbeat, Join, Load,
-    MemberRole, Membership, NewCertificate, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push,
-    PushRefusal, PushRefused, RefusalReport, ServerMember, StatusReport, StepTimes, Testimony, Welcome,
-    Witnessed, WorkerMember,
+    AuditHead, Body, Contributions, Countersigned, Evaluated, Given, HeadName, Heartbeat, Histograms, Join,
+    Load, MemberRole, Membership, NewCertificate, NodeDone, NodeLoss, ParameterPieces, Phase, Pull, Push,
+    PushRefusal, PushRefused, RefusalReport, ServerMember, StatusReport, StepTimes, TensorHistograms,
+    Testimony, Welcome, Witnessed, WorkerMember,
 };
 use testudo_actors::params_hash::Piece;
 use testudo_actors::placement::SliceId;
@@ -104,6 +105,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         of("welcome", &Welcome { incarnation: 1, job: signed_job() }),
         of("report", &report()),
         of("pieces", &pieces()),
+        of("histograms", &histograms()),
         of("witnessed", &Witnessed { key: Key::known([9; 32]) }),
         of("testimony", &Testimony { step: 700, node: node() }),
         of("given", &Given { version: 70_000 }),
@@ -127,6 +129,13 @@ fn refusals() -> RefusalReport {
 fn pieces() -> ParameterPieces {
     let piece = Piece { slice: slice(), edges: vec![1, 2, 3], nodes: vec![[4; 32], [5; 32]] };
     ParameterPieces { version: 300, pieces: vec![piece.clone(), piece] }
+}
+
+fn histograms() -> Histograms {
+    let mut tally = Tally::default();
+    tally.count([0.5, -2.0, 0.0, 1e-30]);
+    let (gradient, values) = (Some(tally.histogram()), tally.histogram());
+    Histograms { version: 300, tensors: vec![TensorHistograms { parameter: 1, gradient, values }] }
 }
 
 fn node_done(loss: NodeLoss, times: StepTimes) -> NodeDone {

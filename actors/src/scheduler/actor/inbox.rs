@@ -9,8 +9,8 @@ use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
 use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
-    Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport, ResidualPart, Resume,
-    Revoke, Scale, Status, Stop, Testimony,
+    Histograms, Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport,
+    ResidualPart, Resume, Revoke, Scale, Status, Stop, Testimony,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -35,6 +35,9 @@ impl SchedulerActor {
             return taken;
         }
         let (index, body) = (member.index, message.body.as_slice());
+        if message.kind == Histograms::KIND {
+            return self.spread(body);
+        }
         let unreadable = |e: testudo_transport::WireError| e.to_string();
         let input = match message.kind {
             Join::KIND => {

@@ -85,7 +85,10 @@ impl SliceMath {
         let mut gradients = Vec::with_capacity(slices.len());
         for id in &slices {
             let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
-            gradients.push(state.complete.take().ok_or(MathError::Unknown(*id))?);
+            let gradient = state.complete.take().ok_or(MathError::Unknown(*id))?;
+            let (before, _) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
+            self.count_gradient(before + 1, *id, &gradient, inputs.divisor)?;
+            gradients.push(gradient);
         }
         let mut scalars = self.slices.get(&first).map_or(Vec::new(), |(_, s)| s.scalars.clone());
         let optimizer = self.rules.optimizer_of(first.parameter);

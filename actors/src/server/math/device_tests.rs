@@ -124,6 +124,8 @@ fn a_device_has_the_bits_of_the_cpu() {
         let what = format!("{} under {aggregation:?}", optimizer.name);
         let job = job(optimizer, aggregation, clip_norm);
         let (mut on_cpu, mut on_device) = (math(&job, None), math(&job, Some(emulator.another())));
+        on_cpu = on_cpu.with_histograms(1);
+        on_device = on_device.with_histograms(1);
         on_cpu.initialise().unwrap();
         on_device.initialise().unwrap();
         for at in 0..4 {
@@ -131,6 +133,14 @@ fn a_device_has_the_bits_of_the_cpu() {
             step(&mut on_device, &job, at, true);
             let (expected, found) = (on_cpu.kept().unwrap(), on_device.kept().unwrap());
             assert_eq!(found, expected, "{what}, step {at}");
+            let spread = |math: &mut SliceMath| {
+                let told = math.poll_histograms().unwrap();
+                told.tensors
+                    .into_iter()
+                    .map(|t| (t.parameter, t.values.buckets, t.gradient.map(|g| g.buckets)))
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(spread(&mut on_device), spread(&mut on_cpu), "{what}, step {at}");
             assert!(found.iter().any(|slice| slice.weights.iter().any(|weight| weight.abs() > 1e-3)));
             // It goes on from what was kept, on another device.
             if at == 1 {
@@ -140,7 +150,7 @@ fn a_device_has_the_bits_of_the_cpu() {
                     state: slice.state,
                     scalars: slice.scalars,
                 };
-                on_device = math(&job, Some(emulator.another()));
+                on_device = math(&job, Some(emulator.another())).with_histograms(1);
                 on_device.restore(found.into_iter().map(restored).collect()).unwrap();
             }
         }

@@ -98,6 +98,34 @@ fn slices_of_a_whole_tensor_go_on_together() {
     assert_eq!(part, Err(MathError::Incomplete(1)));
 }
 
+/// Gradients are those that the optimizer was given, means over the step's examples; parameters are those of the version.
+#[test]
+fn histograms_are_of_what_is_updated() {
+    let sgd = OptimizerSpec::shipped("sgd").unwrap();
+    let mut math = math(sgd, |_| true).unwrap().with_histograms(2);
+    for (step, told) in [(0, true), (1, true), (2, false), (3, true)] {
+        for slice in [id(0, 0), id(0, 1), id(1, 0), id(1, 1)] {
+            assert_eq!(math.poll_histograms(), None, "a slice is missing");
+            math.contribute(contribution(slice, step, 0, 16.0)).unwrap().unwrap();
+        }
+        let Some(seen) = math.poll_histograms() else {
+            assert!(!told, "step {step}");
+            continue;
+        };
+        assert!(told && seen.version == step + 1 && seen.tensors.len() == 2);
+        let tensor = &seen.tensors[1];
+        let gradient = tensor.gradient.as_ref().unwrap();
+        // Of eight examples: two elements of sixteen, and eight of one.
+        assert_eq!((gradient.min, gradient.max, gradient.sum), (0.125, 2.0, 2.0 * 2.0 + 8.0 * 0.125));
+        let kept = math.kept().unwrap();
+        let weights =
+            kept.iter().filter(|s| s.slice.id.parameter == 1).flat_map(|s| s.weights.iter().copied());
+        let mut tally = crate::histogram::Tally::default();
+        tally.count(weights);
+        assert_eq!(tensor.values, tally.histogram());
+    }
+}
+
 #[test]
 fn other_slices_go_on_by_themselves() {
     let mut math = math(OptimizerSpec::shipped("nadam").unwrap(), |slice| slice.id != id(0, 0)).unwrap();

@@ -50,7 +50,10 @@ impl SliceMath {
         for id in &slices {
             let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
             let (version, weights) = self.store.current(*id).ok_or(MathError::Unknown(*id))?;
-            let sum = state.complete.take().and_then(Vector::on_host).ok_or(MathError::Unknown(*id))?;
+            let sum = state.complete.take().ok_or(MathError::Unknown(*id))?;
+            self.count_gradient(version + 1, *id, &sum, divisor)?;
+            let sum = sum.on_host().ok_or(MathError::Unknown(*id))?;
+            let (_, state) = self.slices.get_mut(id).ok_or(MathError::Unknown(*id))?;
             taken.push((version, weights, sum, std::mem::take(&mut state.optimizer)));
         }
         let mut scalars = self.slices.get(&first).map_or(Vec::new(), |(_, s)| s.scalars.clone());
@@ -101,6 +104,9 @@ impl SliceMath {
         let Some((_, weights)) = self.store.current(id) else { return Ok(()) };
         if self.pieces.wants(version) {
             self.pieces.hash(version, slice, &weights);
+        }
+        if self.spread.wants(version, id.parameter) {
+            self.spread.values(version, id.parameter, &weights);
         }
         if self.snapshots.wants(version)
             && let Some((slice, state)) = self.slices.get(&id)

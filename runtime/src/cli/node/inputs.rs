@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::data::DataFiles;
 use crate::error::Failure;
 use crate::node::{Metrics, Setup, data_files};
+use crate::report::tensorboard::Events;
 use crate::rotation::Source;
 use crate::rundir::RunDir;
 
@@ -95,8 +96,19 @@ impl Inputs {
             NodeRole::Scheduler => {
                 let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
                 let job = read_job(&job, &run_dir.reach(&job))?;
-                let metrics =
+                let mut metrics =
                     Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
+                if config.telemetry.tensorboard {
+                    let folder = run_dir.tensorboard();
+                    let events = Events::begin(&folder, SystemTime::now());
+                    metrics = metrics.with_events(events.map_err(|e| {
+                        Failure::file(
+                            &folder,
+                            "no event file for TensorBoard can be made (telemetry.tensorboard)",
+                            e,
+                        )
+                    })?);
+                }
                 let (audit, audit_key) = match audit_folder(arguments, run_dir) {
                     Some(folder) => {
                         let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;

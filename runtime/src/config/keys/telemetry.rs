@@ -41,4 +41,18 @@ pub(super) static KEYS: &[Key] = &[
         applies: None,
         doc: "TCP port of 127.0.0.1 on which the scheduler answers Prometheus; server *i* does on this port + 1 + *i*, and workers on those after the servers'. 0 for ports that the system chooses: they stand in each log and, for Prometheus, in `RUN_DIR/prometheus/`. `OTEL_METRICS_EXPORTER=prometheus` and `OTEL_EXPORTER_PROMETHEUS_PORT` come first.",
     },
+    Key {
+        path: "telemetry.tensorboard",
+        rule: Rule::Boolean,
+        absent: Absent::Is("true"),
+        applies: None,
+        doc: "Whether the scheduler writes what TensorBoard shows to `RUN_DIR/tensorboard/`: see [watching](watching.md#tensorboard).",
+    },
+    Key {
+        path: "telemetry.histogram_every",
+        rule: Rule::Integer { min: 0, max: i64::MAX },
+        absent: Absent::Is("100"),
+        applies: None,
+        doc: "Steps between two histograms of gradients and parameters there, of each tensor; of the first step there is one, too. 0 for none. Servers count, so theirs must say the same.",
+    },
 ];
