@@ -15,7 +15,7 @@ use testudo_transport::WireError;
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
 pub use report::{HeadName, NodeLoss, PartOutcome, StepTimes, TensorHistograms};
-pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Waiting};
+pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Timeline, Waiting};
 
 use crate::audit::Refusal;
 use crate::incarnation::Secret;
@@ -310,6 +310,8 @@ bodies! {
         load: Load,
         /// Every node that has joined and lives, if that was asked for.
         nodes: Vec<NodeStatus>,
+        /// Where the time of the last complete step went, if nodes are listed.
+        timeline: Option<Timeline>,
         /// The outcome, once there is one.
         outcome: Option<Outcome>,
     }

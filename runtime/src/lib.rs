@@ -46,7 +46,7 @@
 //!
 //! This crate is also the runtime around `testudo-actors`: the cluster file ([`config`]), launchers ([`launch`]), what other schedulers are given ([`deploy`]),
 //! data sets ([`data`]), lines that outlive a full disk ([`appender`]), the audit log ([`audit`]), checkpoints ([`checkpoint`]), signed models ([`signing`]), steps checked
-//! again ([`replay`]), how operators find a run ([`control`]), certificates that
+//! again ([`replay`]), how operators find a run ([`control`]), the page that shows one ([`dashboard`]), certificates that
 //! change while a node runs ([`rotation`]), what a run shows and leaves behind ([`report`], [`rundir`]),
 //! what a process may still do ([`process`]), how
 //! models are served ([`serve`]), and
@@ -62,6 +62,7 @@ pub mod checkpoint;
 mod cli;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod data;
 pub mod deploy;
 pub mod device;

@@ -64,6 +64,10 @@ pub trait Watcher {
     fn report(&mut self, report: &StatusReport);
     /// Something a person should know.
     fn notice(&mut self, text: &str);
+    /// Whether reports are to list every node, and where the last step's time went.
+    fn wants_nodes(&self) -> bool {
+        false
+    }
 }
 
 /// Whole or not at all: a run that is resumed has the files of the run before until it has its own.
@@ -211,8 +215,9 @@ async fn train(
     };
     let network = operator_network(config, operator)?;
     let address = scheduler.to_string();
-    let line = operator::follow(&network, &address, &id, REPORT_EVERY_MS);
-    let (commands, reports) = line.await.map_err(Failure::failed)?;
+    let line = operator::Line::dial(&network, &address, &id).await.map_err(Failure::failed)?;
+    let following = line.follow(REPORT_EVERY_MS, watcher.wants_nodes());
+    let (commands, reports) = following.await.map_err(Failure::failed)?;
     let mut run = Running {
         nodes,
         watcher,

@@ -5,6 +5,7 @@
 //!   cluster.toml                          the effective cluster file
 //!   job.signed                            the job as the operator signed it
 //!   control.json                          where the scheduler is, while the run goes on
+//!   dashboard.url                         a link that opens the run's page, once, while it has one
 //!   metrics.jsonl                         one line a step
 //!   evaluations.jsonl                     one line an evaluation of the test set
 //!   summary.json                          the result
@@ -187,6 +188,11 @@ impl RunDir {
     /// Where the scheduler is, while the run goes on.
     pub fn control(&self) -> PathBuf {
         self.at.join("control.json")
+    }
+
+    /// A link that opens the run's page.
+    pub fn dashboard(&self) -> PathBuf {
+        self.at.join("dashboard.url")
     }
 
     /// Where a node's metrics are scraped.
@@ -428,6 +434,7 @@ mod tests {
             (run.cluster_file(), "cluster.toml"),
             (run.signed_job(), "job.signed"),
             (run.control(), "control.json"),
+            (run.dashboard(), "dashboard.url"),
             (run.metrics(), "metrics.jsonl"),
             (run.summary(), "summary.json"),
             (run.loss_plot(), "loss.svg"),

@@ -7,6 +7,7 @@
 )]
 
 pub mod attacker;
+pub mod chromium;
 pub mod cluster;
 pub mod collector;
 pub mod files;

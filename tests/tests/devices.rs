@@ -91,7 +91,9 @@ fn a_device_without_memory_ends_the_run_with_the_tensors_name() {
         small.memory = memory;
         let mut device = Some(AnyDevice::new("emulator", small));
         let wiring = Wiring {
-            checkpoints: Box::new(move |index| Box::new(On(if index == 0 { device.take() } else { None }, false))),
+            checkpoints: Box::new(move |index| {
+                Box::new(On(if index == 0 { device.take() } else { None }, false))
+            }),
             ..Wiring::default()
         };
         let outcome = Cluster::start_with(Site::new(self::job(), Links::Memory), wiring).outcome();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Member;
+use super::{Member, StepTimes};
 use crate::placement::SliceId;
 use crate::tree::Node;
 
@@ -33,6 +33,8 @@ pub struct Load {
     pub pushes: u32,
     /// Pulls without an answer: what a worker waits for, and what a server has yet to have the next version of.
     pub pulls: u32,
+    /// Microseconds that a server has spent on adding up and updating since it is up; 0 of others.
+    pub busy_us: u64,
     /// What was refused.
     pub refused: Refused,
 }
@@ -89,6 +91,17 @@ pub struct NodeStatus {
     pub waiting: Option<String>,
     /// What it says of its load.
     pub load: Load,
+}
+
+/// Where the time of a complete step went, worker by worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The step, from 0.
+    pub step: u64,
+    /// Microseconds since the step before was complete.
+    pub duration_us: u64,
+    /// What each worker that took part reported, by its index, in ascending order.
+    pub workers: Vec<(u32, StepTimes)>,
 }
 
 /// Where a run is.

@@ -374,6 +374,7 @@ impl SchedulerActor {
                 operators: self.operators() as u32,
                 load: self.network.load(),
                 nodes: if nodes { self.core.nodes(self.clock.now()) } else { Vec::new() },
+                timeline: if nodes { self.core.timeline() } else { None },
                 ..self.core.report()
             };
             link.outbox.post(Outgoing::new(StatusReport::KIND, request, report.encode()));

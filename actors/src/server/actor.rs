@@ -16,13 +16,13 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     AuditHead, Body, CheckpointOrder, CheckpointPart, Failure, GradientProducts, GradientWeights, HashOrder,
-    Heartbeat, Histograms, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted, PushRefused,
-    Ready, Revocations, Shutdown,
+    Heartbeat, Histograms, Load, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted,
+    PushRefused, Ready, Revocations, Shutdown,
 };
 use crate::node::NodeError;
 use crate::outbox::Outbox;
 use crate::server::allowances::Allowances;
-use crate::server::compute::{self, Checkpointing, Work};
+use crate::server::compute::{self, Busy, Checkpointing, Work};
 use crate::server::serve::{LiveWorkers, ReplyTo, Serving, answer_pull};
 use crate::server::traced::{Pushed, Run};
 use crate::server::writer;
@@ -68,6 +68,7 @@ pub struct ServerActor {
     source: Option<Box<dyn PartSource>>,
     writer: Option<Box<dyn PartWriter>>,
     work: Option<mpsc::Sender<Work>>,
+    busy: Busy,
     runtime: Handle,
     network: Network,
     countersigner: Countersigner,
@@ -145,6 +146,7 @@ impl ServerActor {
             source: parts.source,
             writer: parts.writer,
             work: None,
+            busy: Busy::default(),
             runtime: parts.runtime,
             network: parts.network,
             countersigner: Countersigner::default(),
@@ -186,7 +188,8 @@ impl ServerActor {
             Effect::RefusePull { reply, reason } => reply.answer(&PullRefused { reason }),
             Effect::Ready { epoch, version } => self.tell(&Ready { epoch, version }),
             Effect::Heartbeat(heartbeat) => {
-                self.tell(&Heartbeat { load: self.network.load(), ..heartbeat });
+                let load = Load { busy_us: self.busy.micros(), ..self.network.load() };
+                self.tell(&Heartbeat { load, ..heartbeat });
                 if let Some(report) = self.network.refusal_report() {
                     self.tell(&report);
                 }
@@ -205,7 +208,8 @@ impl ServerActor {
             writer::start(writer, waiting, mailbox.clone(), self.runtime.clone())?;
             checkpointing.snapshots = Some(snapshots);
         }
-        compute::start(math, checkpointing, receiver, mailbox.clone(), self.runtime.clone())?;
+        let busy = self.busy.clone();
+        compute::start(math, checkpointing, receiver, busy, mailbox.clone(), self.runtime.clone())?;
         Ok(())
     }
 

@@ -4,7 +4,9 @@
 //! at most one for each (tree node, slice, step), and whose payloads stay charged to their sender's credit until the
 //! thread takes them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use testudo_kernels::robust::weigh::Weights;
 use testudo_observability::Place;
@@ -58,11 +60,32 @@ pub(super) struct Checkpointing {
     pub(super) snapshots: Option<mpsc::SyncSender<Snapshot>>,
 }
 
+/// How long the thread has spent on what steps contribute; shared with the actor, which tells the scheduler.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Busy(Arc<AtomicU64>);
+
+impl Busy {
+    /// Microseconds since the thread began.
+    pub(super) fn micros(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) / 1_000
+    }
+
+    /// Does something that takes time.
+    fn spend<T>(&self, on: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = on();
+        let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(spent, Ordering::Relaxed);
+        done
+    }
+}
+
 /// Starts the thread. It ends when `work`'s sender is dropped or the actor is gone.
 pub(super) fn start(
     mut math: SliceMath,
     mut checkpointing: Checkpointing,
     work: mpsc::Receiver<Work>,
+    busy: Busy,
     mailbox: Mailbox<ServerActor>,
     runtime: Handle,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
@@ -73,7 +96,7 @@ pub(super) fn start(
             let mail = match work {
                 Work::Initialise => Some(initialise(&mut math, &mut checkpointing)),
                 Work::Store { slice, step, node, values } => {
-                    Some(store(&mut math, slice, step, node, values))
+                    Some(busy.spend(|| store(&mut math, slice, step, node, values)))
                 }
                 Work::Checkpoint { version } => {
                     math.order_snapshot(version).err().map(|error| Mail::Fatal(error.to_string()))
@@ -83,7 +106,7 @@ pub(super) fn start(
                 }
                 Work::Combine { step, weights, place } => {
                     let timed = Timed::begin(place);
-                    let combined = math.combine(step, &weights);
+                    let combined = busy.spend(|| math.combine(step, &weights));
                     if let Some(timed) = timed {
                         timed.end();
                     }

@@ -131,6 +131,10 @@ pub(crate) struct RunArguments {
     /// Print no progress and no summary
     #[arg(long)]
     pub(crate) quiet: bool,
+    /// Show the run in a browser: serve a page on 127.0.0.1, at PORT or one that the system chooses, and print the link that opens
+    /// it, once
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    pub(crate) dashboard: Option<u16>,
     /// Print one JSON object on the last line of standard output
     #[arg(long)]
     pub(crate) json: bool,

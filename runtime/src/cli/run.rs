@@ -14,9 +14,10 @@ use crate::cli::naming::Naming;
 use crate::cli::restart::Restarts;
 use crate::cli::resume;
 use crate::config::{Checkpoint, Config};
+use crate::dashboard::{Dashboard, Door, Ending};
 use crate::data::Data;
 use crate::device;
-use crate::error::Failure;
+use crate::error::{self, Failure};
 use crate::launch::local::Inputs;
 use crate::launch::ssh::Hosts;
 use crate::process::paths::Needs;
@@ -39,6 +40,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         training: None,
         stalled: None,
         bytes: false,
+        dashboard: None,
     };
     let former = arguments.resume.as_deref().map(resume::open).transpose()?;
     let file = match &former {
@@ -84,6 +86,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let devices = user::try_as(user.as_ref(), || device::look(&config));
     let devices = devices.map_err(Failure::misconfigured)??;
     let hosts = Hosts::find(&config, user.as_ref())?;
+    // Bound while this process may still bind.
+    let door = arguments.dashboard.map(|port| {
+        Door::open(port).map_err(|e| {
+            Failure::misconfigured(format!("--dashboard: port {port} of 127.0.0.1 cannot be had: {e}"))
+        })
+    });
+    let door = door.transpose()?;
     let program = Program::open(user.as_ref())
         .map_err(|e| Failure::failed(format!("this program cannot start nodes: {e}")))?;
     let run_dir = match (former, &arguments.run_dir) {
@@ -131,6 +140,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         allow_root: arguments.allow_root,
         hosts: hosts.map(Arc::new),
     };
+    if let Some(door) = door {
+        display.dashboard = Some(show(door, &config, &run_dir)?);
+    }
     let mut restarts = Restarts::new(&run_dir, config.cluster.supervision.restarts, opened);
     let result = loop {
         let ended = runtime.block_on(training::run(&config, &spec, &run_dir, inputs.clone(), &mut display));
@@ -148,13 +160,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         spec = next;
     };
     display.progress.finish();
-    let completed = result.map_err(|failure| resume::with_advice(failure, &run_dir))?;
-    let mut summary = leave_results(&config, &spec, &run_dir, &completed)?;
-    if let Some(key) = key {
-        summary.model_key = Some(sign_model(&spec, &run_dir, &completed.finished, &key)?);
+    let left = result
+        .map_err(|failure| resume::with_advice(failure, &run_dir))
+        .and_then(|completed| leave(&config, &spec, &run_dir, &completed, key.as_ref()));
+    if let Some(dashboard) = display.dashboard.take() {
+        dashboard.end(ending(&left));
     }
-    let path = run_dir.summary();
-    summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
+    let summary = left?;
     if !arguments.quiet {
         note!("\n{}", summary.table(style.color));
         resume::advise(&spec, &summary);
@@ -190,6 +202,52 @@ fn overrides(arguments: &RunArguments) -> Vec<String> {
     all.extend(arguments.workers.map(|n| format!("cluster.workers={n}")));
     all.extend(arguments.servers.map(|n| format!("cluster.servers={n}")));
     all
+}
+
+/// Serves the run's page, and says where.
+fn show(door: Door, config: &Config, run_dir: &RunDir) -> Result<Dashboard, Failure> {
+    let dashboard = Dashboard::start(door, &config.job.name, run_dir)
+        .map_err(|e| Failure::failed(format!("--dashboard: the page cannot be served: {e}")))?;
+    // Also of a quiet run: who asked for the page needs its link.
+    note!(
+        "dashboard: {} (opens once; then another is in {})",
+        dashboard.link(),
+        in_words(&run_dir.dashboard().display().to_string())
+    );
+    Ok(dashboard)
+}
+
+/// How the run ended, as its page says it.
+fn ending(left: &Result<Summary, Failure>) -> Ending {
+    match left {
+        Ok(summary) => Ending {
+            how: if summary.stopped_early { "stopped" } else { "finished" },
+            text: "The model and all figures are in the run's directory.".into(),
+            summary: serde_json::to_value(summary).ok(),
+        },
+        Err(Failure { message, status }) => Ending {
+            how: if *status == error::Status::Interrupted { "interrupted" } else { "failed" },
+            text: in_words(message),
+            summary: None,
+        },
+    }
+}
+
+/// Leaves what the run has come to in its directory.
+fn leave(
+    config: &Config,
+    spec: &JobSpec,
+    run_dir: &RunDir,
+    completed: &Completed,
+    key: Option<&SigningKey>,
+) -> Result<Summary, Failure> {
+    let mut summary = leave_results(config, spec, run_dir, completed)?;
+    if let Some(key) = key {
+        summary.model_key = Some(sign_model(spec, run_dir, &completed.finished, key)?);
+    }
+    let path = run_dir.summary();
+    summary.write(&path).map_err(|e| Failure::file(&path, "cannot be written", e))?;
+    Ok(summary)
 }
 
 fn leave_results(
@@ -269,10 +327,15 @@ struct Display {
     stalled: Option<String>,
     /// Whether what is predicted is a text's bytes.
     bytes: bool,
+    /// The run's page, if it has one.
+    dashboard: Option<Dashboard>,
 }
 
 impl Watcher for Display {
     fn report(&mut self, report: &StatusReport) {
+        if let Some(dashboard) = &self.dashboard {
+            dashboard.report(report);
+        }
         if report.stalled != self.stalled {
             if let Some(stalled) = &report.stalled {
                 self.progress.note(&format!("no progress: {stalled}"));
@@ -298,6 +361,14 @@ impl Watcher for Display {
     }
 
     fn notice(&mut self, text: &str) {
-        self.progress.note(&in_words(text));
+        let text = in_words(text);
+        self.progress.note(&text);
+        if let Some(dashboard) = &self.dashboard {
+            dashboard.notice(&text);
+        }
+    }
+
+    fn wants_nodes(&self) -> bool {
+        self.dashboard.is_some()
     }
 }

@@ -219,6 +219,7 @@ fn load(load: &Load) -> Value {
         "connections": load.connections,
         "pushes": load.pushes,
         "pulls": load.pulls,
+        "busy_us": load.busy_us,
         "refused": refused,
     })
 }
@@ -264,6 +265,7 @@ pub(super) mod tests {
             operators: 2,
             load: Load::default(),
             nodes: vec![node],
+            timeline: None,
             outcome: None,
         }
     }

@@ -170,6 +170,7 @@ fn report() -> StatusReport {
         operators: 1,
         load: Load::default(),
         nodes: Vec::new(),
+        timeline: None,
         outcome: None,
     }
 }

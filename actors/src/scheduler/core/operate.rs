@@ -6,7 +6,7 @@
 
 use super::SchedulerCore;
 use crate::audit::printable;
-use crate::message::{LeaseExtended, Load, Member, MemberRole, NodeStatus, Phase, StatusReport};
+use crate::message::{LeaseExtended, Load, Member, MemberRole, NodeStatus, Phase, StatusReport, Timeline};
 use crate::scheduler::core::io::{Command, Effect, ToMember};
 use crate::time::Time;
 
@@ -38,8 +38,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             operators: 0,
             load: Load::default(),
             nodes: Vec::new(),
+            timeline: None,
             outcome: self.outcome.clone(),
         }
+    }
+
+    /// Where the time of the last complete step went.
+    #[must_use]
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.progress.timeline.clone()
     }
 
     /// Steps completed.

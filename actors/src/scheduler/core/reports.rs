@@ -50,7 +50,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if self.is_early(worker, &done) {
             return self.returning.keep(worker, done);
         }
-        self.progress.report(&done);
+        self.progress.report(worker, &done);
         self.count_early();
         self.complete(now);
     }

@@ -188,7 +188,8 @@ impl Node {
         let parts = Arc::new(Parts::default());
         telemetry::server(&self.meter, &parts);
         let device = device::open("servers.device", self.config.servers.device, MatrixProducts::Exact)?;
-        let setup = OnDevice::new(Timed::new(self.checkpoints(key), parts), device, self.config.servers.device);
+        let setup =
+            OnDevice::new(Timed::new(self.checkpoints(key), parts), device, self.config.servers.device);
         let mut setup = setup.with_histograms(self.config.telemetry.counted_every());
         run_server(self.options()?, SumOrder::Canonical, &mut setup).map_err(failure)
     }

@@ -161,3 +161,31 @@ fn every_node_is_listed_with_what_it_last_said() {
     assert_eq!(bench.join(worker(9)).len(), 1);
     assert_eq!(bench.core.report().joins_refused, 1);
 }
+
+/// Where a step's time went is known worker by worker once it is complete, and what a lost report would have said is not.
+#[test]
+fn a_steps_time_is_told_worker_by_worker() {
+    let mut bench = Bench::training(long(10));
+    let report = |bench: &mut Bench, worker, node, times| {
+        let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 1, examples: 2 }];
+        let none = (0, Default::default());
+        let done =
+            NodeDone { step: 0, nodes, times, bytes_sent: none.0, bytes_received: none.0, pushed: none.1 };
+        bench.handle(Input::NodeDone { worker, done });
+    };
+    let [slow, quick] =
+        [9, 4].map(|n| StepTimes { compute_us: 1_000 * n, send_us: 100 * n, wait_us: 10 * n });
+    bench.now = bench.now.after(Duration::from_millis(20));
+    report(&mut bench, 1, RIGHT, quick);
+    assert_eq!(bench.core.timeline(), None, "not complete");
+    report(&mut bench, 0, LEFT, slow);
+    let timeline = bench.core.timeline().unwrap();
+    assert_eq!((timeline.step, &timeline.workers[..]), (0, &[(0, slow), (1, quick)][..]));
+    assert!(timeline.duration_us >= 20_000, "{timeline:?}");
+    bench.step(1);
+    assert_eq!(
+        bench.core.timeline(),
+        Some(timeline),
+        "a step that nobody tells the times of changes nothing"
+    );
+}
