@@ -62,6 +62,8 @@ fn a_run_is_watched_paused_resumed_and_stopped() {
     assert_eq!(later["step"], paused["step"], "no step is begun: {later}");
     assert!(later["stalled"].is_null() && later["nodes"].as_array().unwrap().len() == 4, "{later}");
     assert_eq!(operate("pause", &dir, &[]).succeeded().stdout, "the run is paused already\n");
+    let told = operate("pause", &dir, &["--json"]).succeeded().json();
+    assert_eq!(told["scheduler"], "the run is paused already");
 
     let answer = operate("resume", &dir, &[]).succeeded().stdout;
     assert_eq!(answer, format!("resumed after step {}\n", paused["step"]));

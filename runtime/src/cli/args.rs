@@ -31,6 +31,8 @@ pub(crate) struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write a commented cluster file, which can be run as it stands
+    Init(super::init::InitArguments),
     /// Train: start a whole cluster on this machine, follow it, and leave a model behind
     Run(RunArguments),
     /// Run one node of a cluster whose scheduler is at cluster.scheduler
@@ -85,8 +87,6 @@ pub(crate) enum Command {
     Doctor(super::doctor::DoctorArguments),
     /// Measure this build on this machine
     Bench(BenchArguments),
-    /// Write a commented cluster file, which can be run as it stands
-    Init(super::init::InitArguments),
     /// Print a script with which a shell completes this command's line
     Completions(super::completions::CompletionsArguments),
     /// Write manual pages, one for each command

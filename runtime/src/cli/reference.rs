@@ -66,6 +66,12 @@ impl Entry {
         self.command.get_arguments().filter(move |arg| !arg.is_hide_set() && !common(arg))
     }
 
+    /// How it is given, in one line.
+    pub(super) fn usage(&self) -> String {
+        let usage = self.command.clone().render_usage().to_string();
+        one_line(usage.strip_prefix("Usage:").unwrap_or(&usage))
+    }
+
     /// What its help says last.
     pub(super) fn ending(&self) -> Ending {
         let text = self.command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -148,9 +154,7 @@ fn section(page: &mut String, entry: &Entry) {
         let _ = write!(page, "\nCommands: {}.\n", inner.join(", "));
         return;
     }
-    let usage = entry.command.clone().render_usage().to_string();
-    let usage = one_line(usage.strip_prefix("Usage:").unwrap_or(&usage));
-    let _ = write!(page, "\n```\n{usage}\n```\n");
+    let _ = write!(page, "\n```\n{}\n```\n", entry.usage());
     if entry.arguments().next().is_some() {
         page.push_str("\n| argument or option | meaning |\n|---|---|\n");
         for arg in entry.arguments() {

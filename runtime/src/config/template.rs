@@ -31,7 +31,10 @@ pub(crate) fn text(heading: &str, given: &[(&str, String)], all: bool) -> String
         let _ = write!(text, "\n[{section}]\n");
         // What is in force first: a reader looks for it.
         let (set, open): (Vec<&Key>, Vec<&Key>) = keys.into_iter().partition(is_given);
-        for key in set.into_iter().chain(open) {
+        for (index, key) in set.into_iter().chain(open).enumerate() {
+            if index > 0 {
+                text.push('\n');
+            }
             one(&mut text, key, given, all);
         }
     }
