@@ -6,7 +6,7 @@ use std::path::Path;
 use testudo_tests::process;
 
 /// What ends a file's name, and no key's.
-const FILES: [&str; 8] = ["toml", "job", "signed", "log", "pem", "json", "jsonl", "rs"];
+const FILES: [&str; 9] = ["toml", "job", "signed", "log", "pem", "json", "jsonl", "rs", "safetensors"];
 
 /// The keys of the cluster file.
 pub(crate) struct Keys {
