@@ -11,7 +11,7 @@ use std::sync::Arc;
 use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::server::Store;
 use testudo_actors::{JobSpec, Resume};
-use testudo_kernels::cuda::{AnyDevice, Gpu, Products, self_test};
+use testudo_kernels::cuda::{AnyDevice, Gpu, Products};
 use testudo_kernels::{Aggregator, OwnName};
 
 use crate::config::{ComputeDevice, Config, MatrixProducts};
@@ -44,7 +44,7 @@ pub fn open(
     let wanted = wanted || products != Products::Exact;
     // All that ships is compiled now, and what it computes is looked at: what is wrong with a compiler, a driver or a GPU shows before the node
     // joins, while `auto` can do without.
-    let tested = |mut gpu: Gpu| self_test(&mut gpu).map(|()| gpu);
+    let tested = |mut gpu: Gpu| testudo_kernels::cuda::self_test(&mut gpu).map(|()| gpu);
     let opened = Gpu::open(number).and_then(Gpu::prepared).and_then(tested);
     let opened = opened.and_then(|gpu| gpu.with_products(products));
     match opened {

@@ -110,8 +110,8 @@ fn weigh<D: Device>(device: &mut D, any: &[f32], x: &[f32]) -> Result<(), Device
     add_products(device, &mut found, 0, &vectors)?;
     expected.add(0, &[any, x])?;
     let words = |products: &Products| bytemuck::pod_collect_to_vec::<u8, u32>(&products.to_bytes());
-    let pairs = words(&found).into_iter().zip(words(&expected)).enumerate();
-    if let Some((element, (found, expected))) = pairs.into_iter().find(|(_, (a, b))| a != b) {
+    let mut pairs = words(&found).into_iter().zip(words(&expected)).enumerate();
+    if let Some((element, (found, expected))) = pairs.find(|(_, (a, b))| a != b) {
         return Err(DeviceError::Arithmetic { what: "inner products", element, found, expected });
     }
     let weights = Weights { of: vec![0.3, 1e-30], clip: 1.0 };

@@ -56,13 +56,12 @@ fn products_have_the_bits_of_the_cpu_on_a_gpu() {
     comparisons::linear(&mut gpu());
 }
 
-/// cuBLAS multiplies the right matrices, as exactly as it was asked to. Its f32 may happen to be ours.
+/// cuBLAS multiplies the right matrices, as exactly as it was asked to. Which kernel it takes for small ones is its own affair: bits may happen to be
+/// ours.
 #[test]
 fn products_of_cublas_are_the_same_products_on_a_gpu() {
-    for (products, most, differ) in
-        [(Products::F32, 1e-5, false), (Products::Tf32, 4e-3, true), (Products::Bf16, 3e-2, true)]
-    {
-        comparisons::products(gpu().with_products(products).unwrap(), most, differ);
+    for (products, most) in [(Products::F32, 1e-5), (Products::Tf32, 4e-3), (Products::Bf16, 3e-2)] {
+        comparisons::products(gpu().with_products(products).unwrap(), most, false);
     }
 }
 

@@ -151,3 +151,67 @@ fn time(
 fn ones(gpu: &mut Gpu, elements: usize) -> Result<Numbers, DeviceError> {
     Buffer::of(gpu, "ones", &vec![1.0; elements])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use testudo_kernels::cuda::DeviceError;
+
+    use super::*;
+
+    /// Set in the process that measures.
+    const MADE_UP: &str = "TESTUDO_MADE_UP_DRIVER";
+
+    /// The driver that kernels' tests make up: whatever is launched must be taken, and takes no time.
+    #[test]
+    fn every_kernel_is_measured() {
+        let compiler = || Command::new("g++");
+        if compiler().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+            assert!(std::env::var_os("TESTUDO_REQUIRE_GXX").is_none(), "g++ is required here");
+            println!("skipped: no g++");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/src/cuda/tests/driver.cpp");
+        let library = folder.path().join("libcuda.so");
+        let made = compiler().args(["-std=c++17", "-shared", "-fPIC", source, "-o"]).arg(library).status();
+        assert!(made.unwrap().success());
+        let others = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "bench::kernels::measure::tests::measures", "--ignored", "--nocapture"])
+            .env("LD_LIBRARY_PATH", format!("{}:{others}", folder.path().display()))
+            .env(MADE_UP, "1")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "another test starts it, in a process of its own"]
+    fn measures() {
+        let mut gpu = match Gpu::open(0) {
+            Err(DeviceError::NoLibrary { .. }) if std::env::var_os("TESTUDO_REQUIRE_NVRTC").is_none() => {
+                println!("skipped: no NVRTC");
+                return;
+            }
+            opened => opened.unwrap(),
+        };
+        assert!(std::env::var_os(MADE_UP).is_some() && gpu.name() == "made up");
+        let lines = measure(&mut gpu, 5000).unwrap();
+        assert!(lines.iter().all(|line| line.gb_per_second.is_finite() && line.gb_per_second > 0.0));
+        let mut names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+        assert_eq!(names[0], COPY);
+        for name in shipped::names().chain(["add, checked", "products of 7", "topk encode", "1bit decode"]) {
+            assert!(names.contains(&name), "{name}");
+        }
+        // A copy, four sums and checks, six rules, seven codecs both ways, thirteen optimizers.
+        assert_eq!(names.len(), 1 + 4 + 6 + 2 * 7 + 13);
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), lines.len(), "each has a name of its own");
+    }
+}
