@@ -48,7 +48,7 @@ fn combinations<D: Device>(
         hash => (hash >> 11) as f64 / (1u64 << 53) as f64 / vectors.len() as f64,
     };
     let mut of: Vec<f64> = (0..vectors.len()).map(weight).collect();
-    if vectors.len() == 1 && seed % 2 == 0 {
+    if vectors.len() == 1 && seed.is_multiple_of(2) {
         of = vec![1.0];
     }
     let weights = Weights { of, clip: 0.37 };
