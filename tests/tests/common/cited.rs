@@ -70,7 +70,7 @@ impl Commands {
             let words: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
             let help = process::run(program, &words, Path::new("/no/mark")).succeeded().stdout;
             let below: BTreeSet<String> = subcommands(&help).map(str::to_owned).collect();
-            left.extend(below.iter().map(|word| [&command[..], &[word.clone()]].concat()));
+            left.extend(below.iter().map(|word| [&command[..], std::slice::from_ref(word)].concat()));
             let options = help.split_whitespace().filter_map(option).map(str::to_owned).collect();
             known.insert(command, (below, options));
         }

@@ -18,6 +18,7 @@ fn node(role: MemberRole, index: u32) -> NodeStatus {
         connections: 3,
         pushes: 4 + index,
         pulls: 12 - index,
+        busy_us: 0,
         refused,
     };
     NodeStatus {
