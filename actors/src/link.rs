@@ -128,8 +128,6 @@ impl Network {
             connections: u32::try_from(stats.open).unwrap_or(u32::MAX),
             pushes: waiting(Method::Push),
             pulls: waiting(Method::Pull),
-            // Who computes knows.
-            busy_us: 0,
             refused: Refused {
                 datagrams: stats.sieve.not_allowed + stats.sieve.malformed + stats.sieve.strays,
                 knocks: stats.sieve.newcomers,
@@ -139,6 +137,8 @@ impl Network {
                 faults: stats.faults,
                 shut_out: stats.peers_over_rate,
             },
+            // Who computes knows.
+            busy_us: 0,
         }
     }
 

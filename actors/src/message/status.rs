@@ -33,10 +33,10 @@ pub struct Load {
     pub pushes: u32,
     /// Pulls without an answer: what a worker waits for, and what a server has yet to have the next version of.
     pub pulls: u32,
-    /// Microseconds that a server has spent on adding up and updating since it is up; 0 of others.
-    pub busy_us: u64,
     /// What was refused.
     pub refused: Refused,
+    /// Microseconds that a server has spent on adding up and updating since it is up; 0 of others.
+    pub busy_us: u64,
 }
 
 /// What a node refused, by reason.

@@ -19,7 +19,7 @@ pub(super) const OPEN: &str = "/open";
 
 /// Where the page is, by every name that its user may have for it.
 #[derive(Debug)]
-pub(super) struct Here([String; 3]);
+pub(super) struct Here(Vec<String>);
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,10 @@ pub(super) enum Refused {
 
 impl Here {
     pub(super) fn at(port: u16) -> Here {
-        Here(["127.0.0.1", "localhost", "[::1]"].map(|name| format!("{name}:{port}")))
+        let names = ["127.0.0.1", "localhost", "[::1]"];
+        // Browsers leave this one out.
+        let bare = names.iter().filter(|_| port == 80).map(|name| (*name).to_owned());
+        Here(names.iter().map(|name| format!("{name}:{port}")).chain(bare).collect())
     }
 
     /// # Errors
@@ -104,6 +107,12 @@ mod tests {
         assert_eq!(judge("GET", "/x/", &[HERE, HERE]), Err(Refused::Host), "two");
         assert_eq!(judge("GET", "http://rebound.example/x/", &[HERE]), Err(Refused::Host));
         assert_eq!(judge("GET", "http://127.0.0.1:7070/x/", &[HERE]), Ok(()));
+    }
+
+    #[test]
+    fn the_port_that_browsers_leave_out_may_be_left_out() {
+        let there = |port| Here::at(port).is_here("localhost");
+        assert!(there(80) && !there(8080) && Here::at(80).is_here("127.0.0.1:80"));
     }
 
     /// Invariant 2.

@@ -219,8 +219,8 @@ fn load(load: &Load) -> Value {
         "connections": load.connections,
         "pushes": load.pushes,
         "pulls": load.pulls,
-        "busy_us": load.busy_us,
         "refused": refused,
+        "busy_us": load.busy_us,
     })
 }
 

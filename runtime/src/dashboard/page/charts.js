@@ -182,9 +182,9 @@ export class Chart {
       const near = this.cursor === null ? x.length - 1 : nearest(x, this.cursor);
       return near < 0 ? null : `${this.series[at].name} ${this.format(y[near])} (step ${x[near].toLocaleString("en")})`;
     });
-    const text = parts.filter((part) => part).join(" · ") || this.empty;
+    const text = parts.filter((part) => part).join(" · ");
     this.readout.textContent = text;
-    this.canvas.setAttribute("aria-label", `${this.title}: ${text}`);
+    this.canvas.setAttribute("aria-label", `${this.title}: ${text || this.empty}`);
     return text;
   }
 

@@ -9,6 +9,8 @@ const COLUMNS = ["step", "elapsed", "loss", "low", "high", "rate", "sent", "rece
 const at = Object.fromEntries(COLUMNS.map((name, place) => [name, place]));
 // Between two attempts to reach a run that does not answer.
 const AGAIN_MS = 2_000;
+// Speeds are means over a share of all points, of which there are so many.
+const SHOWN = 60;
 // Notices in the page at most.
 const NOTICES = 200;
 
@@ -73,11 +75,18 @@ function showCurves() {
   const column = (name) => points.map((point) => point[at[name]]);
   const x = column("step");
   const [tested, testLoss, testAccuracy] = [0, 1, 2].map((place) => curves.tests.map((test) => test[place]));
-  const perSecond = (name) =>
-    points.map((point, place) => {
-      const seconds = point[at.elapsed] - (place ? points[place - 1][at.elapsed] : 0);
-      return seconds > 0 ? point[at[name]] / seconds : null;
+  // Steps are too short for a second to be told from one: a mean over some of them is.
+  const together = Math.max(1, Math.round(points.length / SHOWN));
+  const began = (place) => (place > 0 ? points[place - 1][at.elapsed] : 0);
+  const perSecond = (much) =>
+    points.map((_, place) => {
+      const first = Math.max(0, place - together + 1);
+      const seconds = points[place][at.elapsed] - began(first);
+      let sum = 0;
+      for (let some = first; some <= place; some += 1) sum += much(points[some], some);
+      return seconds > 0 ? sum / seconds : null;
     });
+  const samples = (point, place) => point[at.rate] * Math.max(0, point[at.elapsed] - began(place));
   const band = curves.stride > 1 ? { low: column("low"), high: column("high") } : {};
   const over = x.length ? [x[0], x.at(-1)] : [];
   const shown = {
@@ -86,14 +95,16 @@ function showCurves() {
       { x: tested, y: testLoss },
     ],
     accuracy: [{ x: tested, y: testAccuracy }],
-    rate: [{ x, y: column("rate") }],
+    rate: [{ x, y: perSecond(samples) }],
     bytes: [
-      { x, y: perSecond("sent") },
-      { x, y: perSecond("received") },
+      { x, y: perSecond((point) => point[at.sent]) },
+      { x, y: perSecond((point) => point[at.received]) },
     ],
   };
   for (const [name, data] of Object.entries(shown)) charts[name].set(data, over);
-  show("merged", curves.stride > 1 ? `A point is the mean of ${count(curves.stride)} steps; the band has their lowest and highest loss.` : "");
+  const merged = curves.stride > 1 ? `A point is the mean of ${count(curves.stride)} steps; the band has their lowest and highest loss. ` : "";
+  const smooth = together * curves.stride > 1 ? `Throughput and bytes are means over ${count(together * curves.stride)} steps.` : "";
+  show("merged", merged + smooth);
   show("bytes", points.length ? `${bytes(curves.sent)}, ${bytes(curves.received)}` : "–");
   return points;
 }
@@ -151,7 +162,7 @@ function end({ how, text, summary }) {
   badge(how);
   const result = summary ? ` Test accuracy ${percent(summary.test_accuracy)} after ${count(summary.steps)} steps.` : "";
   const said = { finished: "The run has finished.", stopped: "The run was stopped in order.", interrupted: "The run was ended at once.", failed: "The run has failed." };
-  say(`${said[how] ?? "The run is over."}${result} ${text} This page is its last state, and asks for no other.`, how === "failed" ? "warning" : "plain");
+  say(`${said[how] ?? "The run is over."}${result} ${text} This page shows its last state.`, how === "failed" ? "warning" : "plain");
 }
 
 function take(event) {

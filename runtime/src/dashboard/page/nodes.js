@@ -51,6 +51,8 @@ export class Nodes {
       if (!known || known.node.incarnation !== node.incarnation) known = { track: [] };
       Object.assign(known, { node, there: true });
       this.seen.set(node.node, known);
+      // Who joins again is not at the first step, but has not said so yet.
+      if (known.track.at(-1)?.step === 0) known.track = [];
       const last = known.track.at(-1);
       if (!last || last.step !== node.step || last.busy !== node.load.busy_us) {
         known.track.push({ at: now, step: node.step, busy: node.load.busy_us });
@@ -59,8 +61,8 @@ export class Nodes {
     }
     const all = [...this.seen.entries()].sort(([one], [other]) => one.localeCompare(other, "en", { numeric: true }));
     const scheduler = { node: "scheduler/0", load: status.load };
-    const cells = [this.row(scheduler, [over ? "○" : "●", over ? "ended" : status.state], null)];
-    for (const [, known] of all.slice(0, ROWS)) cells.push(this.row(known.node, state(known, ended), known.track));
+    const cells = [this.row(scheduler, [over ? "○" : "●", over ? "ended" : status.state], null, true)];
+    for (const [, known] of all.slice(0, ROWS)) cells.push(this.row(known.node, state(known, ended), known.track, known.there));
     fill(this.rows, cells);
     const more = all.length > ROWS ? ` ${count(all.length - ROWS)} more are not shown.` : "";
     const lost = status.workers_lost ? ` ${many(status.workers_lost, "worker")} lost on the way.` : "";
@@ -69,19 +71,19 @@ export class Nodes {
       : "No node has joined yet.";
   }
 
-  row(node, [symbol, words], track) {
+  row(node, [symbol, words], track, there) {
     const member = track !== null;
     const refused = Object.values(node.load.refused).reduce((sum, some) => sum + some, 0);
     return [
       node.node,
       `${symbol} ${words}`,
       member ? count(node.step) : "",
-      member ? speed(track) : "",
+      member && there ? speed(track) : "",
       node.shards ? count(node.shards) : "",
       `${bytes(node.load.held_bytes)} / ${bytes(node.load.promised_bytes)}`,
       count(node.load.connections),
       count(refused),
-      member ? `${count(node.heard_ms)} ms ago` : "",
+      member && there ? `${count(node.heard_ms)} ms ago` : "",
       member ? count(node.incarnation) : "",
     ];
   }
