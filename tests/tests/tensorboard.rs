@@ -27,11 +27,16 @@ fn lines(file: &Path) -> Vec<Value> {
     std::fs::read_to_string(file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// A number as TensorBoard keeps it: reading JSON may have changed the last bit of an f64.
+fn number(value: &Value) -> f32 {
+    value.as_f64().unwrap() as f32
+}
+
 /// The points of a scalar, in the order in which they are read.
-fn scalar(found: &Value, tag: &str) -> Vec<(u64, f64)> {
+fn scalar(found: &Value, tag: &str) -> Vec<(u64, f32)> {
     let points =
         found["scalars"][tag].as_array().unwrap_or_else(|| panic!("no {tag} in {}", found["scalars"]));
-    points.iter().map(|point| (point[0].as_u64().unwrap(), point[1].as_f64().unwrap())).collect()
+    points.iter().map(|point| (point[0].as_u64().unwrap(), number(&point[1]))).collect()
 }
 
 /// Every step's numbers, through a resumption that goes back behind what was there.
@@ -46,19 +51,17 @@ fn same_numbers(found: &Value, dir: &Path) {
         ("step_ms/send", "send_ms"),
         ("step_ms/wait", "wait_ms"),
     ] {
-        let written: Vec<(u64, f64)> = lines(&dir.join("metrics.jsonl"))
+        let written: Vec<(u64, f32)> = lines(&dir.join("metrics.jsonl"))
             .iter()
-            .map(|line| (line["step"].as_u64().unwrap(), f64::from(line[field].as_f64().unwrap() as f32)))
+            .map(|line| (line["step"].as_u64().unwrap(), number(&line[field])))
             .collect();
         assert_eq!(scalar(found, tag), written, "{tag}");
     }
-    let by_step = |points: Vec<(u64, f64)>| -> BTreeMap<u64, u32> {
-        points.into_iter().map(|(step, value)| (step, (value as f32).to_bits())).collect()
-    };
+    let by_step = |points: Vec<(u64, f32)>| points.into_iter().collect::<BTreeMap<u64, f32>>();
     for (tag, field) in [("test/loss", "test_loss"), ("test/accuracy", "test_accuracy")] {
         let written = lines(&dir.join("evaluations.jsonl"))
             .iter()
-            .map(|line| (line["step"].as_u64().unwrap(), line[field].as_f64().unwrap()))
+            .map(|line| (line["step"].as_u64().unwrap(), number(&line[field])))
             .collect();
         assert_eq!(by_step(scalar(found, tag)), by_step(written), "{tag}");
     }
@@ -115,17 +118,12 @@ fn tensorboard_reads_what_a_run_wrote() {
         assert_eq!(steps(&parameters), [1, 6, 12], "{name}");
         assert_eq!(steps(&gradients), [1, 6, 12], "{name}");
         let last = &parameters[2];
-        let number = |of: &Value| of.as_f64().unwrap();
-        assert_eq!(
-            (number(&last["min"]), number(&last["max"])),
-            (f64::from(least), f64::from(most)),
-            "{name}"
-        );
+        assert_eq!((number(&last["min"]), number(&last["max"])), (least, most), "{name}");
         for histogram in parameters.iter().chain(&gradients) {
-            assert_eq!(number(&histogram["num"]), values as f64, "{name}");
+            assert_eq!(number(&histogram["num"]), values as f32, "{name}");
             let counts = histogram["counts"].as_array().unwrap();
-            assert_eq!(counts.iter().map(number).sum::<f64>(), values as f64, "{name}");
-            let limits: Vec<f64> = histogram["limits"].as_array().unwrap().iter().map(number).collect();
+            assert_eq!(counts.iter().map(number).sum::<f32>(), values as f32, "{name}");
+            let limits: Vec<f32> = histogram["limits"].as_array().unwrap().iter().map(number).collect();
             assert!(limits.is_sorted() && limits.last() == Some(&number(&histogram["max"])), "{limits:?}");
         }
         assert!(gradients.iter().all(|g| number(&g["min"]) < number(&g["max"])), "{name}: {gradients:?}");

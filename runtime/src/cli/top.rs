@@ -69,7 +69,7 @@ async fn watch(line: Line, mut top: Top, every_ms: u32, color: bool) -> Result<(
     let _keys = read_keys(keys).map_err(drawn)?;
     let mut lost = None;
     loop {
-        screen.show(&top, color).map_err(drawn)?;
+        screen.show(&mut top, color).map_err(drawn)?;
         let event = tokio::select! {
             said = reports.hear(), if !top.is_over() => Event::Said(said),
             key = pressed.recv() => Event::Pressed(key),

@@ -125,6 +125,11 @@ impl Top {
         self.lost = Some(why);
     }
 
+    /// The terminal is of `size`: what is scrolled beyond the last node there is scrolled back.
+    pub fn fit(&mut self, size: (u16, u16)) {
+        self.skipped = self.skipped.min(screen::most_skipped(self, size));
+    }
+
     /// How the run ended, if it has.
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {

@@ -52,10 +52,12 @@ impl Screen {
     }
 
     /// Draws.
-    pub(super) fn show(&mut self, top: &Top, color: bool) -> io::Result<()> {
+    pub(super) fn show(&mut self, top: &mut Top, color: bool) -> io::Result<()> {
         self.terminal.draw(|frame| {
             let area = frame.area();
-            frame.render_widget(Paragraph::new(lines(top, (area.width, area.height), color)), area);
+            let size = (area.width, area.height);
+            top.fit(size);
+            frame.render_widget(Paragraph::new(lines(top, size, color)), area);
         })?;
         Ok(())
     }

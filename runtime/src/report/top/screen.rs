@@ -48,7 +48,7 @@ pub fn lines(top: &Top, (width, height): (u16, u16), color: bool) -> Vec<Line<'s
         return lines;
     };
     let mut lines = vec![title(pen, top, report), bar(pen, report)];
-    curves(pen, top, report, if height < TALL { CURVE.0 } else { CURVE.1 }, &mut lines);
+    curves(pen, top, report, curve(height), &mut lines);
     lines.push(pen.line(Tone::Plain, &evaluated(report)));
     lines.push(pen.line(Tone::Quiet, &members(report)));
     lines.extend(trouble(pen, top, report));
@@ -58,6 +58,28 @@ pub fn lines(top: &Top, (width, height): (u16, u16), color: bool) -> Vec<Line<'s
     lines.resize(height - foot.len(), Line::default());
     lines.extend(foot);
     lines
+}
+
+/// How many nodes can be scrolled past on such a terminal.
+pub(super) fn most_skipped(top: &Top, (width, height): (u16, u16)) -> usize {
+    let (width, height) = (usize::from(width), usize::from(height));
+    let Some(report) = &top.report else { return 0 };
+    let pen = Pen { width, color: false };
+    // Title, bar, headings of the curves, two lines below them, an empty one, and the foot.
+    let others = 9 + curve(height) + trouble(pen, top, report).len();
+    let table = nodes::table(report, top.sort, width.saturating_sub(1));
+    table.rows.len().saturating_sub(rows(&table, height.saturating_sub(others)))
+}
+
+/// Lines of a curve on a terminal of that height.
+fn curve(height: usize) -> usize {
+    if height < TALL { CURVE.0 } else { CURVE.1 }
+}
+
+/// Nodes that are shown in so many lines: if not all fit, or not all columns do, one line says so.
+fn rows(table: &nodes::Table, height: usize) -> usize {
+    let room = height.saturating_sub(1);
+    if table.rows.len() > room || !table.left_out.is_empty() { room.saturating_sub(1) } else { room }
 }
 
 /// A terminal's width, and whether it has colours to use.
@@ -204,7 +226,7 @@ fn members(report: &StatusReport) -> String {
         lost => format!("  {lost} lost"),
     };
     format!(
-        " workers {}/{}  servers {}{lost}  operators {}  membership epoch {}  leased up to step {}",
+        " workers {}/{}  servers {}{lost}  operators {}  membership {}  leased to {}",
         of(MemberRole::Worker),
         report.workers_wanted,
         of(MemberRole::Server),
@@ -246,10 +268,7 @@ fn ended(finished: &Finished) -> String {
 fn table(pen: Pen, top: &Top, report: &StatusReport, height: usize, lines: &mut Vec<Line<'static>>) {
     let table = nodes::table(report, top.sort, pen.width - 1);
     lines.push(pen.line(Tone::Heading, &format!(" {}", table.headings)));
-    let room = height.saturating_sub(1);
-    let all = table.rows.len();
-    // If not all fit, one line says how many there are.
-    let rows = if all > room || !table.left_out.is_empty() { room.saturating_sub(1) } else { room };
+    let (all, rows) = (table.rows.len(), rows(&table, height));
     let skipped = top.skipped.min(all.saturating_sub(rows));
     for row in table.rows.iter().skip(skipped).take(rows) {
         lines.push(pen.line(Tone::Plain, &format!(" {row}")));
@@ -296,7 +315,7 @@ fn help(pen: Pen) -> Vec<Line<'static>> {
     const TEXT: [(&str, &str); 17] = [
         ("q", "leave; the run goes on. So do Esc and Ctrl-C"),
         ("p", "let the steps under way end and begin no other; again: go on"),
-        ("s", "sort nodes by the next column: what is behind, silent or full comes first"),
+        ("s", "sort nodes by the next column: those behind, silent or full first"),
         ("up, down", "look at more nodes than fit"),
         ("", ""),
         ("node", "role and number; a worker that joined again has a higher inc"),

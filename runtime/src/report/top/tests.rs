@@ -131,6 +131,14 @@ fn what_does_not_fit_is_said_to_be_left_out() {
     (0..200).for_each(|_| assert_eq!(top.press(Key::Down), None));
     let text = screen(&top, (80, 24)).join("\n");
     assert!(text.contains(" more above, 0 below") && !text.contains("scheduler/0"), "{text}");
+    top.fit((80, 24));
+    assert_eq!(top.press(Key::Up), None);
+    let text = screen(&top, (80, 24)).join("\n");
+    assert!(
+        text.contains(" more above, 1 below"),
+        "one key is one line, however often the other was pressed: {text}"
+    );
+    (0..200).for_each(|_| assert_eq!(top.press(Key::Up), None));
     assert!(screen(&top, (120, 40)).join("\n").contains("fc1.weight of server/0, slice 3"));
     let long = Top { job: "x".repeat(300), ..top };
     assert!(screen(&long, (80, 24))[0].contains("…  training"), "a long name leaves the rest its place");
