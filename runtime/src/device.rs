@@ -1,8 +1,8 @@
 //! What this machine's nodes compute on: opens what the cluster file asks for.
 //!
 //! 1. A GPU that is asked for by its number and is not there is an error, which says what was looked for and where.
-//! 2. `auto` takes the first GPU; without one, or where that has no kernels or no memory for what is asked of it, it says so, and why, and the
-//!    CPU computes.
+//! 2. `auto` takes the first GPU; without one, or where that has no kernels for what is asked of it or no memory for parameters when the node
+//!    begins, it says so, and why, and the CPU computes. What there is no memory for later ends the node.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

@@ -20,6 +20,7 @@ const PAGES: &[&str] = &[
     "docs/actors.md",
     "docs/aggregation.md",
     "docs/audit.md",
+    "docs/checkpoints.md",
     "docs/codecs.md",
     "docs/commands.md",
     "docs/config.md",
@@ -66,6 +67,17 @@ fn has_test(source: &str, name: &str) -> bool {
     let Some(at) = lines.iter().position(|line| line.contains(&format!("fn {name}("))) else { return false };
     let mut above = lines[..at].iter().rev().take_while(|line| !line.is_empty() && **line != "}");
     above.any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
+}
+
+/// No page is forgotten here.
+#[test]
+fn every_page_of_docs_is_looked_at() {
+    for page in std::fs::read_dir(repository().join("docs")).unwrap() {
+        let name = page.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            assert!(PAGES.contains(&format!("docs/{name}").as_str()), "docs/{name} is not in PAGES");
+        }
+    }
 }
 
 #[test]

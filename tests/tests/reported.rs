@@ -57,5 +57,13 @@ fn only_the_model_that_the_audit_log_reports_is_signed() {
         let refused = sign(model, &more);
         assert!(refused.code() == Some(1) && refused.stderr.contains(why), "{why}: {refused:?}");
     }
+    // Nor is a key left behind that was made for it: the same command can be given again.
+    let (new, its) = (place.run_dir("new.pem"), place.run_dir("new.pub.pem"));
+    let sign =
+        |model: &Path| testudo(&["sign", text(model), "--new-key", text(&new), "--reported-by", text(&run)]);
+    assert_eq!(sign(&lie).code(), Some(1));
+    assert!(!new.exists() && !its.exists());
+    let _ = sign(&model).succeeded();
+    assert!(new.exists() && its.exists());
     assert!(!lie.join("model.sig").exists() && !steps_less.join("model.sig").exists());
 }

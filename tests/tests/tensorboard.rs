@@ -136,6 +136,14 @@ fn tensorboard_reads_what_a_run_wrote() {
         assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
     }
 
+    // A folder in which no file can be made costs curves, and nothing else.
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::write(&folder, b"in the way").unwrap();
+    let again = place.resume("run", &["--step", "6", "--set", "training.max_steps=12"]).succeeded().json();
+    assert_eq!(again["params_blake3"], resumed["params_blake3"]);
+    let log = std::fs::read_to_string(dir.join("logs/scheduler-0.log")).unwrap();
+    assert!(log.contains("no event file for TensorBoard can be made"), "{log}");
+
     let without = [set("telemetry.tensorboard=false"), set("training.max_steps=12")].concat();
     let plain = place.run("plain", &without).succeeded().json();
     assert_eq!(plain["params_blake3"], resumed["params_blake3"]);

@@ -31,7 +31,7 @@ testudo completions fish > ~/.config/fish/completions/testudo.fish
 
 What a command reports is on standard output; progress, notes and errors are on standard error. With `--json`, the last line of standard
 output is one JSON object, or where the command says so, each line is. Colours and moving lines are for terminals alone, and with
-`NO_COLOR` set to anything there are no colours (<https://no-color.org>).
+`NO_COLOR` set to anything but nothing there are no colours (<https://no-color.org>).
 
 This page is generated from the command line itself.
 ";

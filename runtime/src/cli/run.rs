@@ -108,6 +108,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     super::settle(&run_dir, user.as_ref(), named)?;
     confine(calls::Role::Launcher, needs(&config, &run_dir, &program, hosts.as_ref()));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
+    // A launcher that was killed left its link, which leads nowhere now.
+    match std::fs::remove_file(run_dir.dashboard()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::file(&run_dir.dashboard(), "a former link cannot be removed", e));
+        }
+        _ => {}
+    }
     if arguments.resume.is_some() {
         resume::check_audit_log(&run_dir, arguments.step, &mut display)?;
         let opening = opening.as_ref().map(KeyFile::identities);

@@ -70,10 +70,19 @@ pub(super) fn sign(arguments: &SignArguments) -> Result<(), Failure> {
         return Ok(());
     };
     let signature = arguments.signature.clone().unwrap_or_else(|| dir.join(SIGNATURE_FILE));
-    let manifest = match &reported {
-        Some((model, metadata)) => export::sign(dir, model, metadata, &key).map_err(Failure::failed)?,
-        None => sign_model(dir, &signature, &key).map_err(Failure::failed)?,
+    let signed = match &reported {
+        Some((model, metadata)) => export::sign(dir, model, metadata, &key).map_err(Failure::failed),
+        None => sign_model(dir, &signature, &key).map_err(Failure::failed),
     };
+    if let (Err(_), Some(path)) = (&signed, &arguments.new_key) {
+        // The key of a moment ago has signed nothing, and would be in the way of the same command, given again.
+        for made in [path.clone(), public_path(path)] {
+            if let Err(e) = std::fs::remove_file(&made) {
+                tracing::warn!("{}: the key that signed nothing could not be removed: {e}", made.display());
+            }
+        }
+    }
+    let manifest = signed?;
     let files = manifest.files.len();
     if arguments.json {
         object["dir"] = json!(dir);

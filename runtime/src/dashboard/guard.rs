@@ -50,12 +50,13 @@ impl Here {
         let from_here =
             origin.map(|origin| origin.strip_prefix("http://").is_some_and(|host| self.is_here(host)));
         let site = only(headers, &HeaderName::from_static(SITE)).ok_or(Refused::CrossSite)?;
+        let reads = matches!(*method, Method::GET | Method::HEAD);
         let led_here = *method == Method::GET && uri.path() == OPEN;
         let good = match (from_here, site) {
             (Some(false), _) => false,
-            (None, _) if *method != Method::GET => false,
+            (None, _) if !reads => false,
             (_, None | Some("same-origin")) => true,
-            (_, Some("none")) => *method == Method::GET,
+            (_, Some("none")) => reads,
             _ => led_here,
         };
         if good { Ok(()) } else { Err(Refused::CrossSite) }
@@ -133,6 +134,7 @@ mod tests {
         }
         for site in ["same-origin", "none"] {
             assert_eq!(judge("GET", "/x/events", &[HERE, ("sec-fetch-site", site)]), Ok(()));
+            assert_eq!(judge("HEAD", "/x/", &[HERE, ("sec-fetch-site", site)]), Ok(()), "it reads, too");
         }
     }
 

@@ -23,6 +23,8 @@ use crate::appender::Tail;
 use crate::process::handover;
 use event::Value;
 
+/// What the names of event files begin with, before the second in which they were begun.
+const NAME: &str = "events.out.tfevents.";
 /// Files that may begin in one second.
 const SAME_SECOND_MOST: u32 = 100;
 
@@ -57,8 +59,10 @@ impl Events {
             return Err(error);
         }
         let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // A clock that was set back must not bring this file before those that are there.
+        let seconds = seconds.max(newest(folder)?);
         // What readers look for, and a name of the writer in place of its host's.
-        let stem = format!("events.out.tfevents.{seconds:010}.scheduler-0");
+        let stem = format!("{NAME}{seconds:010}.scheduler-0");
         let mut file = handover::create_in(folder, &stem);
         for number in 2..=SAME_SECOND_MOST {
             if !matches!(&file, Err(error) if error.kind() == ErrorKind::AlreadyExists) {
@@ -70,6 +74,18 @@ impl Events {
         events.append(&event::version(wall(now)))?;
         Ok(events)
     }
+}
+
+/// The time in the name of the folder's last file; 0 if there is none.
+fn newest(folder: &Path) -> io::Result<u64> {
+    let mut newest = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let begun =
+            name.to_str().and_then(|name| name.strip_prefix(NAME)).and_then(|rest| rest.split('.').next());
+        newest = newest.max(begun.and_then(|seconds| seconds.parse().ok()).unwrap_or(0));
+    }
+    Ok(newest)
 }
 
 impl<F: Tail> Events<F> {
@@ -216,6 +232,10 @@ mod tests {
         let told = records(&bytes);
         assert_eq!(told[..2], [event::version(wall(now)), event::started(wall(now), 41)]);
         assert_eq!(told.len(), 4, "it begins once");
+        // A clock that was set back, or has come to a folder of a machine whose clock is ahead.
+        drop(Events::begin(&at, now - Duration::from_secs(90)).unwrap());
+        let names = std::fs::read_dir(&at).unwrap().map(|entry| last(&entry.unwrap().path()));
+        assert_eq!(names.max().unwrap(), format!("{stem}.003"));
     }
 
     /// A disk with so much room.

@@ -100,14 +100,15 @@ impl Inputs {
                     Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
                 if config.telemetry.tensorboard {
                     let folder = run_dir.tensorboard();
-                    let events = Events::begin(&folder, SystemTime::now());
-                    metrics = metrics.with_events(events.map_err(|e| {
-                        Failure::file(
-                            &folder,
-                            "no event file for TensorBoard can be made (telemetry.tensorboard)",
-                            e,
-                        )
-                    })?);
+                    // Nothing is lost but curves: `metrics.jsonl` has the numbers.
+                    match Events::begin(&folder, SystemTime::now()) {
+                        Ok(events) => metrics = metrics.with_events(events),
+                        Err(e) => tracing::warn!(
+                            "{}: no event file for TensorBoard can be made ({e}), so that there will be none of this process; \
+                             telemetry.tensorboard = false asks for none",
+                            folder.display()
+                        ),
+                    }
                 }
                 let (audit, audit_key) = match audit_folder(arguments, run_dir) {
                     Some(folder) => {
