@@ -266,8 +266,8 @@ impl SchedulerActor {
                     Outcome::Finished(f) => {
                         tracing::info!(
                             steps = f.steps,
-                            loss = f.test_loss,
-                            accuracy = f.test_accuracy,
+                            test_loss = f.test_loss,
+                            test_accuracy = f.test_accuracy,
                             params_blake3 = %Hex(f.params_blake3),
                             "finished"
                         );
