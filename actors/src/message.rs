@@ -64,6 +64,9 @@ macro_rules! bodies {
     };
 }
 
+/// How the reason of a [`JoinRefused`] ends where another process takes part under the same name.
+pub(crate) const TAKEN: &str = "takes part already: one identity, one node";
+
 bodies! {
     /// A node asks the scheduler to take part.
     1 Join {

@@ -17,7 +17,7 @@ use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{Codecs, JobError, JobSpec, SignedJob};
 use crate::link::Network;
-use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
+use crate::message::{Body, Join, JoinRefused, Outcome, TAKEN, Welcome};
 use crate::outbox::{Budget, Outbox};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
@@ -116,6 +116,15 @@ pub enum NodeError {
     /// A bug in Testudo.
     #[error("a bug in Testudo: {0}; please report it")]
     Bug(String),
+}
+
+impl NodeError {
+    /// Whether the scheduler holds that another process takes part under this node's name: its former one, it may be, which the
+    /// scheduler has not missed yet. That passes, so it is no fault of what the node was configured with.
+    #[must_use]
+    pub fn name_is_taken(&self) -> bool {
+        matches!(self, NodeError::TurnedAway(why) if why.ends_with(TAKEN))
+    }
 }
 
 /// Gives a worker its data and its sink once the job is known and checked.

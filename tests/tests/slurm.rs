@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use testudo_tests::files::{self, text};
-use testudo_tests::process;
+use testudo_tests::process::{self, Signal};
 use testudo_tests::slurm::Slurm;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -82,36 +83,114 @@ fn a_job_runs_under_slurm() {
     }
 }
 
+/// A job that goes on until it is told to stop.
+struct Endless<'a> {
+    slurm: &'a Slurm,
+    folder: PathBuf,
+    output: PathBuf,
+    number: String,
+    deadline: Instant,
+}
+
+impl<'a> Endless<'a> {
+    fn submit(slurm: &'a Slurm, place: &Path) -> Endless<'a> {
+        let folder = deploy(place, &["--set", "limits.memory_mib=512"]);
+        let (output, script) = (place.join("job.out"), folder.join("job.sbatch"));
+        let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
+        assert!(submitted.status.success(), "{submitted:?}");
+        let number = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
+        Endless { slurm, folder, output, number, deadline: Instant::now() + process::DEADLINE }
+    }
+
+    /// What the job has printed.
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// The run's directory, as soon as it is there.
+    fn run(&self) -> PathBuf {
+        self.until("a run", || runs(&self.folder).pop())
+    }
+
+    fn until<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+        loop {
+            if let Some(found) = ready() {
+                return found;
+            }
+            let logs = || runs(&self.folder).pop().map(|run| log(&run, "scheduler-0")).unwrap_or_default();
+            assert!(
+                Instant::now() < self.deadline,
+                "waited for {what} in vain:\n{}\n{}",
+                self.said(),
+                logs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What `--signal=B:TERM@120` does two minutes before the limit; then the job ends in order.
+    fn stop(&self) {
+        let job = self.number.as_str();
+        assert!(self.slurm.run("scancel", &["--signal=TERM", "--batch", job]).status.success());
+        self.until("its end", || {
+            let left = self.slurm.run("squeue", &["-h", "-o", "%T"]).stdout;
+            left.trim_ascii().is_empty().then_some(())
+        });
+        let shown = self.slurm.run("scontrol", &["show", "job", job]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("ExitCode=0:0"), "{shown}\n{}", self.said());
+    }
+}
+
 /// In time before its limit, Slurm tells the job, which then ends in order, with a model.
 #[test]
 fn a_job_that_slurm_ends_stops_in_order() {
     let place = tempfile::tempdir().unwrap();
     let Some(slurm) = Slurm::start(place.path()) else { return };
-    let folder = deploy(place.path(), &["--set", "limits.memory_mib=512"]);
-    let (output, script) = (place.path().join("job.out"), folder.join("job.sbatch"));
-    let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
-    let job = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
-    let said = || std::fs::read_to_string(&output).unwrap_or_default();
-    let deadline = std::time::Instant::now() + process::DEADLINE;
-    let wait_until = |what: &str, ready: &dyn Fn() -> bool| {
-        while !ready() {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "waited for {what} in vain: {submitted:?}\n{}",
-                said()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+    let job = Endless::submit(&slurm, place.path());
+    let run = job.run();
+    job.until("steps", || (process::steps(&run) >= 3).then_some(()));
+    job.stop();
+    assert!(run.join("checkpoint/final/model.safetensors").exists(), "{}", job.said());
+}
+
+/// semantics.md, line 10, under Slurm: its script starts a worker again that was killed, which joins as its next incarnation, and no
+/// bit changes. That takes the scheduler five seconds to notice, of which fewer would be too few on a machine with other work.
+#[test]
+fn a_worker_that_is_killed_under_slurm_comes_back_and_changes_no_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(slurm) = Slurm::start(place.path()) else { return };
+    let job = Endless::submit(&slurm, place.path());
+    let run = job.run();
+    job.until("steps", || (process::steps(&run) >= 5).then_some(()));
+    let worker = job.until("worker/1 to run", || {
+        process::nodes(&run).into_iter().find(|node| node.role == "worker" && node.index == 1)
+    });
+    process::send(worker.pid, Signal::KILL);
+    job.until("worker/1 to come back", || {
+        log(&run, "scheduler-0").contains("worker/1 has come back, as its incarnation").then_some(())
+    });
+    let taken = process::steps(&run);
+    job.until("more steps", || (process::steps(&run) >= taken + 20).then_some(()));
+    job.stop();
+    let said = job.said();
+    assert!(
+        said.contains("worker/1 ended with status 137 and is started again in 6 s (restart 1 of 3"),
+        "{said}"
+    );
+    process::assert_nothing_left(&run);
+
+    let scheduler = log(&run, "scheduler-0");
+    let end = scheduler.lines().rfind(|line| line.contains(" finished ")).expect("the run's end");
+    let field = |name: &str| {
+        let at = |word: &&str| word.split_once('=').is_some_and(|(found, _)| found == name);
+        end.split(' ').find(at).and_then(|word| word.split_once('=')).expect("a field").1
     };
-    wait_until("steps", &|| runs(&folder).first().is_some_and(|run| process::steps(run) >= 3));
-    // What `--signal=B:TERM@120` does two minutes before the limit.
-    assert!(slurm.run("scancel", &["--signal=TERM", "--batch", &job]).status.success());
-    let state = || String::from_utf8_lossy(&slurm.run("squeue", &["-h", "-o", "%T"]).stdout).into_owned();
-    wait_until("its end", &|| state().trim().is_empty());
-    let shown = slurm.run("scontrol", &["show", "job", &job]);
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.contains("ExitCode=0:0"), "{shown}\n{}", said());
-    assert!(runs(&folder)[0].join("checkpoint/final/model.safetensors").exists(), "{}", said());
+    let (file, local) = (place.path().join("small.toml"), place.path().join("local"));
+    let set = format!("training.max_steps={}", field("steps"));
+    let arguments = ["run", text(&file), "--run-dir", text(&local), "--quiet", "--json", "--set", &set];
+    let undisturbed = process::run(PROGRAM, &arguments, &local).succeeded().json();
+    assert_eq!(undisturbed["params_blake3"], field("params_blake3"), "{said}\n{scheduler}");
 }
 
 /// Whatever a folder is called, and whoever shares a process.

@@ -3,7 +3,7 @@
 use super::{MAX_QUOTED, SchedulerCore};
 use crate::audit::printable;
 use crate::job::Determinism;
-use crate::message::{Join, Member, MemberRole, Phase};
+use crate::message::{Join, Member, MemberRole, Phase, TAKEN};
 use crate::time::Time;
 
 /// Bytes of a server's address at most: a DNS name and a port.
@@ -31,7 +31,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return Err(format!("the job admits {count} of that role, numbered from 0"));
         }
         if self.members.contains_key(&member) {
-            return Err(format!("{member} takes part already: one identity, one node"));
+            return Err(format!("{member} {TAKEN}"));
         }
         // What is left of the run is for those who contributed to it, unless nobody is left to end it.
         if self.phase == Phase::Finishing && !self.remaining().is_empty() {

@@ -284,9 +284,25 @@ pub(super) fn run_peer(
 
 fn failure(error: NodeError) -> Failure {
     match error {
+        // Whoever supervises this node may start it again.
+        NodeError::TurnedAway(_) if error.name_is_taken() => Failure::failed(error),
         NodeError::Job(_) | NodeError::TurnedAway(_) | NodeError::Codecs { .. } => {
             Failure::misconfigured(error)
         }
         other => Failure::failed(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    /// A supervisor starts a node again that failed, and not one that was misconfigured.
+    #[test]
+    fn a_name_that_is_still_taken_is_no_misconfiguration() {
+        let status = |why: &str| failure(NodeError::TurnedAway(why.to_owned())).status;
+        assert_eq!(status("worker/1 takes part already: one identity, one node"), Status::Failed);
+        assert_eq!(status("the job admits 2 of that role, numbered from 0"), Status::Misconfigured);
     }
 }

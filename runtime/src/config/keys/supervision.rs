@@ -28,7 +28,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: RESTARTS,
         absent: Absent::Is("3"),
         applies: None,
-        doc: "How often within ten minutes `testudo run` starts a worker again that has died, a little later each time. The bits of the result stay what they are, but where the push codec keeps residuals of error feedback (`int8`, `2bit`, `1bit`, `topk`): those of a dead worker are lost. Beyond that, the run goes on without it. For peers (`cluster.placement`) it means nothing: a peer's death ends the run.",
+        doc: "How often within ten minutes `testudo run`, or the script for Slurm, starts a worker again that has died, a little later each time. The bits of the result stay what they are, but where the push codec keeps residuals of error feedback (`int8`, `2bit`, `1bit`, `topk`): those of a dead worker are lost. Beyond that, the run goes on without it. For peers (`cluster.placement`) it means nothing: a peer's death ends the run.",
     },
     Key {
         path: "cluster.worker_return_ms",
