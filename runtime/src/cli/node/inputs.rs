@@ -32,6 +32,8 @@ pub(super) enum Inputs {
 pub(super) struct SchedulerInputs {
     pub(super) job: SignedJob,
     pub(super) metrics: Metrics,
+    /// Why there is no event file for TensorBoard, to be logged once there is a log.
+    pub(super) without_curves: Option<String>,
     /// What opens the checkpoint that a resumed run begins with, if it is not the run's own key.
     pub(super) key: Option<Identities>,
     pub(super) audit: Option<Begun>,
@@ -98,16 +100,19 @@ impl Inputs {
                 let job = read_job(&job, &run_dir.reach(&job))?;
                 let mut metrics =
                     Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
+                let mut without_curves = None;
                 if config.telemetry.tensorboard {
                     let folder = run_dir.tensorboard();
                     // Nothing is lost but curves: `metrics.jsonl` has the numbers.
                     match Events::begin(&folder, SystemTime::now()) {
                         Ok(events) => metrics = metrics.with_events(events),
-                        Err(e) => tracing::warn!(
-                            "{}: no event file for TensorBoard can be made ({e}), so that there will be none of this process; \
-                             telemetry.tensorboard = false asks for none",
-                            folder.display()
-                        ),
+                        Err(e) => {
+                            without_curves = Some(format!(
+                                "{}: no event file for TensorBoard can be made ({e}), so that there will be none of this process; \
+                                 telemetry.tensorboard = false asks for none",
+                                folder.display()
+                            ));
+                        }
                     }
                 }
                 let (audit, audit_key) = match audit_folder(arguments, run_dir) {
@@ -117,7 +122,14 @@ impl Inputs {
                     }
                     None => (None, None),
                 };
-                Ok(Inputs::Scheduler(Box::new(SchedulerInputs { job, metrics, key, audit, audit_key })))
+                Ok(Inputs::Scheduler(Box::new(SchedulerInputs {
+                    job,
+                    metrics,
+                    without_curves,
+                    key,
+                    audit,
+                    audit_key,
+                })))
             }
             NodeRole::Server => Ok(Inputs::Server(ServerInputs { key })),
             NodeRole::Worker => {

@@ -139,10 +139,10 @@ fn what_does_not_fit_is_said_to_be_left_out() {
         "one key is one line, however often the other was pressed: {text}"
     );
     (0..200).for_each(|_| assert_eq!(top.press(Key::Up), None));
-    // Where there is room for the column, it is there, some way up.
+    // Where there is room for the column, it is there, some way down.
     let is_shown = (0..100).any(|_| {
         let text = screen(&top, (120, 40)).join("\n");
-        top.press(Key::Up);
+        top.press(Key::Down);
         text.contains("fc1.weight of server/0, slice 3")
     });
     assert!(is_shown);
