@@ -61,16 +61,15 @@ impl Machines {
         let folder = tempfile::tempdir().unwrap();
         let made = Machines { stem, machines, folder, terminals: Vec::new() };
         let possible = match rustix::process::geteuid().is_root() {
-            true => ip(&["netns", "add", &made.namespace("bridge")]),
+            true => ip(&["netns", "add", &made.namespace("bridge")]).and_then(|()| made.connect()),
             false => Err("it takes root".into()),
         };
         let required = std::env::var("TESTUDO_REQUIRE_NETNS").is_ok_and(|value| value == "1");
         if let Err(why) = possible {
-            assert!(!required, "TESTUDO_REQUIRE_NETNS=1, but no network namespace can be made: {why}");
-            eprintln!("skipped: no network namespace can be made: {why}");
+            assert!(!required, "TESTUDO_REQUIRE_NETNS=1, but no network namespaces can be made: {why}");
+            eprintln!("skipped: no network namespaces can be made: {why}");
             return None;
         }
-        made.connect().unwrap_or_else(|why| panic!("the machines cannot be connected: {why}"));
         made.furnish(program);
         Some(made)
     }

@@ -14,9 +14,11 @@ fn testudo(arguments: &[&str]) -> Ended {
     run(TESTUDO, arguments, Path::new("/no/mark"))
 }
 
-/// Whether that program is here; says so if it is not.
+/// Whether that program is here; says so if it is not, which with `TESTUDO_REQUIRE_SHELLS=1` is a failure.
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let required = std::env::var("TESTUDO_REQUIRE_SHELLS").is_ok_and(|value| value == "1");
+    assert!(found.is_ok() || !required, "TESTUDO_REQUIRE_SHELLS=1: install {program}");
     if found.is_err() {
         eprintln!("not checked: {program} is not installed");
     }
