@@ -21,6 +21,20 @@ pub const BUCKETS: u32 = 2 * SIDE + 1;
 /// Tensors of a model that are counted: its first ones.
 pub const TENSORS: u32 = 512;
 
+/// What a histogram takes beside its buckets at most: its numbers, and its part of the tables that it is in.
+const HELD: u64 = 1 << 10;
+/// Bytes of a [`Tally`], whatever was counted.
+pub(crate) const TALLY: u64 = 8 * BUCKETS as u64 + HELD;
+
+/// Bytes that histograms of a tensor of so many elements take at most, its gradient's and its values', in parts of so many servers: a
+/// bucket that holds some, for each element or all that there are.
+#[must_use]
+pub(crate) fn told_bytes(elements: u64, servers: u64) -> u64 {
+    let buckets = servers.saturating_mul(u64::from(BUCKETS)).min(elements);
+    let each = size_of::<(u16, u64)>() as u64;
+    servers.saturating_mul(HELD).saturating_add(buckets.saturating_mul(each)).saturating_mul(2)
+}
+
 /// Whether a version is counted where every `every`-th is: those, and the first, so that a short run has something to show.
 #[must_use]
 pub fn is_due(every: u64, version: u64) -> bool {
@@ -133,7 +147,9 @@ impl Tally {
     #[must_use]
     pub fn histogram(&self) -> Histogram {
         let held = (0_u16..).zip(&self.counts).filter(|(_, count)| **count > 0);
-        let buckets: Vec<(u16, u64)> = held.map(|(bucket, count)| (bucket, *count)).collect();
+        // No larger than it has to be: many of them are kept.
+        let mut buckets: Vec<(u16, u64)> = Vec::with_capacity(held.clone().count());
+        buckets.extend(held.map(|(bucket, count)| (bucket, *count)));
         let count = buckets.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
         let (min, max) = if count > 0 { (self.min, self.max) } else { (0.0, 0.0) };
         let Tally { not_finite, sum, squares, .. } = *self;

@@ -214,7 +214,7 @@ pub fn run_scheduler(
             None => core,
         };
         let actor = SchedulerActor::new(core, signed, network.clone(), runtime, observer, over)
-            .with_parameters(&parameters);
+            .with_parameters(&parameters, &map);
         let _address = actor.start();
         let outcome =
             outcome.await.map_err(|_| NodeError::Bug("the scheduler ended without an outcome".into()));

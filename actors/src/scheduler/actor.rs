@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use self::audited::Recorded;
+use self::reporting::Follows;
 use self::traced::Traced;
 use crate::allowance::Allowance;
 use crate::audit::{self, Base64, Entry, Hex};
@@ -17,9 +18,7 @@ use crate::checkpoint::{Commit, Committed};
 use crate::job::SignedJob;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
-use crate::message::{
-    Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, StatusReport, Welcome,
-};
+use crate::message::{Answer, Body, HeadName, JoinRefused, Member, MemberRole, Outcome, Welcome};
 use crate::outbox::Outbox;
 use crate::scheduler::histograms::Collector;
 use crate::scheduler::ledger;
@@ -32,6 +31,7 @@ mod allowed;
 mod audited;
 mod histograms;
 mod inbox;
+mod reporting;
 mod traced;
 
 pub use accept::order_bytes;
@@ -41,9 +41,6 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How long a node that was turned away may take to read why, and leave.
 const LAST_WORD: Duration = Duration::from_secs(2);
-
-/// Reports to an operator come at most this often.
-const SHORTEST_REPORT: Duration = Duration::from_millis(20);
 
 /// Operators that may be connected at a time: a launcher, a few people, a few programs that watch. Each report to each costs
 /// the scheduler time that members wait for.
@@ -106,14 +103,6 @@ impl Link {
     fn certificate(&self) -> Option<&[u8]> {
         self.renewed.as_deref().or_else(|| self.connection.peer_certificate())
     }
-}
-
-/// How a peer follows the run.
-#[derive(Clone, Copy, Debug)]
-struct Follows {
-    request: u64,
-    nodes: bool,
-    timer: actix::SpawnHandle,
 }
 
 /// The actix shell of a [`SchedulerCore`].
@@ -360,29 +349,6 @@ impl SchedulerActor {
             ToMember::Weights(body) => self.tell(connection, &body),
             ToMember::Shutdown(body) => self.tell(connection, &body),
         }
-    }
-
-    fn report_to_followers(&self) {
-        self.links.keys().for_each(|link| self.report_to(*link));
-    }
-
-    fn report_to(&self, link: u64) {
-        if let Some(link) = self.links.get(&link)
-            && let Some(Follows { request, nodes, .. }) = link.follows
-        {
-            let report = StatusReport {
-                operators: self.operators() as u32,
-                load: self.network.load(),
-                nodes: if nodes { self.core.nodes(self.clock.now()) } else { Vec::new() },
-                timeline: if nodes { self.core.timeline() } else { None },
-                ..self.core.report()
-            };
-            link.outbox.post(Outgoing::new(StatusReport::KIND, request, report.encode()));
-        }
-    }
-
-    fn operators(&self) -> usize {
-        self.links.values().filter(|link| link.peer.role() == Role::Operator).count()
     }
 }
 

@@ -1,23 +1,35 @@
 //! Histograms of slices, from servers, become those of tensors. Pure.
 //!
-//! 1. A version is handed on when every tensor that is counted is whole: each value told once. One that never is, because a server
-//!    counts none, is forgotten.
-//! 2. What servers say is checked before it is added: histograms that cannot be are their sender's fault; values that another
-//!    server has told, or of versions that training is not near, change nothing.
-//! 3. No more than [`OPEN`] versions are kept, each of at most [`TENSORS`] tensors.
+//! 1. A version is handed on when every server has told of all that it keeps of the tensors that are counted. One of which some server
+//!    does not tell is forgotten; so is what comes of a version after it, or a later one, was handed on.
+//! 2. A server tells of its own slices, of all that it keeps of a tensor at once, and once: what says otherwise, or cannot be, is its
+//!    fault. What comes again, or of versions that training is not near, changes nothing.
+//! 3. No more than [`OPEN`] versions are kept of a server, those that are nearest to training, each of at most [`TENSORS`] tensors. What
+//!    one server says takes no room from what another does, so none is forgotten for it.
+//! 4. What is kept takes no more than [`histogram_bytes`].
 
 use std::collections::BTreeMap;
 
 use testudo_kernels::{ParameterSpec, Update};
 
-use crate::histogram::{Histogram, TENSORS, Tally};
-use crate::message::Histograms;
+use crate::histogram::{Histogram, TALLY, TENSORS, Tally, told_bytes};
+use crate::message::{Histograms, TensorHistograms};
+use crate::placement::Slice;
 
-/// Versions that may be incomplete at a time: servers are a step apart, and their words some more.
+/// Versions of a server that may be incomplete at a time: servers are a step apart, and their words some more.
 const OPEN: usize = 4;
 
 /// Versions that servers may be ahead of, and behind, the steps that are complete.
 const NEAR: u64 = 16;
+
+/// Bytes that a scheduler keeps of histograms at most, where the model has tensors of so many elements, each in slices on so many
+/// servers: those that are open, and the whole ones that are handed on.
+pub fn histogram_bytes(tensors: impl IntoIterator<Item = (u64, u64)>) -> u64 {
+    let counted = tensors.into_iter().take(TENSORS as usize);
+    let told = counted.map(|(elements, servers)| told_bytes(elements, servers));
+    let told = told.fold(0, |sum: u64, bytes| sum.saturating_add(bytes));
+    told.saturating_mul(OPEN as u64 + 1).saturating_add(2 * TALLY)
+}
 
 /// How one tensor is spread after a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,168 +45,132 @@ pub struct TensorSpread {
 #[derive(Debug)]
 struct Counted {
     name: String,
-    elements: u64,
     learns: bool,
 }
 
-#[derive(Debug, Default)]
-struct Part {
-    gradient: Tally,
-    values: Tally,
-    told: u64,
-}
+/// What one server tells of a version, by parameter.
+type Told = BTreeMap<u32, TensorHistograms>;
 
 /// Adds up what servers tell.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     counted: Vec<Counted>,
-    open: BTreeMap<u64, BTreeMap<u32, Part>>,
+    /// How many elements each server keeps of each parameter that is counted, of those of which it keeps some.
+    shares: BTreeMap<u32, BTreeMap<u32, u64>>,
+    /// By server, and by version.
+    told: BTreeMap<u32, BTreeMap<u64, Told>>,
+    /// The last version that was handed on; 0 before there is one.
+    handed_on: u64,
 }
 
 impl Collector {
-    /// For a model of `parameters`.
-    pub(super) fn new(parameters: &[ParameterSpec]) -> Collector {
+    /// For a model of `parameters`, which are cut into `slices`.
+    pub(super) fn new(parameters: &[ParameterSpec], slices: &[Slice]) -> Collector {
         let counted = parameters.iter().take(TENSORS as usize).map(|parameter| Counted {
             name: parameter.name.clone(),
-            elements: parameter.shape.elements() as u64,
             learns: parameter.update == Update::Learn,
         });
-        Collector { counted: counted.collect(), open: BTreeMap::new() }
+        let mut shares: BTreeMap<u32, BTreeMap<u32, u64>> = BTreeMap::new();
+        for slice in slices.iter().filter(|slice| slice.id.parameter < TENSORS) {
+            *shares.entry(slice.server).or_default().entry(slice.id.parameter).or_default() +=
+                slice.elements as u64;
+        }
+        Collector { counted: counted.collect(), shares, ..Collector::default() }
     }
 
-    /// Takes what a server tells when `done` steps are complete. Returns the tensors of the version, in the model's order, if that is
+    /// Takes what `server` tells when `done` steps are complete. Returns the tensors of the version, in the model's order, if that is
     /// whole now.
     ///
     /// # Errors
     /// What cannot be; the text is for the log.
-    pub(super) fn add(&mut self, told: &Histograms, done: u64) -> Result<Option<Vec<TensorSpread>>, String> {
+    pub(super) fn add(
+        &mut self,
+        server: u32,
+        told: Histograms,
+        done: u64,
+    ) -> Result<Option<Vec<TensorSpread>>, String> {
+        let Some(share) = self.shares.get(&server) else {
+            return Err(format!("server/{server} keeps nothing that is counted"));
+        };
         for tensor in &told.tensors {
-            let counted = self.counted.get(tensor.parameter as usize);
-            let counted = counted.ok_or_else(|| format!("there is no parameter {}", tensor.parameter))?;
-            let fits = match &tensor.gradient {
-                Some(gradient) => {
-                    counted.learns && gradient.is_possible() && gradient.values() == tensor.values.values()
-                }
-                None => !counted.learns,
+            check(&self.counted, share, tensor)?;
+        }
+        if told.version <= self.handed_on || told.version.abs_diff(done) > NEAR {
+            return Ok(None);
+        }
+        let versions = self.told.entry(server).or_default();
+        let version = versions.entry(told.version).or_default();
+        for tensor in told.tensors {
+            version.entry(tensor.parameter).or_insert(tensor);
+        }
+        while versions.len() > OPEN {
+            let apart = |end: Option<(&u64, &Told)>| end.map_or(0, |(version, _)| version.abs_diff(done));
+            let is_last_farther = apart(versions.last_key_value()) > apart(versions.first_key_value());
+            if is_last_farther {
+                versions.pop_last()
+            } else {
+                versions.pop_first()
             };
-            if !fits || !tensor.values.is_possible() {
-                return Err(format!("the histogram of {} is none", counted.name));
+        }
+        Ok(self.is_whole(told.version).then(|| self.hand_on(told.version)))
+    }
+
+    fn is_whole(&self, version: u64) -> bool {
+        self.shares.iter().all(|(server, share)| {
+            let told = self.told.get(server).and_then(|versions| versions.get(&version));
+            told.is_some_and(|told| told.len() == share.len())
+        })
+    }
+
+    /// Adds up what servers told of a version, and forgets it and those before it.
+    fn hand_on(&mut self, version: u64) -> Vec<TensorSpread> {
+        self.handed_on = version;
+        let mut parts: Vec<Told> = Vec::new();
+        for versions in self.told.values_mut() {
+            let mut later = versions.split_off(&version);
+            parts.extend(later.remove(&version));
+            *versions = later;
+        }
+        let tensors = (0_u32..).zip(&self.counted).filter_map(|(parameter, counted)| {
+            let told: Vec<&TensorHistograms> = parts.iter().filter_map(|part| part.get(&parameter)).collect();
+            if told.is_empty() {
+                // A tensor without elements is in no slice.
+                return None;
             }
-        }
-        if told.version.abs_diff(done) > NEAR {
-            return Ok(None);
-        }
-        let version = self.open.entry(told.version).or_default();
-        for tensor in &told.tensors {
-            let Some(counted) = self.counted.get(tensor.parameter as usize) else { continue };
-            let part = version.entry(tensor.parameter).or_default();
-            let sum = part.told.saturating_add(tensor.values.values());
-            if sum > counted.elements {
-                continue;
-            }
-            part.told = sum;
-            part.values.add(&tensor.values);
-            tensor.gradient.iter().for_each(|gradient| part.gradient.add(gradient));
-        }
-        let told_of =
-            |at: usize| u32::try_from(at).ok().and_then(|at| version.get(&at)).map_or(0, |p| p.told);
-        if self.counted.iter().enumerate().any(|(at, counted)| told_of(at) < counted.elements) {
-            while self.open.len() > OPEN {
-                self.open.pop_first();
-            }
-            return Ok(None);
-        }
-        let whole = self.open.remove(&told.version).unwrap_or_default();
-        let tensors = whole.into_iter().filter_map(|(at, part)| {
-            let counted = self.counted.get(at as usize)?;
+            let gradients = told.iter().filter_map(|tensor| tensor.gradient.as_ref());
             Some(TensorSpread {
                 name: counted.name.clone(),
-                gradient: counted.learns.then(|| part.gradient.histogram()),
-                values: part.values.histogram(),
+                gradient: counted.learns.then(|| added(gradients)),
+                values: added(told.iter().map(|tensor| &tensor.values)),
             })
         });
-        Ok(Some(tensors.collect()))
+        tensors.collect()
     }
+}
+
+/// Whether `tensor` is what a server may tell that keeps `share`.
+fn check(counted: &[Counted], share: &BTreeMap<u32, u64>, tensor: &TensorHistograms) -> Result<(), String> {
+    let (Some(counted), Some(elements)) =
+        (counted.get(tensor.parameter as usize), share.get(&tensor.parameter))
+    else {
+        return Err(format!("it keeps nothing of parameter {}", tensor.parameter));
+    };
+    let is_whole = |histogram: &Histogram| histogram.is_possible() && histogram.values() == *elements;
+    let fits = match &tensor.gradient {
+        Some(gradient) => counted.learns && is_whole(gradient),
+        None => !counted.learns,
+    };
+    if fits && is_whole(&tensor.values) {
+        return Ok(());
+    }
+    Err(format!("the histogram of {} is none of the {elements} values that it keeps", counted.name))
+}
+
+fn added<'a>(parts: impl Iterator<Item = &'a Histogram>) -> Histogram {
+    let mut tally = Tally::default();
+    parts.for_each(|part| tally.add(part));
+    tally.histogram()
 }
 
 #[cfg(test)]
-mod tests {
-    use testudo_kernels::{Initial, Shape};
-
-    use super::*;
-    use crate::message::TensorHistograms;
-
-    fn collector() -> Collector {
-        let of = |name: &str, elements: usize, update| ParameterSpec {
-            name: name.into(),
-            shape: Shape::new(&[elements]).unwrap(),
-            initial: Initial::Uniform { bound: 0.5 },
-            update,
-        };
-        Collector::new(&[of("w", 4, Update::Learn), of("mean", 1, Update::Average { momentum: 0.1 })])
-    }
-
-    fn histogram(values: &[f32]) -> Histogram {
-        let mut tally = Tally::default();
-        tally.count(values.iter().copied());
-        tally.histogram()
-    }
-
-    fn told(version: u64, parameter: u32, gradient: &[f32], values: &[f32]) -> Histograms {
-        let gradient = (!gradient.is_empty()).then(|| histogram(gradient));
-        Histograms {
-            version,
-            tensors: vec![TensorHistograms { parameter, gradient, values: histogram(values) }],
-        }
-    }
-
-    /// Invariant 1.
-    #[test]
-    fn a_version_is_whole_when_every_value_was_told() {
-        let mut collector = collector();
-        assert_eq!(collector.add(&told(10, 0, &[1.0, 2.0], &[3.0, 4.0]), 9), Ok(None));
-        assert_eq!(collector.add(&told(10, 1, &[], &[7.0]), 9), Ok(None));
-        let whole = collector.add(&told(10, 0, &[-1.0, 0.0], &[5.0, 6.0]), 10).unwrap().unwrap();
-        let seen: Vec<_> = whole.iter().map(|t| (t.name.as_str(), t.values.count, t.values.max)).collect();
-        assert_eq!(seen, [("w", 4, 6.0), ("mean", 1, 7.0)]);
-        let gradient = whole[0].gradient.as_ref().unwrap();
-        assert_eq!((gradient.count, gradient.min, gradient.sum), (4, -1.0, 2.0));
-        assert_eq!(whole[1].gradient, None);
-        assert!(collector.open.is_empty());
-    }
-
-    /// Invariant 2.
-    #[test]
-    fn what_cannot_be_is_refused_and_what_was_told_changes_nothing() {
-        let mut collector = collector();
-        let mut wrong = told(3, 0, &[1.0], &[1.0]);
-        wrong.tensors[0].values.count = 9;
-        for (what, bad) in [
-            ("no such tensor", told(3, 2, &[], &[1.0])),
-            ("no gradient", told(3, 0, &[], &[1.0])),
-            ("a gradient of what has none", told(3, 1, &[1.0], &[1.0])),
-            ("a gradient of other values", told(3, 0, &[1.0, 2.0], &[1.0])),
-            ("counts that do not fit", wrong),
-        ] {
-            assert!(collector.add(&bad, 3).is_err(), "{what}");
-        }
-        assert!(collector.open.is_empty());
-        assert_eq!(collector.add(&told(3, 0, &[1.0; 3], &[1.0; 3]), 3), Ok(None));
-        assert_eq!(collector.add(&told(3, 0, &[9.0; 2], &[9.0; 2]), 3), Ok(None), "more than there are");
-        assert_eq!(collector.add(&told(3, 1, &[], &[2.0]), 3), Ok(None));
-        let whole = collector.add(&told(3, 0, &[1.0], &[1.0]), 3).unwrap().unwrap();
-        assert_eq!((whole[0].values.count, whole[0].values.max), (4, 1.0));
-    }
-
-    /// Invariants 1 and 3.
-    #[test]
-    fn what_is_never_whole_is_forgotten() {
-        let mut collector = collector();
-        for version in 0..40 {
-            assert_eq!(collector.add(&told(version, 1, &[], &[2.0]), version), Ok(None));
-        }
-        assert_eq!(collector.open.keys().copied().collect::<Vec<_>>(), [36, 37, 38, 39]);
-        assert_eq!(collector.add(&told(u64::MAX, 1, &[], &[2.0]), 39), Ok(None));
-        assert_eq!(collector.open.len(), OPEN, "training is not near it");
-    }
-}
+mod tests;

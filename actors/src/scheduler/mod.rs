@@ -17,5 +17,5 @@ mod tasks;
 mod weighing;
 
 pub use core::{Command, Effect, Input, LEASED_AHEAD, SchedulerCore, ToMember};
-pub use histograms::TensorSpread;
+pub use histograms::{TensorSpread, histogram_bytes};
 pub use progress::{Observer, StepSummary};

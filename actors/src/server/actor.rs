@@ -52,8 +52,8 @@ pub enum Mail {
     Products(u64, Vec<u8>),
     /// What it keeps of a version, for the hash of all parameters.
     Pieces(ParameterPieces),
-    /// How the values of a version are spread.
-    Histograms(Histograms),
+    /// How the values of a version are spread, and what is given back when that was sent.
+    Histograms(Histograms, Arc<()>),
     /// The arithmetic cannot go on.
     Fatal(String),
 }
@@ -359,8 +359,11 @@ impl Handler<Letter<Mail>> for ServerActor {
             }
             Mail::Pieces(pieces) => self.tell(&pieces),
             // Nothing depends on them: where a scheduler is behind, it gets what does.
-            Mail::Histograms(told) if self.scheduler.waiting() < MOST_WAITING => self.tell(&told),
-            Mail::Histograms(_) => {}
+            Mail::Histograms(told, until_sent) if self.scheduler.waiting() < MOST_WAITING => {
+                let message = Outgoing::new(Histograms::KIND, 0, told.encode());
+                self.scheduler.post_holding(message, Some(Box::new(until_sent)));
+            }
+            Mail::Histograms(..) => {}
             Mail::Fatal(reason) => {
                 tracing::error!(reason, "cannot go on");
                 self.tell(&Failure { reason });

@@ -92,6 +92,7 @@ pub(super) fn start(
     std::thread::Builder::new().name("compute".into()).spawn(move || {
         let fatal = Mail::Fatal(PANICKED.into());
         let _guard = PanicGuard::new(mailbox.clone(), runtime.clone(), fatal);
+        let histograms = math.histograms_on_the_way();
         while let Ok(work) = work.recv() {
             let mail = match work {
                 Work::Initialise => Some(initialise(&mut math, &mut checkpointing)),
@@ -138,7 +139,8 @@ pub(super) fn start(
                 }
             }
             while let Some(told) = math.poll_histograms() {
-                if mailbox.deliver_blocking(&runtime, Mail::Histograms(told)).is_err() {
+                let Some(until_sent) = histograms.begin() else { continue };
+                if mailbox.deliver_blocking(&runtime, Mail::Histograms(told, until_sent)).is_err() {
                     return;
                 }
             }

@@ -3,15 +3,55 @@
 //! 1. Of every version that is due, each slice is counted once: its values, and the gradient that the optimizer was given for it.
 //! 2. A version is told once every slice that is counted has reached it, in messages of at most [`MOST`] tensors.
 //! 3. Only the model's first [`TENSORS`] tensors are counted: what is kept and told is bounded, whatever the model is.
+//! 4. No more than [`OPEN`] versions are counted at a time, one is told, and messages of [`ON_THE_WAY`] are on their way: what comes
+//!    on top is left out. It takes no more than [`histogram_bytes`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, btree_map};
+use std::sync::Arc;
 
-use crate::histogram::{TENSORS, Tally, is_due};
+use crate::histogram::{TALLY, TENSORS, Tally, is_due, told_bytes};
 use crate::message::{Histograms, TensorHistograms};
 use crate::placement::Slice;
 
 /// Tensors in a message: each has less than 22 KiB, so a message stays under 256 KiB.
 pub(crate) const MOST: usize = 8;
+
+/// Versions that are counted at a time: slices are a version apart at most.
+const OPEN: usize = 2;
+
+/// Versions whose messages may be on their way to the scheduler at a time.
+const ON_THE_WAY: usize = 2;
+
+/// Bytes that a server keeps of histograms at most, where it keeps values of tensors of so many elements.
+pub fn histogram_bytes(tensors: impl IntoIterator<Item = u64>) -> u64 {
+    // Besides those that are open and on their way, what is told.
+    let each = |elements| {
+        let counted = (2 * TALLY).saturating_mul(OPEN as u64 + 1);
+        told_bytes(elements, 1).saturating_mul(ON_THE_WAY as u64 + 1).saturating_add(counted)
+    };
+    let counted = tensors.into_iter().take(TENSORS as usize);
+    counted.fold(0, |sum: u64, elements| sum.saturating_add(each(elements)))
+}
+
+/// Messages on their way to the scheduler, through mailboxes and outboxes that are bounded by themselves and for all mail.
+#[derive(Debug)]
+pub(super) struct OnTheWay {
+    /// Each message has a clone, until it was sent.
+    sent: Arc<()>,
+    most: usize,
+}
+
+impl OnTheWay {
+    /// At most so many.
+    pub(super) fn new(most: usize) -> OnTheWay {
+        OnTheWay { sent: Arc::default(), most }
+    }
+
+    /// What a message has until it was sent; `None` if so many have it that it is left out.
+    pub(super) fn begin(&self) -> Option<Arc<()>> {
+        (Arc::strong_count(&self.sent) <= self.most).then(|| Arc::clone(&self.sent))
+    }
+}
 
 /// One version.
 #[derive(Debug)]
@@ -34,7 +74,8 @@ pub(super) struct Spread {
     /// Slices that are counted.
     slices: usize,
     open: BTreeMap<u64, Open>,
-    ready: VecDeque<Histograms>,
+    /// The version that is told, and of which tensors that is still to be done.
+    ready: Option<(u64, btree_map::IntoIter<u32, Tensor>)>,
 }
 
 impl Spread {
@@ -49,6 +90,9 @@ impl Spread {
     }
 
     fn tensor(&mut self, version: u64, parameter: u32) -> &mut Tensor {
+        if !self.open.contains_key(&version) && self.open.len() >= OPEN {
+            self.open.pop_first();
+        }
         let missing = self.slices;
         let open = self.open.entry(version).or_insert_with(|| Open { tensors: BTreeMap::new(), missing });
         open.tensors.entry(parameter).or_default()
@@ -68,25 +112,29 @@ impl Spread {
         if open.missing > 0 {
             return;
         }
-        let Some(open) = self.open.remove(&version) else { return };
-        let mut told = open.tensors.into_iter().map(|(parameter, tensor)| TensorHistograms {
-            parameter,
-            gradient: tensor.gradient.map(|tally| tally.histogram()),
-            values: tensor.values.histogram(),
-        });
-        loop {
-            let tensors: Vec<TensorHistograms> = told.by_ref().take(MOST).collect();
-            if tensors.is_empty() {
-                return;
-            }
-            self.ready.push_back(Histograms { version, tensors });
-        }
+        self.ready = self.open.remove(&version).map(|open| (version, open.tensors.into_iter()));
     }
 
     /// The next message to the scheduler.
     pub(super) fn poll(&mut self) -> Option<Histograms> {
-        self.ready.pop_front()
+        let (version, tensors) = self.ready.as_mut()?;
+        let told = tensors.by_ref().take(MOST).map(|(parameter, tensor)| TensorHistograms {
+            parameter,
+            gradient: tensor.gradient.map(|tally| tally.histogram()),
+            values: tensor.values.histogram(),
+        });
+        let told = Histograms { version: *version, tensors: told.collect() };
+        if told.tensors.is_empty() {
+            self.ready = None;
+            return None;
+        }
+        Some(told)
     }
+}
+
+/// How many messages of a server may be on their way that keeps values of so many tensors.
+pub(super) fn most_on_the_way(tensors: usize) -> usize {
+    tensors.min(TENSORS as usize).div_ceil(MOST) * ON_THE_WAY
 }
 
 #[cfg(test)]
@@ -139,5 +187,67 @@ mod tests {
         let told = told(&mut spread);
         assert!(told.iter().all(|told| told.tensors.len() <= MOST));
         assert_eq!(told.iter().map(|told| told.tensors.len()).sum::<usize>(), TENSORS as usize);
+        assert_eq!(told.len() * ON_THE_WAY, most_on_the_way(tensors));
+    }
+
+    /// Invariant 4: a slice that runs away from the others, in every version, and the next version that all of them reach.
+    #[test]
+    fn versions_that_are_never_whole_are_forgotten_and_hold_up_no_other() {
+        let map = SliceMap::new(&[1, 1], 4, &[0]).unwrap();
+        let mut spread = Spread::new(1, map.slices().iter());
+        for version in 1..40 {
+            spread.gradient(version, 0, &[2.0], 1.0);
+            spread.values(version, 0, &[1.0]);
+            assert!(spread.open.len() <= OPEN);
+        }
+        assert_eq!(told(&mut spread), []);
+        for parameter in [0, 1] {
+            spread.values(40, parameter, &[1.0]);
+        }
+        let told = told(&mut spread);
+        assert_eq!(told.iter().map(|told| (told.version, told.tensors.len())).collect::<Vec<_>>(), [(40, 2)]);
+    }
+
+    /// Invariant 4.
+    #[test]
+    fn what_does_not_get_away_is_left_out() {
+        let way = OnTheWay::new(2);
+        let first = way.begin().unwrap();
+        let second = way.begin().unwrap();
+        assert_eq!(way.begin(), None);
+        drop(first);
+        let third = way.begin().unwrap();
+        assert_eq!(way.begin(), None);
+        drop((second, third));
+        assert!(way.begin().is_some());
+    }
+
+    /// Invariant 4: every bucket of every tensor holds some, in as many versions as may be, and as many messages are on their way.
+    #[test]
+    fn the_fullest_counts_take_no_more_than_is_set_aside() {
+        let elements = [30_000, 30_000, 700, 3];
+        let map = SliceMap::new(&elements, 1 << 20, &[0]).unwrap();
+        // Every bucket's values are an eighth of an octave apart.
+        let values: Vec<f32> = (0..15_000).map(|at| 2_f32.powf(at as f32 / 250.0 - 42.0)).collect();
+        let values: Vec<f32> = values.iter().flat_map(|value| [*value, -value]).collect();
+        let slices = map.slices();
+        let counted = allocation_counter::measure(|| {
+            let mut spread = Spread::new(1, slices.iter());
+            let mut on_the_way = Vec::new();
+            for version in 1..4 {
+                for slice in slices {
+                    let values = values.get(..slice.elements).unwrap_or(&values);
+                    spread.gradient(version, slice.id.parameter, values, 1.0);
+                    spread.gradient(version + 1, slice.id.parameter, values, 1.0);
+                    spread.values(version, slice.id.parameter, values);
+                }
+                on_the_way.extend(std::iter::from_fn(|| spread.poll()));
+                on_the_way.truncate(ON_THE_WAY);
+            }
+            assert!(on_the_way[0].tensors[0].values.buckets.len() > 800);
+        });
+        let most = histogram_bytes(elements.map(|elements| elements as u64));
+        assert!(counted.bytes_max <= most, "{counted:?}, of {most}");
+        assert!(counted.bytes_max > most / 4, "{counted:?}, of {most}");
     }
 }

@@ -24,6 +24,7 @@ mod writer;
 
 pub use contribution::{Contribution, SumOrder};
 pub use core::{Effect, Input, PushInput, ServerCore};
+pub use histograms::histogram_bytes;
 pub use math::{MathError, SliceMath, Updated};
 pub(crate) use own_rule::fits;
 pub use snapshot::{SnapshotEvent, Snapshots};

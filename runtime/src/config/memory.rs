@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use testudo_actors::scheduler::LEASED_AHEAD;
 use testudo_actors::scheduler::actor::order_bytes;
+use testudo_actors::scheduler::{self, LEASED_AHEAD};
+use testudo_actors::server;
 use testudo_actors::witness::MOST;
 use testudo_kernels::robust::weigh::Weighing;
 use testudo_transport::{Role, TransportConfig};
@@ -138,7 +139,11 @@ impl Config {
                 // Two versions, the next, and what goes with them; each once more as it is given out, if that is another way.
                 let encoded = if codecs.pull.is_lossless() { 0 } else { 3 };
                 let values = self.server_bytes().saturating_mul(3 + state + sums + snapshot + encoded);
-                values.saturating_add(votes).saturating_add(tables).saturating_add(self.products_bytes())
+                values
+                    .saturating_add(votes)
+                    .saturating_add(tables)
+                    .saturating_add(self.products_bytes())
+                    .saturating_add(self.histogram_bytes(role))
             }
             Role::Worker => {
                 // Two versions, a shard's gradient, its file, and sums along one path of the tree.
@@ -166,10 +171,30 @@ impl Config {
             }
             _ => {
                 let tables = self.slices().saturating_mul(SLICE_AT_SCHEDULER);
-                tables.saturating_add(self.products_bytes()).saturating_add(self.told_bytes())
+                tables
+                    .saturating_add(self.products_bytes())
+                    .saturating_add(self.told_bytes())
+                    .saturating_add(self.histogram_bytes(role))
             }
         };
         needs.saturating_add(self.device_bytes(role)).saturating_add(PROGRAM)
+    }
+
+    /// Bytes in which a node of that role keeps how gradients and parameters are spread. A scheduler has room for what servers tell
+    /// whatever its own file says: theirs may say something else.
+    fn histogram_bytes(&self, role: Role) -> u64 {
+        // A model that is none is refused elsewhere.
+        let parameters = crate::job::model(&self.model).parameters().unwrap_or_default();
+        let elements = parameters.iter().map(|p| p.shape.elements() as u64);
+        match role {
+            Role::Server if self.telemetry.counted_every() > 0 => server::histogram_bytes(elements),
+            Role::Server | Role::Worker | Role::Operator => 0,
+            _ => {
+                let slice = (u64::from(self.transport.slice_bytes) / 4).max(1);
+                let on = |elements: u64| elements.div_ceil(slice).min(u64::from(self.cluster.servers));
+                scheduler::histogram_bytes(elements.map(|elements| (elements, on(elements))))
+            }
+        }
     }
 
     /// Bytes that a node of that role needs on the host because it computes on a GPU, or may.

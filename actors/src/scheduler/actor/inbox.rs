@@ -5,7 +5,8 @@ use std::time::Duration;
 use actix::{AsyncContext as _, Context};
 use testudo_transport::{Cause, Message, Role};
 
-use super::{Follows, SHORTEST_REPORT, SchedulerActor, member_of};
+use super::reporting::{Follows, SHORTEST_REPORT};
+use super::{SchedulerActor, member_of};
 use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
@@ -36,7 +37,7 @@ impl SchedulerActor {
         }
         let (index, body) = (member.index, message.body.as_slice());
         if message.kind == Histograms::KIND {
-            return self.spread(body);
+            return self.spread(index, body);
         }
         let unreadable = |e: testudo_transport::WireError| e.to_string();
         let input = match message.kind {

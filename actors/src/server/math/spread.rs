@@ -1,9 +1,11 @@
 //! Counting how gradients and parameters are spread, beside updates.
 
+use std::collections::BTreeSet;
+
 use super::{MathError, SliceMath};
 use crate::message::Histograms;
 use crate::placement::SliceId;
-use crate::server::histograms::Spread;
+use crate::server::histograms::{OnTheWay, Spread, most_on_the_way};
 use crate::server::resident::Vector;
 
 impl SliceMath {
@@ -12,6 +14,12 @@ impl SliceMath {
     pub fn with_histograms(mut self, every: u64) -> SliceMath {
         self.spread = Spread::new(every, self.slices.values().map(|(slice, _)| slice));
         self
+    }
+
+    /// How many messages of [`poll_histograms`](Self::poll_histograms) may be on their way at a time.
+    pub(in crate::server) fn histograms_on_the_way(&self) -> OnTheWay {
+        let tensors: BTreeSet<u32> = self.slices.keys().map(|slice| slice.parameter).collect();
+        OnTheWay::new(most_on_the_way(tensors.len()))
     }
 
     /// What the scheduler is to be told of how values are spread.

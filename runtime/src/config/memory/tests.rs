@@ -73,6 +73,29 @@ fn what_whole_gradients_take_is_counted() {
     assert_eq!(krum(Role::Worker), median(Role::Worker));
 }
 
+/// Servers count where their file says so; a scheduler has room for what they tell whatever its own says. Of more servers' parts it
+/// keeps more.
+#[test]
+fn histograms_are_counted() {
+    let own = |role, overrides: &[&str]| parse(overrides).own_bytes(role, 0);
+    let elements = [784 * 512, 512, 512 * 512, 512, 512 * 10, 10];
+    let counted = testudo_actors::server::histogram_bytes(elements);
+    // Six tensors: of each two times 897 counts of 8 bytes, in three versions at least.
+    assert!(counted > 6 * 2 * 897 * 8 * 3, "{counted}");
+    for off in ["telemetry.histogram_every=0", "telemetry.tensorboard=false"] {
+        assert_eq!(own(Role::Server, &[]) - own(Role::Server, &[off]), counted);
+        assert_eq!(own(Role::Scheduler, &[]), own(Role::Scheduler, &[off]));
+        assert_eq!(own(Role::Worker, &[]), own(Role::Worker, &[off]));
+    }
+    let config = parse(&["cluster.servers=2"]);
+    let parts = [(784 * 512, 2), (512, 1), (512 * 512, 1), (512, 1), (512 * 10, 1), (10, 1)];
+    let kept = testudo_actors::scheduler::histogram_bytes(parts);
+    assert_eq!(config.histogram_bytes(Role::Scheduler), kept);
+    assert!(kept > parse(&[]).histogram_bytes(Role::Scheduler));
+    let others = config.slices() * SLICE_AT_SCHEDULER + config.products_bytes() + config.told_bytes();
+    assert_eq!(config.own_bytes(Role::Scheduler, 0), others + PROGRAM + kept);
+}
+
 /// On a GPU, activations are there, and the driver and pinned memory are here; with `auto`, either may be.
 #[test]
 fn what_a_gpu_takes_on_the_host_is_counted_and_what_is_on_it_is_not() {
