@@ -330,10 +330,10 @@ mod tests {
         }
         let set = ["cluster.worker_restarts=0", "cluster.workers=3"];
         let text = script(&config(&set), Path::new("/srv/m"), "testudo");
-        assert!(!text.contains("started again") && text.contains("node --role worker"), "{text}");
+        assert!(!text.contains("is started again in") && text.contains("node --role worker"), "{text}");
         let set = ["cluster.placement=colocated", "cluster.workers=2"];
         let text = script(&config(&set), Path::new("/srv/m"), "testudo");
-        assert!(!text.contains("started again") && text.contains("node --role peer"), "{text}");
+        assert!(!text.contains("is started again in") && text.contains("node --role peer"), "{text}");
     }
 
     /// The step's end is not taken for its worker's death: what is running is told, and nothing follows.
