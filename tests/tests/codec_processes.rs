@@ -135,36 +135,32 @@ fn workers_open_residuals_with_a_recipients_key() {
 #[test]
 fn a_codec_that_peers_do_not_share_is_an_error_of_the_configuration() {
     let bf16 = Codecs { push: Codec::Bf16, pull: Codec::F32 };
-    let site = Site::new(JobSpec { codecs: bf16, ..toy::job(1, 1, 1, 4) }, Links::Quic);
-    let identity = site.identity(Role::Scheduler, "0");
-    let network = site.network(&identity);
-    let scheduler = network.local_addr().to_string();
-    let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
-    let running = std::thread::spawn(move || {
-        run_scheduler(&identity, network, signed, Box::new(Steps::default()), runtime)
-    });
-    let start = |role: Role, codec: &str| {
+    for role in [Role::Server, Role::Worker] {
+        // A scheduler for each: a run whose only server has gone is over.
+        let site = Site::new(JobSpec { codecs: bf16, ..toy::job(1, 1, 1, 4) }, Links::Quic);
+        let identity = site.identity(Role::Scheduler, "0");
+        let network = site.network(&identity);
+        let scheduler = network.local_addr().to_string();
+        let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
+        let running = std::thread::spawn(move || {
+            run_scheduler(&identity, network, signed, Box::new(Steps::default()), runtime)
+        });
         let folder = tempfile::tempdir().unwrap();
         let file = files::write_job(folder.path());
         let text = std::fs::read_to_string(&file).unwrap();
         let text = text
             .replace("name = \"small\"", "name = \"toy\"\ntrust_domain = \"test.local\"")
-            .replace("[transport]\n", &format!("[transport]\npush_codec = \"{codec}\"\n"));
+            .replace("[transport]\n", "[transport]\npush_codec = \"int8\"\n");
         std::fs::write(&file, text).unwrap();
         let home = folder.path().join("identity");
         site.identity(role, "0").save(&home).unwrap();
-        let role = role.to_string();
-        let node = ["node", "--role", &role, "--index", "0", "--config", files::text(&file)];
+        let word = role.to_string();
+        let node = ["node", "--role", &word, "--index", "0", "--config", files::text(&file)];
         let more = ["--identity", files::text(&home), "--scheduler", &scheduler];
-        let started = process::start(PROGRAM, &[&node[..], &more[..]].concat(), folder.path());
-        (folder, started)
-    };
-    for role in [Role::Server, Role::Worker] {
-        let (_folder, refused) = start(role, "int8");
-        let refused = refused.wait();
+        let refused = process::start(PROGRAM, &[&node[..], &more[..]].concat(), folder.path()).wait();
         assert_eq!(refused.code(), Some(2), "{refused:#?}");
         let said = "configured with transport.push_codec int8 and transport.pull_codec f32, and the signed job says bf16 and f32";
         assert!(refused.stderr.contains(said), "{refused:#?}");
+        drop(running);
     }
-    drop(running);
 }
