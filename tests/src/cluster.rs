@@ -128,6 +128,17 @@ impl Site {
     pub fn signed(&self) -> SignedJob {
         SignedJob::sign(&self.job, &self.identity(Role::Operator, "test")).unwrap()
     }
+
+    /// Starts the scheduler alone, for tests that play or start the others: where it is, and how its run ends.
+    #[must_use]
+    pub fn scheduler(&self) -> (String, JoinHandle<Result<Outcome, NodeError>>) {
+        let identity = self.identity(Role::Scheduler, "0");
+        let network = self.network(&identity);
+        let address = network.local_addr().to_string();
+        let (signed, runtime) = (self.signed(), self.runtime.handle().clone());
+        let observer = Box::new(Steps::default());
+        (address, std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime)))
+    }
 }
 
 /// The transport's defaults, without rates at the door: a test tries more in a second than nodes do in a day, all from one address.

@@ -4,9 +4,8 @@
 use serde_json::Value;
 use testudo_actors::JobSpec;
 use testudo_actors::job::Codecs;
-use testudo_actors::node::run_scheduler;
 use testudo_kernels::Codec;
-use testudo_tests::cluster::{Links, Site, Steps};
+use testudo_tests::cluster::{Links, Site};
 use testudo_tests::files::{self, text};
 use testudo_tests::place::Place;
 use testudo_tests::process::{self, Ended};
@@ -138,13 +137,7 @@ fn a_codec_that_peers_do_not_share_is_an_error_of_the_configuration() {
     for role in [Role::Server, Role::Worker] {
         // A scheduler for each: a run whose only server has gone is over.
         let site = Site::new(JobSpec { codecs: bf16, ..toy::job(1, 1, 1, 4) }, Links::Quic);
-        let identity = site.identity(Role::Scheduler, "0");
-        let network = site.network(&identity);
-        let scheduler = network.local_addr().to_string();
-        let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
-        let running = std::thread::spawn(move || {
-            run_scheduler(&identity, network, signed, Box::new(Steps::default()), runtime)
-        });
+        let (scheduler, _running) = site.scheduler();
         let folder = tempfile::tempdir().unwrap();
         let file = files::write_job(folder.path());
         let text = std::fs::read_to_string(&file).unwrap();
@@ -161,6 +154,5 @@ fn a_codec_that_peers_do_not_share_is_an_error_of_the_configuration() {
         assert_eq!(refused.code(), Some(2), "{refused:#?}");
         let said = "configured with transport.push_codec int8 and transport.pull_codec f32, and the signed job says bf16 and f32";
         assert!(refused.stderr.contains(said), "{refused:#?}");
-        drop(running);
     }
 }

@@ -9,10 +9,9 @@ use testudo_actors::message::{
     Body, Evaluate, EvaluationResult, Export, Exported, Finished, Heartbeat, Load, MemberRole, Outcome,
     Ready, Shutdown,
 };
-use testudo_actors::node::run_scheduler;
 use testudo_actors::operator::follow;
 use testudo_actors::placement::SliceId;
-use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
+use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
 use testudo_tests::member::{Answer, GIVEN_UP, Member, give_up, in_time};
 use testudo_tests::stage::{job, play, play_to_its_end};
 use testudo_transport::Role;
@@ -51,12 +50,7 @@ fn line_9_a_second_join_of_a_live_identity_is_refused() {
 #[test]
 fn line_9_a_dead_server_ends_the_wait_by_name() {
     let site = Site::new(job(1, 1, 1), Links::Quic);
-    let identity = site.identity(Role::Scheduler, "0");
-    let network = site.network(&identity);
-    let scheduler = network.local_addr().to_string();
-    let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
-    let observer = Box::new(Steps::default());
-    let running = std::thread::spawn(move || run_scheduler(&identity, network, signed, observer, runtime));
+    let (scheduler, running) = site.scheduler();
     site.runtime.block_on(async {
         let of = |role| site.network(&site.identity(role, "0"));
         let (server, worker) = (of(Role::Server), of(Role::Worker));

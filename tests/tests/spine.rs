@@ -10,11 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use testudo_actors::link::Network;
 use testudo_actors::message::{Body, Failure, Hello, MemberRole, Membership, Outcome, Pull, Push};
-use testudo_actors::node::run_scheduler;
 use testudo_actors::server::SumOrder;
 use testudo_actors::{Audit, JobSpec};
 use testudo_kernels::ModelSpec;
-use testudo_tests::cluster::{Cluster, Links, Site, Steps, Wiring};
+use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
 use testudo_tests::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time, placement, secret};
 use testudo_tests::pace::hold;
 use testudo_tests::process;
@@ -123,13 +122,7 @@ fn a_peer_that_never_reads_costs_its_credit_and_is_cut_off() {
     const VERSIONS: u64 = 14;
     let site = Site::new(wide_job(), Links::Quic);
     let map = placement(&site.job);
-    let identity = site.identity(Role::Scheduler, "0");
-    let network = site.network(&identity);
-    let scheduler = network.local_addr().to_string();
-    let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
-    let running = std::thread::spawn(move || {
-        run_scheduler(&identity, network, signed, Box::new(Steps::default()), runtime)
-    });
+    let (scheduler, running) = site.scheduler();
     let folder = tempfile::tempdir().unwrap();
     let server = start_server(&site, &scheduler, folder.path());
     let networks: Vec<Network> =

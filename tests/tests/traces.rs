@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use testudo_actors::link::Network;
 use testudo_actors::message::{Body, Hello, Join, Membership, Pull, Ready, Welcome};
-use testudo_actors::node::{RELEASE, run_scheduler, run_worker};
+use testudo_actors::node::{RELEASE, run_worker};
 use testudo_actors::{CheckpointSink, Dataset, JobSpec, NodeOptions, node::WorkerSetup};
 use testudo_observability::{Options, init};
-use testudo_tests::cluster::{Links, Site, Steps};
+use testudo_tests::cluster::{Links, Site};
 use testudo_tests::toy;
 use testudo_transport::{Class, Outgoing, Receiver, Role};
 
@@ -37,13 +37,7 @@ async fn trace_of<B: Body>(receiver: &mut Receiver) -> (B, [u8; 16]) {
 fn scheduler_and_worker_send_in_one_trace() {
     let _guard = init(Options::new("test/0")).unwrap();
     let site = Site::new(toy::job(1, 1, 2, 3), Links::Quic);
-    let identity = site.identity(Role::Scheduler, "0");
-    let network = site.network(&identity);
-    let address = network.local_addr().to_string();
-    let (signed, runtime) = (site.signed(), site.runtime.handle().clone());
-    std::thread::spawn(move || {
-        run_scheduler(&identity, network, signed, Box::new(Steps::default()), runtime)
-    });
+    let (address, _running) = site.scheduler();
 
     let worker = site.identity(Role::Worker, "0");
     let network = site.network(&worker);
