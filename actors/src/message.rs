@@ -64,9 +64,6 @@ macro_rules! bodies {
     };
 }
 
-/// How the reason of a [`JoinRefused`] ends where another process takes part under the same name.
-pub(crate) const TAKEN: &str = "takes part already: one identity, one node";
-
 bodies! {
     /// A node asks the scheduler to take part.
     1 Join {
@@ -90,6 +87,8 @@ bodies! {
     3 JoinRefused {
         /// What is wrong, and what to do.
         reason: String,
+        /// Whether it passes by itself: the same node, started again, may be admitted.
+        transient: bool,
     }
     /// Who takes part, and who computes what, from now on.
     4 Membership {

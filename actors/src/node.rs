@@ -17,7 +17,7 @@ use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{Codecs, JobError, JobSpec, SignedJob};
 use crate::link::Network;
-use crate::message::{Body, Join, JoinRefused, Outcome, TAKEN, Welcome};
+use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
 use crate::outbox::{Budget, Outbox};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
@@ -75,8 +75,8 @@ pub enum NodeError {
         reason: String,
     },
     /// The scheduler turned this node away.
-    #[error("the scheduler turned this node away: {0}")]
-    TurnedAway(String),
+    #[error("the scheduler turned this node away: {}", .0.reason)]
+    TurnedAway(JoinRefused),
     /// Others trust this node no longer: its certificate is revoked, or has ended, or a flood came under its name.
     #[error("this node is trusted no longer: {0}")]
     Untrusted(String),
@@ -116,15 +116,6 @@ pub enum NodeError {
     /// A bug in Testudo.
     #[error("a bug in Testudo: {0}; please report it")]
     Bug(String),
-}
-
-impl NodeError {
-    /// Whether the scheduler holds that another process takes part under this node's name: its former one, it may be, which the
-    /// scheduler has not missed yet. That passes, so it is no fault of what the node was configured with.
-    #[must_use]
-    pub fn name_is_taken(&self) -> bool {
-        matches!(self, NodeError::TurnedAway(why) if why.ends_with(TAKEN))
-    }
 }
 
 /// Gives a worker its data and its sink once the job is known and checked.
@@ -430,7 +421,7 @@ async fn join(
             Ok(Joined { signed: welcome.job, scheduler: outbox, from_scheduler: receiver, secret })
         }
         JoinRefused::KIND => {
-            Err(NodeError::TurnedAway(JoinRefused::decode(&message.body).map_err(misbehaved)?.reason))
+            Err(NodeError::TurnedAway(JoinRefused::decode(&message.body).map_err(misbehaved)?))
         }
         other => Err(NodeError::Scheduler(format!("kind {other} is no answer to a join"))),
     }

@@ -434,8 +434,8 @@ impl Simulation {
                 SchedulerEffect::Checkpoint(_) | SchedulerEffect::Finding(_) => {}
                 SchedulerEffect::Notice(text) => self.notices.push(text),
                 SchedulerEffect::Over(outcome) => self.outcome = Some(outcome),
-                SchedulerEffect::Refuse { connection: (member, life), reason } => {
-                    self.turn_away(member, life, reason)
+                SchedulerEffect::Refuse { connection: (member, life), refused } => {
+                    self.turn_away(member, life, refused)
                 }
                 SchedulerEffect::Welcome { .. }
                 | SchedulerEffect::Disconnect { .. }

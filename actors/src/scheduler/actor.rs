@@ -188,8 +188,8 @@ impl SchedulerActor {
                 self.tell(connection, &Welcome { incarnation, job: self.signed.clone() });
                 self.pass_on_to(connection);
             }
-            Effect::Refuse { connection, reason } => {
-                self.refuse(context, connection, reason);
+            Effect::Refuse { connection, refused } => {
+                self.refuse(context, connection, &refused);
             }
             Effect::Send { connection, member: _, message } => {
                 // Every order wants an answer.
@@ -271,16 +271,16 @@ impl SchedulerActor {
     }
 
     /// Says why a node may not take part, once, and hangs up: when it has had time to read that, or asks again.
-    fn refuse(&mut self, context: &mut Context<Self>, number: u64, reason: String) {
+    fn refuse(&mut self, context: &mut Context<Self>, number: u64, refused: &JoinRefused) {
         let Some(link) = self.links.get_mut(&number) else { return };
         if let Some(left_out) = self.network.refusals().count(Cause::Join, Who::node(&link.peer)) {
-            tracing::warn!(peer = %link.peer, reason, left_out, "a node was turned away");
+            tracing::warn!(peer = %link.peer, reason = refused.reason, left_out, "a node was turned away");
         }
         if std::mem::replace(&mut link.refused, true) {
             hang_up(link);
             return;
         }
-        self.tell(number, &JoinRefused { reason });
+        self.tell(number, refused);
         context.run_later(LAST_WORD, move |actor, _| {
             if let Some(link) = actor.links.get(&number) {
                 hang_up(link);

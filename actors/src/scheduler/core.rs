@@ -263,9 +263,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     fn join(&mut self, now: Time, member: Member, connection: C, join: Join) {
-        if let Err(reason) = self.judge(now, member, &join) {
+        if let Err(refused) = self.judge(now, member, &join) {
             self.joins_refused += 1;
-            self.effects.push_back(Effect::Refuse { connection, reason });
+            self.effects.push_back(Effect::Refuse { connection, refused });
             return;
         }
         if self.fingerprint.is_none() {

@@ -1,6 +1,6 @@
 //! The simulator's workers live and die, and come back: each life is a process of its own, with links of its own.
 
-use testudo_actors::message::{Join, Member, MemberRole};
+use testudo_actors::message::{Join, JoinRefused, Member, MemberRole};
 use testudo_actors::scheduler::Input as SchedulerInput;
 
 use super::worker::Worker;
@@ -56,12 +56,13 @@ impl Simulation {
     }
 
     /// A worker that comes back before its death is known asks again; others that are not let in end.
-    pub(super) fn turn_away(&mut self, member: Member, life: u64, reason: String) {
+    pub(super) fn turn_away(&mut self, member: Member, life: u64, refused: JoinRefused) {
+        let JoinRefused { reason, transient } = refused;
         assert!(member.role == MemberRole::Worker && life > 0, "{member} was refused: {reason}");
         if self.workers[member.index as usize].life != life {
             return;
         }
-        if reason.contains("takes part already") {
+        if transient {
             return self.join(member, life);
         }
         self.workers[member.index as usize].alive = false;

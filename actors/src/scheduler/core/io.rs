@@ -3,8 +3,8 @@
 use crate::checkpoint::{Commit, Committed};
 use crate::message::{
     CheckpointOrder, CheckpointPart, Evaluate, Evaluated, EvaluationResult, Export, Exported, Given,
-    GradientWeights, HashOrder, Heartbeat, Join, LeaseExtended, Member, Membership, NodeDone, Outcome,
-    ParameterPieces, ResidualOrder, ResidualPart, Shutdown, Testimony, Witnessed,
+    GradientWeights, HashOrder, Heartbeat, Join, JoinRefused, LeaseExtended, Member, Membership, NodeDone,
+    Outcome, ParameterPieces, ResidualOrder, ResidualPart, Shutdown, Testimony, Witnessed,
 };
 use crate::scheduler::progress::StepSummary;
 
@@ -212,8 +212,8 @@ pub enum Effect<C> {
     Refuse {
         /// Over this connection.
         connection: C,
-        /// Why, and what to do.
-        reason: String,
+        /// Why.
+        refused: JoinRefused,
     },
     /// Send a message to a member.
     Send {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::{Effect, SchedulerCore, ToMember};
 use crate::job::JobSpec;
 use crate::lease::{Lease, reassign, rebalance};
-use crate::message::{Member, MemberRole, NodeDone, Phase, Witnessed};
+use crate::message::{JoinRefused, Member, MemberRole, NodeDone, Phase, Witnessed};
 use crate::time::Time;
 use crate::tree::Node;
 
@@ -75,18 +75,18 @@ impl Returning {
     }
 
     /// Why `member` may not join, for its past (invariant 4).
-    pub(super) fn admits(&self, now: Time, member: Member) -> Result<(), String> {
+    pub(super) fn admits(&self, now: Time, member: Member) -> Result<(), JoinRefused> {
         if self.barred.contains(&member) {
-            return Err(format!(
+            let reason = format!(
                 "{member} was lost for what it said or did, and is not let in again: see the audit log"
-            ));
+            );
+            return Err(JoinRefused { reason, transient: false });
         }
         let first = self.joined.get(&member).filter(|j| j.len() >= MOST_JOINS).and_then(|j| j.front());
         if first.is_some_and(|first| now.since(*first) < WINDOW) {
-            return Err(format!(
-                "{member} has joined {MOST_JOINS} times within {} minutes",
-                WINDOW.as_secs() / 60
-            ));
+            let minutes = WINDOW.as_secs() / 60;
+            let reason = format!("{member} has joined {MOST_JOINS} times within {minutes} minutes");
+            return Err(JoinRefused { reason, transient: true });
         }
         Ok(())
     }

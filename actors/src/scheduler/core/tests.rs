@@ -213,7 +213,7 @@ fn told_of_members(effects: &[Effect<u32>]) -> Vec<Member> {
 
 fn refusal(effects: &[Effect<u32>]) -> &str {
     let refused = effects.iter().find_map(|e| match e {
-        Effect::Refuse { reason, .. } => Some(reason.as_str()),
+        Effect::Refuse { refused, .. } => Some(refused.reason.as_str()),
         _ => None,
     });
     refused.unwrap_or_else(|| panic!("not refused: {effects:?}"))
@@ -391,6 +391,12 @@ fn who_does_not_fit_is_turned_away_with_the_reason() {
     assert!(refusal(&under_way.join(server(0))).contains("under way"));
     assert!(refusal(&under_way.join(worker(0))).contains("takes part already"));
     assert!(refusal(&under_way.join(worker(2))).contains("admits 2"));
+    // What passes by itself is worth another start of the same node; the rest is not.
+    let passes = |effects: &[Effect<u32>]| {
+        effects.iter().any(|e| matches!(e, Effect::Refuse { refused, .. } if refused.transient))
+    };
+    assert!(passes(&under_way.join(worker(0))));
+    assert!(!passes(&under_way.join(worker(2))) && !passes(&under_way.join(server(0))));
 }
 
 /// Line 13: while the job forms, those who are missing are named.

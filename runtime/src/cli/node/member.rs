@@ -285,7 +285,7 @@ pub(super) fn run_peer(
 fn failure(error: NodeError) -> Failure {
     match error {
         // Whoever supervises this node may start it again.
-        NodeError::TurnedAway(_) if error.name_is_taken() => Failure::failed(error),
+        NodeError::TurnedAway(ref refused) if refused.transient => Failure::failed(error),
         NodeError::Job(_) | NodeError::TurnedAway(_) | NodeError::Codecs { .. } => {
             Failure::misconfigured(error)
         }
@@ -295,14 +295,16 @@ fn failure(error: NodeError) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use testudo_actors::message::JoinRefused;
+
     use super::*;
     use crate::error::Status;
 
     /// A supervisor starts a node again that failed, and not one that was misconfigured.
     #[test]
-    fn a_name_that_is_still_taken_is_no_misconfiguration() {
-        let status = |why: &str| failure(NodeError::TurnedAway(why.to_owned())).status;
-        assert_eq!(status("worker/1 takes part already: one identity, one node"), Status::Failed);
-        assert_eq!(status("the job admits 2 of that role, numbered from 0"), Status::Misconfigured);
+    fn a_refusal_that_passes_is_no_misconfiguration() {
+        let refused = |transient| JoinRefused { reason: String::new(), transient };
+        let status = |transient| failure(NodeError::TurnedAway(refused(transient))).status;
+        assert_eq!((status(true), status(false)), (Status::Failed, Status::Misconfigured));
     }
 }
