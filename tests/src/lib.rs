@@ -30,6 +30,7 @@ pub mod proxy;
 pub mod python;
 pub mod raw;
 pub mod receiver;
+pub mod serve_process;
 pub mod served;
 pub mod sim;
 pub mod slurm;

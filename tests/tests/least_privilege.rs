@@ -2,12 +2,15 @@
 //!
 //! Some of this takes root to set up: those tests say so and check nothing for others.
 
+#[path = "common/hardened.rs"]
+mod hardened;
 #[path = "common/privilege.rs"]
 mod privilege;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use hardened::{assert_hardened, assert_nobodys, landlock, status};
 use privilege::{NOBODY, PROGRAM, Roots, is_root, owners};
 use testudo_kernels::ModelSpec;
 use testudo_tests::files::{self, text};
@@ -20,34 +23,6 @@ use testudo_tests::sockets;
 fn copy_program(to: &Path, mode: &str) {
     let copied = std::process::Command::new("install").args(["-m", mode, PROGRAM, text(to)]).status();
     assert!(copied.unwrap().success());
-}
-
-/// What `/proc/PID/status` says of `name`.
-fn status(pid: u32, name: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
-}
-
-/// Asserts what holds for every process of a run, whoever started it.
-fn assert_hardened(pid: u32) {
-    assert_eq!(status(pid, "NoNewPrivs"), "1");
-    assert_eq!(status(pid, "Seccomp"), "2", "a filter of system calls");
-    assert_eq!(status(pid, "CapAmb"), "0000000000000000");
-    assert_eq!(status(pid, "CapInh"), "0000000000000000");
-    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"], "{limits}");
-}
-
-/// What this kernel has of Landlock, as the doctor finds out; nothing, if it has none.
-fn landlock() -> Option<String> {
-    let said = process::run(PROGRAM, &["doctor", "--verbose"], Path::new("/no/mark")).stdout;
-    let at = said.find("Landlock (ABI ");
-    if at.is_none() {
-        eprintln!("not checked: this kernel has no Landlock");
-    }
-    Some(said.get(at?..)?.split(')').next()?.to_owned())
 }
 
 /// Waits until the run is under way; the launcher and every node.
@@ -159,20 +134,6 @@ fn capabilities_that_are_handed_down_are_dropped() {
         &place.dir("run"),
         &["runs as nobody (65534)", "an unprivileged user, no capabilities"],
     );
-}
-
-/// Asserts that a process is nobody's, cannot become anybody else's again, and has no capability nor a way to one.
-fn assert_nobodys(pid: u32) {
-    assert_hardened(pid);
-    let four = |name| status(pid, name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(four("Uid"), ["65534"; 4]);
-    assert_eq!(four("Gid"), ["65534"; 4]);
-    assert_eq!(four("Groups"), [""; 0]);
-    for set in ["CapPrm", "CapEff", "CapBnd"] {
-        assert_eq!(status(pid, set), "0000000000000000", "{set}");
-    }
-    let shown = std::fs::metadata(format!("/proc/{pid}/environ")).unwrap();
-    assert_eq!(shown.uid(), 0, "what cannot be dumped is shown as root's");
 }
 
 /// Attack class I, root: the launcher and every node are nobody's by the time they train, in a folder that only root may enter,

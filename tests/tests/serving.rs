@@ -2,16 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use testudo::serve::{Digits, Options, Output, Trust};
 use testudo_kernels::ModelSpec;
 use testudo_tests::https::{self, Client};
 use testudo_tests::process::{self, Signal};
+use testudo_tests::serve_process::Server;
 use testudo_tests::served::{Running, Site, regression, roomy, site, start};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -398,50 +397,6 @@ fn revoked_clients_are_turned_away_and_bad_lists_let_nobody_in() {
     assert_eq!(let_in(), [true, false]);
 }
 
-/// A server as a process of its own, which does not outlive the test.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Server {
-    fn start(arguments: &[&str]) -> Server {
-        let mut command = Command::new(PROGRAM);
-        let mut child =
-            command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening https://").and_then(|text| text.parse().ok());
-        match address {
-            Some(address) => Server { child, address },
-            None => panic!("it does not listen: {:#?}", child.wait_with_output()),
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        process::send(self.child.id(), signal);
-    }
-
-    /// Its end, and what it logged.
-    fn wait(&mut self) -> (ExitStatus, String) {
-        let deadline = Instant::now() + process::DEADLINE;
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let mut log = String::new();
-        self.child.stderr.as_mut().unwrap().read_to_string(&mut log).unwrap();
-        (self.child.wait().unwrap(), log)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Invariant 3 of `serve`: by default a client gets as many rows as the model has inputs and one more, whatever it does and
 /// however often the server is started; after a crash, no more.
 #[test]
@@ -477,8 +432,8 @@ fn a_budget_outlives_the_server_and_its_crash() {
     let serve = [&serve[..], &[&public, "--state", &state, "--budget", "1003"]].concat();
     let mut used = 3;
     for _ in 0..3 {
-        let mut server = Server::start(&serve);
-        let client = Client::new(server.address, &site.root()).with_token(&alice);
+        let mut server = Server::start(PROGRAM, &serve);
+        let client = Client::new(server.address(), &site.root()).with_token(&alice);
         let mut answered = None;
         for _ in 0..7 {
             answered = client.predict(&row[..1]).json()["budget_left"].as_u64();
@@ -513,9 +468,9 @@ fn the_command_serves_and_ends_in_order() {
     assert!(refused(&[&signed[..], &["--digits", "7"]].concat()).contains("full"));
 
     let single = ["--budget", "100000", "--max-requests-per-client", "1"];
-    let mut server = Server::start(&[&signed[..], &single].concat());
-    let client = Client::new(server.address, &site.root()).with_token(&token);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let mut server = Server::start(PROGRAM, &[&signed[..], &single].concat());
+    let client = Client::new(server.address(), &site.root()).with_token(&token);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     assert!(!users.split_whitespace().any(|user| user == "0"), "it serves as root: {users}");
     let mut under_way = hold_the_place(&client);

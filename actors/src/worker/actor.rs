@@ -5,11 +5,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use bytes::Bytes;
 use testudo_observability::setup::LOG_ONLY;
-use testudo_transport::{CloseCode, Connection, Error, Identity, Message, Outgoing, Payload, Receiver, Role};
+use testudo_transport::{CloseCode, Connection, Error, Identity, Outgoing, Receiver, Role};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use self::inbox::{Asked, Request};
 use self::traced::Traced;
@@ -17,14 +16,14 @@ use crate::active::{Active, Method, Side};
 use crate::checkpoint::{PartSource, PartWriter};
 use crate::contributions::{self, Pushed};
 use crate::countersign::Countersigner;
-use crate::hear::{Heard, hear};
+use crate::hear::hear;
 use crate::incarnation::Secret;
 use crate::job::JobSpec;
 use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
-    Body, Contributions, Exported, Failure, Given, Heartbeat, NodeDone, PartOutcome, Pull, Push,
-    ResidualPart, ServerMember, Testimony,
+    Body, Contributions, Failure, Given, Heartbeat, NodeDone, PartOutcome, Pull, Push, ServerMember,
+    Testimony,
 };
 use crate::node::NodeError;
 use crate::numbers;
@@ -32,84 +31,20 @@ use crate::outbox::Outbox;
 use crate::placement::SliceId;
 use crate::signer::Signer;
 use crate::time::Clock;
-use crate::tree::Node;
 use crate::worker::dial::Dialling;
 use crate::worker::thread::{self, Checkpointing, Work};
 use crate::worker::{Effect, Input, ShardCompute, WorkerCore, writer};
 
 mod inbox;
+mod mail;
 mod traced;
 
+pub use self::mail::{Mail, Values};
 pub(super) use traced::NODE;
 
 /// Gradient slices that may be under way to servers at a time: enough to keep every stream busy, and 32 MiB at most with
 /// slices of the default size.
 pub(super) const SLICES_IN_FLIGHT: usize = 32;
-
-/// A slice's values on their way out or in.
-#[derive(Debug)]
-pub enum Values {
-    /// A gradient to push, with its place among the slices under way.
-    Gradient(Bytes, OwnedSemaphorePermit),
-    /// A version that arrived, charged to the server's credit until it is installed.
-    Arrived(Payload),
-}
-
-/// What comes to the actor.
-#[derive(Debug)]
-pub enum Mail {
-    /// For the core.
-    Input(Input<Values>),
-    /// A server is connected: one outbox for each lane.
-    Connected {
-        /// Its index.
-        server: u32,
-        /// The connection.
-        connection: Connection,
-        /// Its lanes.
-        lanes: Vec<Outbox>,
-    },
-    /// A server's answer.
-    Answer {
-        /// Its index.
-        server: u32,
-        /// The message.
-        message: Message,
-    },
-    /// A server cannot be reached any more.
-    ServerGone {
-        /// Its index.
-        server: u32,
-        /// Why.
-        why: String,
-    },
-    /// From the scheduler.
-    Scheduler(Message),
-    /// The connection to the scheduler has ended.
-    SchedulerGone(String),
-    /// The final model is hashed, and stored if it was to be.
-    Exported(Exported),
-    /// What the scheduler witnesses of a contribution.
-    Testimony {
-        /// The step.
-        step: u64,
-        /// The node.
-        node: Node,
-        /// The values.
-        values: Vec<f32>,
-    },
-    /// What the scheduler witnesses of a version as servers gave it.
-    Given {
-        /// The version.
-        version: u64,
-        /// The values.
-        values: Vec<f32>,
-    },
-    /// What has become of this worker's part of a checkpoint.
-    Residuals(ResidualPart),
-    /// The arithmetic cannot go on.
-    Fatal(String),
-}
 
 /// What a worker's shell is made of.
 pub struct WorkerParts {
@@ -449,7 +384,7 @@ impl Actor for WorkerActor {
                 .end(context, Err(NodeError::Environment(format!("no thread could be started: {error}"))));
         }
         if let Some(receiver) = self.from_scheduler.take() {
-            self.runtime.spawn(hear(receiver, mailbox, from_scheduler));
+            self.runtime.spawn(hear(receiver, mailbox, mail::from_scheduler));
         }
         tick(self, context);
     }
@@ -508,12 +443,5 @@ impl Handler<Letter<Mail>> for WorkerActor {
             }
             Mail::Fatal(reason) => self.fatal(reason),
         }
-    }
-}
-
-fn from_scheduler(heard: Heard) -> Mail {
-    match heard {
-        Ok(message) => Mail::Scheduler(message),
-        Err(why) => Mail::SchedulerGone(why),
     }
 }

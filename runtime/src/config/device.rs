@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
+use testudo_kernels::Precision;
 
-use super::{Config, Precision};
+use super::Config;
 
 /// What a node computes on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

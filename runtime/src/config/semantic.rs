@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use testudo_actors::job::MAX_LOGICAL_SHARDS;
+use testudo_kernels::Precision;
 use testudo_transport::Role;
 
 use super::memory::least_credit;
 use super::problem::Problem;
 use super::read::Values;
-use super::{ComputeDevice, Config, Data, Determinism, MatrixProducts, Model, Placement, Precision};
+use super::{ComputeDevice, Config, Data, Determinism, MatrixProducts, Model, Placement};
 
 /// Least ratio of a timeout to the heartbeat it waits for: one lost heartbeat is no death.
 const HEARTBEATS_PER_TIMEOUT: u64 = 2;
