@@ -61,8 +61,7 @@ impl<N: Module> Candle<N> {
 
     /// The summed loss of a batch, for its gradients, and what is told of it.
     fn loss(&self, parameters: &[&[f32]], batch: Batch<'_>) -> candle_core::Result<(Tensor, Loss)> {
-        let examples = batch.labels.len();
-        let logits = self.logits(parameters, batch.inputs)?;
+        let (examples, logits) = (batch.labels.len(), self.logits(parameters, batch.inputs)?);
         let labels = Tensor::from_slice(batch.labels, examples, &Device::Cpu)?;
         let sum = (loss::cross_entropy(&logits, &labels)? * examples as f64)?;
         let right = logits.argmax(D::Minus1)?.eq(&labels)?.to_dtype(DType::F32)?.sum_all()?;
@@ -95,5 +94,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let job = job.own_model("candle-net@1", |_| Ok(Box::new(Candle::new(Net::new).map_err(own)?)));
     let job = job.data(Rings { seed: 1, examples: 1500 }, Rings { seed: 2, examples: 300 }).optimizer("adam");
     let trained = job.learning_rate(0.02).epochs(20).batch_size(100).run()?;
-    Ok(println!("test accuracy {:.3}", trained.finished.test_accuracy))
+    println!("test accuracy {:.3}", trained.finished.test_accuracy);
+    Ok(())
 }
