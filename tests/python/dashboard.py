@@ -2,7 +2,7 @@
 what was blocked.
 
 Told on standard input, a JSON object a line: first {"chromium": PATH, "link": URL, "root": BOOL}, then {"look": {}}, {"until": SCRIPT},
-{"run": SCRIPT}, {"keys": [KEY, ...]}, {"size": [WIDTH, HEIGHT, SCHEME]}, {"shot": PATH}, {"trip": {}}. Answers each with one line.
+{"run": SCRIPT}, {"play": EVENTS} (loads the page again, for which these are all that the run sends), {"keys": [KEY, ...]}, {"size": [WIDTH, HEIGHT, SCHEME]}, {"shot": PATH}, {"trip": {}}. Answers each with one line.
 """
 
 import base64
@@ -29,6 +29,7 @@ LOOK = """(() => {
     nodes: rows("#nodes tbody tr"),
     bars: [...document.querySelectorAll("#timeline .bar")].map((bar) => bar.textContent),
     stages: document.querySelectorAll("#timeline .bar rect.stage").length,
+    refusals: rows("#refusals tbody tr"),
     notices: [...document.querySelectorAll("#notices li")].map((item) => item.textContent),
     said: document.querySelector("#said")?.textContent ?? "",
     readout: document.querySelector("#chart-loss .readout")?.textContent ?? "",
@@ -76,7 +77,7 @@ class Browser:
         os.close(theirs)
         os.close(theirs_too)
         self.buffer, self.number, self.session = b"", 0, None
-        self.requests, self.errors = [], []
+        self.requests, self.errors, self.paused = [], [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ["Page", "Runtime", "Network", "Log"]:
@@ -109,6 +110,8 @@ class Browser:
     def note(self, method, parameters):
         if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        elif method == "Fetch.requestPaused":
+            self.paused.append(parameters["requestId"])
         elif method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(parameters["exceptionDetails"])[:2000])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
@@ -142,6 +145,28 @@ class Browser:
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"Tab": 9}.get(key, 0))
         return True
 
+    def play(self, events):
+        address = self.evaluate("location.href")
+        # Another page first, so that nothing of this one asks again.
+        self.call("Fetch.disable")
+        self.call("Page.navigate", url="about:blank")
+        self.paused.clear()
+        self.call("Fetch.enable", patterns=[{"urlPattern": "*/events"}])
+        self.call("Page.navigate", url=address)
+        end = time.monotonic() + DEADLINE
+        while not self.paused and time.monotonic() < end:
+            self.evaluate("1")
+            time.sleep(0.05)
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        self.call(
+            "Fetch.fulfillRequest",
+            requestId=self.paused.pop(),
+            responseCode=200,
+            responseHeaders=[{"name": "content-type", "value": "text/event-stream"}],
+            body=base64.b64encode(body.encode()).decode(),
+        )
+        return True
+
     def shot(self, path):
         # Two frames, so that what was laid out anew is drawn.
         self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -167,6 +192,7 @@ def main():
                     "look": lambda _: browser.look(),
                     "until": browser.until,
                     "run": browser.evaluate,
+                    "play": browser.play,
                     "keys": browser.keys,
                     "size": lambda size: browser.size(*size),
                     "shot": browser.shot,

@@ -1,7 +1,7 @@
 """A command on a terminal of its own: what it shows is read from what it writes, by no code of ours.
 
 Takes one JSON object on standard input: `command`, `environment` (what is added to it), `rows`, `columns`, and `script`, a list of steps.
-Each waits until the screen shows all texts of `until`, and then sends `keys`, or the signal `signal`. Prints one JSON object: the
+Each waits until the screen shows all texts of `until`, and then sends `keys`, or the signal `signal`, or makes the file `file`. Prints one JSON object: the
 screens at which each step was taken, the last one, all that was written, the exit status, and whether the terminal is as it was before.
 """
 
@@ -18,6 +18,8 @@ import termios
 import time
 
 DEADLINE = 120
+# The begin of a sequence whose rest is still to come.
+CUT = re.compile(r"\x1b(\[[0-9;?]*|[()])?$")
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b[()][A-Z0-9]|\x1b[=>78]|([\s\S])")
 
 
@@ -27,12 +29,17 @@ class Screen:
     def __init__(self, rows, columns):
         self.rows, self.columns = rows, columns
         self.row = self.column = 0
+        self.rest = ""
         self.clear()
 
     def clear(self):
         self.cells = [[" "] * self.columns for _ in range(self.rows)]
 
     def feed(self, text):
+        text = self.rest + text
+        cut = CUT.search(text)
+        self.rest = cut.group() if cut else ""
+        text = text[: len(text) - len(self.rest)]
         for token in TOKEN.finditer(text):
             numbers, command, character = token.groups()
             if command == "H":
@@ -111,6 +118,8 @@ for step in order["script"]:
         os.write(leader, step["keys"].encode())
     if "signal" in step:
         os.kill(child, step["signal"])
+    if "file" in step:
+        open(step["file"], "x").close()
 while (status := over()) is None:
     read()
     if time.monotonic() > deadline:

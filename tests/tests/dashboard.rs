@@ -1,4 +1,4 @@
-//! `testudo run --dashboard`: who is shown the run, what everybody else is told, and the page in a browser.
+//! `testudo run --dashboard`: who is shown the run, and what everybody else is told. The page in a browser: `dashboard_page.rs`.
 
 #[path = "common/steered.rs"]
 mod steered;
@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use steered::{Place, STEPS, operate};
-use testudo_tests::chromium::Browser;
 use testudo_tests::process::{self, Started, assert_nothing_left, steps};
 
 /// Far beyond what an answer takes.
@@ -348,63 +347,4 @@ fn a_port_that_cannot_be_had_ends_the_start() {
     assert!(ended.stderr.contains("--dashboard: port") && !dir.exists(), "{}", ended.stderr);
     let (run, _) = place.start("run", &["--dashboard=65536"]);
     assert_eq!(run.wait().code(), Some(2));
-}
-
-/// The page itself, in a browser: it shows the run, by keyboard too, asks for nothing elsewhere, and stays when the run is over.
-#[test]
-fn a_browser_shows_the_run_and_asks_for_nothing_elsewhere() {
-    let place = Place::new();
-    let (mut run, dir) = place.start("run", &[&EVALUATED[..], &["--dashboard"]].concat());
-    run.until_steps(30);
-    let page = Page::of(&mut run);
-    let link = format!("http://{}/open#{}", page.host, page.token);
-    let Some(mut browser) = Browser::open(&link) else { return };
-    browser.until("document.querySelectorAll('#timeline .bar').length >= 4");
-    browser.until("document.querySelectorAll('#chart-accuracy .canvas .mark').length > 0");
-    browser.until("document.querySelectorAll('#nodes tbody tr').length === 5");
-    let seen = browser.look();
-    let number =
-        |path: &str| seen.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {seen}"));
-    for (curve, least) in [("loss", 20), ("accuracy", 1), ("rate", 20), ("bytes", 20)] {
-        assert!(number(&format!("/points/{curve}")) >= least, "{curve}: {seen}");
-    }
-    let names: Vec<&str> =
-        seen["nodes"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap()).collect();
-    assert_eq!(names, ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"]);
-    assert!(number("/stages") >= 8, "three stages of each worker, one of each server: {seen}");
-    assert!(seen["bars"][0].as_str().unwrap().contains("compute"), "{seen}");
-    let address = seen["address"].as_str().unwrap();
-    assert!(address.len() == 24 && !address.contains(&page.token), "{address}");
-    assert_eq!(seen["cookies"], "", "no script can read the session's");
-
-    // By keyboard: to the first curve, and along it.
-    browser.ask("run", "document.querySelector('#chart-loss .canvas').focus()");
-    browser.ask("keys", json!(["Home"]));
-    let spoken = browser.look();
-    assert!(spoken["spoken"].as_str().unwrap().contains("(step 1)"), "{spoken}");
-    for (width, height, scheme) in [(1280, 800, "dark"), (400, 800, "light")] {
-        browser.ask("size", json!([width, height, scheme]));
-        assert_eq!(browser.look()["wider"], 0, "nothing is cut off at {width}");
-    }
-    let seen = browser.look();
-    let requests = seen["requests"].as_array().unwrap();
-    let here = format!("http://{}/", page.host);
-    assert!(requests.len() >= 8, "{requests:?}");
-    assert!(requests.iter().all(|url| url.as_str().unwrap().starts_with(&here)), "{requests:?}");
-    assert_eq!((&seen["blocked"], &seen["errors"]), (&json!([]), &json!([])), "{seen}");
-
-    operate("stop", &dir, &[]).succeeded().stdout.clear();
-    browser.until("document.querySelector('#state').textContent === 'stopped'");
-    run.wait().succeeded().stdout.clear();
-    let last = browser.look();
-    assert!(last["banner"].as_str().unwrap().contains("stopped in order"), "{last}");
-    assert!(last.pointer("/points/loss").unwrap().as_u64() > Some(20), "what was shown stays: {last}");
-    assert_eq!(last["errors"], json!([]), "it asks for nothing that is gone: {last}");
-
-    // What would be blocked is blocked, and is noticed.
-    assert_eq!(browser.ask("trip", json!({})), json!({ "tripped": false }));
-    let blocked = browser.look()["blocked"].to_string();
-    for what in ["style-src", "script-src", "img-src"] {
-        assert!(blocked.contains(what), "{what}: {blocked}");
-    }
 }

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use steered::{PROGRAM, Place, STEPS, operate};
+use steered::{PROGRAM, Place, STEPS, operate, strangers};
+use testudo_tests::attacker::Attacker;
 use testudo_tests::files::text;
 use testudo_tests::process::{self, steps};
 use testudo_tests::python;
@@ -130,4 +131,37 @@ fn the_end_of_a_run_is_shown_until_one_leaves() {
     assert_eq!(shown["status"], 0, "{shown:#}");
     gave_the_terminal_back(&shown);
     let _ = run.wait().succeeded();
+}
+
+/// Whom the scheduler turns away while one looks is counted: by reason, as what is new, and in the node's row.
+#[test]
+fn who_is_refused_is_seen() {
+    let (Some(python), Some(attacker)) = (python::with("pty, termios, fcntl"), Attacker::start()) else {
+        return;
+    };
+    let place = Place::new();
+    let (mut run, dir) = place.start("run", &["--set", STEPS]);
+    run.until("steps", |dir| (steps(dir) >= 5).then_some(()));
+    strangers(&attacker, &dir, 1);
+    let watched = {
+        let dir = dir.clone();
+        let script = json!([
+            { "until": ["worker/1", " refused: strangers 1"], "keys": "?" },
+            { "until": ["leave; the run goes on"], "file": dir.join("looked") },
+            { "until": ["leave; the run goes on"], "keys": "?" },
+            { "until": [" refused: strangers 3  (2 since you look)"], "keys": "q" },
+        ]);
+        std::thread::spawn(move || play(&python, &dir, (80, 24), &json!({}), &script))
+    };
+    run.until("a look", |dir| dir.join("looked").exists().then_some(()));
+    strangers(&attacker, &dir, 2);
+    let shown = watched.join().unwrap();
+    assert_eq!(shown["status"], 0, "{shown:#}");
+    let screens: Vec<&str> =
+        shown["screens"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+    assert!(!screens[0].contains("since you look"), "{}", screens[0]);
+    let row = screens[3].lines().find(|line| line.contains("scheduler/0")).unwrap();
+    assert!(row.ends_with(" 3"), "{}", screens[3]);
+    operate("stop", &dir, &[]).succeeded().stdout.clear();
+    run.wait().succeeded().stdout.clear();
 }

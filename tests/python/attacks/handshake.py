@@ -27,6 +27,15 @@ def strangers(target, ca, name, expect):
     return found
 
 
+def stranger(target, name, expect):
+    """How `expect` answers somebody who has signed for itself."""
+    certificate, key = certificates.leaf(None, [name], own=True)
+    peer = wire.Peer(target, name, expect, [certificate], key, source=wire.next_address())
+    closed = peer.verdict()
+    peer.close()
+    return closed
+
+
 def protocols(target, ca, name, expect):
     """A good certificate under other protocols."""
     chain, key = certificates.leaf(certificates.Authority(ca), [name])

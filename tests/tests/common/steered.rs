@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use testudo_tests::attacker::Attacker;
 use testudo_tests::files::{self, text};
 use testudo_tests::process::{self, Ended, Started};
 
@@ -34,4 +35,21 @@ impl Place {
 /// Runs an operator's command on the run in `dir`.
 pub(crate) fn operate(command: &str, dir: &Path, options: &[&str]) -> Ended {
     process::run(PROGRAM, &[&[command, text(dir)], options].concat(), Path::new("/no/mark"))
+}
+
+/// Has `count` strangers, whom the job's CA does not know, knock at the door of the scheduler of the run in `dir` until each is turned away.
+#[allow(dead_code, reason = "not every test of a steered run has strangers")]
+pub(crate) fn strangers(attacker: &Attacker, dir: &Path, count: u32) {
+    let control = std::fs::read_to_string(dir.join("control.json")).unwrap();
+    let control: serde_json::Value = serde_json::from_str(&control).unwrap();
+    let address: std::net::SocketAddr = control["scheduler"].as_str().unwrap().parse().unwrap();
+    for _ in 0..count {
+        let order = serde_json::json!({
+            "target": [address.ip().to_string(), address.port()],
+            "name": "spiffe://elsewhere.example/job/other/worker/0",
+            "expect": control["identity"],
+        });
+        let closed = attacker.attack("handshake.stranger", order);
+        assert!(closed["code"].as_u64().is_some_and(|code| code >= 0x100), "an alert of TLS: {closed}");
+    }
 }
