@@ -67,6 +67,33 @@ fn same_numbers(found: &Value, dir: &Path) {
     }
 }
 
+/// TensorBoard's page, which has a loader of its own, is told the same.
+fn same_on_the_page(found: &Value) {
+    let tags = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(tags(&found["plugins"]), ["histograms", "scalars"]);
+    for kind in ["scalars", "histograms"] {
+        assert_eq!(tags(&found["plugins"][kind]), tags(&found[kind]), "{kind}");
+    }
+    assert_eq!(found["plugins"]["scalars"], found["scalars"]);
+    for (tag, points) in found["plugins"]["histograms"].as_object().unwrap() {
+        let of = |what: &str| {
+            found["histograms"][tag].as_array().unwrap().iter().map(|h| h[what].clone()).collect()
+        };
+        let (steps, numbers): (Vec<Value>, Vec<Value>) = (of("step"), of("num"));
+        let points = points.as_array().unwrap();
+        assert_eq!(points.iter().map(|point| point[0].clone()).collect::<Vec<_>>(), steps, "{tag}");
+        for (point, expected) in points.iter().zip(&numbers) {
+            let rows = point[1].as_array().unwrap();
+            assert!(rows.iter().all(|row| number(&row[0]) <= number(&row[1])), "{tag}: {rows:?}");
+            assert_eq!(
+                rows.iter().map(|row| number(&row[2])).sum::<f32>(),
+                number(expected),
+                "{tag}: {rows:?}"
+            );
+        }
+    }
+}
+
 /// The smallest and greatest value, and the number of values, of each tensor of the exported model.
 fn tensors(dir: &Path) -> BTreeMap<String, (f32, f32, u64)> {
     let bytes = std::fs::read(dir.join("checkpoint/final/model.safetensors")).unwrap();
@@ -110,6 +137,7 @@ fn tensorboard_reads_what_a_run_wrote() {
     let resumed = place.resume("run", &["--step", "6", "--set", "training.max_steps=12"]).succeeded().json();
     let found = read(&python, &dir);
     same_numbers(&found, &dir);
+    same_on_the_page(&found);
     assert_eq!(scalar(&found, "train/loss").len(), 12, "steps 7 to 9 were taken twice, and count once");
     for (name, (least, most, values)) in tensors(&dir) {
         let spread = |kind: &str| found["histograms"][format!("{kind}/{name}")].as_array().unwrap().clone();

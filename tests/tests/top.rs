@@ -62,7 +62,9 @@ fn a_run_is_watched_and_steered_on_a_terminal() {
         { "until": ["sort: step"], "keys": "?" },
         { "until": ["leave; the run goes on"], "keys": "?" },
         { "until": ["sort: step", "worker/1"], "keys": "p" },
+        { "until": ["pause the run? p again"], "keys": "p" },
         { "until": ["paused: what is under way ends with step", "p resume"], "keys": "p" },
+        { "until": ["let the run go on? p again"], "keys": "p" },
         { "until": ["resumed after step", "p pause"], "keys": "q" },
     ]);
     let shown = play(&python, &dir, (80, 24), &json!({}), &script);
@@ -116,6 +118,7 @@ fn the_end_of_a_run_is_shown_until_one_leaves() {
         let dir = dir.clone();
         let script = json!([
             { "until": ["training", "worker/1"], "keys": "p" },
+            { "until": ["pause the run? p again"], "keys": "p" },
             { "until": ["paused: what is under way"] },
             { "until": ["the run has stopped after step", "finished"], "keys": "p" },
             { "until": ["there is nothing to pause"], "keys": "q" },

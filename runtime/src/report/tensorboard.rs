@@ -123,12 +123,16 @@ impl<F: Tail> Events<F> {
         self.start(now, step);
         // A tensor at a time: a record is small, whatever the model is.
         for tensor in tensors {
-            let name = &tensor.name;
-            let mut told = vec![(format!("parameters/{name}"), Value::Histogram(&tensor.values))];
-            if let Some(gradient) = &tensor.gradient {
-                told.push((format!("gradients/{name}"), Value::Histogram(gradient)));
+            let spreads = [("parameters", Some(&tensor.values)), ("gradients", tensor.gradient.as_ref())];
+            // Where nothing is finite there is no bucket, and readers have no word for that.
+            let told: Vec<_> = spreads
+                .into_iter()
+                .filter_map(|(kind, spread)| Some((kind, spread.filter(|spread| spread.count > 0)?)))
+                .map(|(kind, spread)| (format!("{kind}/{}", tensor.name), Value::Histogram(spread)))
+                .collect();
+            if !told.is_empty() {
+                self.tell(&event::values(wall(now), step, &told));
             }
-            self.tell(&event::values(wall(now), step, &told));
         }
     }
 
@@ -190,6 +194,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
+    use testudo_actors::histogram::{Histogram, Tally};
+
     use super::*;
 
     /// The bytes of the records in `file`, which must be whole.
@@ -236,6 +242,26 @@ mod tests {
         drop(Events::begin(&at, now - Duration::from_secs(90)).unwrap());
         let names = std::fs::read_dir(&at).unwrap().map(|entry| last(&entry.unwrap().path()));
         assert_eq!(names.max().unwrap(), format!("{stem}.003"));
+    }
+
+    /// A tensor in which nothing is finite has no histogram.
+    #[test]
+    fn what_is_nowhere_finite_is_left_out() {
+        let spread = |values: [f32; 2]| {
+            let mut tally = Tally::default();
+            tally.count(values);
+            tally.histogram()
+        };
+        let (finite, none) = (spread([1.0, f32::NAN]), spread([f32::NAN, f32::INFINITY]));
+        let tensor = |values: &Histogram, gradient: &Histogram| TensorSpread {
+            name: "w".into(),
+            values: values.clone(),
+            gradient: Some(gradient.clone()),
+        };
+        let mut events = Events::new(Small(Vec::new(), 1 << 20));
+        events.spread(UNIX_EPOCH, 7, &[tensor(&none, &none), tensor(&finite, &none)]);
+        let told = [("parameters/w".to_owned(), Value::Histogram(&finite))];
+        assert_eq!(records(&events.file.0), [event::started(0.0, 7), event::values(0.0, 7, &told)]);
     }
 
     /// A disk with so much room.

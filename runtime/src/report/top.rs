@@ -6,6 +6,7 @@
 //!    width or turn the direction of writing.
 //! 3. What does not fit is said to be left out, in place of being cut off.
 //! 4. However long it is looked at, what is kept is bounded.
+//! 5. What changes the run takes two keys: the first asks, the same again does it, and any other takes the question back.
 
 mod nodes;
 mod screen;
@@ -27,7 +28,7 @@ const RATE_SHARE: f64 = 0.2;
 pub enum Key {
     /// Leave.
     Quit,
-    /// Pause the run, or let it go on.
+    /// Pause the run, or let it go on: at the second time.
     Pause,
     /// Sort nodes by the next column.
     Sort,
@@ -68,6 +69,8 @@ pub struct Top {
     /// Nodes that are scrolled past.
     skipped: usize,
     is_help: bool,
+    /// What a second press of the same key does.
+    asked: Option<Wish>,
     /// What became of the last command, or what was asked.
     said: Option<Answered>,
     /// Why no more reports come.
@@ -89,6 +92,7 @@ impl Top {
             sort: Sort::Node,
             skipped: 0,
             is_help: false,
+            asked: None,
             said: None,
             lost: None,
         }
@@ -144,6 +148,7 @@ impl Top {
 
     /// A key was pressed.
     pub fn press(&mut self, key: Key) -> Option<Wish> {
+        let asked = self.asked.take();
         match key {
             Key::Quit => return Some(Wish::Quit),
             Key::Help => self.is_help = !self.is_help,
@@ -160,11 +165,15 @@ impl Top {
             }
             Key::Pause => {
                 let is_paused = self.report.as_ref()?.paused;
-                let (wish, asked) = match is_paused {
+                let (wish, said) = match is_paused {
                     true => (Wish::Resume, "asked the scheduler to go on"),
                     false => (Wish::Pause, "asked the scheduler to pause"),
                 };
-                self.said = Some(Ok(asked.into()));
+                if asked != Some(wish) {
+                    self.asked = Some(wish);
+                    return None;
+                }
+                self.said = Some(Ok(said.into()));
                 return Some(wish);
             }
         }

@@ -5,7 +5,7 @@ use ratatui::text::{Line, Span};
 use testudo_actors::message::{Finished, MemberRole, Outcome, StatusReport};
 
 use super::series::Series;
-use super::{Top, nodes};
+use super::{Top, Wish, nodes};
 use crate::report::human;
 use crate::report::status::plain;
 
@@ -47,12 +47,7 @@ pub fn lines(top: &Top, (width, height): (u16, u16), color: bool) -> Vec<Line<'s
         lines.push(pen.line(Tone::Heading, if top.is_help { " ? back   q quit" } else { " q quit" }));
         return lines;
     };
-    let mut lines = vec![title(pen, top, report), bar(pen, report)];
-    curves(pen, top, report, curve(height), &mut lines);
-    lines.push(pen.line(Tone::Plain, &evaluated(report)));
-    lines.push(pen.line(Tone::Quiet, &members(report)));
-    lines.extend(trouble(pen, top, report));
-    lines.push(Line::default());
+    let mut lines = head(pen, top, report, height);
     let foot = foot(pen, top, report);
     table(pen, top, report, height.saturating_sub(lines.len() + foot.len()), &mut lines);
     lines.resize(height - foot.len(), Line::default());
@@ -65,10 +60,20 @@ pub(super) fn most_skipped(top: &Top, (width, height): (u16, u16)) -> usize {
     let (width, height) = (usize::from(width), usize::from(height));
     let Some(report) = &top.report else { return 0 };
     let pen = Pen { width, color: false };
-    // Title, bar, headings of the curves, two lines below them, an empty one, and the foot.
-    let others = 9 + curve(height) + trouble(pen, top, report).len();
+    let others = head(pen, top, report, height).len() + foot(pen, top, report).len();
     let table = nodes::table(report, top.sort, width.saturating_sub(1));
     table.rows.len().saturating_sub(rows(&table, height.saturating_sub(others)))
+}
+
+/// What stands above the nodes, on a terminal of that height.
+fn head(pen: Pen, top: &Top, report: &StatusReport, height: usize) -> Vec<Line<'static>> {
+    let mut lines = vec![title(pen, top, report), bar(pen, report)];
+    curves(pen, top, report, curve(height), &mut lines);
+    lines.push(pen.line(Tone::Plain, &evaluated(report)));
+    lines.push(pen.line(Tone::Quiet, &members(report)));
+    lines.extend(trouble(pen, top, report));
+    lines.push(Line::default());
+    lines
 }
 
 /// Lines of a curve on a terminal of that height.
@@ -302,6 +307,8 @@ fn foot(pen: Pen, top: &Top, report: &StatusReport) -> Vec<Line<'static>> {
         }
     };
     let said = match &top.said {
+        _ if top.asked == Some(Wish::Pause) => pen.line(Tone::Notice, " pause the run? p again"),
+        _ if top.asked == Some(Wish::Resume) => pen.line(Tone::Notice, " let the run go on? p again"),
         Some(Ok(done)) => pen.line(Tone::Plain, &format!(" {done}")),
         Some(Err(why)) => pen.line(Tone::Notice, &format!(" refused by the scheduler: {why}")),
         None => Line::default(),
@@ -314,7 +321,7 @@ fn foot(pen: Pen, top: &Top, report: &StatusReport) -> Vec<Line<'static>> {
 fn help(pen: Pen) -> Vec<Line<'static>> {
     const TEXT: [(&str, &str); 17] = [
         ("q", "leave; the run goes on. So do Esc and Ctrl-C"),
-        ("p", "let the steps under way end and begin no other; again: go on"),
+        ("p", "twice: end the steps under way and begin no other, or go on again"),
         ("s", "sort nodes by the next column: those behind, silent or full first"),
         ("up, down", "look at more nodes than fit"),
         ("", ""),

@@ -155,13 +155,19 @@ fn keys_ask_for_what_they_say() {
     let mut top = Top::new("mnist");
     assert_eq!(top.press(Key::Pause), None, "nothing is known yet");
     top.told(0.0, report(10));
+    let asks = |top: &Top, question: &str| screen(top, (80, 24)).join("\n").contains(question);
+    assert_eq!(top.press(Key::Pause), None);
+    assert!(asks(&top, " pause the run? p again"));
     assert_eq!(top.press(Key::Pause), Some(Wish::Pause));
+    assert!(!asks(&top, "p again") && asks(&top, "asked the scheduler to pause"));
     top.told(1.0, StatusReport { paused: true, ..report(12) });
     let text = screen(&top, (80, 24)).join("\n");
     assert!(
         text.contains("paused") && text.contains("p resume") && text.contains("asked the scheduler to pause")
     );
     assert!(!text.contains("left"), "nothing is known of how long a pause takes: {text}");
+    assert_eq!(top.press(Key::Pause), None);
+    assert!(asks(&top, " let the run go on? p again"));
     assert_eq!(top.press(Key::Pause), Some(Wish::Resume));
     top.press(Key::Help);
     assert_eq!(top.press(Key::Pause), None, "help hides what the key would do");
@@ -177,6 +183,26 @@ fn keys_ask_for_what_they_say() {
     top.lost("the connection to the scheduler was lost".into());
     assert!(top.is_over() && top.press(Key::Pause).is_none());
     assert!(screen(&top, (80, 24)).join("\n").contains("the connection to the scheduler was lost"));
+}
+
+/// Invariant 5: what was asked is not done when another key comes between, when help hides the question, or when the run has been
+/// paused by somebody else since.
+#[test]
+fn what_changes_the_run_takes_two_keys() {
+    for between in [Key::Sort, Key::Help, Key::Up, Key::Down] {
+        let mut top = top();
+        assert_eq!([Key::Pause, between].map(|key| top.press(key)), [None; 2]);
+        if between == Key::Help {
+            assert_eq!([Key::Pause, Key::Help].map(|key| top.press(key)), [None; 2]);
+        }
+        assert!(!screen(&top, (80, 24)).join("\n").contains("p again"), "{between:?}");
+        assert_eq!(top.press(Key::Pause), None, "{between:?}");
+        assert_eq!(top.press(Key::Pause), Some(Wish::Pause));
+    }
+    let mut top = top();
+    assert_eq!(top.press(Key::Pause), None);
+    top.told(31.0, StatusReport { paused: true, ..report(1_300) });
+    assert_eq!([Key::Pause; 2].map(|key| top.press(key)), [None, Some(Wish::Resume)]);
 }
 
 /// What matters is first, whatever it is sorted by, and members that are alike keep their order.
