@@ -46,6 +46,7 @@ pub mod plan;
 pub mod policy;
 pub mod replay;
 mod revoke;
+mod sampled;
 pub mod scheduler;
 pub mod server;
 mod signer;

@@ -14,8 +14,10 @@ use testudo_transport::WireError;
 
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
-pub use report::{HeadName, NodeLoss, PartOutcome, StepTimes, TensorHistograms};
-pub use status::{Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, Timeline, Waiting};
+pub use report::{HeadName, NodeLoss, PartOutcome, ServedStep, StepTimes, TensorHistograms};
+pub use status::{
+    Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, ServerSpan, Timeline, Waiting, WorkerSpan,
+};
 
 use crate::audit::Refusal;
 use crate::incarnation::Secret;
@@ -140,6 +142,8 @@ bodies! {
         waiting: Option<Waiting>,
         /// What it holds for its peers, and what it turned away.
         load: Load,
+        /// Of a server: when it worked for one of the steps that it completed since its last heartbeat.
+        served: Option<ServedStep>,
     }
     /// The scheduler asks a worker to evaluate part of the test set.
     9 Evaluate {

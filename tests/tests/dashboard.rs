@@ -200,7 +200,7 @@ fn a_link_opens_the_page_once_and_nobody_else_is_told_anything() {
     assert!(again.body.contains("used already") && again.body.contains("dashboard.url"), "{}", again.body);
 
     // With the session, everything; without it, nothing.
-    let names = ["", "dashboard.js", "charts.js", "nodes.js", "words.js", "state"];
+    let names = ["", "dashboard.js", "charts.js", "nodes.js", "timeline.js", "words.js", "state"];
     for name in names {
         assert_eq!(opened.own(name).status, 200, "{name}");
     }
@@ -275,7 +275,8 @@ fn events_follow_the_run_to_its_end_and_wait_for_nobody() {
     };
     let mut seen = steps_of(&first);
     let mut later = first;
-    while seen.len() < 60 || later["timeline"].is_null() || later["curves"]["tests"] == json!([]) {
+    let told = |event: &Value, who: &str| event["timeline"][who].as_array().map_or(0, Vec::len);
+    while seen.len() < 60 || told(&later, "servers") < 2 || later["curves"]["tests"] == json!([]) {
         later = event(&mut events).unwrap();
         // Points that have been merged since come anew.
         if later["curves"]["whole"] == true {
@@ -294,6 +295,20 @@ fn events_follow_the_run_to_its_end_and_wait_for_nobody() {
         ["worker/0", "worker/1"]
     );
     assert!(workers.iter().all(|w| w["compute_us"].as_u64().unwrap() > 0), "{workers:?}");
+    let servers = later["timeline"]["servers"].as_array().unwrap();
+    assert_eq!(
+        servers.iter().map(|s| s["node"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["server/0", "server/1"],
+        "of the step that all workers told of"
+    );
+    for (node, moments) in workers
+        .iter()
+        .map(|worker| (worker, ["ready_at_us", "began_at_us", "ended_at_us"]))
+        .chain(servers.iter().map(|server| (server, ["first_at_us", "last_at_us", "done_at_us"])))
+    {
+        let moments = moments.map(|moment| node[moment].as_i64().unwrap());
+        assert!(moments.is_sorted(), "{node}");
+    }
     run.until("a server that says what it spent", |_| {
         let nodes = page.state()["status"]["nodes"].as_array().unwrap().clone();
         nodes.iter().any(|n| n["load"]["busy_us"].as_u64().unwrap() > 0).then_some(())

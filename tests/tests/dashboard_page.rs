@@ -38,8 +38,11 @@ fn a_browser_shows_the_run_and_asks_for_nothing_elsewhere() {
     let names: Vec<&str> =
         seen["nodes"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap()).collect();
     assert_eq!(names, ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"]);
-    assert!(number("/stages") >= 8, "three stages of each worker, one of each server: {seen}");
-    assert!(seen["bars"][0].as_str().unwrap().contains("compute"), "{seen}");
+    assert!(number("/stages") >= 8, "three stages of each worker, two of each server: {seen}");
+    for (bar, stages) in [(0, ["wait", "compute", "send"]), (3, ["from", "collect", "update"])] {
+        let bar = seen["bars"][bar].as_str().unwrap();
+        assert!(stages.iter().all(|stage| bar.contains(stage)), "{seen}");
+    }
     let address = seen["address"].as_str().unwrap();
     assert!(address.len() == 24 && !address.contains(&token), "{address}");
     assert_eq!(seen["cookies"], "", "no script can read the session's");
@@ -141,6 +144,47 @@ fn what_others_say_is_text_in_the_page() {
     assert_eq!((made, tripped), (json!(0), json!("undefined")));
     let seen = browser.look();
     assert_eq!((&seen["blocked"], &seen["errors"]), (&json!([]), &json!([])), "{seen}");
+    operate("stop", &dir, &[]).succeeded().stdout.clear();
+    run.wait().succeeded().stdout.clear();
+}
+
+/// The timeline has a bar for each node of the step, whose stages stand where they were, on one scale.
+#[test]
+fn bars_stand_where_their_moments_are() {
+    let place = Place::new();
+    let (mut run, dir) = place.start("run", &OPTIONS);
+    run.until_steps(5);
+    let (host, token) = link(&mut run);
+    let Some(mut browser) = Browser::open(&format!("{host}/open#{token}")) else { return };
+    browser.until("document.querySelectorAll('#nodes tbody tr').length === 5");
+    let mut event = browser.ask("run", "fetch('state').then((answer) => answer.json())");
+    let worker = |index: u32, ready: i64, began: i64, ended: i64| {
+        json!({
+            "node": format!("worker/{index}"), "wait_us": 500, "compute_us": 1, "send_us": 1_000,
+            "ready_at_us": ready, "began_at_us": began, "ended_at_us": ended,
+        })
+    };
+    event["timeline"] = json!({
+        "step": 1_234,
+        "duration_us": 9_000,
+        "workers": [worker(0, -500, 1_000, 5_000), worker(1, 2_000, 2_500, 9_000)],
+        "servers": [{ "node": "server/0", "first_at_us": 4_000, "last_at_us": 8_500, "done_at_us": 8_510 }],
+    });
+    browser.ask("play", json!([event]));
+    browser.until("document.querySelector('#timeline-said').textContent.startsWith('Step 1,234,')");
+    let rects = "[...document.querySelectorAll('#timeline .bar')].map((bar) => [...bar.querySelectorAll('rect')].map((rect) => \
+                 [rect.getAttribute('class'), rect.getAttribute('x'), rect.getAttribute('width')].join(' ')))";
+    // From a millisecond before the step was opened to nine after.
+    assert_eq!(
+        browser.ask("run", rects),
+        json!([
+            ["stage wait 0% 5%", "stage compute 20% 30%", "stage send 50% 10%"],
+            ["stage wait 25% 5%", "stage compute 35% 55%", "stage send 90% 10%"],
+            ["stage collect 50% 45%", "stage update 95% 0.3%"],
+        ])
+    );
+    let seen = browser.look();
+    assert_eq!(seen["bars"][0], "worker/0from -1.00: wait 0.50 · compute 3.00 · send 1.00 ms", "{seen}");
     operate("stop", &dir, &[]).succeeded().stdout.clear();
     run.wait().succeeded().stdout.clear();
 }

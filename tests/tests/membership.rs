@@ -165,7 +165,7 @@ fn line_13_a_stall_has_a_name() {
         }
         stage.push(0, 0, FIRST, 1.0).await;
         // Worker 1 lives and does nothing.
-        let idle = Heartbeat { step: 0, waiting: None, load: Load::default() };
+        let idle = Heartbeat { step: 0, waiting: None, load: Load::default(), served: None };
         let stalled = loop {
             for member in &mut stage.members {
                 member.tell(&idle).await;

@@ -45,7 +45,7 @@ pub struct NodeLoss {
     pub examples: u64,
 }
 
-/// Where a worker's step went, in microseconds.
+/// Where a worker's step went, in microseconds, and when: moments are counted back from when this is said, since no two clocks agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTimes {
     /// Forward and backward passes.
@@ -54,6 +54,23 @@ pub struct StepTimes {
     pub send_us: u64,
     /// Waiting for the step's parameters before it began.
     pub wait_us: u64,
+    /// How long ago all of the step's parameters were there.
+    pub ready_ago_us: u64,
+    /// How long ago its computing began.
+    pub began_ago_us: u64,
+}
+
+/// When a server worked for a step that it has completed, in microseconds, counted back from when this is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedStep {
+    /// The step, from 0.
+    pub step: u64,
+    /// How long ago the first contribution to it came.
+    pub first_ago_us: u64,
+    /// How long ago the last one came.
+    pub last_ago_us: u64,
+    /// How long ago all of the server's slices were updated, and who waited for them was answered.
+    pub done_ago_us: u64,
 }
 
 /// How what a server keeps of one tensor is spread at one version.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Member, StepTimes};
+use super::Member;
 use crate::placement::SliceId;
 use crate::tree::Node;
 
@@ -93,15 +93,51 @@ pub struct NodeStatus {
     pub load: Load,
 }
 
-/// Where the time of a complete step went, worker by worker.
+/// When a complete step was worked on, node by node. Moments are microseconds since the scheduler opened the step, which is when it let
+/// workers begin it, by the scheduler's clock: a node says how long ago something was, and the scheduler places it by when it hears that.
+/// So what a message takes on its way is part of every moment, and no clocks need agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// The step, from 0.
     pub step: u64,
     /// Microseconds since the step before was complete.
     pub duration_us: u64,
-    /// What each worker that took part reported, by its index, in ascending order.
-    pub workers: Vec<(u32, StepTimes)>,
+    /// What each worker that took part reported, in the order of their indices.
+    pub workers: Vec<WorkerSpan>,
+    /// What servers told of this very step, in the order of their indices.
+    pub servers: Vec<ServerSpan>,
+}
+
+/// A worker's part of a step, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSpan {
+    /// The worker's index.
+    pub worker: u32,
+    /// How long it waited for the step's parameters, until `ready_at_us`.
+    pub wait_us: u64,
+    /// How long forward and backward passes took, from `began_at_us` on.
+    pub compute_us: u64,
+    /// How long it took from the end of the backward pass until `ended_at_us`.
+    pub send_us: u64,
+    /// When all of the step's parameters were there.
+    pub ready_at_us: i64,
+    /// When its computing began.
+    pub began_at_us: i64,
+    /// When its last push was acknowledged.
+    pub ended_at_us: i64,
+}
+
+/// A server's part of a step: moments, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerSpan {
+    /// The server's index.
+    pub server: u32,
+    /// When the first contribution came.
+    pub first_at_us: i64,
+    /// When the last contribution came.
+    pub last_at_us: i64,
+    /// When all of its slices were updated, and who waited for them was answered.
+    pub done_at_us: i64,
 }
 
 /// Where a run is.

@@ -47,6 +47,7 @@ use crate::scheduler::evaluations::Evaluations;
 use crate::scheduler::parameters::Parameters;
 use crate::scheduler::progress::Progress;
 use crate::scheduler::tasks::Tasks;
+use crate::scheduler::timeline::Timelines;
 use crate::scheduler::weighing::WholeGradients;
 use crate::time::Time;
 use crate::tree::ReductionTree;
@@ -96,6 +97,7 @@ pub struct SchedulerCore<C> {
     stop_at: Option<u64>,
     paused: bool,
     progress: Progress,
+    timelines: Timelines,
     checkpoints: Checkpoints,
     parameters: Parameters,
     gradients: WholeGradients,
@@ -125,6 +127,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         let tree = job.tree();
         SchedulerCore {
             progress: Progress::new(tree, &job),
+            timelines: Timelines::new(&job),
             checkpoints: Checkpoints::new(&job),
             parameters: Parameters::new(&job),
             gradients: WholeGradients::new(&job),
@@ -182,7 +185,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             Input::NodeDone { worker, done } => self.node_done(now, worker, done),
             Input::Heartbeat { member, heartbeat } => {
                 if let Some(joined) = self.hear(now, member) {
+                    let served = heartbeat.served.filter(|_| member.role == MemberRole::Server);
                     joined.said = Some(heartbeat);
+                    served.into_iter().for_each(|served| self.timelines.served(now, member.index, served));
                 }
             }
             Input::Evaluated { worker, result } => self.evaluated(now, worker, &result),
@@ -212,6 +217,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
         self.look(now);
         self.tell_moved();
+        if self.phase == Phase::Training {
+            self.timelines.open(now, self.until);
+        }
     }
 
     /// The next thing to be done.

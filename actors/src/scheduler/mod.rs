@@ -14,6 +14,7 @@ mod refusals;
 mod residuals;
 mod revoke;
 mod tasks;
+mod timeline;
 mod weighing;
 
 pub use core::{Command, Effect, Input, LEASED_AHEAD, SchedulerCore, ToMember};

@@ -12,7 +12,7 @@ use testudo_kernels::Distortion;
 use crate::audit::{Entry, Head};
 use crate::checkpoint::{Committed, Ledger, PartSource};
 use crate::job::{JobSpec, Resume};
-use crate::message::{Evaluated, NodeDone, NodeLoss, StepTimes, Timeline};
+use crate::message::{Evaluated, NodeDone, NodeLoss};
 use crate::scheduler::histograms::TensorSpread;
 use crate::time::Time;
 use crate::tree::{Node, Partials, ReductionTree};
@@ -99,8 +99,6 @@ struct Open {
     bytes_sent: u64,
     bytes_received: u64,
     pushed: Distortion,
-    /// By worker: as many at most as there are logical shards, each of which is reported once a step.
-    times: BTreeMap<u32, StepTimes>,
 }
 
 /// Follows the steps of a run.
@@ -124,8 +122,6 @@ pub(super) struct Progress {
     samples_before: u64,
     pub(super) last_loss: Option<f64>,
     pushed: Distortion,
-    /// Of the last complete step that a worker has told the times of.
-    pub(super) timeline: Option<Timeline>,
 }
 
 /// How fast the displayed rate forgets: a step counts for this share of it.
@@ -151,7 +147,6 @@ impl Progress {
             samples_before: resume.map_or(0, |r| r.samples),
             last_loss: resume.and_then(|r| r.last_loss),
             pushed: Distortion::default(),
-            timeline: None,
         }
     }
 
@@ -203,8 +198,8 @@ impl Progress {
         self.owed.get(shards).is_some_and(|shards| shards.iter().all(|owed| *owed <= step))
     }
 
-    /// Takes a report of nodes that `worker` held. Whether a node is the worker's is the core's to check.
-    pub(super) fn report(&mut self, worker: u32, done: &NodeDone) {
+    /// Takes a report of nodes. Whether a node is the worker's is the core's to check.
+    pub(super) fn report(&mut self, done: &NodeDone) {
         let open = self.open.entry(done.step).or_default();
         for loss in &done.nodes {
             for owed in
@@ -223,17 +218,7 @@ impl Progress {
             open.whole = open.whole.or(whole);
         }
         open.pushed.add(done.pushed);
-        if done.times.compute_us > 0 {
-            open.reports += 1;
-            let times = open.times.entry(worker).or_default();
-            for (total, part) in [
-                (&mut times.compute_us, done.times.compute_us),
-                (&mut times.send_us, done.times.send_us),
-                (&mut times.wait_us, done.times.wait_us),
-            ] {
-                *total = total.saturating_add(part);
-            }
-        }
+        open.reports += u64::from(done.times.compute_us > 0);
         for (total, part) in [
             (&mut open.compute_us, done.times.compute_us),
             (&mut open.send_us, done.times.send_us),
@@ -284,10 +269,6 @@ impl Progress {
             self.last_loss = Some(loss);
         }
         let reports = open.reports.max(1) as f64;
-        if !open.times.is_empty() {
-            let workers = open.times.into_iter().collect();
-            self.timeline = Some(Timeline { step, duration_us: (seconds * 1e6) as u64, workers });
-        }
         Some(StepSummary {
             step,
             epoch,

@@ -7,6 +7,8 @@
 //! 5. Only the leases of the current membership epoch count; what a former holder still sends is refused, and what it still waits
 //!    for is forgotten.
 
+mod served;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use crate::placement::{Slice, SliceId, SliceMap};
 use crate::server::Updated;
 use crate::time::Time;
 use crate::tree::{Node, ReductionTree};
+use served::Served;
 
 /// Pulls of one slice that may wait for one worker: its own, and what a former incarnation may have left behind.
 const WAITING_PULLS: usize = 2;
@@ -184,6 +187,7 @@ pub struct ServerCore<T, V> {
     ready_owed: Option<u64>,
     heartbeat: Duration,
     next_heartbeat: Time,
+    served: Served,
     effects: VecDeque<Effect<T, V>>,
 }
 
@@ -197,7 +201,7 @@ impl<T, V> ServerCore<T, V> {
         first: u64,
         heartbeat: Duration,
     ) -> ServerCore<T, V> {
-        let slices = map
+        let slices: Vec<Option<SliceState<T>>> = map
             .slices()
             .iter()
             .map(|slice| {
@@ -212,6 +216,7 @@ impl<T, V> ServerCore<T, V> {
             .collect();
         ServerCore {
             tree,
+            served: Served::new(slices.iter().flatten().count()),
             slices,
             map,
             epoch: 0,
@@ -245,16 +250,16 @@ impl<T, V> ServerCore<T, V> {
                     self.effects.push_back(Effect::Ready { epoch, version });
                 }
             }
-            Input::Push(push) => self.push(push),
+            Input::Push(push) => self.push(now, push),
             Input::Pull { worker, reply, pull } => self.pull(worker, reply, &pull),
-            Input::Stored { slice, step, node, updated } => self.stored(slice, step, node, updated),
-            Input::Combined { updated } => updated.into_iter().for_each(|updated| self.updated(updated)),
+            Input::Stored { slice, step, node, updated } => self.stored(now, slice, step, node, updated),
+            Input::Combined { updated } => updated.into_iter().for_each(|updated| self.updated(now, updated)),
             Input::Unusable { slice, step, node, reason } => self.unusable(slice, step, node, &reason),
             Input::Tick => {}
         }
         if now >= self.next_heartbeat {
             self.next_heartbeat = now.after(self.heartbeat);
-            let heartbeat = self.status();
+            let heartbeat = Heartbeat { served: self.served.tell(now), ..self.status() };
             self.effects.push_back(Effect::Heartbeat(heartbeat));
         }
     }
@@ -305,7 +310,7 @@ impl<T, V> ServerCore<T, V> {
         self.slices.get_mut(at)?.as_mut()
     }
 
-    fn push(&mut self, input: PushInput<T, V>) {
+    fn push(&mut self, now: Time, input: PushInput<T, V>) {
         let PushInput { worker, reply, push, values, bytes, digest } = input;
         match self.judge(worker, &push, bytes, digest) {
             Ok(Verdict::New) => {
@@ -319,6 +324,7 @@ impl<T, V> ServerCore<T, V> {
                     });
                 }
                 let Push { slice, step, node, .. } = push;
+                self.served.came(now, step);
                 self.effects.push_back(Effect::Store { slice, step, node, values });
             }
             Ok(Verdict::Duplicate) => self.effects.push_back(Effect::Accept { reply, duplicate: true }),
@@ -409,7 +415,7 @@ impl<T, V> ServerCore<T, V> {
         self.effects.push_back(Effect::RefusePull { reply, reason: refusal });
     }
 
-    fn stored(&mut self, id: SliceId, step: u64, node: Node, updated: Option<Updated>) {
+    fn stored(&mut self, now: Time, id: SliceId, step: u64, node: Node, updated: Option<Updated>) {
         let Some(state) = self.state(id) else { return };
         if step != state.version {
             return;
@@ -422,12 +428,12 @@ impl<T, V> ServerCore<T, V> {
             }
         }
         if let Some(updated) = updated {
-            self.updated(updated);
+            self.updated(now, updated);
         }
     }
 
     /// Slices have gone to their next version: what made it is remembered, and who waited for it is answered.
-    fn updated(&mut self, Updated { version, slices }: Updated) {
+    fn updated(&mut self, now: Time, Updated { version, slices }: Updated) {
         for slice in slices {
             let Some(state) = self.state(slice) else { continue };
             state.version = version;
@@ -438,6 +444,7 @@ impl<T, V> ServerCore<T, V> {
             for (_, version, reply) in due {
                 self.effects.push_back(Effect::Answer { reply, slice, version });
             }
+            self.served.updated(now, version);
         }
     }
 
@@ -463,13 +470,13 @@ impl<T, V> ServerCore<T, V> {
         };
         let all = || self.slices.iter().flatten();
         let Some(version) = all().map(|s| s.version).min() else {
-            return Heartbeat { step: 0, waiting: None, load: Load::default() };
+            return Heartbeat { step: 0, waiting: None, load: Load::default(), served: None };
         };
         let mut behind = all().filter(|s| s.version == version);
         let waiting = behind.find_map(|s| {
             missing(s).map(|node| Waiting { slice: s.slice.id, step: version, missing: Some(node) })
         });
-        Heartbeat { step: version, waiting, load: Load::default() }
+        Heartbeat { step: version, waiting, load: Load::default(), served: None }
     }
 }
 

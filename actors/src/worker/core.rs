@@ -33,6 +33,10 @@ struct Batch {
     nodes: Vec<Node>,
     losses: Vec<NodeLoss>,
     unacknowledged: usize,
+    /// When the step's parameters were there, and when computing began.
+    ready: Time,
+    began: Time,
+    wait_us: u64,
     compute_us: u64,
     pushed: Distortion,
     computed_at: Option<Time>,
@@ -68,6 +72,8 @@ pub struct WorkerCore<V> {
     codecs: Codecs,
     exact: Exact,
     waiting_since: Time,
+    /// When the adopted version was there, and how long it was waited for.
+    ready: Time,
     wait_us: u64,
     heartbeat: Duration,
     next_heartbeat: Time,
@@ -110,6 +116,7 @@ impl<V> WorkerCore<V> {
             codecs: Codecs::default(),
             exact: Exact::default(),
             waiting_since: Time::default(),
+            ready: Time::default(),
             wait_us: 0,
             heartbeat,
             next_heartbeat: Time::default(),
@@ -247,7 +254,7 @@ impl<V> WorkerCore<V> {
             }
         }
         if under_way {
-            self.compute(version, taken_over);
+            self.compute(now, version, taken_over);
         }
         for (step, nodes) in complete {
             self.effects.push_back(Effect::Report(NodeDone {
@@ -335,7 +342,10 @@ impl<V> WorkerCore<V> {
             self.arrivals = 0;
             self.arrived.fill(false);
             self.version = Some(version);
-            self.wait_us = now.since(self.waiting_since).as_micros() as u64;
+            self.ready = now;
+            // What is there before the last push of the step before is acknowledged was never waited for.
+            let waited = if self.batches.is_empty() { now.since(self.waiting_since) } else { Duration::ZERO };
+            self.wait_us = waited.as_micros() as u64;
             self.effects.push_back(Effect::Adopt { version });
             self.begin(now);
             self.carry_out_orders();
@@ -355,11 +365,11 @@ impl<V> WorkerCore<V> {
         if nodes.is_empty() {
             self.pull_all(version + 1);
         } else {
-            self.compute(version, nodes);
+            self.compute(now, version, nodes);
         }
     }
 
-    fn compute(&mut self, step: u64, nodes: Vec<Node>) {
+    fn compute(&mut self, now: Time, step: u64, nodes: Vec<Node>) {
         if nodes.is_empty() {
             return;
         }
@@ -367,6 +377,9 @@ impl<V> WorkerCore<V> {
             unacknowledged: nodes.len() * self.map.slices().len(),
             nodes: nodes.clone(),
             losses: Vec::new(),
+            ready: self.ready,
+            began: now,
+            wait_us: std::mem::take(&mut self.wait_us),
             compute_us: 0,
             pushed: Distortion::default(),
             computed_at: None,
@@ -414,14 +427,16 @@ impl<V> WorkerCore<V> {
             self.batches.remove(&step);
         }
         self.waiting_since = now;
-        let send = batch.computed_at.map_or(Duration::ZERO, |at| now.since(at));
+        let since = |then: Time| now.since(then).as_micros() as u64;
         self.effects.push_back(Effect::Report(NodeDone {
             step,
             nodes: batch.losses,
             times: StepTimes {
                 compute_us: batch.compute_us,
-                send_us: send.as_micros() as u64,
-                wait_us: std::mem::take(&mut self.wait_us),
+                send_us: batch.computed_at.map_or(0, since),
+                wait_us: batch.wait_us,
+                ready_ago_us: since(batch.ready),
+                began_ago_us: since(batch.began),
             },
             bytes_sent: 0,
             bytes_received: 0,
@@ -444,7 +459,7 @@ impl<V> WorkerCore<V> {
         );
         let waiting =
             missing.filter(|_| !computing).map(|(slice, _)| Waiting { slice: slice.id, step, missing: None });
-        Heartbeat { step, waiting, load: Load::default() }
+        Heartbeat { step, waiting, load: Load::default(), served: None }
     }
 }
 

@@ -133,21 +133,33 @@ impl Feed {
     }
 }
 
-/// Where the last complete step's time went, steps counted from 1.
+/// When one of the last steps was worked on, steps counted from 1.
 fn timeline(report: &StatusReport) -> Option<Value> {
     let timeline = report.timeline.as_ref()?;
-    let workers = timeline.workers.iter().map(|(worker, times)| {
+    let workers = timeline.workers.iter().map(|span| {
         json!({
-            "node": format!("worker/{worker}"),
-            "wait_us": times.wait_us,
-            "compute_us": times.compute_us,
-            "send_us": times.send_us,
+            "node": format!("worker/{}", span.worker),
+            "wait_us": span.wait_us,
+            "compute_us": span.compute_us,
+            "send_us": span.send_us,
+            "ready_at_us": span.ready_at_us,
+            "began_at_us": span.began_at_us,
+            "ended_at_us": span.ended_at_us,
+        })
+    });
+    let servers = timeline.servers.iter().map(|span| {
+        json!({
+            "node": format!("server/{}", span.server),
+            "first_at_us": span.first_at_us,
+            "last_at_us": span.last_at_us,
+            "done_at_us": span.done_at_us,
         })
     });
     Some(json!({
         "step": timeline.step + 1,
         "duration_us": timeline.duration_us,
         "workers": workers.collect::<Vec<_>>(),
+        "servers": servers.collect::<Vec<_>>(),
     }))
 }
 

@@ -53,11 +53,12 @@ const PUBLIC: [Asset; 3] = [
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
 ];
-const PAGE: [Asset; 5] = [
+const PAGE: [Asset; 6] = [
     ("", HTML, include_str!("page/index.html")),
     ("dashboard.js", SCRIPT, include_str!("page/dashboard.js")),
     ("charts.js", SCRIPT, include_str!("page/charts.js")),
     ("nodes.js", SCRIPT, include_str!("page/nodes.js")),
+    ("timeline.js", SCRIPT, include_str!("page/timeline.js")),
     ("words.js", SCRIPT, include_str!("page/words.js")),
 ];
 

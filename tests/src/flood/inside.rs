@@ -103,9 +103,10 @@ impl Inside {
         let outbox = self.0.lock().unwrap().joined.as_ref()?.1.clone();
         let room = Arc::new(Semaphore::new(UNDER_WAY));
         let (kind, body) = match attack {
-            Attack::Heartbeats => {
-                (Heartbeat::KIND, Heartbeat { step: 0, waiting: None, load: Load::default() }.encode())
-            }
+            Attack::Heartbeats => (
+                Heartbeat::KIND,
+                Heartbeat { step: 0, waiting: None, load: Load::default(), served: None }.encode(),
+            ),
             _ => {
                 let nothing =
                     EvaluationResult { version: 0, first: 0, examples: 1, loss_sum: 1.0, correct: 1 };

@@ -183,7 +183,7 @@ async fn say(attacker: &Attacker, target: &Target, done: &Done) -> Option<()> {
     let endpoint = Endpoint::bind(&config, (*attacker.identity).clone(), policy).ok()?;
     let connection = endpoint.connect(target.address, &target.id).await.ok()?;
     let (mut sender, _replies) = connection.open(Class::Control, 0).await.ok()?;
-    let body = Heartbeat { step: 0, waiting: None, load: Load::default() }.encode();
+    let body = Heartbeat { step: 0, waiting: None, load: Load::default(), served: None }.encode();
     while done.goes_on() {
         sender.send(Outgoing::new(Heartbeat::KIND, 0, body.clone())).await.ok()?;
         done.add(1);

@@ -73,7 +73,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     fn of<B: Body>(name: &'static str, body: &B) -> (&'static str, u8, Vec<u8>) {
         (name, B::KIND, body.encode())
     }
-    let times = StepTimes { compute_us: 1, send_us: 2, wait_us: 300 };
+    let times = StepTimes { compute_us: 1, send_us: 2, wait_us: 300, ready_ago_us: 400, began_ago_us: 90 };
     let loss = NodeLoss { node: node(), loss_sum: 0.5, correct: 1, examples: 2 };
     let worker = MemberRole::Worker;
     vec![
@@ -89,7 +89,7 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
                 commitment: [7; 32],
             },
         ),
-        of("heartbeat", &Heartbeat { step: 9, waiting: None, load: Load::default() }),
+        of("heartbeat", &Heartbeat { step: 9, waiting: None, load: Load::default(), served: None }),
         of("ended", &testudo_actors::message::Ended { role: worker, index: 3, exit: "signal 9".into() }),
         of(
             "membership",

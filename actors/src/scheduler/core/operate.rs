@@ -43,10 +43,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
-    /// Where the time of the last complete step went.
+    /// When one of the last complete steps was worked on.
     #[must_use]
     pub fn timeline(&self) -> Option<Timeline> {
-        self.progress.timeline.clone()
+        self.timelines.shown().cloned()
     }
 
     /// Steps completed.

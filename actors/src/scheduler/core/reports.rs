@@ -47,10 +47,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.misbehaves(now, member, &what);
         }
         let done = NodeDone { nodes, ..done };
+        self.timelines.worked(now, worker, &done);
         if self.is_early(worker, &done) {
             return self.returning.keep(worker, done);
         }
-        self.progress.report(worker, &done);
+        self.progress.report(&done);
         self.count_early();
         self.complete(now);
     }
@@ -68,6 +69,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             if self.stalled.take().is_some() {
                 self.effects.push_back(Effect::Notice("training goes on".into()));
             }
+            self.timelines.completed(summary.step, summary.seconds);
             self.effects.push_back(Effect::Step(summary));
             self.passed();
             self.check_witness();

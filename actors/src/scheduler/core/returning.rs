@@ -292,10 +292,10 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         while let Some(at) =
             self.returning.early.iter().position(|(worker, done)| !self.is_early(*worker, done))
         {
-            let (worker, mut done) = self.returning.early.remove(at);
+            let (_, mut done) = self.returning.early.remove(at);
             done.nodes.retain(|loss| self.progress.owes_all(loss.node, done.step));
             if !done.nodes.is_empty() {
-                self.progress.report(worker, &done);
+                self.progress.report(&done);
             }
         }
     }

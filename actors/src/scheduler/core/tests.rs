@@ -236,7 +236,7 @@ fn notices(effects: &[Effect<u32>]) -> String {
 }
 
 fn idle() -> Heartbeat {
-    Heartbeat { step: 0, waiting: None, load: Load::default() }
+    Heartbeat { step: 0, waiting: None, load: Load::default(), served: None }
 }
 
 const LEFT: Node = Node { first: 0, leaves: 2 };
@@ -417,7 +417,7 @@ fn a_stalled_step_says_what_it_waits_for() {
     let mut bench = Bench::training(job(2, 1));
     let slice = crate::placement::SliceId { parameter: 1, index: 3 };
     let waiting = Some(Waiting { slice, step: 0, missing: Some(RIGHT) });
-    let waiting = Heartbeat { step: 0, waiting, load: Load::default() };
+    let waiting = Heartbeat { step: 0, waiting, load: Load::default(), served: None };
     let members = [(server(0), waiting), (worker(0), idle()), (worker(1), idle())];
     let text = notices(&bench.pass(TIMEOUT * 2, &members));
     for part in ["no progress", "worker/1", "shards 2 to 3", "b (slice 3)", "step 0", "server/0"] {

@@ -1,7 +1,7 @@
 //! semantics.md, lines 1, 3 to 6 and 13, and the core's invariants, on the core alone.
 
 use super::*;
-use crate::message::ServerMember;
+use crate::message::{ServedStep, ServerMember};
 
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const A: [u8; 32] = [0xa; 32];
@@ -380,13 +380,43 @@ fn a_heartbeat_names_what_is_missing() {
     let waiting = |slice, step, node| Some(Waiting { slice, step, missing: Some(node) });
     assert_eq!(
         beat(&mut bench),
-        Heartbeat { step: 0, waiting: waiting(FIRST, 0, RIGHT), load: Load::default() }
+        Heartbeat { step: 0, waiting: waiting(FIRST, 0, RIGHT), load: Load::default(), served: None }
     );
     bench.push(1, 2, push(RIGHT, 0), B);
     bench.stored(RIGHT, 0, Some(1));
     assert_eq!(
         beat(&mut bench),
-        Heartbeat { step: 0, waiting: waiting(SHORT, 0, LEFT), load: Load::default() }
+        Heartbeat { step: 0, waiting: waiting(SHORT, 0, LEFT), load: Load::default(), served: None }
     );
     assert_eq!(bench.core.poll_timeout(), Some(bench.now.after(HEARTBEAT)));
+}
+
+/// Invariant 1 of `served.rs`, by the core's own inputs: from the first contribution that counts to the last slice's update.
+#[test]
+fn a_heartbeat_tells_when_a_step_was_served() {
+    let mut bench = Bench::new();
+    let at = |milliseconds| Time::default().after(Duration::from_millis(milliseconds));
+    let short = |node| Push { slice: SHORT, ..push(node, 0) };
+    for (moment, worker, push) in [
+        (10, 0, push(LEFT, 0)),
+        (20, 1, push(RIGHT, 0)),
+        (30, 0, short(LEFT)),
+        (40, 1, short(RIGHT)),
+        // Of a step that is still to come, and once more.
+        (45, 1, push(RIGHT, 5)),
+        (45, 1, push(RIGHT, 0)),
+    ] {
+        bench.now = at(moment);
+        let digest = if worker == 0 { A } else { B };
+        bench.push(worker, 0, push, digest);
+    }
+    for (moment, slice) in [(50, FIRST), (60, SHORT)] {
+        bench.now = at(moment);
+        let updated = Some(Updated { version: 1, slices: vec![slice] });
+        bench.handle(Input::Stored { slice, step: 0, node: RIGHT, updated });
+    }
+    bench.core.handle(at(105), Input::Tick);
+    let Some(Effect::Heartbeat(heartbeat)) = bench.core.poll() else { panic!("no heartbeat") };
+    let served = ServedStep { step: 0, first_ago_us: 95_000, last_ago_us: 65_000, done_ago_us: 45_000 };
+    assert_eq!(heartbeat.served, Some(served));
 }

@@ -48,7 +48,16 @@ impl Bench {
     }
 
     fn try_handle(&mut self, input: Input<&'static str>) -> Result<Vec<Effect<&'static str>>, WorkerError> {
-        self.0.handle(Time::default(), input)?;
+        self.handle_at(0, input)
+    }
+
+    /// So many milliseconds after the beginning.
+    fn handle_at(
+        &mut self,
+        milliseconds: u64,
+        input: Input<&'static str>,
+    ) -> Result<Vec<Effect<&'static str>>, WorkerError> {
+        self.0.handle(Time::default().after(Duration::from_millis(milliseconds)), input)?;
         Ok(std::iter::from_fn(|| self.0.poll()).filter(|e| !matches!(e, Effect::Heartbeat(_))).collect())
     }
 
@@ -137,6 +146,44 @@ fn a_step_is_done_when_all_of_it_is_acknowledged() {
     );
     let done = bench.handle(Input::Accepted { step: 0, node: LEFT, slice: id(0) });
     assert!(matches!(&done[..], [Effect::Report(d)] if d.step == 0 && d.nodes == [loss(LEFT)]), "{done:?}");
+}
+
+/// A report counts its step's moments back from itself. What is there before the last push of the step before is acknowledged was not
+/// waited for, and what is there before the step may begin is not waited for any longer.
+#[test]
+fn a_report_says_how_long_ago_its_step_was() {
+    let mut bench = Bench::new();
+    let mut step = |step: u64, pushed: u64, next: Option<u64>, acknowledged: u64| {
+        for slice in [id(1), id(0)] {
+            bench.handle_at(pushed, Input::Gradient { step, node: LEFT, slice, values: "g" }).unwrap();
+        }
+        let loss = loss(LEFT);
+        let computed = Input::Computed { step, loss, compute_us: 5, pushed: Distortion::default() };
+        bench.handle_at(pushed, computed).unwrap();
+        if let Some(at) = next {
+            bench.handle_at(at - 1, arrived(0, step + 1)).unwrap();
+            bench.handle_at(at, arrived(1, step + 1)).unwrap();
+        }
+        bench.handle_at(acknowledged, Input::Accepted { step, node: LEFT, slice: id(1) }).unwrap();
+        let done = bench.handle_at(acknowledged, Input::Accepted { step, node: LEFT, slice: id(0) }).unwrap();
+        let [Effect::Report(done)] = &done[..] else { panic!("{done:?}") };
+        if next.is_none() {
+            bench.handle_at(acknowledged + 8, arrived(0, step + 1)).unwrap();
+            bench.handle_at(acknowledged + 8, arrived(1, step + 1)).unwrap();
+            bench.handle_at(acknowledged + 18, Input::Extended { epoch: 1, until: 4 }).unwrap();
+        }
+        done.times
+    };
+    let times = |send: u64, wait: u64, ready: u64, began: u64| StepTimes {
+        compute_us: 5,
+        send_us: 1_000 * send,
+        wait_us: 1_000 * wait,
+        ready_ago_us: 1_000 * ready,
+        began_ago_us: 1_000 * began,
+    };
+    assert_eq!(step(0, 6, Some(9), 12), times(6, 0, 12, 12));
+    assert_eq!(step(1, 20, None, 22), times(2, 0, 13, 13));
+    assert_eq!(step(2, 45, Some(46), 47), times(2, 8, 17, 7));
 }
 
 /// semantics.md, line 5: what arrives for the next step is put aside; the step that is computed keeps its parameters.

@@ -1,7 +1,8 @@
 // The page: what the run's process sends, shown. Whatever it sends is text, and is never made markup.
 
 import { Chart, html } from "./charts.js";
-import { Nodes, showRefusals, showTimeline } from "./nodes.js";
+import { Nodes, showRefusals } from "./nodes.js";
+import { showTimeline } from "./timeline.js";
 import { bytes, clock, count, duration, number, percent, round, roundPercent } from "./words.js";
 
 // Of a point, as `history.rs` writes it.
@@ -173,7 +174,7 @@ function take(event) {
   const points = showCurves();
   if (event.ending) end(event.ending);
   if (event.status) showStatus(event.status, points);
-  showTimeline(event.timeline, nodes.servers());
+  showTimeline(event.timeline, nodes.arithmetic());
 }
 
 // Whether a stream was lost because the run's process is gone or because it refuses one: browsers do not tell.

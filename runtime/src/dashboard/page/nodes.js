@@ -1,7 +1,7 @@
-// The run node by node: the table, one step's time, and refusals.
+// The run node by node: the table, and refusals.
 
-import { html, svg } from "./charts.js";
-import { bytes, count, many, milliseconds, number } from "./words.js";
+import { html } from "./charts.js";
+import { bytes, count, many, number } from "./words.js";
 
 // Rows that are shown at most; the page says how many it leaves out.
 const ROWS = 200;
@@ -20,19 +20,6 @@ const WHAT = {
   shut_out: "newcomers shut out for what they did before",
   joins: "nodes that asked to join and were turned away",
 };
-
-// What each stage of a step is called; the patterns of `index.html` tell them apart without colour.
-const STAGES = {
-  wait_us: ["wait", "waiting for parameters"],
-  compute_us: ["compute", "computing"],
-  send_us: ["send", "sending"],
-  busy_us: ["add", "adding up and updating"],
-};
-const PATTERNS = { send_us: "url(#hatch)", busy_us: "url(#dots)" };
-
-function look(stage) {
-  return { class: `stage ${STAGES[stage][0]}`, ...(PATTERNS[stage] ? { fill: PATTERNS[stage] } : {}) };
-}
 
 export class Nodes {
   constructor() {
@@ -67,7 +54,7 @@ export class Nodes {
     const more = all.length > ROWS ? ` ${count(all.length - ROWS)} more are not shown.` : "";
     const lost = status.workers_lost ? ` ${many(status.workers_lost, "worker")} lost on the way.` : "";
     this.said.textContent = all.length
-      ? `Membership epoch ${count(status.membership_epoch)}; ${many(status.workers_wanted, "worker")} wanted.${lost}${more}`
+      ? `Membership epoch ${count(status.membership_epoch)}; ${many(status.workers_wanted, "worker")} wanted.${lost} All but the scheduler as of their last heartbeat.${more}`
       : "No node has joined yet.";
   }
 
@@ -88,14 +75,15 @@ export class Nodes {
     ];
   }
 
-  // Microseconds of a step that each server spends on it, lately.
-  servers() {
-    const all = [...this.seen.values()].filter(({ node, there }) => there && node.node.startsWith("server/"));
-    return all.map(({ node, track }) => {
+  // By server: the microseconds that its arithmetic takes for a step, lately.
+  arithmetic() {
+    const found = new Map();
+    for (const { node, track, there } of this.seen.values()) {
       const [first, last] = [track[0], track.at(-1)];
       const steps = last.step - first.step;
-      return { node: node.node, busy_us: steps > 0 ? (last.busy - first.busy) / steps : null };
-    });
+      if (there && steps > 0 && last.busy > 0) found.set(node.node, (last.busy - first.busy) / steps);
+    }
+    return found;
   }
 }
 
@@ -126,38 +114,6 @@ function fill(body, rows) {
       if (cell.textContent !== text) cell.textContent = text;
     });
   });
-}
-
-// One step's time: a bar for each worker, and one for each server.
-export function showTimeline(timeline, servers) {
-  const place = document.querySelector("#timeline");
-  const said = document.querySelector("#timeline-said");
-  if (!timeline) return;
-  const bars = [...timeline.workers, ...servers.filter((server) => server.busy_us !== null)];
-  const total = (bar) => Object.keys(STAGES).reduce((sum, stage) => sum + (bar[stage] ?? 0), 0);
-  const longest = Math.max(1, ...bars.map(total));
-  said.textContent =
-    `Step ${count(timeline.step)}, complete ${milliseconds(timeline.duration_us)} after the one before. A worker's bar begins when it ` +
-    `turned to the step; a server's is a mean over the last steps. All bars are on one scale: the whole width is ${milliseconds(longest)}.`;
-  const rows = bars.slice(0, ROWS).map((bar) => {
-    const stages = Object.keys(STAGES).filter((stage) => stage in bar);
-    const figures = stages.map((stage) => `${STAGES[stage][0]} ${milliseconds(bar[stage])}`).join(" · ");
-    const drawn = svg("svg", { height: 18, width: "100%", "aria-hidden": "true" });
-    let from = 0;
-    for (const stage of stages) {
-      const share = (bar[stage] / longest) * 100;
-      drawn.append(svg("rect", { x: `${from}%`, y: 1, width: `${share}%`, height: 16, ...look(stage) }));
-      from += share;
-    }
-    return html("div", { class: "bar" }, html("span", { class: "name" }, bar.node), drawn, html("span", { class: "figure" }, figures));
-  });
-  const legends = Object.entries(STAGES).map(([stage, [, words]]) => {
-    const sample = svg("svg", { width: 26, height: 12, "aria-hidden": "true" });
-    sample.append(svg("rect", { x: 1, y: 1, width: 24, height: 10, ...look(stage) }));
-    return html("span", { class: "legend" }, sample, words);
-  });
-  const more = bars.length > ROWS ? [html("p", { class: "quiet" }, `${count(bars.length - ROWS)} more nodes are not shown.`)] : [];
-  place.replaceChildren(html("p", { class: "legends" }, ...legends), ...rows, ...more);
 }
 
 // What was refused, by whom. Answers how much that is.

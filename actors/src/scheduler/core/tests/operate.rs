@@ -150,7 +150,10 @@ fn every_node_is_listed_with_what_it_last_said() {
     let slice = crate::placement::SliceId { parameter: 1, index: 3 };
     let waiting = Some(Waiting { slice, step: 2, missing: None });
     let load = Load { held_bytes: 9, ..Load::default() };
-    bench.handle(Input::Heartbeat { member: worker(1), heartbeat: Heartbeat { step: 3, waiting, load } });
+    bench.handle(Input::Heartbeat {
+        member: worker(1),
+        heartbeat: Heartbeat { step: 3, waiting, load, served: None },
+    });
     bench.now = bench.now.after(Duration::from_millis(50));
     let nodes = bench.core.nodes(bench.now);
     assert_eq!(nodes.iter().map(|n| n.member).collect::<Vec<_>>(), [server(0), worker(0), worker(1)]);
@@ -162,30 +165,110 @@ fn every_node_is_listed_with_what_it_last_said() {
     assert_eq!(bench.core.report().joins_refused, 1);
 }
 
-/// Where a step's time went is known worker by worker once it is complete, and what a lost report would have said is not.
+/// Invariants 1 and 2 of `timeline.rs`: what nodes say of a step is placed by when it is heard; servers' moments are shown with workers'
+/// where both are of one step.
 #[test]
-fn a_steps_time_is_told_worker_by_worker() {
+fn a_steps_moments_are_told_node_by_node() {
     let mut bench = Bench::training(long(10));
-    let report = |bench: &mut Bench, worker, node, times| {
+    let wait = |bench: &mut Bench, ms| bench.now = bench.now.after(Duration::from_millis(ms));
+    let report = |bench: &mut Bench, step, worker, node, times| {
         let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 1, examples: 2 }];
         let none = (0, Default::default());
         let done =
-            NodeDone { step: 0, nodes, times, bytes_sent: none.0, bytes_received: none.0, pushed: none.1 };
+            NodeDone { step, nodes, times, bytes_sent: none.0, bytes_received: none.0, pushed: none.1 };
         bench.handle(Input::NodeDone { worker, done });
     };
-    let [slow, quick] =
-        [9, 4].map(|n| StepTimes { compute_us: 1_000 * n, send_us: 100 * n, wait_us: 10 * n });
-    bench.now = bench.now.after(Duration::from_millis(20));
-    report(&mut bench, 1, RIGHT, quick);
+    let times = StepTimes {
+        compute_us: 9_000,
+        send_us: 900,
+        wait_us: 90,
+        ready_ago_us: 11_000,
+        began_ago_us: 10_000,
+    };
+    let beat = |bench: &mut Bench, step| {
+        let served = ServedStep { step, first_ago_us: 7_000, last_ago_us: 2_000, done_ago_us: 1_000 };
+        let heartbeat = Heartbeat { step, waiting: None, load: Load::default(), served: Some(served) };
+        bench.handle(Input::Heartbeat { member: worker(0), heartbeat: heartbeat.clone() });
+        bench.handle(Input::Heartbeat { member: server(0), heartbeat });
+    };
+    let worked = |worker: u32, ended_at_us: i64| WorkerSpan {
+        worker,
+        wait_us: 90,
+        compute_us: 9_000,
+        send_us: 900,
+        ready_at_us: ended_at_us - 11_000,
+        began_at_us: ended_at_us - 10_000,
+        ended_at_us,
+    };
+    let served = |heard: i64| ServerSpan {
+        server: 0,
+        first_at_us: heard - 7_000,
+        last_at_us: heard - 2_000,
+        done_at_us: heard - 1_000,
+    };
+    wait(&mut bench, 20);
+    report(&mut bench, 0, 1, RIGHT, times);
+    wait(&mut bench, 5);
+    // Of a step that is not complete, and by the way of one that was never begun.
+    beat(&mut bench, 0);
+    beat(&mut bench, u64::MAX);
+    beat(&mut bench, 0);
     assert_eq!(bench.core.timeline(), None, "not complete");
-    report(&mut bench, 0, LEFT, slow);
+    report(&mut bench, 0, 0, LEFT, times);
     let timeline = bench.core.timeline().unwrap();
-    assert_eq!((timeline.step, &timeline.workers[..]), (0, &[(0, slow), (1, quick)][..]));
-    assert!(timeline.duration_us >= 20_000, "{timeline:?}");
-    bench.step(1);
+    assert_eq!((timeline.step, timeline.duration_us), (0, 25_000));
+    assert_eq!(
+        (&timeline.workers[..], &timeline.servers[..]),
+        (&[worked(0, 25_000), worked(1, 20_000)][..], &[served(25_000)][..])
+    );
+
+    // The next one shows when its server has told of it: before, its workers alone are known.
+    for (worker, node) in [(0, LEFT), (1, RIGHT)] {
+        report(&mut bench, 1, worker, node, times);
+    }
+    assert_eq!(bench.core.timeline().unwrap().step, 0);
+    wait(&mut bench, 3);
+    beat(&mut bench, 1);
+    let timeline = bench.core.timeline().unwrap();
+    assert_eq!(
+        (timeline.step, &timeline.servers[..]),
+        (1, &[served(28_000)][..]),
+        "all are open since the beginning"
+    );
+    bench.step(2);
     assert_eq!(
         bench.core.timeline(),
         Some(timeline),
         "a step that nobody tells the times of changes nothing"
     );
+
+    // Step 4 was opened when step 0 was complete.
+    wait(&mut bench, 72);
+    bench.step(3);
+    for (worker, node) in [(0, LEFT), (1, RIGHT)] {
+        report(&mut bench, 4, worker, node, times);
+    }
+    beat(&mut bench, 4);
+    let timeline = bench.core.timeline().unwrap();
+    assert_eq!((timeline.step, timeline.workers[0]), (4, worked(0, 75_000)));
+}
+
+/// Invariant 3 of `timeline.rs`: whatever the number of steps and whatever servers say, what is kept does not grow.
+#[test]
+fn what_is_kept_of_moments_does_not_grow() {
+    let job = long(3_000);
+    let mut timelines = crate::scheduler::timeline::Timelines::new(&job);
+    for step in 0..2_000 {
+        timelines.open(Time::default(), step + 4);
+        let nodes = vec![NodeLoss { node: LEFT, loss_sum: 1.0, correct: 1, examples: 2 }];
+        let times = StepTimes { compute_us: 1, ..StepTimes::default() };
+        let done =
+            NodeDone { step, nodes, times, bytes_sent: 0, bytes_received: 0, pushed: Default::default() };
+        timelines.worked(Time::default(), 0, &done);
+        timelines.completed(step, 0.01);
+        let served = ServedStep { step: step * 7, first_ago_us: u64::MAX, last_ago_us: 0, done_ago_us: 0 };
+        timelines.served(Time::default(), 0, served);
+    }
+    assert!(timelines.kept() <= 16, "{}", timelines.kept());
+    assert!(timelines.shown().is_some());
 }

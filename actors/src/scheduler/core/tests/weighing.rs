@@ -120,7 +120,7 @@ fn a_server_that_withholds_products_is_named() {
     let job = clipped();
     let mut bench = Bench::training(job.clone());
     post(&mut bench, 1, 0, products(&job, 1.0));
-    let beat = |member| (member, Heartbeat { step: 0, waiting: None, load: Load::default() });
+    let beat = |member| (member, Heartbeat { step: 0, waiting: None, load: Load::default(), served: None });
     let members = [beat(server(0)), beat(server(1)), beat(worker(0)), beat(worker(1))];
     let notices = bench.pass(TIMEOUT + TIMEOUT / 2, &members);
     let named = "waiting for server/0 to post products of step 0";

@@ -1,0 +1,149 @@
+//! When the last steps were worked on, node by node, by the scheduler's clock.
+//!
+//! 1. No two clocks are compared: nodes say how long ago something was, and what they say is placed by when it is heard.
+//! 2. A timeline is of one step. Workers tell of every step and servers of some ([`sampled`](crate::sampled)); what is shown is the newest
+//!    step of which all have told, and until there is one the newest without servers.
+//! 3. What is kept is bounded: steps that workers have begun and not completed, of which there are a few, the newest complete step of
+//!    each rank, and the newest word of each server.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::job::JobSpec;
+use crate::message::{NodeDone, ServedStep, ServerSpan, Timeline, WorkerSpan};
+use crate::placement::SliceMap;
+use crate::sampled::rank;
+use crate::time::Time;
+
+/// Horizons that are remembered: more than steps can be open beyond the last complete one.
+const OPENINGS_MOST: usize = 16;
+
+/// A complete step, and when it was opened.
+type Complete = (Time, Timeline);
+
+/// Follows the steps.
+#[derive(Debug, Default)]
+pub(super) struct Timelines {
+    /// Servers that keep slices.
+    servers: usize,
+    /// Steps below the first have been open since the second, in order.
+    opened: VecDeque<(u64, Time)>,
+    /// By step and worker: as many workers at most as there are logical shards, each of which is reported once a step.
+    begun: BTreeMap<u64, BTreeMap<u32, WorkerSpan>>,
+    /// By rank.
+    complete: BTreeMap<u32, Complete>,
+    /// By server, and when it was heard.
+    told: BTreeMap<u32, (Time, ServedStep)>,
+    /// The rank of the newest complete step.
+    newest: Option<u32>,
+    /// The newest of which every server has told.
+    whole: Option<Timeline>,
+}
+
+impl Timelines {
+    pub(super) fn new(job: &JobSpec) -> Timelines {
+        // A job's model was checked with it; one that cannot be placed has no servers that tell anything.
+        let map = SliceMap::of(job, &job.model.parameters().unwrap_or_default()).ok();
+        let servers = map.iter().flat_map(SliceMap::slices).map(|slice| slice.server);
+        Timelines { servers: servers.collect::<BTreeSet<u32>>().len(), ..Timelines::default() }
+    }
+
+    /// Workers may begin the steps below `until`.
+    pub(super) fn open(&mut self, now: Time, until: u64) {
+        if self.opened.back().is_some_and(|(before, _)| *before >= until) {
+            return;
+        }
+        if self.opened.len() == OPENINGS_MOST {
+            self.opened.pop_front();
+        }
+        self.opened.push_back((until, now));
+    }
+
+    /// A worker says that its part of a step is done, and when it was. Whether the step was its own is the core's to check.
+    pub(super) fn worked(&mut self, now: Time, worker: u32, done: &NodeDone) {
+        let Some(opened) = self.opening(done.step).filter(|_| done.times.compute_us > 0) else { return };
+        let times = &done.times;
+        let heard = since(opened, now);
+        let at = |ago: u64| heard.saturating_sub_unsigned(ago);
+        let (ready, began) = (at(times.ready_ago_us), at(times.began_ago_us));
+        let workers = self.begun.entry(done.step).or_default();
+        let new = WorkerSpan { worker, ready_at_us: ready, began_at_us: began, ..WorkerSpan::default() };
+        let span = workers.entry(worker).or_insert(new);
+        // Who takes over what another has left has two parts of one step.
+        span.wait_us = span.wait_us.saturating_add(times.wait_us);
+        span.compute_us = span.compute_us.saturating_add(times.compute_us);
+        (span.send_us, span.ended_at_us) = (times.send_us, heard);
+    }
+
+    /// `step` is complete, `seconds` after the one before.
+    pub(super) fn completed(&mut self, step: u64, seconds: f64) {
+        let opened = self.opening(step);
+        let workers = self.begun.remove(&step);
+        self.begun.retain(|begun, _| *begun > step);
+        while self.opened.front().is_some_and(|(until, _)| *until <= step + 1) {
+            self.opened.pop_front();
+        }
+        let (Some(opened), Some(workers)) = (opened, workers) else { return };
+        let duration_us = (seconds * 1e6) as u64;
+        let workers = workers.into_values().collect();
+        let timeline = Timeline { step, duration_us, workers, servers: Vec::new() };
+        self.newest = Some(rank(step));
+        self.complete.insert(rank(step), (opened, timeline));
+        // A server may have told of it before the last worker did.
+        let told: Vec<_> =
+            self.told.iter().filter(|(_, (_, served))| served.step == step).map(|(s, t)| (*s, *t)).collect();
+        for (server, (heard, served)) in told {
+            self.place(heard, server, &served);
+        }
+    }
+
+    /// A server says when it worked for a step.
+    pub(super) fn served(&mut self, now: Time, server: u32, served: ServedStep) {
+        self.told.insert(server, (now, served));
+        self.place(now, server, &served);
+    }
+
+    /// What there is to show.
+    pub(super) fn shown(&self) -> Option<&Timeline> {
+        let newest = || Some(&self.complete.get(&self.newest?)?.1);
+        self.whole.as_ref().or_else(newest)
+    }
+
+    /// Entries that are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.opened.len() + self.begun.len() + self.complete.len() + self.told.len()
+    }
+
+    fn opening(&self, step: u64) -> Option<Time> {
+        self.opened.iter().find(|(until, _)| step < *until).map(|(_, opened)| *opened)
+    }
+
+    fn place(&mut self, heard: Time, server: u32, served: &ServedStep) {
+        let Some((opened, timeline)) =
+            self.complete.get_mut(&rank(served.step)).filter(|(_, timeline)| timeline.step == served.step)
+        else {
+            return;
+        };
+        let heard = since(*opened, heard);
+        let at = |ago: u64| heard.saturating_sub_unsigned(ago);
+        let span = ServerSpan {
+            server,
+            first_at_us: at(served.first_ago_us),
+            last_at_us: at(served.last_ago_us),
+            done_at_us: at(served.done_ago_us),
+        };
+        match timeline.servers.binary_search_by_key(&server, |span| span.server) {
+            Ok(_) => return,
+            Err(place) => timeline.servers.insert(place, span),
+        }
+        let is_newer = self.whole.as_ref().is_none_or(|whole| whole.step < timeline.step);
+        if timeline.servers.len() >= self.servers && is_newer {
+            self.whole = Some(timeline.clone());
+        }
+    }
+}
+
+/// Microseconds from `then` to `now`.
+fn since(then: Time, now: Time) -> i64 {
+    i64::try_from(now.since(then).as_micros()).unwrap_or(i64::MAX)
+}
