@@ -4,7 +4,7 @@
 mod steered;
 
 use serde_json::{Value, json};
-use steered::{Place, STEPS, operate, strangers};
+use steered::{FOR_STRANGERS, Place, STEPS, operate, strangers};
 use testudo_tests::attacker::Attacker;
 use testudo_tests::chromium::Browser;
 use testudo_tests::process::Started;
@@ -194,7 +194,7 @@ fn bars_stand_where_their_moments_are() {
 fn who_is_refused_is_counted_in_the_page() {
     let Some(attacker) = Attacker::start() else { return };
     let place = Place::new();
-    let (mut run, dir) = place.start("run", &OPTIONS);
+    let (mut run, dir) = place.start("run", &[&OPTIONS[..], &FOR_STRANGERS].concat());
     run.until_steps(5);
     let (host, token) = link(&mut run);
     let Some(mut browser) = Browser::open(&format!("{host}/open#{token}")) else { return };

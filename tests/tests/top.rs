@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use steered::{PROGRAM, Place, STEPS, operate, strangers};
+use steered::{FOR_STRANGERS, PROGRAM, Place, STEPS, operate, strangers};
 use testudo_tests::attacker::Attacker;
 use testudo_tests::files::text;
 use testudo_tests::process::{self, steps};
@@ -143,7 +143,7 @@ fn who_is_refused_is_seen() {
         return;
     };
     let place = Place::new();
-    let (mut run, dir) = place.start("run", &["--set", STEPS]);
+    let (mut run, dir) = place.start("run", &[&["--set", STEPS][..], &FOR_STRANGERS].concat());
     run.until("steps", |dir| (steps(dir) >= 5).then_some(()));
     strangers(&attacker, &dir, 1);
     let watched = {

@@ -45,7 +45,8 @@ pub struct NodeLoss {
     pub examples: u64,
 }
 
-/// Where a worker's step went, in microseconds, and when: moments are counted back from when this is said, since no two clocks agree.
+/// Where a worker's step went, in microseconds, and when: moments are counted back from when this is said, and that is by the worker's own clock,
+/// which begins at any time: from the delays of its words, the scheduler knows how it compares to its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTimes {
     /// Forward and backward passes.
@@ -58,9 +59,11 @@ pub struct StepTimes {
     pub ready_ago_us: u64,
     /// How long ago its computing began.
     pub began_ago_us: u64,
+    /// When this is said.
+    pub said_at_us: u64,
 }
 
-/// When a server worked for a step that it has completed, in microseconds, counted back from when this is said.
+/// When a server worked for a step that it has completed, in microseconds, counted back from when this is said, as in [`StepTimes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedStep {
     /// The step, from 0.
@@ -71,6 +74,8 @@ pub struct ServedStep {
     pub last_ago_us: u64,
     /// How long ago all of the server's slices were updated, and who waited for them was answered.
     pub done_ago_us: u64,
+    /// When this is said, by the server's own clock.
+    pub said_at_us: u64,
 }
 
 /// How what a server keeps of one tensor is spread at one version.

@@ -94,8 +94,8 @@ pub struct NodeStatus {
 }
 
 /// When a complete step was worked on, node by node. Moments are microseconds since the scheduler opened the step, which is when it let
-/// workers begin it, by the scheduler's clock: a node says how long ago something was, and the scheduler places it by when it hears that.
-/// So what a message takes on its way is part of every moment, and no clocks need agree.
+/// workers begin it, by the scheduler's clock. The quickest of a node's last words says how its clock compares: what even that one took on
+/// its way is part of every moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// The step, from 0.

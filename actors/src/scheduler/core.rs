@@ -294,6 +294,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             start: None,
         };
         self.members.insert(member, joined);
+        self.timelines.joined(member);
         self.effects.push_back(Effect::Welcome { connection, member, incarnation });
         self.last_progress = now;
         self.returning.count(now, member);

@@ -1,21 +1,45 @@
 //! When the last steps were worked on, node by node, by the scheduler's clock.
 //!
-//! 1. No two clocks are compared: nodes say how long ago something was, and what they say is placed by when it is heard.
+//! 1. Nodes' clocks need not agree. A node says how long ago something was, and by its own clock when it says that; of its last words, the
+//!    one that was heard with the least delay says how its clock compares, so that what waits in a queue is not placed late. The delay of that
+//!    one is not known, and part of every moment.
 //! 2. A timeline is of one step. Workers tell of every step and servers of some ([`sampled`](crate::sampled)); what is shown is the newest
 //!    step of which all have told, and until there is one the newest without servers.
 //! 3. What is kept is bounded: steps that workers have begun and not completed, of which there are a few, the newest complete step of
-//!    each rank, and the newest word of each server.
+//!    each rank, the newest word of each server, and [`WORDS`] delays of each node.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::job::JobSpec;
-use crate::message::{NodeDone, ServedStep, ServerSpan, Timeline, WorkerSpan};
+use crate::message::{Member, MemberRole, NodeDone, ServedStep, ServerSpan, Timeline, WorkerSpan};
 use crate::placement::SliceMap;
 use crate::sampled::rank;
 use crate::time::Time;
 
 /// Horizons that are remembered: more than steps can be open beyond the last complete one.
 const OPENINGS_MOST: usize = 16;
+
+/// Words by which a node's clock is compared: so many that one of them has waited nowhere, and so few that clocks do not drift apart
+/// meanwhile.
+const WORDS: usize = 16;
+
+/// How much later by the scheduler's clock than by the node's own its last words were, in microseconds.
+#[derive(Debug, Default)]
+struct Delays(VecDeque<i64>);
+
+impl Delays {
+    /// A word is heard that was said at `said_at_us` by the node's clock: when that was by the scheduler's, if none of the last words was
+    /// quicker than the quickest.
+    fn hear(&mut self, now: Time, said_at_us: u64) -> i64 {
+        let said = i64::try_from(said_at_us).unwrap_or(i64::MAX);
+        if self.0.len() == WORDS {
+            self.0.pop_front();
+        }
+        let delay = micros(now).saturating_sub(said);
+        self.0.push_back(delay);
+        said.saturating_add(self.0.iter().copied().min().unwrap_or(delay))
+    }
+}
 
 /// A complete step, and when it was opened.
 type Complete = (Time, Timeline);
@@ -31,8 +55,9 @@ pub(super) struct Timelines {
     begun: BTreeMap<u64, BTreeMap<u32, WorkerSpan>>,
     /// By rank.
     complete: BTreeMap<u32, Complete>,
-    /// By server, and when it was heard.
-    told: BTreeMap<u32, (Time, ServedStep)>,
+    /// By server, and when it was said by the scheduler's clock.
+    told: BTreeMap<u32, (i64, ServedStep)>,
+    delays: BTreeMap<Member, Delays>,
     /// The rank of the newest complete step.
     newest: Option<u32>,
     /// The newest of which every server has told.
@@ -45,6 +70,11 @@ impl Timelines {
         let map = SliceMap::of(job, &job.model.parameters().unwrap_or_default()).ok();
         let servers = map.iter().flat_map(SliceMap::slices).map(|slice| slice.server);
         Timelines { servers: servers.collect::<BTreeSet<u32>>().len(), ..Timelines::default() }
+    }
+
+    /// A node has joined, perhaps as another process, whose clock is another.
+    pub(super) fn joined(&mut self, member: Member) {
+        self.delays.remove(&member);
     }
 
     /// Workers may begin the steps below `until`.
@@ -62,8 +92,9 @@ impl Timelines {
     pub(super) fn worked(&mut self, now: Time, worker: u32, done: &NodeDone) {
         let Some(opened) = self.opening(done.step).filter(|_| done.times.compute_us > 0) else { return };
         let times = &done.times;
-        let heard = since(opened, now);
-        let at = |ago: u64| heard.saturating_sub_unsigned(ago);
+        let said =
+            self.said(now, (MemberRole::Worker, worker), times.said_at_us).saturating_sub(micros(opened));
+        let at = |ago: u64| said.saturating_sub_unsigned(ago);
         let (ready, began) = (at(times.ready_ago_us), at(times.began_ago_us));
         let workers = self.begun.entry(done.step).or_default();
         let new = WorkerSpan { worker, ready_at_us: ready, began_at_us: began, ..WorkerSpan::default() };
@@ -71,7 +102,7 @@ impl Timelines {
         // Who takes over what another has left has two parts of one step.
         span.wait_us = span.wait_us.saturating_add(times.wait_us);
         span.compute_us = span.compute_us.saturating_add(times.compute_us);
-        (span.send_us, span.ended_at_us) = (times.send_us, heard);
+        (span.send_us, span.ended_at_us) = (times.send_us, said);
     }
 
     /// `step` is complete, `seconds` after the one before.
@@ -91,15 +122,16 @@ impl Timelines {
         // A server may have told of it before the last worker did.
         let told: Vec<_> =
             self.told.iter().filter(|(_, (_, served))| served.step == step).map(|(s, t)| (*s, *t)).collect();
-        for (server, (heard, served)) in told {
-            self.place(heard, server, &served);
+        for (server, (said, served)) in told {
+            self.place(said, server, &served);
         }
     }
 
     /// A server says when it worked for a step.
     pub(super) fn served(&mut self, now: Time, server: u32, served: ServedStep) {
-        self.told.insert(server, (now, served));
-        self.place(now, server, &served);
+        let said = self.said(now, (MemberRole::Server, server), served.said_at_us);
+        self.told.insert(server, (said, served));
+        self.place(said, server, &served);
     }
 
     /// What there is to show.
@@ -108,24 +140,32 @@ impl Timelines {
         self.whole.as_ref().or_else(newest)
     }
 
+    fn said(&mut self, now: Time, (role, index): (MemberRole, u32), said_at_us: u64) -> i64 {
+        self.delays.entry(Member { role, index }).or_default().hear(now, said_at_us)
+    }
+
     /// Entries that are kept.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.opened.len() + self.begun.len() + self.complete.len() + self.told.len()
+        self.opened.len()
+            + self.begun.len()
+            + self.complete.len()
+            + self.told.len()
+            + self.delays.values().map(|delays| delays.0.len()).sum::<usize>()
     }
 
     fn opening(&self, step: u64) -> Option<Time> {
         self.opened.iter().find(|(until, _)| step < *until).map(|(_, opened)| *opened)
     }
 
-    fn place(&mut self, heard: Time, server: u32, served: &ServedStep) {
+    fn place(&mut self, said: i64, server: u32, served: &ServedStep) {
         let Some((opened, timeline)) =
             self.complete.get_mut(&rank(served.step)).filter(|(_, timeline)| timeline.step == served.step)
         else {
             return;
         };
-        let heard = since(*opened, heard);
-        let at = |ago: u64| heard.saturating_sub_unsigned(ago);
+        let said = said.saturating_sub(micros(*opened));
+        let at = |ago: u64| said.saturating_sub_unsigned(ago);
         let span = ServerSpan {
             server,
             first_at_us: at(served.first_ago_us),
@@ -143,7 +183,7 @@ impl Timelines {
     }
 }
 
-/// Microseconds from `then` to `now`.
-fn since(then: Time, now: Time) -> i64 {
-    i64::try_from(now.since(then).as_micros()).unwrap_or(i64::MAX)
+/// Microseconds since the scheduler's clock began.
+fn micros(time: Time) -> i64 {
+    i64::try_from(time.0.as_micros()).unwrap_or(i64::MAX)
 }

@@ -437,6 +437,7 @@ impl<V> WorkerCore<V> {
                 wait_us: batch.wait_us,
                 ready_ago_us: since(batch.ready),
                 began_ago_us: since(batch.began),
+                said_at_us: now.0.as_micros() as u64,
             },
             bytes_sent: 0,
             bytes_received: 0,

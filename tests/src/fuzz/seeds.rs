@@ -73,7 +73,14 @@ fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     fn of<B: Body>(name: &'static str, body: &B) -> (&'static str, u8, Vec<u8>) {
         (name, B::KIND, body.encode())
     }
-    let times = StepTimes { compute_us: 1, send_us: 2, wait_us: 300, ready_ago_us: 400, began_ago_us: 90 };
+    let times = StepTimes {
+        compute_us: 1,
+        send_us: 2,
+        wait_us: 300,
+        ready_ago_us: 400,
+        began_ago_us: 90,
+        said_at_us: 70_000,
+    };
     let loss = NodeLoss { node: node(), loss_sum: 0.5, correct: 1, examples: 2 };
     let worker = MemberRole::Worker;
     vec![

@@ -62,7 +62,8 @@ impl Served {
     pub(super) fn tell(&mut self, now: Time) -> Option<ServedStep> {
         let (step, moments) = self.chosen.take()?;
         let [first_ago_us, last_ago_us, done_ago_us] = moments.map(|then| now.since(then).as_micros() as u64);
-        Some(ServedStep { step, first_ago_us, last_ago_us, done_ago_us })
+        let said_at_us = now.0.as_micros() as u64;
+        Some(ServedStep { step, first_ago_us, last_ago_us, done_ago_us, said_at_us })
     }
 }
 
@@ -94,11 +95,23 @@ mod tests {
         served.came(at(61), 6);
         served.updated(at(62), 7);
         // The fourth step, of all six.
-        let told = ServedStep { step: 3, first_ago_us: 39_000, last_ago_us: 37_000, done_ago_us: 33_000 };
+        let told = ServedStep {
+            step: 3,
+            first_ago_us: 39_000,
+            last_ago_us: 37_000,
+            done_ago_us: 33_000,
+            said_at_us: 70_000,
+        };
         assert_eq!(served.tell(at(70)), Some(told));
         assert_eq!(served.tell(at(71)), None, "once");
         served.updated(at(75), 7);
-        let told = ServedStep { step: 6, first_ago_us: 19_000, last_ago_us: 19_000, done_ago_us: 5_000 };
+        let told = ServedStep {
+            step: 6,
+            first_ago_us: 19_000,
+            last_ago_us: 19_000,
+            done_ago_us: 5_000,
+            said_at_us: 80_000,
+        };
         assert_eq!(served.tell(at(80)), Some(told));
     }
 }

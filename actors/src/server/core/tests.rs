@@ -417,6 +417,12 @@ fn a_heartbeat_tells_when_a_step_was_served() {
     }
     bench.core.handle(at(105), Input::Tick);
     let Some(Effect::Heartbeat(heartbeat)) = bench.core.poll() else { panic!("no heartbeat") };
-    let served = ServedStep { step: 0, first_ago_us: 95_000, last_ago_us: 65_000, done_ago_us: 45_000 };
+    let served = ServedStep {
+        step: 0,
+        first_ago_us: 95_000,
+        last_ago_us: 65_000,
+        done_ago_us: 45_000,
+        said_at_us: 105_000,
+    };
     assert_eq!(heartbeat.served, Some(served));
 }

@@ -174,16 +174,17 @@ fn a_report_says_how_long_ago_its_step_was() {
         }
         done.times
     };
-    let times = |send: u64, wait: u64, ready: u64, began: u64| StepTimes {
+    let times = |send: u64, wait: u64, ready: u64, began: u64, said: u64| StepTimes {
         compute_us: 5,
         send_us: 1_000 * send,
         wait_us: 1_000 * wait,
         ready_ago_us: 1_000 * ready,
         began_ago_us: 1_000 * began,
+        said_at_us: 1_000 * said,
     };
-    assert_eq!(step(0, 6, Some(9), 12), times(6, 0, 12, 12));
-    assert_eq!(step(1, 20, None, 22), times(2, 0, 13, 13));
-    assert_eq!(step(2, 45, Some(46), 47), times(2, 8, 17, 7));
+    assert_eq!(step(0, 6, Some(9), 12), times(6, 0, 12, 12, 12));
+    assert_eq!(step(1, 20, None, 22), times(2, 0, 13, 13, 22));
+    assert_eq!(step(2, 45, Some(46), 47), times(2, 8, 17, 7, 47));
 }
 
 /// semantics.md, line 5: what arrives for the next step is put aside; the step that is computed keeps its parameters.

@@ -90,6 +90,6 @@ export function showTimeline(timeline, lately) {
   const servers = timeline.servers.length ? "" : " No server has told of it.";
   document.querySelector("#timeline-said").textContent =
     `Step ${count(timeline.step)}, complete ${milliseconds(timeline.duration_us)} after the one before.${servers} Time runs from when the scheduler ` +
-    "opened the step, which is some steps ahead. No clocks are compared: a node says how long ago it did what, and the scheduler counts back from " +
-    "when it heard that. What a message takes on its way is not taken off.";
+    "opened the step, which is some steps ahead. Clocks need not agree: the quickest of a node's last messages says how its clock compares to the " +
+    "scheduler's, and what even that one took on its way is not taken off.";
 }

@@ -165,28 +165,33 @@ fn every_node_is_listed_with_what_it_last_said() {
     assert_eq!(bench.core.report().joins_refused, 1);
 }
 
-/// Invariants 1 and 2 of `timeline.rs`: what nodes say of a step is placed by when it is heard; servers' moments are shown with workers'
-/// where both are of one step.
+/// Invariants 1 and 2 of `timeline.rs`: what nodes say of a step is placed by the quickest of their words, whatever their clocks say;
+/// servers' moments are shown with workers' where both are of one step.
 #[test]
 fn a_steps_moments_are_told_node_by_node() {
     let mut bench = Bench::training(long(10));
     let wait = |bench: &mut Bench, ms| bench.now = bench.now.after(Duration::from_millis(ms));
-    let report = |bench: &mut Bench, step, worker, node, times| {
+    // Nodes' clocks began an hour before the scheduler's, and words take `late` milliseconds.
+    let said = |bench: &Bench, late: u64| 3_600_000_000 + bench.now.0.as_micros() as u64 - 1_000 * late;
+    let report = |bench: &mut Bench, step, worker, node, late| {
+        let times = StepTimes {
+            compute_us: 9_000,
+            send_us: 900,
+            wait_us: 90,
+            ready_ago_us: 11_000,
+            began_ago_us: 10_000,
+            said_at_us: said(bench, late),
+        };
         let nodes = vec![NodeLoss { node, loss_sum: 1.0, correct: 1, examples: 2 }];
         let none = (0, Default::default());
         let done =
             NodeDone { step, nodes, times, bytes_sent: none.0, bytes_received: none.0, pushed: none.1 };
         bench.handle(Input::NodeDone { worker, done });
     };
-    let times = StepTimes {
-        compute_us: 9_000,
-        send_us: 900,
-        wait_us: 90,
-        ready_ago_us: 11_000,
-        began_ago_us: 10_000,
-    };
-    let beat = |bench: &mut Bench, step| {
-        let served = ServedStep { step, first_ago_us: 7_000, last_ago_us: 2_000, done_ago_us: 1_000 };
+    let beat = |bench: &mut Bench, step, late| {
+        let said_at_us = said(bench, late);
+        let served =
+            ServedStep { step, first_ago_us: 7_000, last_ago_us: 2_000, done_ago_us: 1_000, said_at_us };
         let heartbeat = Heartbeat { step, waiting: None, load: Load::default(), served: Some(served) };
         bench.handle(Input::Heartbeat { member: worker(0), heartbeat: heartbeat.clone() });
         bench.handle(Input::Heartbeat { member: server(0), heartbeat });
@@ -207,14 +212,14 @@ fn a_steps_moments_are_told_node_by_node() {
         done_at_us: heard - 1_000,
     };
     wait(&mut bench, 20);
-    report(&mut bench, 0, 1, RIGHT, times);
+    report(&mut bench, 0, 1, RIGHT, 0);
     wait(&mut bench, 5);
     // Of a step that is not complete, and by the way of one that was never begun.
-    beat(&mut bench, 0);
-    beat(&mut bench, u64::MAX);
-    beat(&mut bench, 0);
+    beat(&mut bench, 0, 0);
+    beat(&mut bench, u64::MAX, 0);
+    beat(&mut bench, 0, 0);
     assert_eq!(bench.core.timeline(), None, "not complete");
-    report(&mut bench, 0, 0, LEFT, times);
+    report(&mut bench, 0, 0, LEFT, 0);
     let timeline = bench.core.timeline().unwrap();
     assert_eq!((timeline.step, timeline.duration_us), (0, 25_000));
     assert_eq!(
@@ -224,11 +229,11 @@ fn a_steps_moments_are_told_node_by_node() {
 
     // The next one shows when its server has told of it: before, its workers alone are known.
     for (worker, node) in [(0, LEFT), (1, RIGHT)] {
-        report(&mut bench, 1, worker, node, times);
+        report(&mut bench, 1, worker, node, 0);
     }
     assert_eq!(bench.core.timeline().unwrap().step, 0);
     wait(&mut bench, 3);
-    beat(&mut bench, 1);
+    beat(&mut bench, 1, 0);
     let timeline = bench.core.timeline().unwrap();
     assert_eq!(
         (timeline.step, &timeline.servers[..]),
@@ -242,15 +247,18 @@ fn a_steps_moments_are_told_node_by_node() {
         "a step that nobody tells the times of changes nothing"
     );
 
-    // Step 4 was opened when step 0 was complete.
+    // Step 4 was opened when step 0 was complete. Its words have waited somewhere.
     wait(&mut bench, 72);
     bench.step(3);
     for (worker, node) in [(0, LEFT), (1, RIGHT)] {
-        report(&mut bench, 4, worker, node, times);
+        report(&mut bench, 4, worker, node, 5);
     }
-    beat(&mut bench, 4);
+    beat(&mut bench, 4, 2);
     let timeline = bench.core.timeline().unwrap();
-    assert_eq!((timeline.step, timeline.workers[0]), (4, worked(0, 75_000)));
+    assert_eq!(
+        (timeline.step, timeline.workers[0], timeline.servers[0]),
+        (4, worked(0, 70_000), served(73_000))
+    );
 }
 
 /// Invariant 3 of `timeline.rs`: whatever the number of steps and whatever servers say, what is kept does not grow.
@@ -266,9 +274,38 @@ fn what_is_kept_of_moments_does_not_grow() {
             NodeDone { step, nodes, times, bytes_sent: 0, bytes_received: 0, pushed: Default::default() };
         timelines.worked(Time::default(), 0, &done);
         timelines.completed(step, 0.01);
-        let served = ServedStep { step: step * 7, first_ago_us: u64::MAX, last_ago_us: 0, done_ago_us: 0 };
+        let served = ServedStep {
+            step: step * 7,
+            first_ago_us: u64::MAX,
+            last_ago_us: 0,
+            done_ago_us: 0,
+            said_at_us: step << 40,
+        };
         timelines.served(Time::default(), 0, served);
     }
-    assert!(timelines.kept() <= 16, "{}", timelines.kept());
+    assert!(timelines.kept() <= 48, "{}", timelines.kept());
     assert!(timelines.shown().is_some());
+}
+
+/// Invariant 1 of `timeline.rs`: a node's next process has another clock.
+#[test]
+fn a_new_process_has_another_clock() {
+    let mut timelines = crate::scheduler::timeline::Timelines::new(&long(10));
+    let at = |milliseconds| Time::default().after(Duration::from_millis(milliseconds));
+    let mut ends_at = |step, heard, said_at_us| {
+        timelines.open(at(0), step + 1);
+        let times = StepTimes { compute_us: 1, said_at_us, ..StepTimes::default() };
+        let nodes = vec![NodeLoss { node: LEFT, loss_sum: 1.0, correct: 1, examples: 2 }];
+        let done =
+            NodeDone { step, nodes, times, bytes_sent: 0, bytes_received: 0, pushed: Default::default() };
+        timelines.worked(at(heard), 0, &done);
+        timelines.completed(step, 0.01);
+        if step == 1 {
+            timelines.joined(worker(0));
+        }
+        timelines.shown().unwrap().workers[0].ended_at_us
+    };
+    assert_eq!(ends_at(0, 500, 450_000), 500_000);
+    assert_eq!(ends_at(1, 550, 490_000), 540_000, "ten milliseconds more than the quickest word");
+    assert_eq!(ends_at(2, 600, 20_000), 600_000, "its clock began anew");
 }
