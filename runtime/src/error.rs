@@ -13,12 +13,16 @@ pub struct Failure {
 }
 
 /// Every exit status and what it says, for `testudo --help`, the manual pages and docs/commands.md.
-pub const EXIT_STATUSES: [(u8, &str); 6] = [
+pub const EXIT_STATUSES: [(u8, &str); 7] = [
     (0, "done"),
     (1, "failed while running"),
     (2, "misconfigured: something given is wrong, and nothing was started"),
     (3, "the scheduler refused the command"),
     (4, "no scheduler answers"),
+    (
+        5,
+        "a scheduler lost a server, whose parameters are gone with it: the job can go on from its last checkpoint",
+    ),
     (130, "interrupted twice"),
 ];
 
@@ -37,6 +41,8 @@ pub enum Status {
     Refused,
     /// No scheduler answers where it should be.
     Unreachable,
+    /// The scheduler lost a server, and with it parameters.
+    LostServer,
     /// Ended at once by a second interrupt.
     Interrupted,
 }
@@ -50,6 +56,7 @@ impl Status {
             Status::Misconfigured => 2,
             Status::Refused => 3,
             Status::Unreachable => 4,
+            Status::LostServer => 5,
             Status::Interrupted => 130,
         }
     }
@@ -106,6 +113,7 @@ mod tests {
             Status::Misconfigured,
             Status::Refused,
             Status::Unreachable,
+            Status::LostServer,
             Status::Interrupted,
         ];
         let mut numbers: Vec<u8> = std::iter::once(0).chain(all.map(Status::number)).collect();

@@ -43,7 +43,8 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     pub(super) fn new(run_dir: &'a RunDir, expected: Option<Hex>) -> Result<Facts<'a>, AuditLogError> {
         let path = run_dir.summary();
-        let summary = match read_small(&path)? {
+        // An empty one is of a run that has not ended.
+        let summary = match read_small(&path)?.filter(|bytes| !bytes.is_empty()) {
             Some(bytes) => Some(serde_json::from_slice(&bytes).map_err(|e| differs(&path, e.to_string()))?),
             None => None,
         };

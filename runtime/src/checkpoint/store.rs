@@ -119,6 +119,13 @@ impl Checkpoints {
         Ok(self)
     }
 
+    /// The same, trusting the CAs of the PEM text `ca` and no others.
+    #[must_use]
+    pub fn under(mut self, ca: &str) -> Checkpoints {
+        self.trusted = TrustedCas::of_text(ca);
+        self
+    }
+
     /// Where everything lies.
     #[must_use]
     pub fn layout(&self) -> &Layout {

@@ -196,6 +196,10 @@ pub(crate) struct NodeArguments {
     /// run directory's identities/audit, if there is one]
     #[arg(long, value_name = "DIR")]
     pub(crate) audit_identity: Option<PathBuf>,
+    /// Write what the run came to into this file, as `testudo run` writes summary.json, for a scheduler; it is empty until the run
+    /// has ended in order
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
     /// Write the log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
@@ -272,20 +276,35 @@ pub(crate) enum PkiCommand {
 /// `testudo job`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  testudo job cluster.toml --identity identities/operator-0")]
+  testudo job cluster.toml --identity identities/operator-0
+  testudo job --signed cluster.job --resume runs/1 --identity identities/operator-0 --out resumed.job")]
 pub(crate) struct JobArguments {
     /// The cluster file
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "signed")]
+    pub(crate) file: Option<PathBuf>,
+    /// Sign the job in this file again, as it stands, instead of what a cluster file and the data say
+    #[arg(long, value_name = "FILE", requires = "resume", conflicts_with_all = ["file", "set"])]
+    pub(crate) signed: Option<PathBuf>,
+    /// Sign the job so that it goes on from the newest checkpoint in this run directory, which must have been signed under the
+    /// operator's own CA; one that is damaged is passed over
+    #[arg(long, value_name = "RUN_DIR")]
+    pub(crate) resume: Option<PathBuf>,
+    /// Go on from the checkpoint at this step instead; newer ones are put aside when the job begins
+    #[arg(long, value_name = "N", requires = "resume")]
+    pub(crate) step: Option<u64>,
+    /// The age identity that opens the checkpoint [default: the run directory's checkpoint/key.txt]
+    #[arg(long, value_name = "FILE", requires = "resume")]
+    pub(crate) identity_file: Option<PathBuf>,
     /// The operator's folder with ca.pem, cert.pem and key.pem
     #[arg(long, value_name = "DIR")]
     pub(crate) identity: PathBuf,
-    /// Where to write the signed job [default: the cluster file with the ending .job]
+    /// Where to write the signed job [default: the cluster file with the ending .job, or the file that --signed names]
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Override a key of the cluster file (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Print one JSON object on the last line of standard output: job, operator, out, blake3
+    /// Print one JSON object on the last line of standard output: job, operator, out, blake3, and with --resume resumed_from_step
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -70,6 +70,7 @@ pub(super) fn hosted(arguments: &HostedArguments) -> Result<(), Failure> {
         run_dir: None,
         identity_file: key,
         audit_identity: None,
+        summary: None,
         log: None,
         allow_root: orders.allow_root,
         with_parent: false,

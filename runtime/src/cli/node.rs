@@ -6,6 +6,7 @@ mod member;
 mod nearby;
 mod own;
 mod scraped;
+mod summary;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -40,6 +41,7 @@ use inputs::{Inputs, SchedulerInputs, ServerInputs, WorkerInputs, audit_folder};
 use member::{Node, bind, run_peer};
 use own::Own;
 
+pub(super) use inputs::read_job;
 pub(super) use member::heed_crl;
 pub(super) use scraped::ports;
 
@@ -163,12 +165,12 @@ pub(super) fn run(
     tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");
     let result = match inputs {
         Inputs::Scheduler(inputs) => {
-            let SchedulerInputs { job, metrics, without_curves, key, audit, audit_key } = *inputs;
+            let SchedulerInputs { job, metrics, without_curves, key, audit, audit_key, summary } = *inputs;
             without_curves.iter().for_each(|why| tracing::warn!("{why}"));
             if let Some((key, source)) = audit_key {
                 runtime.spawn(rotation::follow(key, source));
             }
-            node.scheduler(job, metrics, key, audit.map(Begun::start).transpose())
+            node.scheduler(job, metrics, key, audit.map(Begun::start).transpose(), summary)
         }
         Inputs::Server(ServerInputs { key }) => node.server(key),
         Inputs::Worker(WorkerInputs { setup, key, .. }) => node.worker(setup, key, Arc::default()),

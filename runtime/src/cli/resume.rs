@@ -38,11 +38,7 @@ pub(super) fn from(
 ) -> Result<Resume, Failure> {
     let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
     let whole = match step {
-        Some(step) => checkpoints.read(step).map_err(|error| {
-            let steps = checkpoints.steps().unwrap_or_default();
-            let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-            Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
-        }),
+        Some(step) => of_step(&checkpoints, step),
         None => checkpoints.newest(None).map_err(Failure::misconfigured),
     }?;
     let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
@@ -57,6 +53,14 @@ pub(super) fn from(
     Ok(resume)
 }
 
+fn of_step(checkpoints: &Checkpoints, step: u64) -> Result<Whole, Failure> {
+    checkpoints.read(step).map_err(|error| {
+        let steps = checkpoints.steps().unwrap_or_default();
+        let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+        Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
+    })
+}
+
 /// What a run goes on from by itself: the newest checkpoint that the audit log vouches for and whose parts are what its manifest says.
 /// Newer ones are passed over, each with a notice.
 pub(super) fn newest_vouched_for(
@@ -66,24 +70,58 @@ pub(super) fn newest_vouched_for(
     watcher: &mut dyn Watcher,
 ) -> Result<Resume, Failure> {
     let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
-    let newest = checkpoints.newest(None).map_err(Failure::misconfigured)?;
+    // Before the log is asked for: without any checkpoint, that is what is missing.
+    checkpoints.newest(None).map_err(Failure::misconfigured)?;
     let Some(logged) = Logged::read(run_dir)? else {
         return Err(Failure::misconfigured(
             "there is no audit log to say whose the checkpoints are: look at them, and go on with `--resume`",
         ));
     };
+    newest_good(&checkpoints, Some(&logged), spec, key, watcher)
+}
+
+/// What a cluster goes on from whose nodes keep their identities: a checkpoint that was signed under `ca` (PEM) and no other CA, whatever
+/// its folder lists, and by word of the audit log, if there is one. That of `step`; or the newest whose parts are what its manifest says,
+/// and newer ones are passed over, each with a notice.
+pub(super) fn under(
+    run_dir: &RunDir,
+    spec: &JobSpec,
+    ca: &str,
+    step: Option<u64>,
+    key: Option<&Identities>,
+    watcher: &mut dyn Watcher,
+) -> Result<Resume, Failure> {
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?.under(ca);
+    let Some(step) = step else {
+        return newest_good(&checkpoints, Logged::read(run_dir)?.as_ref(), spec, key, watcher);
+    };
+    let whole = of_step(&checkpoints, step)?;
+    let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+    checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+    open_parts(&checkpoints, &whole, spec, key)?;
+    Ok(resume)
+}
+
+fn newest_good(
+    checkpoints: &Checkpoints,
+    logged: Option<&Logged>,
+    spec: &JobSpec,
+    key: Option<&Identities>,
+    watcher: &mut dyn Watcher,
+) -> Result<Resume, Failure> {
+    let newest = checkpoints.newest(None).map_err(Failure::misconfigured)?;
     let steps = checkpoints.steps().map_err(Failure::misconfigured)?;
     let mut first = None;
     for step in steps.into_iter().rev().filter(|step| *step <= newest.step()) {
         let good = checkpoints.read(step).and_then(|whole| {
-            logged.check(&checkpoints, &whole)?;
+            logged.map_or(Ok(()), |logged| logged.check(checkpoints, &whole))?;
             checkpoints.check_parts(&whole)?;
             Ok(whole)
         });
         match good {
             Ok(whole) => {
                 let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
-                open_parts(&checkpoints, &whole, spec, key)?;
+                open_parts(checkpoints, &whole, spec, key)?;
                 return Ok(resume);
             }
             Err(why) => {
@@ -162,16 +200,26 @@ pub(super) fn make_ready(
     spec: &JobSpec,
     watcher: &mut dyn Watcher,
 ) -> Result<(), Failure> {
+    cut(run_dir, resume)?;
+    watcher.notice(&place(resume, spec));
+    Ok(())
+}
+
+/// Cuts off the metrics of what is done again.
+pub(super) fn cut(run_dir: &RunDir, resume: &Resume) -> Result<(), Failure> {
     metrics::keep_until::<StepRecord>(&run_dir.metrics(), resume.step).map_err(Failure::failed)?;
     // The version that it goes on from is evaluated again.
     let before = resume.step.saturating_sub(1);
-    metrics::keep_until::<EvaluationRecord>(&run_dir.evaluations(), before).map_err(Failure::failed)?;
+    metrics::keep_until::<EvaluationRecord>(&run_dir.evaluations(), before).map_err(Failure::failed)
+}
+
+/// Where a run goes on, in words.
+pub(super) fn place(resume: &Resume, spec: &JobSpec) -> String {
     let steps = Plan::new(spec).steps();
-    watcher.notice(&match resume.step == steps {
+    match resume.step == steps {
         true => format!("step {steps} is the last one: only evaluation and export are left"),
         false => format!("resuming from step {} of {steps}", resume.step),
-    });
-    Ok(())
+    }
 }
 
 /// What a person may want to do next.

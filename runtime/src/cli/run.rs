@@ -25,11 +25,11 @@ use crate::process::{Program, Protections, calls, confine, user};
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
-use crate::report::summary::{CodecSummary, Summary};
+use crate::report::summary::Summary;
 use crate::run::{Completed, Watcher};
 use crate::rundir::{RunDir, in_words};
 use crate::say::{note, say};
-use crate::signing::{SigningKey, export, hex};
+use crate::signing::{SigningKey, export};
 use crate::{job, node, run as training};
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
@@ -263,47 +263,17 @@ fn leave_results(
     run_dir: &RunDir,
     completed: &Completed,
 ) -> Result<Summary, Failure> {
-    let (workers, servers) = (spec.workers, spec.servers);
-    let Finished { test_accuracy, test_loss, final_loss, .. } = completed.finished;
-    let finished = &completed.finished;
+    let head = completed.audit_head.map(|head| head.to_string());
+    let seconds = completed.wall_seconds;
+    let summary = Summary::of(config, spec, run_dir.path(), &completed.finished, seconds, head);
     let records = metrics::read(&run_dir.metrics()).map_err(Failure::failed)?;
-    let bits_per_byte = config.data.bits_per_byte(test_loss).filter(|bits| bits.is_finite());
-    let (job, test_accuracy) = (&config.job.name, Some(test_accuracy));
-    let heading = Heading { job, test_accuracy, bits_per_byte, workers, servers };
+    let Summary { test_accuracy, bits_per_byte, workers, servers, .. } = summary;
+    let heading = Heading { job: &config.job.name, test_accuracy, bits_per_byte, workers, servers };
     let plot = run_dir.loss_plot();
     let evaluations = metrics::read(&run_dir.evaluations()).map_err(Failure::failed)?;
     std::fs::write(&plot, loss_svg(&records, &evaluations, &heading))
         .map_err(|e| Failure::file(&plot, "cannot be written", e))?;
-    let speed = match finished.training_seconds {
-        seconds if seconds > 0.0 => finished.samples as f64 / seconds,
-        _ => 0.0,
-    };
-    Ok(Summary {
-        job: config.job.name.clone(),
-        test_accuracy,
-        test_loss: Some(test_loss).filter(|loss| loss.is_finite()),
-        bits_per_byte,
-        final_loss,
-        steps: finished.steps,
-        epochs: config.training.epochs,
-        stopped_early: finished.stopped_early,
-        samples_per_second: speed,
-        wall_seconds: completed.wall_seconds,
-        bytes_sent: finished.bytes_sent,
-        bytes_received: finished.bytes_received,
-        workers,
-        servers,
-        placement: config.cluster.placement,
-        products: config.workers.products,
-        precision: spec.precision,
-        codecs: CodecSummary::new(spec, finished),
-        params_blake3: hex(&finished.params_blake3),
-        checkpoint_step: finished.checkpoint,
-        resumed_from_step: spec.resume.map(|resume| resume.step),
-        model_key: None,
-        audit_head: completed.audit_head.map(|head| head.to_string()),
-        run_dir: run_dir.path().to_owned(),
-    })
+    Ok(summary)
 }
 
 /// Signs the exported model, and leaves the public key in the run directory. Returns the key's hint.

@@ -12,8 +12,9 @@ use testudo_kernels::{Codec, Precision};
 use super::human;
 use super::metrics::number;
 use crate::checkpoint::storage::{Disk, replace};
-use crate::config::{MatrixProducts, Placement};
+use crate::config::{Config, MatrixProducts, Placement};
 use crate::job;
+use crate::signing::hex;
 
 /// The result of a run, as `summary.json` and the last line of `testudo run --json` hold it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +150,49 @@ impl CodecSummary {
 }
 
 impl Summary {
+    /// Of a run of `job` that ended in order, and took so many seconds; whose model nobody has signed yet.
+    #[must_use]
+    pub fn of(
+        config: &Config,
+        job: &JobSpec,
+        run_dir: &Path,
+        finished: &Finished,
+        wall_seconds: f64,
+        audit_head: Option<String>,
+    ) -> Summary {
+        let speed = match finished.training_seconds {
+            seconds if seconds > 0.0 => finished.samples as f64 / seconds,
+            _ => 0.0,
+        };
+        let finite = |number: f64| Some(number).filter(|number| number.is_finite());
+        Summary {
+            job: job.name.clone(),
+            test_accuracy: Some(finished.test_accuracy),
+            test_loss: finite(finished.test_loss),
+            bits_per_byte: config.data.bits_per_byte(finished.test_loss).and_then(finite),
+            final_loss: finished.final_loss,
+            steps: finished.steps,
+            epochs: job.epochs,
+            stopped_early: finished.stopped_early,
+            samples_per_second: speed,
+            wall_seconds,
+            bytes_sent: finished.bytes_sent,
+            bytes_received: finished.bytes_received,
+            workers: job.workers,
+            servers: job.servers,
+            placement: config.cluster.placement,
+            products: config.workers.products,
+            precision: job.precision,
+            codecs: CodecSummary::new(job, finished),
+            params_blake3: hex(&finished.params_blake3),
+            checkpoint_step: finished.checkpoint,
+            resumed_from_step: job.resume.map(|resume| resume.step),
+            model_key: None,
+            audit_head,
+            run_dir: run_dir.to_owned(),
+        }
+    }
+
     /// One line of JSON, without a line feed.
     ///
     /// # Errors
@@ -162,9 +206,19 @@ impl Summary {
     /// # Errors
     /// The operating system's refusal, or a path that is not UTF-8.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        replace(&Disk, path, text.as_bytes())
+        replace(&Disk, path, self.text()?.as_bytes())
+    }
+
+    /// Writes the same to a file that is open, and empty.
+    ///
+    /// # Errors
+    /// As [`write`](Summary::write).
+    pub fn write_to(&self, file: &mut impl io::Write) -> io::Result<()> {
+        file.write_all(self.text()?.as_bytes())
+    }
+
+    fn text(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
     /// A table for a terminal: names to the left, values to the right of them.

@@ -92,7 +92,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.leave_if_empty();
         }
         if member.role == MemberRole::Server {
-            return self.fail(format!("{member} was lost ({reason}); its parameters are gone with it"));
+            return self.fail(format!("{member} was lost ({reason}){GONE}"));
         }
         self.returning.forget(member.index);
         self.ended.retain(|lease| lease.worker != member.index);

@@ -5,14 +5,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use testudo_actors::SignedJob;
 use testudo_actors::job::MAX_SIGNED_JOB;
 use testudo_actors::node::WorkerSetup;
+use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::{Expected, Identity};
 
 use crate::audit::{AuditLog, Begun};
 use crate::checkpoint::keys::{Identities, KeyFile};
 use crate::cli::args::{NodeArguments, NodeRole};
+use crate::cli::resume;
 use crate::config::Config;
 use crate::data::DataFiles;
 use crate::error::Failure;
@@ -20,6 +21,8 @@ use crate::node::{Metrics, Setup, data_files};
 use crate::report::tensorboard::Events;
 use crate::rotation::Source;
 use crate::rundir::RunDir;
+
+use super::summary::SummaryFile;
 
 /// What a node reads or has open before it becomes the user that it goes on as.
 pub(super) enum Inputs {
@@ -39,6 +42,8 @@ pub(super) struct SchedulerInputs {
     pub(super) audit: Option<Begun>,
     /// The key that signs the audit log, and where renewals of its certificate come from.
     pub(super) audit_key: Option<(Identity, Source)>,
+    /// Where what the run came to is written.
+    pub(super) summary: Option<SummaryFile>,
 }
 
 pub(super) struct ServerInputs {
@@ -98,6 +103,13 @@ impl Inputs {
             NodeRole::Scheduler => {
                 let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
                 let job = read_job(&job, &run_dir.reach(&job))?;
+                // A launcher has done so. Whether the job holds is checked when the scheduler begins.
+                if let Ok((JobSpec { resume: Some(resume), .. }, _)) =
+                    job.check(identity.trust(), SystemTime::now())
+                    && !arguments.with_parent
+                {
+                    resume::cut(run_dir, &resume)?;
+                }
                 let mut metrics =
                     Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
                 let mut without_curves = None;
@@ -122,7 +134,10 @@ impl Inputs {
                     }
                     None => (None, None),
                 };
+                let summary =
+                    arguments.summary.as_deref().map(|path| SummaryFile::open(&run_dir.reach(path)));
                 Ok(Inputs::Scheduler(Box::new(SchedulerInputs {
+                    summary: summary.transpose()?,
                     job,
                     metrics,
                     without_curves,
@@ -181,7 +196,7 @@ fn begin_audit(
     log.map(|log| (log, identity)).map_err(Failure::misconfigured)
 }
 
-fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
+pub(in crate::cli) fn read_job(name: &Path, at: &Path) -> Result<SignedJob, Failure> {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(at)
         .and_then(|file| file.take(u64::from(MAX_SIGNED_JOB) + 1).read_to_end(&mut bytes));

@@ -19,15 +19,17 @@ use testudo_transport::pki::{RevocationPolicy, read_crl};
 use testudo_transport::{Endpoint, Identity, MemoryOptions, PkiError, Role};
 
 use super::nearby;
+use super::summary::SummaryFile;
 use crate::audit::{AuditLog, AuditLogError};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::ledger::RunLedger;
 use crate::checkpoint::retention::{Retention, read_deletions};
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::{Layout, keys, writer};
+use crate::cli::resume::place;
 use crate::config::{self, Config, MatrixProducts};
 use crate::device::{self, OnDevice};
-use crate::error::Failure;
+use crate::error::{Failure, Status};
 use crate::node::{Metrics, transport};
 use crate::rundir::{RunDir, in_words};
 use crate::telemetry::{self, Parts, Timed};
@@ -122,6 +124,7 @@ impl Node {
         mut observer: Metrics,
         key: Option<Identities>,
         audit: Result<Option<AuditLog>, AuditLogError>,
+        summary: Option<SummaryFile>,
     ) -> Result<(), Failure> {
         observer = observer.with_source(Box::new(self.checkpoints(key)));
         if let Some(ledger) = self.ledger(&signed)? {
@@ -141,18 +144,30 @@ impl Node {
         }
         let told = audit.as_ref().map(AuditLog::handle);
         let job = signed.open(&self.identity).map_err(Failure::misconfigured)?;
+        if let Some(resume) = &job.resume {
+            tracing::info!("{}", place(resume, &job));
+        }
         telemetry::scheduler(&self.meter, &job, observer.progress(), told.as_ref());
         let outcome = run_scheduler(&self.identity, self.network, signed, Box::new(observer), self.runtime)
             .map_err(failure);
         // However the run went, what is known of it is signed.
         let closed = audit.map(AuditLog::close).transpose();
         let outcome = outcome?;
-        if let Some(head) = closed.map_err(Failure::failed)? {
+        let head = closed.map_err(Failure::failed)?;
+        if let Some(head) = &head {
             tracing::info!(%head, "the audit log is complete");
         }
-        match outcome {
-            Outcome::Finished(_) => Ok(()),
-            Outcome::Failed(reason) => Err(Failure::failed(reason)),
+        let lost_a_server = outcome.lost_a_server();
+        match (outcome, summary) {
+            (Outcome::Finished(finished), Some(file)) => {
+                let head = head.map(|head| head.to_string());
+                file.write(&self.config, &job, &self.run_dir, &finished, head)
+            }
+            (Outcome::Finished(_), None) => Ok(()),
+            (Outcome::Failed(reason), _) if lost_a_server => {
+                Err(Failure { status: Status::LostServer, ..Failure::failed(reason) })
+            }
+            (Outcome::Failed(reason), _) => Err(Failure::failed(reason)),
         }
     }
 
@@ -298,7 +313,6 @@ mod tests {
     use testudo_actors::message::JoinRefused;
 
     use super::*;
-    use crate::error::Status;
 
     /// A supervisor starts a node again that failed, and not one that was misconfigured.
     #[test]
