@@ -320,5 +320,7 @@ fn as_node((pid, parent, arguments): (u32, u32, Vec<String>)) -> Option<NodeProc
         let at = arguments.iter().position(|a| a == option)?;
         arguments.get(at + 1).cloned()
     };
-    Some(NodeProcess { pid, parent, role: after("--role")?, index: after("--index")?.parse().ok()? })
+    // As the program has it, a node without an index is the first of its role.
+    let index = after("--index").map_or(Ok(0), |index| index.parse()).ok()?;
+    Some(NodeProcess { pid, parent, role: after("--role")?, index })
 }

@@ -94,7 +94,11 @@ struct Endless<'a> {
 
 impl<'a> Endless<'a> {
     fn submit(slurm: &'a Slurm, place: &Path) -> Endless<'a> {
-        let folder = deploy(place, &["--set", "limits.memory_mib=512"]);
+        Endless::submit_with(slurm, place, &[])
+    }
+
+    fn submit_with(slurm: &'a Slurm, place: &Path, set: &[&str]) -> Endless<'a> {
+        let folder = deploy(place, &[&["--set", "limits.memory_mib=512"], set].concat());
         let (output, script) = (place.join("job.out"), folder.join("job.sbatch"));
         let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
         assert!(submitted.status.success(), "{submitted:?}");
@@ -191,6 +195,57 @@ fn a_worker_that_is_killed_under_slurm_comes_back_and_changes_no_bit() {
     let arguments = ["run", text(&file), "--run-dir", text(&local), "--quiet", "--json", "--set", &set];
     let undisturbed = process::run(PROGRAM, &arguments, &local).succeeded().json();
     assert_eq!(undisturbed["params_blake3"], field("params_blake3"), "{said}\n{scheduler}");
+}
+
+/// The number of a node's own process, which is no shell's and none of Slurm's.
+fn pid(run: &Path, role: &str, index: u32) -> Option<u32> {
+    let line = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_own = |pid: u32| line(pid).split(|byte| *byte == 0).next() == Some(PROGRAM.as_bytes());
+    let mut found = process::nodes(run).into_iter().filter(|node| node.role == role && node.index == index);
+    found.find(|node| is_own(node.pid)).map(|node| node.pid)
+}
+
+/// Under Slurm, too, a server's death, and the scheduler's, cost what was done since the newest checkpoint, and no bit; what the job
+/// prints says so, and the run leaves a summary.
+#[test]
+fn a_job_goes_on_from_its_checkpoint_when_slurm_has_lost_a_server_or_the_scheduler() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(slurm) = Slurm::start(place.path()) else { return };
+    let job = Endless::submit_with(&slurm, place.path(), &["--set", "checkpoint.every_steps=20"]);
+    let run = job.run();
+    let whole = |after: u64| {
+        let at = |step: &u64| run.join(format!("checkpoint/step-{step:08}/manifest.json")).exists();
+        (after / 20 + 1..after / 20 + 5000).map(|n| n * 20).find(at)
+    };
+    let mut after = 0;
+    for (round, (role, index)) in [("server", 1), ("scheduler", 0)].into_iter().enumerate() {
+        after = job.until("a checkpoint", || whole(after));
+        process::send(job.until("a node", || pid(&run, role, index)), Signal::KILL);
+        job.until("the job to go on", || {
+            (log(&run, "scheduler-0").matches("resuming from step").count() > round).then_some(())
+        });
+    }
+    job.until("another checkpoint", || whole(after + 40));
+    job.stop();
+    let said = job.said();
+    for part in [
+        "a server or the scheduler has died (status 5)",
+        "a server or the scheduler has died (status 137)",
+        "goes on from its newest checkpoint in 1 s (restart 1 of 3 within 10 minutes)",
+        "goes on from its newest checkpoint in 2 s (restart 2 of 3 within 10 minutes)",
+    ] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    process::assert_nothing_left(&run);
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["steps"], process::steps(&run), "{said}");
+    assert!(summary["resumed_from_step"].as_u64() >= Some(after), "{summary}");
+    let (file, local) = (place.path().join("small.toml"), place.path().join("local"));
+    let set = format!("training.max_steps={}", summary["steps"]);
+    let arguments = ["run", text(&file), "--run-dir", text(&local), "--quiet", "--json", "--set", &set];
+    let undisturbed = process::run(PROGRAM, &arguments, &local).succeeded().json();
+    assert_eq!(undisturbed["params_blake3"], summary["params_blake3"], "{said}");
 }
 
 /// Whatever a folder is called, and whoever shares a process.

@@ -6,7 +6,12 @@
 //!
 //! 1. A worker that dies is started again in its place, at most `cluster.worker_restarts` times within ten minutes and a little later
 //!    each time, as `testudo run` does it. One that ended in order or was misconfigured is not, and none when the run is over.
-//!    A server's or the scheduler's death ends the job.
+//! 2. When a server or the scheduler has died, all nodes end, and the job goes on from its newest checkpoint, at most `cluster.restarts`
+//!    times within ten minutes. An operator signs which checkpoint that is, so without that identity the job ends; as it does after any
+//!    other failure, when a node was misconfigured, and when it was to stop.
+
+mod lives;
+mod worker;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,7 +20,6 @@ use testudo_transport::Role;
 
 use super::{identities, processes};
 use crate::config::Config;
-use crate::launch::budget::WINDOW;
 
 /// What the script says before anything that depends on the job.
 const HEAD: &str = "#!/bin/bash
@@ -52,15 +56,19 @@ pub fn script(config: &Config, folder: &Path, program: &str) -> String {
         quoted(&folder.to_string_lossy()),
         quoted(program)
     );
-    for (role, count) in &processes {
-        match role {
-            Role::Worker if config.cluster.supervision.worker_restarts > 0 => {
-                text.push_str(&workers(config, *count));
-            }
-            _ => text.push_str(&step(*role, *count)),
-        }
+    let restarts = config.cluster.supervision.worker_restarts > 0;
+    if restarts && processes.iter().any(|(role, _)| *role == Role::Worker) {
+        let _ = write!(text, "\n{}", worker::worker(config));
     }
-    text.push_str(REST);
+    text.push_str(BEGIN);
+    for (role, count) in &processes {
+        let step = match role {
+            Role::Worker if restarts => worker::step(*count),
+            _ => step(*role, *count),
+        };
+        text.push_str(&step);
+    }
+    let _ = write!(text, "}}\n{}", lives::script(config));
     text
 }
 
@@ -81,12 +89,13 @@ fn handing(config: &Config) -> Vec<String> {
 
 /// Why the operator's identity is there.
 const OPERATOR: &str = "#
-# The last line is for the order to stop in time before the limit, with a checkpoint. Whoever reads that key commands the job, and
-# signs others in its name: without that line the job is ended at once instead.
+# The last line is for the order to stop in time before the limit, with a checkpoint, and to sign from which checkpoint the job goes on
+# when a server or the scheduler has died. Whoever reads that key commands the job, and signs others in its name: without that line the
+# job is ended at once instead, and does not go on.
 ";
 
-/// Where things are, and the scheduler's step. Ports from 16384 to 32767 are above those that are other services', and below those that
-/// systems give out by themselves.
+/// Where things are. Ports from 16384 to 32767 are above those that are other services', and below those that systems give out by
+/// themselves.
 const PLACES: &str = "
 if [ -e \"$folder/ca/ca-key.pem\" ]; then
     echo \"$folder/ca/ca-key.pem: with this key every machine could make itself any node; move ca/ to where none reaches it\" >&2
@@ -99,54 +108,34 @@ scheduler=$first:$((16384 + SLURM_JOB_ID % 16384))
 common=(--config \"$folder/cluster.toml\" --scheduler \"$scheduler\" --listen-by-scheduler --run-dir \"$run\")
 audit=()
 if [ -d \"$folder/identities/audit\" ]; then audit=(--audit-identity \"$folder/identities/audit\"); fi
-
-srun --exact --nodes=1 --ntasks=1 --nodelist=\"$first\" \\
-    \"$program\" node --role scheduler --identity \"$folder/identities/scheduler-0\" --job \"$folder/cluster.job\" \\
-    --log \"$run/logs/scheduler-0.log\" \"${audit[@]}\" \"${common[@]}\" &
-scheduler_step=$!
-steps=()
+job=$folder/cluster.job
 export program folder run
 ";
 
-/// What is left: the end. A worker that is gone for good is the scheduler's to judge; a server that is ends the run.
-const REST: &str = "
-# shellcheck disable=SC2317 # the trap calls it
-stop() {
-    echo 'stopping in order' >&2
-    \"$program\" stop --scheduler \"$scheduler\" --identity \"$folder/identities/operator-0\" || kill \"$scheduler_step\" || true
-}
-trap stop TERM
-
-runs() { kill -0 \"$1\" 2> /dev/null; }
-
-# The scheduler's end is the run's. The first step has the servers: if it fails, the scheduler has a minute to say why.
-left=60
-while runs \"$scheduler_step\"; do
-    if ! runs \"${steps[0]}\" && [ $((left -= 1)) -eq 0 ]; then kill \"$scheduler_step\" || true; fi
-    sleep 1 &
-    wait $! || true
-done
-status=0
-wait \"$scheduler_step\" || status=$?
-# From now on no worker is started again.
-touch \"$run/over\" || true
-for step in \"${steps[@]}\"; do
-    if [ \"$status\" -ne 0 ]; then kill \"$step\" 2> /dev/null || true; fi
-    wait \"$step\" || true
-done
-echo \"$run\"
-exit \"$status\"
+/// Where a life begins: with the scheduler's step, beside which stand the others in `steps`.
+const BEGIN: &str = "
+begin() {
+    rm -f \"$run/over\" \"$run/misconfigured\"
+    steps=()
+    srun --exact --nodes=1 --ntasks=1 --nodelist=\"$first\" \\
+        \"$program\" node --role scheduler --identity \"$folder/identities/scheduler-0\" --job \"$job\" \\
+        --log \"$run/logs/scheduler-0.log\" --summary \"$run/summary.json\" \"${audit[@]}\" \"${common[@]}\" &
+    scheduler_step=$!
 ";
 
 /// The step of `count` processes of a role, each of which is told its number by Slurm.
 fn step(role: Role, count: u32) -> String {
     // What is in single quotes here is for the shell of each process.
     format!(
-        "\n# shellcheck disable=SC2016 # for each process's shell\nsrun --exact --ntasks={count} bash -c \\\n    'exec {}' \\\n    \
-         bash \"${{common[@]}}\" &\nsteps+=($!)\n",
+        "\n    # shellcheck disable=SC2016 # for each process's shell\n    srun --exact --ntasks={count} bash -c \\\n        \
+         '{}{MISCONFIGURED}' \\\n        bash \"${{common[@]}}\" &\n    steps+=($!)\n",
         node(role)
     )
 }
+
+/// What a process's shell does after its node: whoever is misconfigured will be so again, and leaves word of it.
+const MISCONFIGURED: &str =
+    "; status=$?; if [ \"$status\" -eq 2 ]; then : > \"$run/misconfigured\"; fi; exit \"$status\"";
 
 /// The command of one process, in its own shell.
 fn node(role: Role) -> String {
@@ -156,67 +145,6 @@ fn node(role: Role) -> String {
     }
     format!(
         "\"$program\" node --role {role} --index \"$SLURM_PROCID\"{own} --log \"$run/logs/{role}-$SLURM_PROCID.log\" \"$@\""
-    )
-}
-
-/// The workers' step: the shell of each process starts its worker again. One that is gone for good does not end the others, whatever
-/// the cluster's settings say.
-fn workers(config: &Config, count: u32) -> String {
-    format!(
-        "\n{}# shellcheck disable=SC2016 # for each process's shell\nsrun --exact --kill-on-bad-exit=0 --ntasks={count} bash -c \\\n    \
-         \"$(declare -f worker)\"'; worker \"$@\"' \\\n    bash \"${{common[@]}}\" &\nsteps+=($!)\n",
-        worker(config)
-    )
-}
-
-/// Invariant 1, as a function of a shell, which is told to end when its step is, and so tells what it waits for. No launcher tells the
-/// scheduler of a death here: until it has missed the dead worker, it admits nobody under that name, so every pause begins with that.
-fn worker(config: &Config) -> String {
-    let (seconds, minutes, node) = (WINDOW.as_secs(), WINDOW.as_secs() / 60, node(Role::Worker));
-    let restarts = config.cluster.supervision.worker_restarts;
-    let missed = config.cluster.heartbeat_timeout_ms.div_ceil(1000);
-    format!(
-        r#"# A worker that dies is started again: cluster.worker_restarts times within {minutes} minutes, when the scheduler has missed it
-# (cluster.heartbeat_timeout_ms), and a second later, then two, and so on. Not when it has ended in order, with 0, or was
-# misconfigured, with 2: it would be so again.
-# shellcheck disable=SC2317,SC2329 # the shell of each process calls it
-worker() {{
-    local child='' ending='' at status pause died=() recent
-    trap 'ending=1; kill "$child" 2> /dev/null' TERM
-    while true; do
-        {node} &
-        child=$!
-        if [ -n "$ending" ]; then kill "$child" 2> /dev/null; fi
-        wait "$child"
-        status=$?
-        # The signal itself ends the first wait.
-        if [ -n "$ending" ]; then
-            wait "$child"
-            exit
-        fi
-        if [ "$status" -eq 0 ] || [ "$status" -eq 2 ]; then exit "$status"; fi
-        recent=("$SECONDS")
-        for at in "${{died[@]}}"; do
-            if [ $((SECONDS - at)) -lt {seconds} ]; then recent+=("$at"); fi
-        done
-        if [ "${{#recent[@]}}" -gt {restarts} ]; then
-            echo "worker/$SLURM_PROCID died more than {restarts} times within {minutes} minutes (cluster.worker_restarts) and is not started again" >&2
-            exit "$status"
-        fi
-        died=("${{recent[@]}}")
-        pause=$((1 << (${{#died[@]}} - 1)))
-        pause=$(({missed} + (pause < 30 ? pause : 30)))
-        echo "worker/$SLURM_PROCID ended with status $status and is started again in $pause s (restart ${{#died[@]}} of {restarts} within {minutes} minutes)" >&2
-        for ((; pause > 0; pause -= 1)); do
-            if [ -n "$ending" ] || [ -e "$run/over" ]; then exit "$status"; fi
-            sleep 1 &
-            child=$!
-            wait "$child"
-        done
-        if [ -n "$ending" ] || [ -e "$run/over" ]; then exit "$status"; fi
-    done
-}}
-"#
     )
 }
 
@@ -237,9 +165,8 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::config::Config;
 
-    fn config(set: &[&str]) -> Config {
+    pub(super) fn config(set: &[&str]) -> Config {
         let text = "[model]\nkind = \"mlp\"\ninputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\npath = \"data\"\n[job]\nname = \"mnist\"\n";
         Config::parse(text, Path::new("/srv/mnist.toml"), set).unwrap()
     }
@@ -270,88 +197,6 @@ mod tests {
             text.contains("--ntasks=3\n")
                 && text.contains("--worker-identity \"$folder/identities/worker-$SLURM_PROCID\"")
         );
-    }
-
-    /// What the shell of worker 1 does whose processes end with `statuses` one after the other: the status that it ends with, how many
-    /// processes it has started, how many seconds it has waited in all, and what it says.
-    fn supervised(restarts: u32, statuses: &str, over: bool) -> Option<(i32, usize, usize, String)> {
-        // Stand-ins for the program and for the passing of time.
-        const STAND_INS: &str = r#"
-            program=fake
-            fake() {
-                echo "$@" >> "$run/started"
-                set -- $statuses
-                shift $(($(wc -l < "$run/started") - 1))
-                return "$1"
-            }
-            sleep() { echo "$1" >> "$run/slept"; }
-        "#;
-        let run = tempfile::tempdir().unwrap();
-        if over {
-            std::fs::write(run.path().join("over"), "").unwrap();
-        }
-        let set = format!("cluster.worker_restarts={restarts}");
-        let function = worker(&config(&[&set, "cluster.heartbeat_timeout_ms=4100"]));
-        let shell = format!("{STAND_INS}\n{function}\nworker --common");
-        let mut command = Command::new("bash");
-        command.args(["-c", &shell]).env("statuses", statuses).env("SLURM_PROCID", "1");
-        let said = command.env("run", run.path()).env("folder", "/srv/m").output().ok()?;
-        let lines = |name: &str| std::fs::read_to_string(run.path().join(name)).unwrap_or_default();
-        let started = lines("started");
-        let each = "node --role worker --index 1 --identity /srv/m/identities/worker-1 --log ";
-        assert!(started.lines().all(|l| l.starts_with(each) && l.ends_with(" --common")), "{started}");
-        let slept = lines("slept").lines().count();
-        let words = String::from_utf8_lossy(&said.stderr).into_owned();
-        Some((said.status.code().unwrap(), started.lines().count(), slept, words))
-    }
-
-    /// Invariant 1.
-    #[test]
-    fn a_worker_that_dies_is_started_again_within_its_budget() {
-        let Some((status, started, slept, said)) = supervised(2, "137 1 139 0", false) else { return };
-        // The scheduler misses a worker after 4.1 seconds.
-        assert_eq!((status, started, slept), (139, 3, 5 + 1 + 5 + 2), "{said}");
-        for part in [
-            "worker/1 ended with status 137 and is started again in 6 s (restart 1 of 2 within 10 minutes)",
-            "worker/1 ended with status 1 and is started again in 7 s (restart 2 of 2 within 10 minutes)",
-            "worker/1 died more than 2 times within 10 minutes (cluster.worker_restarts) and is not started again",
-        ] {
-            assert!(said.contains(part), "{part} is not in:\n{said}");
-        }
-        // Nor one that ended in order, or that was misconfigured, or whose run is over.
-        for (statuses, over, found) in [
-            ("0 0", false, (0, 1, 0)),
-            ("2 0", false, (2, 1, 0)),
-            ("137 2 0", false, (2, 2, 6)),
-            ("137 0", true, (137, 1, 0)),
-        ] {
-            let (status, started, slept, said) = supervised(2, statuses, over).unwrap();
-            assert_eq!((status, started, slept), found, "{statuses}: {said}");
-        }
-        let set = ["cluster.worker_restarts=0", "cluster.workers=3"];
-        let text = script(&config(&set), Path::new("/srv/m"), "testudo");
-        assert!(!text.contains("is started again in") && text.contains("node --role worker"), "{text}");
-        let set = ["cluster.placement=colocated", "cluster.workers=2"];
-        let text = script(&config(&set), Path::new("/srv/m"), "testudo");
-        assert!(!text.contains("is started again in") && text.contains("node --role peer"), "{text}");
-    }
-
-    /// The step's end is not taken for its worker's death: what is running is told, and nothing follows.
-    #[test]
-    fn a_worker_that_is_told_to_end_is_not_started_again() {
-        let run = tempfile::tempdir().unwrap();
-        // The stand-in tells its shell to end, and ends by that signal, as one whose step has been cancelled does.
-        let shell = format!(
-            "program=fake\nfake() {{ echo \"$@\" >> \"$run/started\"; kill \"$$\"; while true; do sleep 1; done; }}\n{}\nworker",
-            worker(&config(&[]))
-        );
-        let mut command = Command::new("bash");
-        command.args(["-c", &shell]).env("SLURM_PROCID", "1").env("folder", "/srv/m");
-        let Ok(said) = command.env("run", run.path()).output() else { return };
-        let started = std::fs::read_to_string(run.path().join("started")).unwrap();
-        let words = String::from_utf8_lossy(&said.stderr);
-        assert_eq!(started.lines().count(), 1, "{words}");
-        assert!(said.status.code() == Some(143) && !words.contains("again"), "{:?}: {words}", said.status);
     }
 
     /// What nodes do not need is not handed to them, and a folder that has the authority's key starts none.

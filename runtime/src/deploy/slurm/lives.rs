@@ -1,0 +1,211 @@
+//! The lives of a job: all of its nodes, from their start to the last one's end, as often as the job may go on.
+
+use crate::config::Config;
+use crate::launch::budget::WINDOW;
+
+/// What ends one life. A worker that is gone for good is the scheduler's to judge; a server that is ends the life.
+const FOLLOW: &str = "
+stopping=
+# shellcheck disable=SC2317 # the trap calls it
+stop() {
+    stopping=1
+    echo 'stopping in order' >&2
+    runs \"$scheduler_step\" || return 0
+    \"$program\" stop --scheduler \"$scheduler\" --identity \"$folder/identities/operator-0\" || kill \"$scheduler_step\" || true
+}
+
+runs() { kill -0 \"$1\" 2> /dev/null; }
+
+# The scheduler's end is the run's. The first step has the servers: if it fails, the scheduler has a minute to say why.
+follow() {
+    local left=60 step
+    while runs \"$scheduler_step\"; do
+        if ! runs \"${steps[0]}\" && [ $((left -= 1)) -eq 0 ]; then kill \"$scheduler_step\" || true; fi
+        sleep 1 &
+        wait $! || true
+    done
+    status=0
+    wait \"$scheduler_step\" || status=$?
+    # From now on no worker is started again.
+    touch \"$run/over\" || true
+    for step in \"${steps[@]}\"; do
+        if [ \"$status\" -ne 0 ]; then kill \"$step\" 2> /dev/null || true; fi
+        wait \"$step\" || true
+    done
+}
+";
+
+/// A job of one life.
+const ONE: &str = "
+begin
+trap stop TERM
+follow
+echo \"$run\"
+exit \"$status\"
+";
+
+/// What follows the functions that start a life: how one is followed, and whether another begins.
+pub(super) fn script(config: &Config) -> String {
+    match config.cluster.supervision.restarts {
+        0 => format!("{FOLLOW}{ONE}"),
+        most => format!("{FOLLOW}{}{}", go_on(most), several()),
+    }
+}
+
+/// Invariant 2 of [`super`]: a job of several lives.
+fn several() -> String {
+    let lost = crate::error::Status::LostServer.number();
+    format!(
+        r#"
+trap stop TERM
+while true; do
+    begin
+    follow
+    # {lost} is a server's death, and more than 128 the scheduler's own. What went wrong otherwise would go wrong again.
+    if [ "$status" -ne {lost} ] && [ "$status" -le 128 ]; then break; fi
+    if [ -n "$stopping" ] || [ -e "$run/misconfigured" ]; then break; fi
+    go_on || break
+done
+echo "$run"
+exit "$status"
+"#
+    )
+}
+
+/// Whether the job goes on, at most so often, and as which job.
+fn go_on(most: u32) -> String {
+    let (seconds, minutes) = (WINDOW.as_secs(), WINDOW.as_secs() / 60);
+    format!(
+        r#"
+# With a server its parameters are gone, and with the scheduler what everybody has done: the job goes on from its newest checkpoint,
+# cluster.restarts times within {minutes} minutes, a second later, then two, and so on. Which checkpoint that is an operator signs.
+died=()
+go_on() {{
+    local at pause recent=("$SECONDS") operator=$folder/identities/operator-0
+    for at in "${{died[@]}}"; do
+        if [ $((SECONDS - at)) -lt {seconds} ]; then recent+=("$at"); fi
+    done
+    echo "a server or the scheduler has died (status $status)" >&2
+    if [ "${{#recent[@]}}" -gt {most} ]; then
+        echo "the job does not go on by itself: it did {most} times within {minutes} minutes (cluster.restarts)" >&2
+        return 1
+    fi
+    if [ ! -d "$operator" ]; then
+        echo "the job does not go on by itself: nobody is here to sign from where ($operator)" >&2
+        return 1
+    fi
+    if ! "$program" job --signed "$folder/cluster.job" --resume "$run" --identity "$operator" --out "$run/resumed.job" >&2; then
+        echo 'the job does not go on by itself: there is nothing to go on from' >&2
+        return 1
+    fi
+    job=$run/resumed.job
+    died=("${{recent[@]}}")
+    pause=$((1 << (${{#died[@]}} - 1)))
+    pause=$((pause < 30 ? pause : 30))
+    echo "the job goes on from its newest checkpoint in $pause s (restart ${{#died[@]}} of {most} within {minutes} minutes)" >&2
+    sleep "$pause" &
+    wait $! || true
+    [ -z "$stopping" ]
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::super::{script, tests::config};
+
+    /// Stand-ins for Slurm, for the program and for the passing of time: the scheduler's step ends with one of `statuses` after the
+    /// other, and the others when it does.
+    const STAND_INS: &str = r#"
+        scontrol() { echo here; }
+        sleep() { command sleep 0.01; }
+        fake() { echo "$*" >> "$folder/said"; return "$signs"; }
+        srun() {
+            case "$*" in
+            *"--role scheduler"*)
+                echo "$*" >> "$folder/lives"
+                # shellcheck disable=SC2086
+                set -- $statuses
+                shift $(($(wc -l < "$folder/lives") - 1))
+                return "$1"
+                ;;
+            *"--role server"*)
+                if [ -n "$misconfigured" ]; then : > "$run/misconfigured"; fi
+                while kill -0 "$scheduler_step" 2> /dev/null; do command sleep 0.01; done
+                ;;
+            esac
+        }
+    "#;
+
+    /// What becomes of a job.
+    struct Ended {
+        status: i32,
+        /// How the scheduler was started each time.
+        lives: Vec<String>,
+        said: String,
+    }
+
+    /// What becomes of a job whose schedulers end with `statuses`; `signs` is the status of the operator's command, whose identity is
+    /// there if `operator`.
+    fn ended(restarts: u32, statuses: &str, signs: u8, operator: bool, misconfigured: bool) -> Option<Ended> {
+        let folder = tempfile::tempdir().unwrap();
+        if operator {
+            std::fs::create_dir_all(folder.path().join("identities/operator-0")).unwrap();
+        }
+        let restarts = format!("cluster.restarts={restarts}");
+        let text = script(&config(&[&restarts]), folder.path(), "fake");
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{STAND_INS}\n{text}")]);
+        command.env("SLURM_JOB_ID", "7").env("SLURM_JOB_NODELIST", "here").env("statuses", statuses);
+        command.env("signs", signs.to_string()).env("misconfigured", if misconfigured { "1" } else { "" });
+        let said = command.output().ok()?;
+        let lives = std::fs::read_to_string(folder.path().join("lives")).unwrap_or_default();
+        let signed = std::fs::read_to_string(folder.path().join("said")).unwrap_or_default();
+        let run = folder.path().join("run-7");
+        let wanted = format!(
+            "job --signed {0}/cluster.job --resume {1} --identity {0}/identities/operator-0 --out {1}/resumed.job",
+            folder.path().display(),
+            run.display()
+        );
+        assert!(signed.lines().all(|line| line == wanted), "{signed}");
+        assert!(String::from_utf8_lossy(&said.stdout).contains(&run.display().to_string()));
+        Some(Ended {
+            status: said.status.code().unwrap(),
+            lives: lives.lines().map(str::to_owned).collect(),
+            said: String::from_utf8_lossy(&said.stderr).into_owned(),
+        })
+    }
+
+    /// Invariant 2 of [`super::super`].
+    #[test]
+    fn a_job_goes_on_from_its_checkpoint_within_its_budget() {
+        let Some(Ended { status, lives, said }) = ended(2, "5 137 0", 0, true, false) else { return };
+        assert_eq!((status, lives.len()), (0, 3), "{said}");
+        assert!(lives[0].contains("/cluster.job "), "{lives:?}");
+        assert!(lives[1..].iter().all(|life| life.contains("/run-7/resumed.job ")), "{lives:?}");
+        for part in [
+            "a server or the scheduler has died (status 5)",
+            "goes on from its newest checkpoint in 1 s (restart 1 of 2 within 10 minutes)",
+            "goes on from its newest checkpoint in 2 s (restart 2 of 2 within 10 minutes)",
+        ] {
+            assert!(said.contains(part), "{part} is not in:\n{said}");
+        }
+        for (restarts, statuses, signs, operator, misconfigured, (status, lives), why) in [
+            (1, "137 5 0", 0, true, false, (5, 2), "it did 1 times within 10 minutes (cluster.restarts)"),
+            (3, "5 0", 2, true, false, (5, 1), "there is nothing to go on from"),
+            (3, "5 0", 0, false, false, (5, 1), "nobody is here to sign"),
+            (3, "1 0", 0, true, false, (1, 1), ""),
+            (3, "2 0", 0, true, false, (2, 1), ""),
+            (3, "5 0", 0, true, true, (5, 1), ""),
+            (0, "5 0", 0, true, false, (5, 1), ""),
+        ] {
+            let found = ended(restarts, statuses, signs, operator, misconfigured).unwrap();
+            assert_eq!((found.status, found.lives.len()), (status, lives), "{statuses}: {}", found.said);
+            assert!(found.said.contains(why), "{statuses}: {}", found.said);
+        }
+        assert!(!super::script(&config(&["cluster.restarts=0"])).contains("go_on"));
+    }
+}
