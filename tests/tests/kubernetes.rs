@@ -61,6 +61,11 @@ fn manifests_are_what_the_schemas_allow() {
         let mut kinds: Vec<_> = documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
         kinds.dedup();
         assert_eq!(kinds, ["ConfigMap", "Service", "NetworkPolicy", "PersistentVolumeClaim", "Job"]);
+        let scheduler =
+            &of_kind(&documents, "Job").next().unwrap()["spec"]["template"]["spec"]["containers"][0];
+        let words: Vec<&str> =
+            scheduler["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(words.ends_with(&["--summary", "/run-dir/summary.json"]), "{words:?}");
         assert_eq!(of_kind(&documents, "Service").next().unwrap()["spec"]["clusterIP"], "None");
         for job in of_kind(&documents, "Job") {
             assert_eq!(job["spec"]["completionMode"], "Indexed");

@@ -368,6 +368,7 @@ fn command(role: Role) -> Vec<String> {
     }
     if role == Role::Scheduler {
         words.extend(["--job".to_owned(), format!("{JOB}/cluster.job")]);
+        words.extend(["--summary".to_owned(), format!("{RUN}/summary.json")]);
     }
     words
 }
