@@ -57,7 +57,7 @@ pub use self_test::self_test;
 pub use sequence::{DeviceNorm, Tokens, dropout, positions_gradient};
 pub use source::Source;
 pub use update::{DeviceOptimizer, DeviceSlice};
-pub use weigh::{add_products, clip, combine};
+pub use weigh::DeviceWeighing;
 
 #[cfg(test)]
 mod tests;

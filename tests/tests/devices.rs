@@ -7,8 +7,8 @@ use testudo_actors::placement::{Slice, SliceMap};
 use testudo_actors::server::SumOrder;
 use testudo_actors::{JobSpec, Resume};
 use testudo_kernels::cuda::emulator::{Emulator, is_there};
-use testudo_kernels::cuda::{AnyDevice, Gpu};
-use testudo_kernels::{ModelError, ModelSpec, OptimizerSpec, Precision};
+use testudo_kernels::cuda::{AnyDevice, Gpu, Source};
+use testudo_kernels::{Aggregation, ModelError, ModelSpec, OptimizerSpec, Precision};
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
 use testudo_tests::place::Place;
 use testudo_tests::sim::Simulation;
@@ -64,6 +64,48 @@ fn nodes_on_devices_train_to_the_same_bits() {
     assert_eq!(steps.len(), 6);
     assert_eq!(finished.params_blake3, expected.params_blake3);
     assert_eq!(finished.test_loss.to_bits(), expected.test_loss.to_bits());
+}
+
+/// Rules that weigh whole gradients, and clipping, over QUIC: servers on devices post their products, and combine by the scheduler's weights,
+/// as servers on CPUs do. Where gradients are clipped, one server has a device and the other none.
+#[test]
+fn whole_gradients_are_weighed_on_devices_to_the_same_bits() {
+    if !is_there() {
+        return;
+    }
+    let emulator = Emulator::new(&[Source::aggregate(), Source::robust(), Source::network()]);
+    for (aggregation, clip_norm, workers) in [
+        (Aggregation::Krum { hostile: 1 }, None, 5),
+        (Aggregation::GeometricMedian { hostile: 1 }, Some(0.05), 3),
+        (Aggregation::Mean, Some(0.05), 2),
+    ] {
+        let optimizer = OptimizerSpec::shipped("momentum").unwrap();
+        let job = JobSpec {
+            optimizer,
+            aggregation,
+            clip_norm,
+            slice_bytes: 1024,
+            ..toy::job(workers, 2, workers, 4)
+        };
+        let expected = Simulation::new(job.clone(), 1, SumOrder::Canonical).finish();
+        let unclipped = JobSpec { clip_norm: None, ..job.clone() };
+        if clip_norm.is_some() {
+            let other = Simulation::new(unclipped, 1, SumOrder::Canonical).finish();
+            assert_ne!(other.params_blake3, expected.params_blake3, "{aggregation}: nothing is clipped");
+        }
+        let emulator = emulator.another();
+        let wiring = Wiring {
+            checkpoints: Box::new(move |index| {
+                let is_there = index == 0 || clip_norm.is_none();
+                Box::new(On(is_there.then(|| any(&emulator)).flatten(), false))
+            }),
+            ..Wiring::default()
+        };
+        let (finished, steps) = Cluster::start_with(Site::new(job, Links::Quic), wiring).finish();
+        assert_eq!(steps.len(), 4);
+        assert_eq!(finished.params_blake3, expected.params_blake3, "{aggregation}");
+        assert_eq!(finished.test_loss.to_bits(), expected.test_loss.to_bits(), "{aggregation}");
+    }
 }
 
 /// A server whose device has too little memory ends, and the run says which tensor it was, by its parameter: weights when the server takes its

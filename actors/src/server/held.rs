@@ -4,15 +4,49 @@
 //! 1. Products of a step are posted once, when every slice of this server has all that the step contributes.
 //! 2. Weights are taken for the step whose products were posted, once, and in the form that the job asks for; nothing changes
 //!    with others.
-//! 3. Memory: what is held are the votes, or sums, that contributions took before; beside them one set of products.
+//! 3. Memory: what is held are the votes, or sums, that contributions took before; beside them one set of products. What is on a device is
+//!    held there.
 
 use std::collections::BTreeMap;
 
 use testudo_kernels::AggregationError;
+use testudo_kernels::cuda::DeviceError;
 use testudo_kernels::robust::products::Products;
 use testudo_kernels::robust::weigh::{Weighing, Weights};
 
 use crate::placement::{Slice, SliceId};
+use crate::server::resident::{Resident, Tensor, Vector};
+
+/// What a step contributes to a slice.
+#[derive(Debug)]
+pub(super) enum Contributed {
+    /// Votes, or the one vector that was made of contributions.
+    Host(Vec<Vec<f32>>),
+    /// The one vector that was made of contributions, on the device.
+    Made(Tensor),
+    /// Votes on whole gradients, where the device has put them.
+    Cast,
+}
+
+impl Contributed {
+    /// The one vector, if it is one.
+    pub(super) fn alone(self) -> Option<Vector> {
+        match self {
+            Contributed::Host(mut vectors) => vectors.pop().map(Vector::Host),
+            Contributed::Made(tensor) => Some(Vector::Device(tensor)),
+            Contributed::Cast => None,
+        }
+    }
+}
+
+impl From<Vector> for Contributed {
+    fn from(vector: Vector) -> Contributed {
+        match vector {
+            Vector::Host(values) => Contributed::Host(vec![values]),
+            Vector::Device(tensor) => Contributed::Made(tensor),
+        }
+    }
+}
 
 /// The slices of one server that wait for weights.
 #[derive(Debug)]
@@ -20,7 +54,7 @@ pub(super) struct Held {
     weighing: Weighing,
     slices: usize,
     products: Products,
-    vectors: BTreeMap<SliceId, Vec<Vec<f32>>>,
+    contributed: BTreeMap<SliceId, Contributed>,
     /// The step whose products were posted.
     posted: Option<u64>,
     ready: Option<(u64, Products)>,
@@ -30,7 +64,7 @@ impl Held {
     /// For a server that keeps so many slices.
     pub(super) fn new(weighing: Weighing, slices: usize) -> Held {
         let products = weighing.products();
-        Held { weighing, slices, products, vectors: BTreeMap::new(), posted: None, ready: None }
+        Held { weighing, slices, products, contributed: BTreeMap::new(), posted: None, ready: None }
     }
 
     /// A slice has all that `step` contributes to it: `vectors`, beside the aggregate before where the rule keeps one.
@@ -47,10 +81,27 @@ impl Held {
         Ok(())
     }
 
+    /// The same of a slice on a device, where the aggregate before is too.
+    pub(super) fn hold_on_device(
+        &mut self,
+        step: u64,
+        slice: &Slice,
+        contributed: Contributed,
+        resident: &mut Resident,
+    ) -> Result<(), DeviceError> {
+        resident.add_products(&mut self.products, slice, &contributed)?;
+        self.keep(step, slice, contributed);
+        Ok(())
+    }
+
     /// The same of a slice that is no part of the gradient, and has no say in how that is weighed.
     pub(super) fn hold_statistics(&mut self, step: u64, slice: &Slice, vectors: Vec<Vec<f32>>) {
-        self.vectors.insert(slice.id, vectors);
-        if self.vectors.len() == self.slices {
+        self.keep(step, slice, Contributed::Host(vectors));
+    }
+
+    fn keep(&mut self, step: u64, slice: &Slice, contributed: Contributed) {
+        self.contributed.insert(slice.id, contributed);
+        if self.contributed.len() == self.slices {
             self.posted = Some(step);
             self.ready = Some((step, std::mem::replace(&mut self.products, self.weighing.products())));
         }
@@ -62,14 +113,10 @@ impl Held {
     }
 
     /// The slices of `step`, to be combined by `weights`; `None` if these are not what is waited for.
-    pub(super) fn release(
-        &mut self,
-        step: u64,
-        weights: &Weights,
-    ) -> Option<BTreeMap<SliceId, Vec<Vec<f32>>>> {
+    pub(super) fn release(&mut self, step: u64, weights: &Weights) -> Option<BTreeMap<SliceId, Contributed>> {
         let fits = weights.of.len() == self.weighing.vectors() && weights.are_safe();
         self.posted.take_if(|posted| fits && *posted == step)?;
-        Some(std::mem::take(&mut self.vectors))
+        Some(std::mem::take(&mut self.contributed))
     }
 }
 

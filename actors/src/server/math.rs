@@ -14,13 +14,12 @@ mod device;
 mod error;
 mod spread;
 mod update;
+mod weighed;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use testudo_kernels::robust::products::Products;
-use testudo_kernels::robust::weigh::{Weights, clip};
-use testudo_kernels::{Aggregator, OptimizerError, ParameterSpec, Update, add, first_non_finite};
+use testudo_kernels::{Aggregator, ParameterSpec, Update, add, first_non_finite};
 use testudo_transport::Payload;
 
 use device::whole;
@@ -34,7 +33,7 @@ use crate::params_hash::Stream;
 use crate::placement::{Slice, SliceId};
 use crate::plan::{HashPlan, Plan};
 use crate::server::contribution::{Contribution, SumOrder};
-use crate::server::held::Held;
+use crate::server::held::{Contributed, Held};
 use crate::server::histograms::Spread;
 use crate::server::own_rule::{OwnAggregator, Stated};
 use crate::server::pieces::Pieces;
@@ -58,7 +57,8 @@ struct SliceState {
     partials: Partials<Vector>,
     votes: Votes,
     arrival: Option<(u32, Vec<f32>)>,
-    /// The aggregate of the step before, where the rule keeps that: the last of the tensors that a checkpoint holds.
+    /// The aggregate of the step before, where the rule keeps that and it is not on the device: the last of the tensors that a checkpoint
+    /// holds.
     aggregate: Option<Vec<f32>>,
     /// The gradient of the step, once it is whole.
     complete: Option<Vector>,
@@ -300,19 +300,18 @@ impl SliceMath {
         let Contribution { slice: id, step, node, values } = contribution;
         let (tree, order, learns) = (self.tree, self.order, self.learns(id.parameter));
         let rule = self.job.aggregation.of_parameter(learns);
-        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
+        let (slice, _) = self.slices.get(&id).ok_or(MathError::Unknown(id))?;
         if values.len() != slice.elements {
             return Err(MathError::Unknown(id));
         }
         if let Some(element) = first_non_finite(&values) {
             return Err(MathError::NotFinite(element as u64));
         }
-        let on_device = self.held.is_none()
-            && order == SumOrder::Canonical
-            && self.job.aggregation.own().is_none()
-            && self.resident.as_ref().is_some_and(|resident| resident.holds(id));
+        let on_device =
+            self.aggregates_on_device() && self.resident.as_ref().is_some_and(|resident| resident.holds(id));
+        let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
         let mut resident = self.resident.as_mut().filter(|_| on_device);
-        let vectors = match order {
+        let contributed = match order {
             _ if rule.hostile().is_some() => {
                 // Each vote is one shard's: nothing is summed before (a core that lets a larger node pass has a bug).
                 if node.leaves != 1 {
@@ -320,14 +319,22 @@ impl SliceMath {
                 }
                 let examples = self.plan.shard(&self.plan.step(step), node.first).len();
                 let targets = examples * self.job.model.targets();
-                let votes = state.votes.cast(tree.leaves(), node.first, targets, values);
-                match (votes, resident) {
-                    (None, _) => None,
-                    (Some(votes), _) if rule.weighs() || rule.own().is_some() => {
-                        Some(votes.into_iter().map(Vector::Host).collect())
+                match resident {
+                    Some(resident) if rule.weighs() => {
+                        resident.cast(id, node.first, targets, values)?.then_some(Contributed::Cast)
                     }
-                    (Some(votes), Some(resident)) => Some(vec![resident.aggregate(id, rule, &votes)?]),
-                    (Some(votes), None) => Some(vec![Vector::Host(rule.aggregate(votes)?)]),
+                    resident => {
+                        match (state.votes.cast(tree.leaves(), node.first, targets, values), resident) {
+                            (None, _) => None,
+                            (Some(votes), Some(resident)) => {
+                                Some(resident.aggregate(id, rule, &votes)?.into())
+                            }
+                            (Some(votes), None) if rule.weighs() || rule.own().is_some() => {
+                                Some(Contributed::Host(votes))
+                            }
+                            (Some(votes), None) => Some(Contributed::Host(vec![rule.aggregate(votes)?])),
+                        }
+                    }
                 }
             }
             SumOrder::Canonical | SumOrder::Wrong { .. } => {
@@ -339,7 +346,7 @@ impl SliceMath {
                     })
                 });
                 failed.map_or(Ok(()), Err)?;
-                sum.map(|sum| vec![sum])
+                sum.map(Contributed::from)
             }
             SumOrder::Arrival => {
                 let (count, sum) = match state.arrival.take() {
@@ -350,71 +357,34 @@ impl SliceMath {
                     }
                 };
                 if count == tree.leaves() {
-                    Some(vec![Vector::Host(sum)])
+                    Some(Contributed::Host(vec![sum]))
                 } else {
                     state.arrival = Some((count, sum));
                     None
                 }
             }
         };
-        let Some(mut vectors) = vectors else { return Ok(None) };
-        if let Some(own) = self.job.aggregation.own() {
-            let slice = *slice;
-            let parameter = self.parameters.get(slice.id.parameter as usize).map_or("", |p| p.name.as_str());
+        let Some(mut contributed) = contributed else { return Ok(None) };
+        if let (Some(own), Contributed::Host(votes)) = (self.job.aggregation.own(), &mut contributed) {
+            let (slice, _) = self.slices.get(&id).ok_or(MathError::Unknown(id))?;
+            let parameter = self.parameters.get(id.parameter as usize).map_or("", |p| p.name.as_str());
             let stated = Stated { job: &self.job, input: own.input, rule };
-            let votes = vectors.into_iter().filter_map(Vector::on_host).collect();
+            let votes = std::mem::take(votes);
             let made = stated.made(self.own.as_ref(), (parameter, slice.first, step), votes)?;
-            vectors = made.into_iter().map(Vector::Host).collect();
+            contributed = Contributed::Host(made);
         }
-        let (slice, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
-        if let Some(held) = &mut self.held {
-            let vectors: Vec<Vec<f32>> = vectors.into_iter().filter_map(Vector::on_host).collect();
-            // A sum of finite values may be none.
-            if let Some(element) = vectors.iter().find_map(|vector| first_non_finite(vector)) {
-                let name = "the gradients' sum".into();
-                let error = OptimizerError::NotFinite { element: Some(element), line: 0, name };
-                return Err(self.diverged(id, step, error));
-            }
-            match learns {
-                true => held.hold(step, slice, vectors, state.aggregate.as_deref())?,
-                false => held.hold_statistics(step, slice, vectors),
-            }
-            return Ok(None);
+        if self.held.is_some() {
+            return self.hold(id, step, contributed).map(|()| None);
         }
-        match vectors.pop() {
+        match contributed.alone() {
             Some(gradient) => self.complete(id, step, gradient),
             None => Ok(None),
         }
     }
 
-    /// The inner products over this server's slices, once all have what a step contributes, and the step: to be posted to the
-    /// scheduler.
-    pub fn poll_products(&mut self) -> Option<(u64, Products)> {
-        self.held.as_mut()?.poll()
-    }
-
-    /// Combines what `step` contributed by the scheduler's weights, and updates. Returns what has gone to its next version.
-    ///
-    /// # Errors
-    /// [`MathError`]; after [`MathError::Weights`] everything is as it was before.
-    pub fn combine(&mut self, step: u64, weights: &Weights) -> Result<Vec<Updated>, MathError> {
-        let held = self.held.as_mut().and_then(|held| held.release(step, weights));
-        let mut updated = Vec::new();
-        for (id, mut vectors) in held.ok_or(MathError::Weights(step))? {
-            if !self.learns(id.parameter) {
-                let statistics = vectors.pop().ok_or(MathError::Unknown(id))?;
-                updated.extend(self.complete(id, step, Vector::Host(statistics))?);
-                continue;
-            }
-            let (_, state) = self.slices.get_mut(&id).ok_or(MathError::Unknown(id))?;
-            let keeps = state.aggregate.is_some();
-            vectors.extend(state.aggregate.take());
-            let mut gradient = weights.combine(vectors)?;
-            state.aggregate = keeps.then(|| gradient.clone());
-            clip(&mut gradient, weights.clip);
-            updated.extend(self.complete(id, step, Vector::Host(gradient))?);
-        }
-        Ok(updated)
+    /// Whether sums and rules are computed on the device, if there is one, where slices are on it.
+    fn aggregates_on_device(&self) -> bool {
+        self.order == SumOrder::Canonical && self.job.aggregation.own().is_none()
     }
 
     /// Whether a parameter has a gradient, and is no running mean of statistics.

@@ -1,12 +1,15 @@
 //! A server's slices on a device: weights and what the optimizer keeps of them live there from step to step.
 //!
-//! 1. The bits are the CPU's: sums in the reduction tree's order, medians and trimmed means, and every program of the optimizer language
-//!    have twins there (`kernels/src/cuda/`). What has none stays on the CPU: running means, rules that weigh whole gradients and
-//!    clipping, whose results are brought here for the update.
+//! 1. The bits are the CPU's: sums in the reduction tree's order, medians and trimmed means, rules that weigh whole gradients, clipping, and
+//!    every program of the optimizer language have twins there (`kernels/src/cuda/`). What has none stays on the CPU: running means, and a
+//!    program's own rule, whose result is brought here for the update.
 //! 2. When memory runs out, the error names the tensor by its parameter, and weights and the optimizer's tensors are as they were: room is made
 //!    before they are touched. What was contributed to the step is lost, and where an update or its way back fails for another reason, so may
 //!    the slice be: the server ends with the error.
-//! 3. Memory is used again: what a step leaves is taken by the next, so there is never more of it than once was used at a time.
+//! 3. Memory is used again: what a step leaves is taken by the next, so there is never more of it than once was used at a time. Where whole
+//!    gradients are weighed, memory for what is held meanwhile is taken with the slices ([`weighed`]).
+
+mod weighed;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -16,6 +19,8 @@ use testudo_kernels::cuda::{
 };
 use testudo_kernels::optimizer::StepInputs;
 use testudo_kernels::{Aggregation, Optimizer};
+
+use weighed::Weighed;
 
 use crate::placement::{Slice, SliceId};
 
@@ -52,6 +57,8 @@ pub(super) struct Resident {
     places: HashMap<SliceId, (SliceId, usize)>,
     /// The rule for so many votes, once it was needed.
     rule: Option<(usize, Votes<AnyMemory>)>,
+    /// What a step contributes until it is weighed, where whole gradients are.
+    weighed: Option<Weighed>,
     /// Memory to be used again, by elements.
     spare: HashMap<usize, Vec<Tensor>>,
     /// Whether the CPU takes its place where it cannot take what it is given to keep.
@@ -73,6 +80,7 @@ impl Resident {
             units: BTreeMap::new(),
             places: HashMap::new(),
             rule: None,
+            weighed: None,
             spare: HashMap::new(),
             yields: false,
         })
@@ -262,7 +270,12 @@ impl Resident {
         Ok(whole)
     }
 
-    /// The optimizer's tensors of a slice; `None` if it is not here.
+    /// The lowest index of a number that is NaN or infinite.
+    pub(super) fn first_non_finite(&mut self, tensor: &Tensor) -> Result<Option<usize>, DeviceError> {
+        cuda::first_non_finite(self.device.get_mut(), tensor)
+    }
+
+    /// The optimizer's tensors of a slice, and the aggregate of the step before, where that is kept here; `None` if the slice is not here.
     pub(super) fn state(&self, slice: &Slice) -> Result<Option<Vec<Vec<f32>>>, DeviceError> {
         let Some((unit, first)) = self.places.get(&slice.id) else { return Ok(None) };
         let Some(unit) = self.units.get(unit) else { return Ok(None) };
@@ -271,6 +284,10 @@ impl Resident {
             let mut values = vec![0.0; slice.elements];
             tensor.read_at(device, *first, &mut values).map(|()| values)
         };
-        unit.state.iter().map(read).collect::<Result<_, _>>().map(Some)
+        let mut tensors = unit.state.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        if let Some(weighed) = &self.weighed {
+            tensors.extend(weighed.aggregate(device, slice)?);
+        }
+        Ok(Some(tensors))
     }
 }

@@ -8,7 +8,7 @@ use super::linear::DeviceLinear;
 use super::losses::binary_cross_entropy;
 use super::operations::add;
 use super::update::{DeviceOptimizer, DeviceSlice};
-use super::weigh::{add_products, combine};
+use super::weigh::DeviceWeighing;
 use crate::linear::{Linear, Panels};
 use crate::optimizer::{Optimizer, OptimizerError, Slice, StepInputs, shipped};
 use crate::robust::products::Products;
@@ -107,7 +107,8 @@ fn update<D: Device>(device: &mut D, weights: &[f32], gradient: &[f32]) -> Resul
 fn weigh<D: Device>(device: &mut D, any: &[f32], x: &[f32]) -> Result<(), DeviceError> {
     let vectors = Buffer::of(device, "vectors", &[any, x].concat())?;
     let (mut found, mut expected) = (Products::new(2, false), Products::new(2, false));
-    add_products(device, &mut found, 0, &vectors)?;
+    let mut weighing = DeviceWeighing::new(device, &found, any.len())?;
+    weighing.add_products(device, &mut found, 0, &vectors)?;
     expected.add(0, &[any, x])?;
     let words = |products: &Products| bytemuck::pod_collect_to_vec::<u8, u32>(&products.to_bytes());
     let mut pairs = words(&found).into_iter().zip(words(&expected)).enumerate();
@@ -116,7 +117,7 @@ fn weigh<D: Device>(device: &mut D, any: &[f32], x: &[f32]) -> Result<(), Device
     }
     let weights = Weights { of: vec![0.3, 1e-30], clip: 1.0 };
     let mut out = Buffer::zeros(device, "combination", any.len())?;
-    combine(device, &weights, &vectors, &mut out)?;
+    weighing.combine(device, &weights, &vectors, &mut out)?;
     let expected = weights.combine(vec![any.to_vec(), x.to_vec()])?;
     compare(device, "a combination", &out, &expected)
 }

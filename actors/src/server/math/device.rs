@@ -12,8 +12,8 @@ use crate::server::resident::{Resident, Vector};
 use crate::server::rules::Rules;
 
 impl SliceMath {
-    /// Updates on `device` what an optimizer updates, from the first version on; sums contributions to it there, and applies rules that look
-    /// at each number by itself.
+    /// Updates on `device` what an optimizer updates, from the first version on; sums contributions to it there, applies every rule that
+    /// ships, and clips.
     ///
     /// # Errors
     /// [`MathError::Device`] when the optimizer has no kernels.
@@ -22,8 +22,8 @@ impl SliceMath {
         Ok(self)
     }
 
-    /// The same, and on the CPU if the device has no kernels for the optimizer, or no memory for the first version: a line of the log says
-    /// so.
+    /// The same, and on the CPU if the device has no kernels for the optimizer, or no memory for the first version and for what a rule that
+    /// weighs whole gradients holds: a line of the log says so.
     #[must_use]
     pub fn with_device_or_cpu(mut self, device: AnyDevice) -> SliceMath {
         match Resident::new(device, self.rules.optimizers()) {
@@ -47,6 +47,7 @@ impl SliceMath {
 
     /// When that fails, what is here is as it was.
     fn hand_over(&mut self) -> Result<(), MathError> {
+        let on_device = self.aggregates_on_device();
         let Some(resident) = &mut self.resident else { return Ok(()) };
         let mut units: BTreeMap<SliceId, Vec<SliceId>> = BTreeMap::new();
         for id in self.slices.keys().filter(|id| self.rules.optimizer_of(id.parameter).is_some()) {
@@ -66,9 +67,14 @@ impl SliceMath {
             let lent = kept.iter().map(|(slice, weights, state)| (*slice, weights.as_slice(), *state));
             resident.keep(name, lent.collect())?;
         }
+        if let Some(weighing) = self.job.weighing().filter(|_| on_device) {
+            let before = |id| self.slices.get(&id).and_then(|(_, state)| state.aggregate.as_deref());
+            resident.reserve(&weighing, self.job.aggregation.weighs(), before)?;
+        }
         for (id, (_, state)) in &mut self.slices {
             if resident.holds(*id) {
                 state.optimizer = Vec::new();
+                state.aggregate.take_if(|_| resident.keeps_aggregates());
             }
         }
         Ok(())

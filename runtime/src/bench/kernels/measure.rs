@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use testudo_kernels::cuda::{self, Buffer, Device, DeviceError, DeviceOptimizer, DeviceSlice, Gpu, Votes};
+use testudo_kernels::cuda::{
+    self, Buffer, Device, DeviceError, DeviceOptimizer, DeviceSlice, DeviceWeighing, Gpu, Votes,
+};
 use testudo_kernels::optimizer::{Optimizer, StepInputs, shipped};
 use testudo_kernels::robust::products::Products;
 use testudo_kernels::robust::weigh::Weights;
@@ -65,13 +67,15 @@ fn rules(gpu: &mut Gpu, elements: usize, lines: &mut Vec<Line>) -> Result<(), De
     }
     for (name, norms_alone) in [("products of 7", false), ("norms of 7", true)] {
         let mut products = Products::new(VOTES, norms_alone);
-        let seconds = time(gpu, |gpu| cuda::add_products(gpu, &mut products, 0, &votes))?;
+        let mut weighing = DeviceWeighing::new(gpu, &products, elements)?;
+        let seconds = time(gpu, |gpu| weighing.add_products(gpu, &mut products, 0, &votes))?;
         lines.push(Line::new(name, tensors(VOTES, elements), seconds));
     }
     let weights = Weights { of: vec![1.0 / VOTES as f64; VOTES], clip: 0.5 };
-    let seconds = time(gpu, |gpu| cuda::combine(gpu, &weights, &votes, &mut out))?;
+    let mut weighing = DeviceWeighing::new(gpu, &Products::new(VOTES, true), elements)?;
+    let seconds = time(gpu, |gpu| weighing.combine(gpu, &weights, &votes, &mut out))?;
     lines.push(Line::new("combination of 7", tensors(VOTES + 1, elements), seconds));
-    let seconds = time(gpu, |gpu| cuda::clip(gpu, &mut out, weights.clip))?;
+    let seconds = time(gpu, |gpu| weighing.clip(gpu, &mut out, weights.clip))?;
     lines.push(Line::new("clip", tensors(2, elements), seconds));
     Ok(())
 }

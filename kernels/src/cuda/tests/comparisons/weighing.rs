@@ -1,7 +1,7 @@
 //! Inner products, combinations by weights, and clipping.
 
 use super::{CASES, assert_bits, finite, hash, numbers, sizes};
-use crate::cuda::{self, Buffer, Device, DeviceError};
+use crate::cuda::{Buffer, Device, DeviceError, DeviceWeighing};
 use crate::robust::Aggregation;
 use crate::robust::products::Products;
 use crate::robust::weigh::{Weighing, Weights, clip};
@@ -21,10 +21,11 @@ pub(in crate::cuda::tests) fn weighing<D: Device>(device: &mut D) {
             for norms_alone in [false, true] {
                 let mut expected = Products::new(count, norms_alone);
                 let mut found = expected.clone();
+                let mut weighing = DeviceWeighing::new(device, &found, elements).unwrap();
                 // Twice: sums are added to what is there.
                 for first in [first, first + 8] {
                     expected.add(first, &views).unwrap();
-                    cuda::add_products(device, &mut found, first, &rows).unwrap();
+                    weighing.add_products(device, &mut found, first, &rows).unwrap();
                 }
                 assert!(found == expected, "products of {what}");
             }
@@ -54,11 +55,13 @@ fn combinations<D: Device>(
     let weights = Weights { of, clip: 0.37 };
     let mut expected = weights.combine(vectors.to_vec()).unwrap();
     let mut out = Buffer::zeros(device, "combination", expected.len()).unwrap();
-    cuda::combine(device, &weights, rows, &mut out).unwrap();
+    let products = Products::new(vectors.len(), true);
+    let mut weighing = DeviceWeighing::new(device, &products, expected.len()).unwrap();
+    weighing.combine(device, &weights, rows, &mut out).unwrap();
     assert_bits(&out.to_vec(device).unwrap(), &expected, &format!("combination of {what}"));
     for factor in [weights.clip, 1.0, 1e-39] {
         clip(&mut expected, factor);
-        cuda::clip(device, &mut out, factor).unwrap();
+        weighing.clip(device, &mut out, factor).unwrap();
         assert_bits(&out.to_vec(device).unwrap(), &expected, &format!("{factor} times that of {what}"));
     }
 }
@@ -84,11 +87,12 @@ fn rules<D: Device>(device: &mut D) {
         clip(&mut expected, weights.clip);
 
         let mut products = weighing.products();
-        cuda::add_products(device, &mut products, 0, &rows).unwrap();
+        let mut on_device = DeviceWeighing::new(device, &products, elements).unwrap();
+        on_device.add_products(device, &mut products, 0, &rows).unwrap();
         let weights = weighing.weigh(&products, 1.0).unwrap();
         let mut out = Buffer::zeros(device, "result", elements).unwrap();
-        cuda::combine(device, &weights, &rows, &mut out).unwrap();
-        cuda::clip(device, &mut out, weights.clip).unwrap();
+        on_device.combine(device, &weights, &rows, &mut out).unwrap();
+        on_device.clip(device, &mut out, weights.clip).unwrap();
         assert_bits(&out.to_vec(device).unwrap(), &expected, &format!("{rule:?}"));
     }
 }
@@ -97,9 +101,23 @@ fn refused<D: Device>(device: &mut D) {
     let seven = Buffer::zeros(device, "votes", 7).unwrap();
     let length = |expected| DeviceError::Length { tensor: "votes".into(), expected, found: 7 };
     let mut products = Products::new(2, false);
-    assert_eq!(cuda::add_products(device, &mut products, 0, &seven), Err(length(6)));
+    let mut weighing = DeviceWeighing::new(device, &products, 7).unwrap();
+    assert_eq!(weighing.add_products(device, &mut products, 0, &seven), Err(length(6)));
     assert_eq!(products, Products::new(2, false));
     let mut out = Buffer::zeros(device, "result", 3).unwrap();
     let weights = Weights { of: vec![0.5; 3], clip: 1.0 };
-    assert_eq!(cuda::combine(device, &weights, &seven, &mut out), Err(length(9)));
+    assert_eq!(weighing.combine(device, &weights, &seven, &mut out), Err(length(9)));
+    // Other vectors than it was made for, and more elements.
+    let of = |tensor: &str, expected, found| DeviceError::Length { tensor: tensor.into(), expected, found };
+    let nine = Buffer::zeros(device, "votes", 9).unwrap();
+    let refused = Err(of("weights of vectors", 3, 2));
+    assert_eq!(weighing.combine(device, &weights, &nine, &mut out), refused);
+    let mut norms = Products::new(3, true);
+    assert_eq!(
+        weighing.add_products(device, &mut Products::new(3, false), 0, &nine),
+        Err(of("pairs of vectors", 12, 6))
+    );
+    let mut weighing = DeviceWeighing::new(device, &norms, 1).unwrap();
+    assert_eq!(weighing.add_products(device, &mut norms, 1022, &nine), Err(of("sums of blocks", 6, 3)));
+    assert_eq!(norms, Products::new(3, true));
 }
