@@ -35,7 +35,9 @@ pub use aggregate::{add, add_checked, first_non_finite};
 pub use codec::{Codec, CodecError, Distortion};
 pub use fingerprint::{fingerprint, instruction_set};
 pub use layers::Norm;
-pub use model::{Batch, GptSpec, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place, Update};
+pub use model::{
+    Batch, GptSpec, Gradient, Initial, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place, Update,
+};
 pub use optimizer::{Optimizer, OptimizerError, OptimizerSpec, Program, ProgramError};
 pub use precision::Precision;
 pub use random::{Philox, Purpose, permutation};

@@ -21,6 +21,7 @@ pub(crate) mod check;
 pub(crate) mod cnn;
 mod error;
 mod gpt;
+mod gradient;
 mod mlp;
 mod output;
 mod parameter;
@@ -29,10 +30,12 @@ mod working;
 
 pub use error::ModelError;
 pub use gpt::GptSpec;
+pub use gradient::Gradient;
 pub use parameter::{Initial, ParameterSpec, Update, average};
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::Codec;
 use crate::layers::Image;
 use crate::precision::Precision;
 use crate::shape::Shape;
@@ -109,6 +112,22 @@ pub trait Model: Send {
         batch: Batch<'_>,
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError>;
+
+    /// As [`Model::gradients`], for gradients that are to travel in `codec`: a model that can encode them before they come to the host
+    /// may do so, to the same bytes.
+    ///
+    /// # Errors
+    /// Those of [`Model::gradients`].
+    fn gradients_in(
+        &mut self,
+        codec: Codec,
+        parameters: &[&[f32]],
+        batch: Batch<'_>,
+        ready: &mut dyn FnMut(usize, Gradient<'_>),
+    ) -> Result<Loss, ModelError> {
+        let _ = codec;
+        self.gradients(parameters, batch, &mut |index, values| ready(index, Gradient::Values(values)))
+    }
 
     /// The loss alone, of the network as it is used: nothing is drawn at random.
     ///

@@ -5,10 +5,10 @@ use testudo_actors::checkpoint::{PartSource, PartWriter, ServerSetup};
 use testudo_actors::message::Outcome;
 use testudo_actors::placement::{Slice, SliceMap};
 use testudo_actors::server::SumOrder;
-use testudo_actors::{JobSpec, Resume};
+use testudo_actors::{Codecs, JobSpec, Resume};
 use testudo_kernels::cuda::emulator::{Emulator, is_there};
 use testudo_kernels::cuda::{AnyDevice, Gpu, Source};
-use testudo_kernels::{Aggregation, ModelError, ModelSpec, OptimizerSpec, Precision};
+use testudo_kernels::{Aggregation, Codec, ModelError, ModelSpec, OptimizerSpec, Precision};
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
 use testudo_tests::place::Place;
 use testudo_tests::sim::Simulation;
@@ -53,17 +53,24 @@ fn nodes_on_devices_train_to_the_same_bits() {
     if !is_there() {
         return;
     }
-    let expected = Simulation::new(job(), 1, SumOrder::Canonical).finish();
     let (server, worker) = (Emulator::without_kernels(), Emulator::without_kernels());
-    let wiring = Wiring {
-        checkpoints: Box::new(move |index| Box::new(On(if index == 0 { any(&server) } else { None }, false))),
-        devices: Box::new(move |index| if index == 1 { any(&worker) } else { None }),
-        ..Wiring::default()
-    };
-    let (finished, steps) = Cluster::start_with(Site::new(job(), Links::Memory), wiring).finish();
-    assert_eq!(steps.len(), 6);
-    assert_eq!(finished.params_blake3, expected.params_blake3);
-    assert_eq!(finished.test_loss.to_bits(), expected.test_loss.to_bits());
+    // Gradients as they are; and encoded before they leave the worker's device, and witnessed.
+    let halves = Codecs { push: Codec::Bf16, ..Codecs::default() };
+    for job in [job(), JobSpec { codecs: halves, witness_rate: 1.0, max_steps: Some(3), ..job() }] {
+        let expected = Simulation::new(job.clone(), 1, SumOrder::Canonical).finish();
+        let (server, worker) = (server.another(), worker.another());
+        let wiring = Wiring {
+            checkpoints: Box::new(move |index| {
+                Box::new(On(if index == 0 { any(&server) } else { None }, false))
+            }),
+            devices: Box::new(move |index| if index == 1 { any(&worker) } else { None }),
+            ..Wiring::default()
+        };
+        let (finished, steps) = Cluster::start_with(Site::new(job.clone(), Links::Memory), wiring).finish();
+        assert_eq!(steps.len() as u64, job.max_steps.unwrap());
+        assert_eq!(finished.params_blake3, expected.params_blake3);
+        assert_eq!(finished.test_loss.to_bits(), expected.test_loss.to_bits());
+    }
 }
 
 /// Rules that weigh whole gradients, and clipping, over QUIC: servers on devices post their products, and combine by the scheduler's weights,

@@ -16,7 +16,7 @@ impl JobSpec {
         self.model.build_in(self.precision, ShardCompute::largest_batch(self))
     }
 
-    /// The same on a device, which has kernels for `f32`.
+    /// The same on a device, which has kernels for `f32`; it encodes gradients where the job's push codec takes each number by itself.
     ///
     /// # Errors
     /// [`ModelError`] as there; [`ModelError::Device`] if there are no kernels for what the job asks for, or the device's memory does not
@@ -29,7 +29,8 @@ impl JobSpec {
             );
             return Err(ModelError::Device { what });
         }
-        Ok(Box::new(DeviceModel::new(device, &self.model, ShardCompute::largest_batch(self))?))
+        let model = DeviceModel::new(device, &self.model, ShardCompute::largest_batch(self))?;
+        Ok(Box::new(model.with_codec(self.codecs.push)?))
     }
 
     /// The same, and on the CPU if the device has no kernels or no memory for it, which a line of the log says: for a device that nobody

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use testudo_kernels::{Batch, Codec, CodecError, Distortion, Model, ModelError, Place, add, permutation};
+use testudo_kernels::{
+    Batch, Codec, CodecError, Distortion, Gradient, Model, ModelError, Place, add, permutation,
+};
 
 use crate::checkpoint::{CheckpointError, CheckpointSink};
 use crate::dataset::Dataset;
@@ -378,12 +380,14 @@ impl ShardCompute {
         let batch = Batch { inputs: &self.inputs, labels: &self.labels, place };
         let completes = node.end() == u64::from(shard) + 1;
         let mut left = parameters.len();
-        let mut ready = |parameter: usize, gradient: &[f32]| {
+        // What is summed here is summed as it is.
+        let codec = if node.leaves == 1 { self.job.codecs.push } else { Codec::F32 };
+        let mut ready = |parameter: usize, gradient: Gradient<'_>| {
             let Some(sums) = sums.get_mut(parameter) else { return };
             if let Some(watch) = watch {
                 watch.gradient(names.get(parameter).map_or("", String::as_str));
             }
-            let mut hand_over = |sum: &[f32]| {
+            let mut hand_over = |sum: Gradient<'_>| {
                 let emit = |slice, values| {
                     if let Some(watch) = watch {
                         watch.encoded(slice);
@@ -393,16 +397,21 @@ impl ShardCompute {
                         watch.resume();
                     }
                 };
-                let done =
-                    encoder.hand_over(map.of_parameter(parameter), shard, sum, witnessed.as_mut(), emit);
+                let (slices, witnessed) = (map.of_parameter(parameter), witnessed.as_mut());
+                let done = match sum {
+                    Gradient::Values(sum) => encoder.hand_over(slices, shard, sum, witnessed, emit),
+                    Gradient::Encoded { bytes, start } => {
+                        encoder.hand_over_encoded(slices, (bytes, start), witnessed, emit)
+                    }
+                };
                 if let Err((first, error)) = done {
                     failed.get_or_insert((parameter, first, error));
                 }
             };
             left = left.saturating_sub(1);
-            if node.leaves == 1 {
-                hand_over(gradient);
-            } else {
+            if let Gradient::Values(gradient) = gradient
+                && node.leaves > 1
+            {
                 let mut mine = spare.pop().unwrap_or_default();
                 mine.clear();
                 mine.extend_from_slice(gradient);
@@ -412,8 +421,10 @@ impl ShardCompute {
                     l
                 });
                 let Some(sum) = sum else { return };
-                hand_over(&sum);
+                hand_over(Gradient::Values(&sum));
                 spare.push(sum);
+            } else {
+                hand_over(gradient);
             }
             if let Some(pace) = pace {
                 pace.handed_over(parameter, completes && left == 0);
@@ -425,7 +436,7 @@ impl ShardCompute {
         if let Some(watch) = watch {
             watch.begin();
         }
-        let loss = self.model.gradients(&parameters, batch, &mut ready)?;
+        let loss = self.model.gradients_in(codec, &parameters, batch, &mut ready)?;
         if let Some((parameter, first, error)) = failed {
             let name = self.model.parameters().get(parameter).map(|p| p.name.clone()).unwrap_or_default();
             return Err(match error {

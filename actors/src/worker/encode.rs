@@ -4,7 +4,8 @@
 //!    of what was encoded of it before, whoever computes it.
 //! 2. Residuals belong to (logical shard, slice): see [`residuals`](super::residuals).
 //! 3. Nothing that is not finite is encoded where the codec could not say it: the shard, the parameter and the element are named.
-//! 4. Memory: a copy of the parameters for each logical shard computed here, under a codec with feedback; none under others.
+//! 4. A gradient that a device has encoded is cut into slices as it is: the bytes are those that would be made here.
+//! 5. Memory: a copy of the parameters for each logical shard computed here, under a codec with feedback; none under others.
 
 use bytes::Bytes;
 use testudo_kernels::{Codec, CodecError, Distortion};
@@ -78,6 +79,47 @@ impl Encoder {
         }
         if let (Some(Witnessed { choice, values, decoded }), Some(slice)) = (witnessed, slices.first()) {
             choice.gather(slice.id.parameter as usize, if lossless { sum } else { decoded }, values);
+        }
+        Ok(())
+    }
+
+    /// The same of a gradient of one logical shard that was encoded whole, in a codec that takes each number by itself: `bytes`, of numbers
+    /// that begin with `start`.
+    ///
+    /// # Errors
+    /// As [`hand_over`](Encoder::hand_over).
+    pub(super) fn hand_over_encoded(
+        &mut self,
+        slices: &[Slice],
+        (bytes, start): (&[u8], &[f32]),
+        mut witnessed: Option<&mut Witnessed>,
+        mut emit: impl FnMut(SliceId, Bytes),
+    ) -> Result<(), (usize, CodecError)> {
+        let codec = self.codec;
+        let place = |first: usize, elements: usize| {
+            bytes.get(codec.encoded_len(first)..codec.encoded_len(first.saturating_add(elements)))
+        };
+        for slice in slices {
+            let Some(part) = place(slice.first, slice.elements) else { continue };
+            if let Some(Witnessed { decoded, .. }) = witnessed.as_deref_mut() {
+                decoded.resize(decoded.len().max(slice.first + slice.elements), 0.0);
+                let into = decoded.get_mut(slice.first..slice.first + slice.elements).unwrap_or_default();
+                codec.decode(part, into).map_err(|error| (slice.first, error))?;
+            }
+            let copied: Result<Bytes, CodecError> = self.pool.fill(part.len(), |bytes| {
+                bytes.copy_from_slice(part);
+                Ok(())
+            });
+            emit(slice.id, copied.map_err(|error| (slice.first, error))?);
+        }
+        self.sent.resize(start.len(), 0.0);
+        codec
+            .decode(place(0, start.len()).unwrap_or_default(), &mut self.sent)
+            .map_err(|error| (0, error))?;
+        let lost = self.sent.iter().zip(start).map(|(sent, value)| value - sent);
+        self.distortion.add(Distortion::new(lost, start.iter().copied()));
+        if let (Some(Witnessed { choice, values, decoded }), Some(slice)) = (witnessed, slices.first()) {
+            choice.gather(slice.id.parameter as usize, decoded, values);
         }
         Ok(())
     }
@@ -175,6 +217,26 @@ mod tests {
         // The seventh part that is largest is sent whole.
         let sparse = lost(Codec::TopK { fraction: 1.0 / 7.0 });
         assert!((sparse - (55.0f64 / 91.0).sqrt()).abs() < 0.01, "{sparse}");
+    }
+
+    /// Invariant 4: slices that end anywhere, and what is witnessed of them.
+    #[test]
+    fn what_was_encoded_whole_is_cut_into_the_same_bytes() {
+        let values: Vec<f32> = (0..3000).map(|at| (at % 11) as f32 / 7.0 - 0.5).collect();
+        let slices = [(0, 1500), (1500, 7), (1507, 1493)].map(|(first, elements)| slice(first, elements));
+        for codec in [Codec::F16, Codec::Bf16] {
+            let mut whole = vec![0; codec.encoded_len(values.len())];
+            codec.encode(&values, &mut whole).unwrap();
+            let (mut here, mut there) = (encoder(codec, 3000), encoder(codec, 3000));
+            let (mut expected, mut found) = (Vec::new(), Vec::new());
+            here.hand_over(&slices, 0, &values, None, |_, bytes| expected.push(bytes)).unwrap();
+            let encoded = (&whole[..], &values[..1024]);
+            there.hand_over_encoded(&slices, encoded, None, |_, bytes| found.push(bytes)).unwrap();
+            assert_eq!(found, expected);
+            assert_eq!(expected.len(), 3);
+            let (here, there) = (here.take_distortion(), there.take_distortion());
+            assert!(there.lost > 0.0 && there.lost < here.lost && there.meant > 0.0, "one sample for three");
+        }
     }
 
     /// Invariant 3.

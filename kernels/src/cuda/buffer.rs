@@ -94,6 +94,18 @@ impl<M, T: Pod> Buffer<M, T> {
         device.fetch(&self.memory, self.elements * size_of::<T>())
     }
 
+    /// The same of the first values, `count` at most.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn fetch_start<D: Device<Memory = M>>(
+        &self,
+        device: &mut D,
+        count: usize,
+    ) -> Result<Fetch, DeviceError> {
+        device.fetch(&self.memory, self.elements.min(count) * size_of::<T>())
+    }
+
     /// Makes it a tensor of so many values, as long as there is room: those that it was made with. What they are is unsaid.
     ///
     /// # Errors

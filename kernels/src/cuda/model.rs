@@ -2,7 +2,8 @@
 //!
 //! 1. Parameters come from the host and gradients go there with each call, so a model holds nothing between calls but room.
 //! 2. A gradient is copied to the host beside what is launched after it ([`Device::fetch`]), and handed over when it has come: last layer
-//!    first, while layers before it are at work.
+//!    first, while layers before it are at work. In a codec that takes each number by itself it is encoded before it leaves
+//!    ([`DeviceModel::with_codec`]), so that half as many bytes do.
 //! 3. Memory that grows with parameters or activations is taken once, when the model is built: every tensor has a name of its own, by its
 //!    parameter or layer, which says what did not fit. What a call takes beside is a few numbers for each token, and, in the first calls, the
 //!    host's room for gradients on their way.
@@ -17,10 +18,11 @@ mod rows;
 use super::buffer::Buffer;
 use super::device::{Device, DeviceError};
 use super::layers::CrossEntropy;
+use crate::codec::Codec;
 use crate::layers::{Panels, probabilities, scratch_elements};
 use crate::model::check::{check_batch, check_inputs, check_parameters, check_tokens};
-use crate::model::{Batch, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place};
-use out::Out;
+use crate::model::{Batch, Gradient, Loss, Model, ModelError, ModelSpec, ParameterSpec, Place};
+use out::{Encoding, Out};
 use rows::Rows;
 
 type Numbers<D> = Buffer<<D as Device>::Memory, f32>;
@@ -58,6 +60,8 @@ pub struct DeviceModel<D: Device> {
     network: Box<dyn Network<D>>,
     parameters: Vec<Numbers<D>>,
     gradients: Vec<Numbers<D>>,
+    /// The same as they travel, in a codec that takes each number by itself.
+    encoding: Option<Encoding<D>>,
     softmax: CrossEntropy<D::Memory>,
     smoothing: f32,
 }
@@ -112,10 +116,23 @@ impl<D: Device + 'static> DeviceModel<D> {
             network,
             parameters,
             gradients,
+            encoding: None,
             softmax,
             smoothing,
             device,
         })
+    }
+
+    /// With gradients that are encoded on the device when they are asked for in `codec` ([`Model::gradients_in`]), if that takes each number by
+    /// itself. Under others, and where error feedback keeps a residual, the host encodes.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`]: what there is no memory for is named.
+    pub fn with_codec(mut self, codec: Codec) -> Result<Self, ModelError> {
+        if !codec.is_lossless() && !codec.feeds_back() {
+            self.encoding = Some(Encoding::new(&mut self.device, codec, &self.specs)?);
+        }
+        Ok(self)
     }
 
     fn check(&self, parameters: &[&[f32]], batch: Batch<'_>) -> Result<(), ModelError> {
@@ -187,11 +204,26 @@ impl<D: Device + 'static> Model for DeviceModel<D> {
         batch: Batch<'_>,
         ready: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Loss, ModelError> {
+        self.gradients_in(Codec::F32, parameters, batch, &mut |index, gradient| {
+            if let Gradient::Values(values) = gradient {
+                ready(index, values);
+            }
+        })
+    }
+
+    fn gradients_in(
+        &mut self,
+        codec: Codec,
+        parameters: &[&[f32]],
+        batch: Batch<'_>,
+        ready: &mut dyn FnMut(usize, Gradient<'_>),
+    ) -> Result<Loss, ModelError> {
         self.check(parameters, batch)?;
         self.forward(parameters, batch.inputs, Some(batch.place))?;
         let Self { device, network, softmax, .. } = self;
         softmax.launch(device, self.smoothing, network.logits(), batch.labels)?;
-        let mut out = Out::new(&mut self.gradients, ready);
+        let encoding = self.encoding.as_mut().filter(|encoding| encoding.is_in(codec));
+        let mut out = Out::new(&mut self.gradients, encoding, ready);
         network.backward(device, &self.parameters, batch.place, &mut out)?;
         out.finish(device)?;
         Ok(self.loss()?)

@@ -2,6 +2,7 @@
 //! CPU. A node that says of itself that it has the CPU's bits looks first: one that has not would be blamed for lying.
 
 use super::buffer::Buffer;
+use super::codec::encode;
 use super::device::{Device, DeviceError};
 use super::layers::{gelu, gelu_gradient};
 use super::linear::DeviceLinear;
@@ -9,10 +10,11 @@ use super::losses::binary_cross_entropy;
 use super::operations::add;
 use super::update::{DeviceOptimizer, DeviceSlice};
 use super::weigh::DeviceWeighing;
+use crate::codec::Codec;
 use crate::linear::{Linear, Panels};
 use crate::optimizer::{Optimizer, OptimizerError, Slice, StepInputs, shipped};
 use crate::robust::products::Products;
-use crate::robust::weigh::Weights;
+use crate::robust::weigh::{Weights, clip};
 use crate::{layers, losses};
 
 /// Numbers of each vector.
@@ -20,8 +22,8 @@ const ELEMENTS: usize = 4096;
 /// The optimizer whose kernel is tried: it has products, sums, quotients, roots and fused operations.
 const OPTIMIZER: &str = "adam";
 
-/// Compares a device with the CPU: sums, GELU and binary cross-entropy (`exp`, `ln`, `tanh`), a matrix product, Adam, inner products and a
-/// combination in double.
+/// Compares a device with the CPU: sums, GELU and binary cross-entropy (`exp`, `ln`, `tanh`), numbers in two bytes, a matrix product, Adam,
+/// inner products and a combination in double, clipped.
 ///
 /// # Errors
 /// [`DeviceError::Arithmetic`] with the first bits that differ, and what memory or a launch may meet.
@@ -56,9 +58,27 @@ pub fn self_test<D: Device>(device: &mut D) -> Result<(), DeviceError> {
         return Err(DeviceError::Arithmetic { what: "binary cross-entropy", element: 0, found, expected });
     }
 
+    encoded(device, &any)?;
     product(device, &x, &y)?;
     update(device, &x, &y)?;
     weigh(device, &any, &x)
+}
+
+/// Numbers as they travel, where devices encode.
+fn encoded<D: Device>(device: &mut D, any: &[f32]) -> Result<(), DeviceError> {
+    let values = Buffer::of(device, "values", any)?;
+    for (codec, what) in [(Codec::F16, "halves"), (Codec::Bf16, "bfloat16")] {
+        let mut expected = vec![0; codec.encoded_len(any.len())];
+        codec.encode(any, &mut expected)?;
+        let mut bytes = Buffer::zeros(device, "bytes", expected.len())?;
+        encode(device, codec, &values, &mut bytes)?;
+        let words = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, u32>(bytes);
+        let mut pairs = words(&bytes.to_vec(device)?).into_iter().zip(words(&expected)).enumerate();
+        if let Some((element, (found, expected))) = pairs.find(|(_, (found, expected))| found != expected) {
+            return Err(DeviceError::Arithmetic { what, element, found, expected });
+        }
+    }
+    Ok(())
 }
 
 /// A product of matrices that no tile fits.
@@ -118,8 +138,11 @@ fn weigh<D: Device>(device: &mut D, any: &[f32], x: &[f32]) -> Result<(), Device
     let weights = Weights { of: vec![0.3, 1e-30], clip: 1.0 };
     let mut out = Buffer::zeros(device, "combination", any.len())?;
     weighing.combine(device, &weights, &vectors, &mut out)?;
-    let expected = weights.combine(vec![any.to_vec(), x.to_vec()])?;
-    compare(device, "a combination", &out, &expected)
+    let mut expected = weights.combine(vec![any.to_vec(), x.to_vec()])?;
+    compare(device, "a combination", &out, &expected)?;
+    weighing.clip(device, &mut out, 0.3)?;
+    clip(&mut expected, 0.3);
+    compare(device, "a clipped gradient", &out, &expected)
 }
 
 fn compare<D: Device>(

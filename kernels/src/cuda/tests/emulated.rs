@@ -1,8 +1,10 @@
 //! Kernels on the emulator: the same bits as on the CPU, in whatever order threads run; and what the emulator notices.
 
 use super::{comparisons, programs};
+use crate::codec::Codec;
 use crate::cuda::emulator::{Emulator, is_there};
 use crate::cuda::{Buffer, Device, DeviceError, DeviceModel, Geometry, Source};
+use crate::model::{Batch, Gradient, Model, ModelSpec};
 
 /// Invariants 1 and 3, with few blocks and many, and threads in any order.
 fn everywhere(mut compare: impl FnMut(&mut Emulator), sources: &[Source]) {
@@ -79,6 +81,41 @@ fn whole(kind: &str, orders: &[(u32, u32)], sources: &[Source]) {
             device
         };
         comparisons::models(kind, device);
+    }
+}
+
+/// Gradients that are encoded before they leave are what the CPU makes of the CPU's.
+#[test]
+fn encoded_gradients_have_the_bytes_of_the_cpu() {
+    if !is_there() {
+        return;
+    }
+    let emulator = Emulator::new(&[Source::codec(), Source::layers(), Source::linear(), Source::network()]);
+    let spec = ModelSpec::Mlp { inputs: 40, hidden: vec![33], classes: 3 };
+    let values: Vec<Vec<f32>> =
+        spec.parameters().unwrap().iter().map(|p| comparisons::numbers(p.shape.elements(), 9)).collect();
+    let parameters: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+    let inputs = comparisons::numbers(5 * 40, 3);
+    let batch = Batch::new(&inputs, &[0, 2, 1, 1, 0]);
+    for codec in [Codec::F16, Codec::Bf16] {
+        let mut expected = Vec::new();
+        let mut encode = |index: usize, values: &[f32]| {
+            let mut bytes = vec![0; codec.encoded_len(values.len())];
+            codec.encode(values, &mut bytes).unwrap();
+            expected.push((index, bytes, values[..values.len().min(1024)].to_vec()));
+        };
+        let loss = spec.build(5).unwrap().gradients(&parameters, batch, &mut encode).unwrap();
+        let model = DeviceModel::new(emulator.another(), &spec, 5).unwrap();
+        let mut found = Vec::new();
+        let mut ready = |index: usize, gradient: Gradient<'_>| {
+            let Gradient::Encoded { bytes, start } = gradient else { panic!("{codec:?}: {gradient:?}") };
+            found.push((index, bytes.to_vec(), start.to_vec()));
+        };
+        let mut model = model.with_codec(codec).unwrap();
+        assert_eq!(model.gradients_in(codec, &parameters, batch, &mut ready).unwrap(), loss);
+        found.sort_by_key(|(index, ..)| *index);
+        expected.sort_by_key(|(index, ..)| *index);
+        assert!(found == expected, "{codec:?}");
     }
 }
 

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::programs;
+use crate::codec::Codec;
 use crate::cuda::{Argument, Buffer, Device, DeviceError, DeviceModel, DeviceSlice, Fetch, Geometry, Source};
-use crate::model::{Batch, Model, ModelSpec};
+use crate::model::{Batch, Gradient, Model, ModelSpec};
 use crate::optimizer::StepInputs;
 
 /// Computes nothing, and takes note of what it is asked for, in order.
@@ -122,6 +123,38 @@ fn gradients_leave_while_layers_before_theirs_are_at_work() {
             "read"
         ]
     );
+}
+
+/// In a codec that takes each number by itself, a gradient is encoded before it leaves: half as many bytes, and the first numbers beside. In
+/// others it leaves as it is.
+#[test]
+fn halves_are_what_leaves() {
+    let spec = ModelSpec::Mlp { inputs: 3000, hidden: vec![], classes: 2 };
+    let fetched = |built: Codec, asked: Codec| {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let model = DeviceModel::new(Recorder(Arc::clone(&log)), &spec, 1).unwrap();
+        let mut model = model.with_codec(built).unwrap();
+        let (weights, inputs) = (vec![0.0; 6000], vec![0.0; 3000]);
+        let mut encoded = 0;
+        let batch = Batch::new(&inputs, &[0]);
+        let mut ready = |_: usize, gradient: Gradient<'_>| {
+            if let Gradient::Encoded { bytes, start } = gradient {
+                assert_eq!(start.len(), (bytes.len() / 2).min(1024));
+                encoded += bytes.len();
+            }
+        };
+        model.gradients_in(asked, &[&weights, &[0.0; 2]], batch, &mut ready).unwrap();
+        let log = log.lock().unwrap();
+        let leaves = |noted: &&String| noted.starts_with("fetch") || noted.ends_with("_encode");
+        (log.iter().filter(leaves).cloned().collect::<Vec<_>>(), encoded)
+    };
+    let (left, bytes) = fetched(Codec::Bf16, Codec::Bf16);
+    assert_eq!(left, ["bf16_encode", "fetch 1024", "fetch 3000", "bf16_encode", "fetch 2", "fetch 1"]);
+    assert_eq!(bytes, 2 * 6002);
+    for (built, asked) in [(Codec::Bf16, Codec::F32), (Codec::Int8, Codec::Int8), (Codec::F32, Codec::F16)] {
+        let (left, bytes) = fetched(built, asked);
+        assert_eq!((&left[..], bytes), (&["fetch 6000".to_owned(), "fetch 2".to_owned()][..], 0));
+    }
 }
 
 /// Invariant 3 of generate.rs: the values are not read again to see whether they are finite; the host reads one index.

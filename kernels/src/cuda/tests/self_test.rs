@@ -66,8 +66,14 @@ fn a_device_that_computes_wrongly_is_found_out() {
     if !is_there() {
         return;
     }
-    let sources =
-        [Source::aggregate(), Source::layers(), Source::losses(), Source::linear(), Source::robust()];
+    let sources = [
+        Source::aggregate(),
+        Source::codec(),
+        Source::layers(),
+        Source::losses(),
+        Source::linear(),
+        Source::robust(),
+    ];
     let emulator = Emulator::new(&sources);
     assert_eq!(self_test(&mut emulator.another()), Ok(()));
     for kernel in [
@@ -75,11 +81,14 @@ fn a_device_that_computes_wrongly_is_found_out() {
         "gelu",
         "gelu_gradient",
         "binary_losses",
+        "bf16_encode",
+        "f16_encode",
         "binary_slopes",
         "linear_forward",
         "self_test_update",
         "inner_products",
         "combine",
+        "clip",
     ] {
         let mut spoilt = Spoilt { emulator: emulator.another(), kernel, met: false };
         let result = self_test(&mut spoilt);
