@@ -236,7 +236,9 @@ impl Entry {
                 params_blake3: Some(Hex(finished.params_blake3)),
                 failure: None,
             },
-            Outcome::Failed(reason) => Entry::End { steps, params_blake3: None, failure: Some(text(reason)) },
+            Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
+                Entry::End { steps, params_blake3: None, failure: Some(text(reason)) }
+            }
         }
     }
 

@@ -15,7 +15,6 @@ use testudo_transport::WireError;
 pub use member::{Member, MemberRole, ServerMember, WorkerMember};
 pub use refusal::{PullRefusal, PushRefusal};
 pub use report::{HeadName, NodeLoss, PartOutcome, ServedStep, StepTimes, TensorHistograms};
-pub(crate) use status::GONE;
 pub use status::{
     Evaluated, Finished, Load, NodeStatus, Outcome, Phase, Refused, ServerSpan, Timeline, Waiting, WorkerSpan,
 };

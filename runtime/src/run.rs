@@ -313,7 +313,9 @@ impl Running<'_> {
                     self.scale(report.workers_wanted).await;
                     match report.outcome {
                         Some(Outcome::Finished(finished)) => return Ok(finished),
-                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason, false).await),
+                        Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)) => {
+                            return Err(self.explain(reason, false).await);
+                        }
                         None => {}
                     }
                 }

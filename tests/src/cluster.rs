@@ -392,7 +392,7 @@ impl Cluster {
         }
         match outcome {
             Outcome::Finished(finished) => (finished, self.steps.0.lock().unwrap().clone()),
-            Outcome::Failed(reason) => panic!("the run failed: {reason}"),
+            Outcome::Failed(reason) | Outcome::ServerLost(reason) => panic!("the run failed: {reason}"),
         }
     }
 

@@ -90,7 +90,7 @@ pub fn leave(file: &Path, overrides: &[&str], dir: &Path, order: impl Fn(u32) ->
     }
     match outcome {
         Outcome::Finished(finished) => finished,
-        Outcome::Failed(reason) => panic!("the run failed: {reason}"),
+        Outcome::Failed(reason) | Outcome::ServerLost(reason) => panic!("the run failed: {reason}"),
     }
 }
 

@@ -303,7 +303,7 @@ impl Live {
         let outcome = until("the run's end", || self.report().outcome);
         match outcome {
             Outcome::Finished(finished) => finished,
-            Outcome::Failed(why) => panic!("the run failed: {why}"),
+            Outcome::Failed(why) | Outcome::ServerLost(why) => panic!("the run failed: {why}"),
         }
     }
 

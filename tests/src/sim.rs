@@ -315,7 +315,7 @@ impl Simulation {
     pub fn finish(&mut self) -> Finished {
         match self.run() {
             Outcome::Finished(finished) => finished,
-            Outcome::Failed(reason) => panic!("the run failed: {reason}"),
+            Outcome::Failed(reason) | Outcome::ServerLost(reason) => panic!("the run failed: {reason}"),
         }
     }
 

@@ -279,7 +279,9 @@ fn a_server_without_the_rule_refuses_the_job() {
     let rule = OwnAggregation::of(RuleInput::Mean, |_, _| Ok(()));
     let job = JobSpec { aggregation: Aggregation::Own(OwnRule::of(&rule)), ..toy::job(1, 1, 2, 4) };
     match Cluster::start(job, cluster::Links::Memory).outcome() {
-        Outcome::Failed(reason) => assert!(reason.contains("server/0"), "{reason}"),
+        Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
+            assert!(reason.contains("server/0"), "{reason}")
+        }
         Outcome::Finished(finished) => panic!("{finished:?}"),
     }
 }

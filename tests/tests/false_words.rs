@@ -31,7 +31,7 @@ fn beside(act: impl AsyncFnOnce(Member, Node, Lane, &JobSpec)) -> Finished {
     });
     match cluster.outcome() {
         Outcome::Finished(finished) => finished,
-        Outcome::Failed(why) => panic!("the run failed: {why}"),
+        Outcome::Failed(why) | Outcome::ServerLost(why) => panic!("the run failed: {why}"),
     }
 }
 

@@ -64,7 +64,9 @@ fn line_9_a_dead_server_ends_the_wait_by_name() {
         assert!(told.contains("server/0 was lost"), "{told}");
     });
     match running.join().unwrap().unwrap() {
-        Outcome::Failed(reason) => assert!(reason.contains("server/0 was lost"), "{reason}"),
+        Outcome::ServerLost(reason) => {
+            assert!(reason.contains("server/0 was lost"), "{reason}")
+        }
         finished => panic!("{finished:?}"),
     }
 }

@@ -55,7 +55,9 @@ fn disturb(simulation: &mut Simulation, workers: u32, events: usize) {
 fn same(simulation: &mut Simulation, reference: &Finished, what: &str) -> Finished {
     let finished = match simulation.run() {
         Outcome::Finished(finished) => finished,
-        Outcome::Failed(reason) => panic!("{what}: {reason}; notices: {:?}", simulation.notices),
+        Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
+            panic!("{what}: {reason}; notices: {:?}", simulation.notices)
+        }
     };
     assert_eq!(finished.params_blake3, reference.params_blake3, "{what}");
     assert_eq!(finished.test_loss.to_bits(), reference.test_loss.to_bits(), "{what}");
@@ -156,7 +158,7 @@ fn a_run_without_workers_waits_for_as_long_as_it_says() {
         simulation.kill(0);
         match simulation.run() {
             Outcome::Failed(reason) => reason,
-            Outcome::Finished(_) => panic!("nobody was left"),
+            other => panic!("nobody was left: {other:?}"),
         }
     };
     assert!(run(0).contains("no worker is left"), "{}", run(0));

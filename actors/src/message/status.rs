@@ -164,9 +164,6 @@ pub struct Evaluated {
     pub accuracy: f64,
 }
 
-/// What the reason of a failure ends with when it is a server that was lost.
-pub(crate) const GONE: &str = "; its parameters are gone with it";
-
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -174,15 +171,8 @@ pub enum Outcome {
     Finished(Finished),
     /// It could not go on; what, where, and what to do.
     Failed(String),
-}
-
-impl Outcome {
-    /// Whether the run failed because it lost a server: from a checkpoint it can go on, as it could not after a failure that was the
-    /// job's own.
-    #[must_use]
-    pub fn lost_a_server(&self) -> bool {
-        matches!(self, Outcome::Failed(why) if why.ends_with(GONE))
-    }
+    /// It could not go on without a server that was lost: from a checkpoint it can, as it could not after a failure of its own.
+    ServerLost(String),
 }
 
 /// The figures of a run that ended in order.

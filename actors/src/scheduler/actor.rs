@@ -261,7 +261,9 @@ impl SchedulerActor {
                             "finished"
                         );
                     }
-                    Outcome::Failed(reason) => tracing::error!(reason, "failed"),
+                    Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
+                        tracing::error!(reason, "failed")
+                    }
                 }
                 self.outcome = Some(outcome);
                 self.report_to_followers();

@@ -168,7 +168,9 @@ pub(super) fn status(arguments: &StatusArguments) -> Result<(), Failure> {
             let mut out = std::io::stdout().lock();
             write!(out, "{before}{text}{after}").and_then(|()| out.flush()).map_err(Failure::failed)?;
             match report.outcome {
-                Some(Outcome::Failed(reason)) if arguments.watch => return Err(Failure::failed(reason)),
+                Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)) if arguments.watch => {
+                    return Err(Failure::failed(reason));
+                }
                 None if arguments.watch => {}
                 _ => {
                     commands.close();

@@ -107,7 +107,7 @@ async fn watch(line: Line, mut top: Top, every_ms: u32, color: bool) -> Result<(
     drop(screen);
     commands.close();
     match (top.outcome(), lost) {
-        (Some(Outcome::Failed(reason)), _) => Err(Failure::failed(reason)),
+        (Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)), _) => Err(Failure::failed(reason)),
         (None, Some(error)) => Err(unreachable(error)),
         _ => Ok(()),
     }

@@ -177,7 +177,9 @@ impl RunningJob {
         }
         let finished = match outcome? {
             Outcome::Finished(finished) => finished,
-            Outcome::Failed(reason) => return Err(EmbeddedError::Failed(explain(reason, &lost))),
+            Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
+                return Err(EmbeddedError::Failed(explain(reason, &lost)));
+            }
         };
         let exported = nodes.exported.lock().unwrap_or_else(PoisonError::into_inner).take();
         let parameters = exported.ok_or(EmbeddedError::NoModel)?;

@@ -14,7 +14,7 @@ use super::human;
 pub fn state(report: &StatusReport) -> &'static str {
     match (report.phase, &report.outcome) {
         (_, Some(Outcome::Finished(_))) => "finished",
-        (_, Some(Outcome::Failed(_))) => "failed",
+        (_, Some(Outcome::Failed(_) | Outcome::ServerLost(_))) => "failed",
         (Phase::Forming | Phase::Training, None) if report.paused => "paused",
         (Phase::Training, None) if report.stopping => "stopping",
         (Phase::Forming, None) => "forming",
@@ -75,7 +75,7 @@ pub fn table(job: &str, report: &StatusReport) -> String {
     if let Some(stalled) = &report.stalled {
         let _ = writeln!(text, "stalled: {}", plain(stalled));
     }
-    if let Some(Outcome::Failed(reason)) = &report.outcome {
+    if let Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)) = &report.outcome {
         let _ = writeln!(text, "failed: {}", plain(reason));
     }
     text
@@ -203,7 +203,7 @@ pub fn json(job: &str, report: &StatusReport) -> Value {
         "load": load(&report.load),
         "nodes": nodes,
         "failed": match &report.outcome {
-            Some(Outcome::Failed(reason)) => Some(reason),
+            Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)) => Some(reason),
             _ => None,
         },
     })

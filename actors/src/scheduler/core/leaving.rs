@@ -73,7 +73,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         self.phase = Phase::Over;
         let (outcome, reason) = match outcome {
             Outcome::Finished(_) => (outcome.clone(), "the run is complete".to_owned()),
-            Outcome::Failed(why) => (outcome.clone(), why.clone()),
+            Outcome::Failed(why) | Outcome::ServerLost(why) => (outcome.clone(), why.clone()),
         };
         self.dismiss(MemberRole::Server, &reason);
         self.effects.push_back(Effect::Over(outcome));
@@ -92,7 +92,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             return self.leave_if_empty();
         }
         if member.role == MemberRole::Server {
-            return self.fail(format!("{member} was lost ({reason}){GONE}"));
+            let why = format!("{member} was lost ({reason}); its parameters are gone with it");
+            return self.over(Outcome::ServerLost, &why);
         }
         self.returning.forget(member.index);
         self.ended.retain(|lease| lease.worker != member.index);
@@ -212,11 +213,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     pub(super) fn fail(&mut self, reason: String) {
+        self.over(Outcome::Failed, &reason);
+    }
+
+    fn over(&mut self, outcome: fn(String) -> Outcome, reason: &str) {
         if self.outcome.is_some() {
             return;
         }
-        let reason = printable(&reason, MAX_REASON);
-        self.outcome = Some(Outcome::Failed(reason.clone()));
+        let reason = printable(reason, MAX_REASON);
+        self.outcome = Some(outcome(reason.clone()));
         self.dismiss(MemberRole::Worker, &reason);
         self.leave_if_empty();
     }

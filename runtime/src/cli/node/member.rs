@@ -157,17 +157,16 @@ impl Node {
         if let Some(head) = &head {
             tracing::info!(%head, "the audit log is complete");
         }
-        let lost_a_server = outcome.lost_a_server();
         match (outcome, summary) {
             (Outcome::Finished(finished), Some(file)) => {
                 let head = head.map(|head| head.to_string());
                 file.write(&self.config, &job, &self.run_dir, &finished, head)
             }
             (Outcome::Finished(_), None) => Ok(()),
-            (Outcome::Failed(reason), _) if lost_a_server => {
+            (Outcome::Failed(reason), _) => Err(Failure::failed(reason)),
+            (Outcome::ServerLost(reason), _) => {
                 Err(Failure { status: Status::LostServer, ..Failure::failed(reason) })
             }
-            (Outcome::Failed(reason), _) => Err(Failure::failed(reason)),
         }
     }
 

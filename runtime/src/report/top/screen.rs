@@ -248,7 +248,7 @@ fn trouble(pen: Pen, top: &Top, report: &StatusReport) -> Vec<Line<'static>> {
         lines.push(pen.line(Tone::Bad, &format!(" stalled: {stalled}")));
     }
     match (&report.outcome, &top.lost) {
-        (Some(Outcome::Failed(reason)), _) => {
+        (Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)), _) => {
             lines.push(pen.line(Tone::Bad, &format!(" the run failed: {reason}")));
         }
         (Some(Outcome::Finished(finished)), _) => lines.push(pen.line(Tone::Good, &ended(finished))),
