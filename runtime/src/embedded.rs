@@ -7,7 +7,8 @@
 //! 3. **Nothing is left behind**: a job that is dropped is stopped and waited for, and its keys never leave memory.
 //! 4. **Nobody has to look**: reports that nobody takes are dropped, oldest first, and counted.
 //!
-//! What a run in processes has beside it is not here: no run directory, and so neither checkpoints nor audit log; no
+//! What a run in processes has beside it is not here: no run directory, and so neither checkpoints nor audit log (an event file for
+//! TensorBoard is written where [`JobBuilder::events`] names a folder); no
 //! sandbox, and no limit of memory but the transport's own. A node's panic or a model's is this process's to see.
 
 mod actors;

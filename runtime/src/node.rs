@@ -335,22 +335,7 @@ impl Observer for Metrics {
 
     fn step(&mut self, summary: &StepSummary) {
         self.progress.step(summary);
-        let samples_per_second =
-            if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };
-        let record = StepRecord {
-            step: summary.step + 1,
-            epoch: summary.epoch + 1,
-            loss: summary.loss,
-            learning_rate: summary.learning_rate,
-            samples_per_second,
-            bytes_sent: summary.bytes_sent,
-            bytes_received: summary.bytes_received,
-            compute_ms: summary.compute_ms,
-            send_ms: summary.send_ms,
-            wait_ms: summary.wait_ms,
-            elapsed_seconds: summary.elapsed_seconds,
-            push_error: summary.push_error,
-        };
+        let record = StepRecord::from(summary);
         if let Some(events) = &mut self.events {
             events.step(SystemTime::now(), &record);
         }

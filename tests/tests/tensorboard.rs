@@ -8,16 +8,23 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use testudo::{Job, Report};
+use testudo_kernels::ModelSpec;
 use testudo_tests::place::Place;
-use testudo_tests::python;
+use testudo_tests::{python, toy};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
 /// What TensorBoard finds in the run directory `dir`.
 fn read(python: &str, dir: &Path) -> Value {
+    read_folder(python, &dir.join("tensorboard"))
+}
+
+/// What it finds in a folder.
+fn read_folder(python: &str, folder: &Path) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/events.py");
     let mut command = Command::new(python);
-    command.arg(script).arg(dir.join("tensorboard")).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg(script).arg(folder).env("PYTHONDONTWRITEBYTECODE", "1");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -176,4 +183,51 @@ fn tensorboard_reads_what_a_run_wrote() {
     let plain = place.run("plain", &without).succeeded().json();
     assert_eq!(plain["params_blake3"], resumed["params_blake3"]);
     assert!(!place.run_dir("plain").join("tensorboard").exists());
+}
+
+/// A job in this process writes the same: TensorBoard finds every step that was reported, evaluations, and a histogram of each tensor of the model.
+#[test]
+fn tensorboard_reads_what_an_embedded_job_wrote() {
+    let Some(python) = python::with("tensorboard") else { return };
+    let place = tempfile::tempdir().unwrap();
+    let (train, test) = toy::data();
+    let job = || {
+        let (train, test) = (train.clone(), test.clone());
+        let model = ModelSpec::Mlp { inputs: toy::INPUTS, hidden: vec![16], classes: toy::CLASSES };
+        let job = Job::builder().name("small").model(model).data_of(move |_| (train.clone(), test.clone()));
+        job.epochs(2)
+            .batch_size(40)
+            .logical_shards(2)
+            .workers(2)
+            .servers(2)
+            .slice_bytes(256)
+            .max_steps(9)
+            .evaluate_every(5)
+    };
+    let folder = place.path().join("curves");
+    let running = job().events(&folder).histogram_every(4).start().unwrap();
+    let reports: Vec<Report> = running.reports().collect();
+    let trained = running.wait().unwrap();
+    let found = read_folder(&python, &folder);
+    let (mut losses, mut evaluated) = (Vec::new(), Vec::new());
+    for report in &reports {
+        match report {
+            Report::Step(step) => losses.push((step.step + 1, step.loss as f32)),
+            Report::Evaluated(found) => evaluated.push((found.step, found.loss as f32)),
+            Report::Missed(_) => panic!("{report:?}"),
+        }
+    }
+    assert_eq!(losses.len(), 9);
+    assert_eq!(scalar(&found, "train/loss"), losses);
+    assert_eq!(scalar(&found, "test/loss"), evaluated);
+    for parameter in &trained.parameters {
+        for kind in ["parameters", "gradients"] {
+            let spread = found["histograms"][format!("{kind}/{}", parameter.name)].as_array().unwrap();
+            let steps: Vec<u64> = spread.iter().map(|h| h["step"].as_u64().unwrap()).collect();
+            assert_eq!(steps, [1, 4, 8], "{kind} of {}", parameter.name);
+        }
+    }
+    assert_eq!(job().run().unwrap().params_blake3(), trained.params_blake3(), "no bit depends on it");
+    let refused = job().events(place.path().join("none/there")).start().unwrap_err().to_string();
+    assert!(refused.contains("none/there") && refused.contains("TensorBoard"), "{refused}");
 }

@@ -1,7 +1,8 @@
 //! A job from code.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use testudo_actors::job::MAX_LOGICAL_SHARDS;
 use testudo_actors::own::Grants;
@@ -17,6 +18,7 @@ use super::cluster::Parts;
 use super::{EmbeddedError, Links, RunningJob};
 use crate::config::Config;
 use crate::data::{Data, DataFiles};
+use crate::report::tensorboard::Events;
 
 /// A cluster file that says nothing which need not be said: what a builder begins with. Model and data are replaced.
 pub(super) const DEFAULTS: &str = "[job]\nname = \"embedded\"\n[model]\nkind = \"mlp\"\ninputs = 1\nclasses = 2\n\
@@ -83,6 +85,8 @@ pub struct JobBuilder {
     sets: Option<Sets>,
     rule: Option<Arc<dyn Aggregator>>,
     grants: Grants,
+    events: Option<PathBuf>,
+    histogram_every: u64,
     model_given: bool,
     shards_given: bool,
     rate_given: bool,
@@ -106,7 +110,8 @@ impl JobBuilder {
             audit: Audit { hash_every: 0, countersign_every: 0 },
             ..crate::job::spec(config, data)
         };
-        JobBuilder { spec: Some(spec), ..JobBuilder::default() }
+        let histogram_every = config.telemetry.histogram_every;
+        JobBuilder { spec: Some(spec), histogram_every, ..JobBuilder::default() }
     }
 
     fn set(mut self, set: impl FnMut(&mut JobSpec)) -> JobBuilder {
@@ -317,6 +322,25 @@ impl JobBuilder {
         self
     }
 
+    /// Writes what TensorBoard shows into a file of its own in `folder`, as `testudo run` does in its run directory (`docs/watching.md`): every
+    /// step's numbers, evaluations, and histograms. The folder is made, for its owner alone, if it is not there; its parent must be. What the
+    /// disk does not take is left out of the file, and nothing else.
+    ///
+    /// [`start`](JobBuilder::start) fails with [`EmbeddedError::Events`] where no file can be begun.
+    #[must_use]
+    pub fn events(mut self, folder: impl Into<PathBuf>) -> JobBuilder {
+        self.events = Some(folder.into());
+        self
+    }
+
+    /// Steps between two histograms of gradients and parameters in the event file, of each tensor; of the first step there is one, too. 0
+    /// for none; 100, or what the cluster file says, unless it is said. Without [`events`](JobBuilder::events) none is counted.
+    #[must_use]
+    pub fn histogram_every(mut self, steps: u64) -> JobBuilder {
+        self.histogram_every = steps;
+        self
+    }
+
     /// How nodes are connected; [`Links::Secured`] unless it is said. No bit depends on it.
     #[must_use]
     pub fn links(mut self, links: Links) -> JobBuilder {
@@ -330,9 +354,13 @@ impl JobBuilder {
     /// [`EmbeddedError`]: the first thing that was said wrong, what is missing, or why a node cannot be started. What is wrong with a node
     /// later, [`RunningJob::wait`] tells.
     pub fn start(self) -> Result<RunningJob, EmbeddedError> {
-        let grants = self.grants.clone();
+        let (grants, folder) = (self.grants.clone(), self.events.clone());
         let (spec, links, parts) = self.finish()?;
-        RunningJob::start(spec, links, grants, &parts)
+        let events = folder.map(|folder| {
+            Events::begin(&folder, SystemTime::now())
+                .map_err(|source| EmbeddedError::Events { folder, source })
+        });
+        RunningJob::start(spec, links, grants, (&parts, events.transpose()?))
     }
 
     /// As [`start`](JobBuilder::start) and [`RunningJob::wait`] together.
@@ -376,7 +404,9 @@ impl JobBuilder {
             spec.data = describe(&sets)?;
         }
         spec.validate()?;
-        Ok((spec, self.links, Parts { models: self.models, sets, rule: self.rule }))
+        // Nobody counts what nobody writes down.
+        let histogram_every = self.events.map_or(0, |_| self.histogram_every);
+        Ok((spec, self.links, Parts { models: self.models, sets, rule: self.rule, histogram_every }))
     }
 }
 

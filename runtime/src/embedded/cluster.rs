@@ -19,6 +19,7 @@ use super::ending::Ending;
 use super::reports::{Board, Reporting};
 use super::running::Parameter;
 use super::site::Site;
+use crate::report::tensorboard::Events;
 
 /// Streams that a worker opens to each server: what the cluster file's default is.
 const LANES: u32 = 3;
@@ -30,6 +31,8 @@ pub(super) struct Parts {
     /// By worker.
     pub(super) sets: Vec<TrainAndTest>,
     pub(super) rule: Option<Arc<dyn Aggregator>>,
+    /// Of which versions servers count how values are spread; 0 for none.
+    pub(super) histogram_every: u64,
 }
 
 /// The final model, once a worker has exported it.
@@ -49,12 +52,12 @@ pub(super) struct Nodes {
     pub(super) exported: Exported,
 }
 
-/// Starts the nodes of `job` on `site`. Those that were started before one cannot be are left in `under_way`.
+/// Starts the nodes of `job` on `site`; the scheduler writes `events`. Those that were started before one cannot be are left in `under_way`.
 pub(super) fn start(
     site: &Arc<Site>,
     job: &JobSpec,
     parts: &Parts,
-    board: &Board,
+    (board, events): (&Board, Option<Events>),
     under_way: &mut Option<Nodes>,
 ) -> Result<(), EmbeddedError> {
     let signed = SignedJob::sign(job, site.identity(Role::Operator, "0")?.as_ref())?;
@@ -82,7 +85,7 @@ pub(super) fn start(
     let outcome = {
         let (board, runtime) = (board.clone(), site.runtime().clone());
         spawn(&scheduler.0, move || {
-            let observer = Box::new(Reporting(board.clone()));
+            let observer = Box::new(Reporting { board: board.clone(), events });
             let _over = OnEnd(board);
             run_scheduler(&identity, network, signed, observer, runtime)
         })?
@@ -91,9 +94,10 @@ pub(super) fn start(
     let begun = Nodes { scheduler, outcome, others: Vec::new(), exported: Arc::clone(&exported) };
     let Nodes { scheduler, others, .. } = under_way.insert(begun);
     for (identity, network) in servers {
-        let (id, rule) = (identity.id().clone(), parts.rule.clone());
+        let id = identity.id().clone();
+        let mut setup = Server { rule: parts.rule.clone(), histogram_every: parts.histogram_every };
         let options = options(identity, network);
-        let thread = spawn(&id, move || run_server(options, SumOrder::Canonical, &mut Server(rule)))?;
+        let thread = spawn(&id, move || run_server(options, SumOrder::Canonical, &mut setup))?;
         others.push(Node { id, thread });
     }
     for (index, (identity, network)) in workers.into_iter().enumerate() {
@@ -135,7 +139,10 @@ impl Drop for OnEnd {
 }
 
 /// A server's set-up: the program's own rule, and no checkpoints.
-struct Server(Option<Arc<dyn Aggregator>>);
+struct Server {
+    rule: Option<Arc<dyn Aggregator>>,
+    histogram_every: u64,
+}
 
 impl ServerSetup for Server {
     fn writer(&mut self, job: &JobSpec, server: u32) -> Result<Box<dyn PartWriter>, String> {
@@ -147,7 +154,11 @@ impl ServerSetup for Server {
     }
 
     fn rule(&mut self, name: OwnName) -> Result<Arc<dyn Aggregator>, String> {
-        self.0.clone().map_or_else(|| NoCheckpoints.rule(name), Ok)
+        self.rule.clone().map_or_else(|| NoCheckpoints.rule(name), Ok)
+    }
+
+    fn histogram_every(&self) -> u64 {
+        self.histogram_every
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why a cluster in this process did not begin, or did not end well.
 
+use std::path::PathBuf;
+
 use testudo_actors::JobError;
 use testudo_actors::node::NodeError;
 use testudo_actors::operator::OperatorError;
@@ -80,6 +82,14 @@ pub enum EmbeddedError {
     /// A node's thread panicked; the panic itself was printed.
     #[error("the thread of {0} panicked")]
     Panicked(SpiffeId),
+    /// The event file for TensorBoard could not be begun.
+    #[error("no event file for TensorBoard can be begun in {}: {source}; name a folder whose parent is there and can be written to", folder.display())]
+    Events {
+        /// The folder.
+        folder: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The run failed, as its scheduler tells it.
     #[error("the run failed: {0}")]
     Failed(String),

@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use testudo_actors::message::Evaluated;
-use testudo_actors::scheduler::{Observer, StepSummary};
+use testudo_actors::scheduler::{Observer, StepSummary, TensorSpread};
+
+use crate::report::tensorboard::Events;
 
 /// Reports that wait to be taken at most.
 pub(super) const KEPT: usize = 1024;
@@ -83,15 +86,30 @@ impl Iterator for Reports {
     }
 }
 
-/// Puts what the scheduler observes on the board.
-pub(super) struct Reporting(pub(super) Board);
+/// Puts what the scheduler observes on the board, and into an event file for TensorBoard if there is one.
+pub(super) struct Reporting {
+    pub(super) board: Board,
+    pub(super) events: Option<Events>,
+}
 
 impl Observer for Reporting {
     fn step(&mut self, summary: &StepSummary) {
-        self.0.put(Report::Step(summary.clone()));
+        if let Some(events) = &mut self.events {
+            events.step(SystemTime::now(), &summary.into());
+        }
+        self.board.put(Report::Step(summary.clone()));
     }
 
     fn evaluated(&mut self, found: &Evaluated) {
-        self.0.put(Report::Evaluated(*found));
+        if let Some(events) = &mut self.events {
+            events.evaluated(SystemTime::now(), found);
+        }
+        self.board.put(Report::Evaluated(*found));
+    }
+
+    fn histograms(&mut self, version: u64, tensors: &[TensorSpread]) {
+        if let Some(events) = &mut self.events {
+            events.spread(SystemTime::now(), version, tensors);
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::reports::{Board, Reports};
 use super::site::Site;
 use super::{EmbeddedError, Links};
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
+use crate::report::tensorboard::Events;
 
 /// One parameter of a trained model.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,12 +90,12 @@ impl RunningJob {
         job: JobSpec,
         links: Links,
         grants: Grants,
-        parts: &Parts,
+        (parts, events): (&Parts, Option<Events>),
     ) -> Result<RunningJob, EmbeddedError> {
         let (site, board) = (Arc::new(Site::new(&job, links, grants)?), Board::default());
         let mut running = RunningJob { job, site, board, nodes: None };
         // On an error it is dropped, which stops the nodes that were started.
-        cluster::start(&running.site, &running.job, parts, &running.board, &mut running.nodes)?;
+        cluster::start(&running.site, &running.job, parts, (&running.board, events), &mut running.nodes)?;
         Ok(running)
     }
 

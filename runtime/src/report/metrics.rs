@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use testudo_actors::scheduler::StepSummary;
 
 use crate::appender::Appender;
 use crate::checkpoint::storage::{Disk, replace};
@@ -51,6 +52,27 @@ pub struct StepRecord {
     /// What the push codec lost of the step's gradients, relative to them; absent where that is nothing.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub push_error: f64,
+}
+
+impl From<&StepSummary> for StepRecord {
+    fn from(summary: &StepSummary) -> StepRecord {
+        let samples_per_second =
+            if summary.seconds > 0.0 { summary.examples as f64 / summary.seconds } else { 0.0 };
+        StepRecord {
+            step: summary.step + 1,
+            epoch: summary.epoch + 1,
+            loss: summary.loss,
+            learning_rate: summary.learning_rate,
+            samples_per_second,
+            bytes_sent: summary.bytes_sent,
+            bytes_received: summary.bytes_received,
+            compute_ms: summary.compute_ms,
+            send_ms: summary.send_ms,
+            wait_ms: summary.wait_ms,
+            elapsed_seconds: summary.elapsed_seconds,
+            push_error: summary.push_error,
+        }
+    }
 }
 
 fn is_nothing(error: &f64) -> bool {
