@@ -1,5 +1,8 @@
-//! Whether a device computes what it must: every kind of operation that kernels are made of, on numbers on which arithmetic breaks, against the
-//! CPU. A node that says of itself that it has the CPU's bits looks first: one that has not would be blamed for lying.
+//! Whether a device computes what it must: a sample of the operations that kernels are made of, on numbers on which arithmetic breaks, against
+//! the CPU. A node that says of itself that it has the CPU's bits looks first: one that has not would be blamed for lying.
+//!
+//! What is not tried: convolution and pooling, attention, norms of batches and layers, dropout, other losses and activations, medians and
+//! trimmed means, other optimizers and their reductions. The emulator's tests and `gpu-tests` compare those.
 
 use super::buffer::Buffer;
 use super::codec::encode;

@@ -40,6 +40,12 @@ fn swapped_to(text: &str) -> Vec<String> {
 pub(super) fn protected(report: &mut Report, found: &Protections) {
     let missing = [
         (
+            found.user != 0,
+            "this runs as root: whoever takes over a process that stays root has the machine",
+            "start nodes as a user of their own without privileges; started as root they become security.run_as, unless --allow-root keeps \
+             them from it",
+        ),
+        (
             found.no_new_privs && found.no_core_dumps && found.closed,
             "the kernel refused to shut the process's memory and its privileges",
             "run outside of what refuses it: a container's seccomp profile should let prctl and setrlimit through",
@@ -133,6 +139,10 @@ mod tests {
         let all = found(|report| protected(report, &none));
         assert_eq!(all.iter().filter(|f| f.severity == Severity::Warning).count(), 3, "{all:?}");
         assert!(all.iter().any(|f| f.fix.contains("5.13")) && all.iter().all(|f| !f.fix.is_empty()));
+        let root = Protections { user: 0, capabilities: u64::MAX, ..whole() };
+        let all = found(|report| protected(report, &root));
+        assert!(matches!(&*all, [one] if one.severity == Severity::Warning), "{all:?}");
+        assert!(all[0].what.contains("root") && all[0].fix.contains("security.run_as"), "{all:?}");
         let part = Protections { landlock: Some("Landlock (ABI 2, in part)"), ..whole() };
         let all = found(|report| protected(report, &part));
         assert!(all.iter().any(|f| f.fix.contains("6.12")) && all.len() == 2, "{all:?}");
