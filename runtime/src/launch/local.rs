@@ -39,6 +39,11 @@ const LAUNCHER_VARIABLES: [&str; 7] = [
     "DMLC_SERVER_ID",
 ];
 
+/// mimalloc's option that says for how many milliseconds what was freed is kept before the kernel has it back (`mi_option_purge_delay`), and its
+/// value for nodes: a step takes as many slices as the one before gave back, and pages that the kernel had meanwhile are cleared again
+/// (`docs/performance.md`). It is read when a process starts, so whoever starts it says it.
+pub(super) const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10000");
+
 /// How long a node may take until it is bound: loading the program from a cold disk, mostly.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -115,9 +120,7 @@ impl Local {
         if self.inputs.allow_root {
             command.arg("--allow-root");
         }
-        for variable in LAUNCHER_VARIABLES {
-            command.env_remove(variable);
-        }
+        environment(&mut command, |name| std::env::var_os(name).is_some());
         let not_started =
             |e: std::io::Error| Failure::failed(format!("{name}/{index} cannot be started: {e}"));
         let (line, theirs) = UnixStream::pair().map_err(not_started)?;
@@ -162,6 +165,18 @@ impl Launcher for Local {
     }
 }
 
+/// What a node's environment has otherwise than this process's; `is_set` says what that has.
+fn environment(command: &mut Command, is_set: impl Fn(&str) -> bool) {
+    for variable in LAUNCHER_VARIABLES {
+        command.env_remove(variable);
+    }
+    let (name, value) = PURGE_DELAY;
+    // Whoever has set it knows better; mimalloc reads its names in either case.
+    if !is_set(name) && !is_set(&name.to_ascii_lowercase()) {
+        command.env(name, value);
+    }
+}
+
 /// Ends this process when its standard input does: its launcher holds the other end, so no node outlives it.
 pub fn end_with_parent() {
     std::thread::spawn(|| {
@@ -170,4 +185,28 @@ pub fn end_with_parent() {
         tracing::error!("the launcher is gone; ending");
         std::process::exit(1);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `environment` changes.
+    fn changed(set: &[&str]) -> Vec<(String, Option<String>)> {
+        let mut command = Command::new("testudo");
+        environment(&mut command, |name| set.contains(&name));
+        let text = |text: &std::ffi::OsStr| text.to_str().unwrap().to_owned();
+        command.as_std().get_envs().map(|(name, value)| (text(name), value.map(text))).collect()
+    }
+
+    #[test]
+    fn nodes_keep_what_they_free_unless_the_environment_says_otherwise() {
+        let given = ("MIMALLOC_PURGE_DELAY".to_owned(), Some("10000".to_owned()));
+        assert!(changed(&[]).contains(&given) && changed(&["OTHER"]).contains(&given));
+        for set in ["MIMALLOC_PURGE_DELAY", "mimalloc_purge_delay"] {
+            let all = changed(&[set]);
+            assert!(all.iter().all(|(name, value)| name.starts_with("DMLC_") && value.is_none()), "{all:?}");
+            assert_eq!(all.len(), LAUNCHER_VARIABLES.len());
+        }
+    }
 }

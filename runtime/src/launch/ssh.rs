@@ -36,7 +36,7 @@ use tokio::process::ChildStdout;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::local::Local;
+use super::local::{Local, PURGE_DELAY};
 use super::{Launched, Launcher, Launching, Receiver, ToStart, parcel};
 use crate::checkpoint::safetensors::Metadata;
 use crate::config::{self, Config, Host};
@@ -198,7 +198,7 @@ impl Ssh {
         let (job, mark) = (&self.config.job.name, crate::signing::hex(&mark));
         let folder = format!("{}/{job}-{}-{index}-{mark}", self.ssh.folder, role.as_str());
         let hosted = format!("\"{program}\" hosted --role {role} --index {index} --folder \"{folder}\"");
-        Ok(format!("exec sh -c '{hosted}; status=$?; rm -rf -- \"{folder}\"; exit $status'"))
+        Ok(shell(&hosted, &folder))
     }
 
     /// The folders of the node's identities, and what they are called over there.
@@ -361,6 +361,13 @@ async fn renew(
     }
 }
 
+/// Runs `hosted` and removes `folder` after it. What the host's environment says of the allocator comes first.
+fn shell(hosted: &str, folder: &str) -> String {
+    let (name, value) = PURGE_DELAY;
+    let keep = format!("export {name}=\"${{{name}:-{value}}}\"");
+    format!("exec sh -c '{keep}; {hosted}; status=$?; rm -rf -- \"{folder}\"; exit $status'")
+}
+
 fn renewal(name: &str, folder: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let key = read(&folder.join(KEY_FILE))?;
     let certificate = read(&folder.join(CERT_FILE))?;
@@ -389,6 +396,26 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
+
+    /// The status is the node's, the folder is gone, and the allocator is told unless the host has something else.
+    #[test]
+    fn a_hosts_shell_says_what_the_allocator_keeps_and_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("node");
+        for (set, expected) in [(None, "10000"), (Some("7"), "7")] {
+            std::fs::create_dir(&folder).unwrap();
+            let words = shell("echo \"$MIMALLOC_PURGE_DELAY\"; (exit 3)", folder.to_str().unwrap());
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", &words]).env_remove("MIMALLOC_PURGE_DELAY");
+            if let Some(set) = set {
+                command.env("MIMALLOC_PURGE_DELAY", set);
+            }
+            let said = command.output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected);
+            assert_eq!(said.status.code(), Some(3));
+            assert!(!folder.exists());
+        }
+    }
 
     /// Invariant 3: what is renewed here is sent, once.
     #[tokio::test]
