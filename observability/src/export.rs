@@ -5,6 +5,7 @@
 //! | `OTEL_EXPORTER_OTLP_ENDPOINT` | base URL; over HTTP `/v1/traces`, `/v1/metrics` and `/v1/logs` are added |
 //! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `..._METRICS_ENDPOINT`, `..._LOGS_ENDPOINT` | full URL of one signal; wins over the base URL |
 //! | `OTEL_EXPORTER_OTLP_PROTOCOL`, `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` and so on | `http/protobuf` or `grpc` |
+//! | `OTEL_EXPORTER_OTLP_CERTIFICATE`, `..._CLIENT_CERTIFICATE`, `..._CLIENT_KEY`, and those of one signal | PEM files for `https://` collectors |
 //! | `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | `none` exports nothing of that signal; otherwise `otlp`, and for metrics `prometheus` |
 //! | `OTEL_METRIC_EXPORT_INTERVAL` | milliseconds between two exports of metrics, from 100; 60000 if unset |
 //! | `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` | which steps are traced: all, none, or with `traceidratio` one in so many |
@@ -17,8 +18,12 @@
 //!    proxy of the environment is used.
 //! 2. A failing collector costs the training nothing: spans and lines of the log go through bounded queues that drop and count,
 //!    metrics are numbers that are kept anyway, and the first failure of each is logged once, with what to check.
+//! 3. An `https://` collector hears nothing before it has proved who it is (`credentials.rs`); that an `http://` one on another
+//!    machine is told everything in plain text is logged at the start.
 
 mod client;
+mod credentials;
+mod endpoints;
 mod environment;
 mod reported;
 mod tally;
@@ -36,6 +41,7 @@ use opentelemetry_sdk::trace::{
 use crate::metrics;
 use crate::setup::InitError;
 pub(crate) use client::Clients;
+pub use credentials::{Files, Opened, Pem};
 pub use environment::{DEFAULT_SAMPLE_EVERY, Environment, Export, Protocol, Settings, Signal};
 use reported::Reported;
 use tally::Lines;
@@ -140,7 +146,9 @@ pub(crate) fn logger(
 
 #[cfg(test)]
 mod tests {
-    use super::client::client;
+    use opentelemetry_http::HttpClient as _;
+
+    use super::client::Http;
     use super::*;
 
     /// Invariant 1: a collector cannot have what is exported, and the keys that go with it, sent to somebody else.
@@ -160,7 +168,10 @@ mod tests {
             let away = "HTTP/1.1 307 Temporary Redirect\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
             stream.write_all(away.as_bytes()).unwrap();
         });
-        let answered = client(TIMEOUT).unwrap().post(&url).body("numbers").send().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let request = opentelemetry_http::Request::post(&url).body("numbers".into()).unwrap();
+        let client = Http::new(None, TIMEOUT, Default::default());
+        let answered = runtime.block_on(client.send_bytes(request)).unwrap();
         assert_eq!(answered.status().as_u16(), 307, "and that is where it ends");
         answer.join().unwrap();
     }

@@ -155,11 +155,36 @@ pub enum InitError {
     },
     /// The OTLP endpoint's URL cannot be used.
     #[error(
-        "OpenTelemetry endpoint {url:?}: only http:// URLs are served; run a local collector at http://127.0.0.1:4318 and let it forward over TLS"
+        "OpenTelemetry endpoint {url:?}: only https:// and http:// URLs are served, for instance https://collector.example:4318"
     )]
     EndpointScheme {
         /// The URL.
         url: String,
+    },
+    /// A file for `https://` collectors that cannot be used.
+    #[error("{path}: {reason}; {named_by} in the cluster file, must name a PEM file that can be read")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// The variable and the key that may have named it.
+        named_by: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An `https://` collector, and nobody is trusted.
+    #[error(
+        "no CA is trusted on this system (none of {looked_at} is there): name the one that the collector's certificate leads to in \
+         OTEL_EXPORTER_OTLP_CERTIFICATE, or telemetry.certificate in the cluster file"
+    )]
+    NoRoots {
+        /// Where the system's could be.
+        looked_at: String,
+    },
+    /// TLS cannot be spoken at all.
+    #[error("TLS cannot be spoken to an OpenTelemetry collector: {reason}")]
+    Tls {
+        /// What the library said.
+        reason: String,
     },
     /// An OTLP protocol that is not spoken.
     #[error(
@@ -372,7 +397,13 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
         });
     }
     let subscriber = tracing_subscriber::registry().with(spans).with(exported).with(log).with(stderr);
-    Ok((Dispatch::new(subscriber), guard))
+    let dispatch = Dispatch::new(subscriber);
+    tracing::dispatcher::with_default(&dispatch, || {
+        for line in environment.plaintext() {
+            tracing::warn!("{line}");
+        }
+    });
+    Ok((dispatch, guard))
 }
 
 /// What is let into the log.

@@ -11,12 +11,13 @@
 //! 2. What is said to hold was read back from the kernel, not concluded from what was asked for.
 //! 3. A process that was started as root is nobody's that can become root again before it opens a socket, or ends, unless it was
 //!    told that it may stay root ([`user`]).
-//! 4. What such a process needs and its new user could not open is open before ([`handing`], [`handover::hold`]).
+//! 4. What such a process needs and its new user could not open is open before ([`handing`], [`collector`], [`handover::hold`]).
 //! 5. Of what root has made, a run's new user gets the run directory, and nothing that was not root's alone ([`handover`]).
 //! 6. From then on it opens what its role needs, and nothing else ([`paths`], where the kernel has Landlock).
 //! 7. And it makes no system call that only a process which was taken over would make ([`calls`], where it has seccomp).
 
 pub mod calls;
+pub mod collector;
 pub mod handing;
 pub mod handover;
 pub mod harden;

@@ -1,13 +1,20 @@
 """An OpenTelemetry collector, over gRPC and over HTTP, by PyPI's opentelemetry-proto and grpcio: no code of ours reads what nodes send.
 
 Prints where it listens (a line of JSON: "grpc" and "http"), and then a line of JSON for every export: who sent it, how, and what.
+
+With the files of a certificate, its key and a CA as arguments it speaks TLS alone, and listens to whoever shows a certificate of that CA.
 """
 
 import json
+import os
+import ssl
 import sys
 import threading
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+# Whom it refuses is what tests are about, and not for their output.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
@@ -119,15 +126,28 @@ class Http(BaseHTTPRequestHandler):
 
 
 def main():
+    secured = [open(path, "rb").read() for path in sys.argv[1:4]]
     rpc = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), rpc)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), rpc)
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), rpc)
-    port = rpc.add_insecure_port("127.0.0.1:0")
-    rpc.start()
     web = ThreadingHTTPServer(("127.0.0.1", 0), Http)
+    if secured:
+        certificate, key, ca = secured
+        port = rpc.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)], ca, True))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[1], sys.argv[2])
+        context.load_verify_locations(sys.argv[3])
+        context.verify_mode = ssl.CERT_REQUIRED
+        # Whoever does not end its handshake holds up its own thread.
+        web.socket = context.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)
+        web.handle_error = lambda *_: None
+    else:
+        port = rpc.add_insecure_port("127.0.0.1:0")
+    rpc.start()
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    addresses = {"grpc": f"http://127.0.0.1:{port}", "http": f"http://127.0.0.1:{web.server_address[1]}"}
+    scheme = "https" if secured else "http"
+    addresses = {"grpc": f"{scheme}://127.0.0.1:{port}", "http": f"{scheme}://127.0.0.1:{web.server_address[1]}"}
     print(json.dumps(addresses), flush=True)
     # Ends with the test: its end closes this pipe.
     sys.stdin.read()

@@ -36,8 +36,15 @@ impl Script {
     /// Starts it; `None` if there is no interpreter that can import `modules` and none is required.
     #[must_use]
     pub fn start(script: &str, modules: &str) -> Option<Script> {
+        Script::start_with(script, modules, &[])
+    }
+
+    /// The same, with arguments.
+    #[must_use]
+    pub fn start_with(script: &str, modules: &str, arguments: &[&str]) -> Option<Script> {
         let child = Command::new(with(modules)?)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script))
+            .args(arguments)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -46,7 +46,20 @@ impl Receiver {
     /// When it says something else than a collector should.
     #[must_use]
     pub fn start() -> Option<Receiver> {
-        let mut script = Script::start("otlp_receiver.py", MODULES)?;
+        Receiver::start_with(&[])
+    }
+
+    /// The same, speaking TLS alone, with the files of a certificate, of its key, and of the CA whose certificates it takes.
+    ///
+    /// # Panics
+    /// As [`Receiver::start`].
+    #[must_use]
+    pub fn secured(certificate: &str, key: &str, ca: &str) -> Option<Receiver> {
+        Receiver::start_with(&[certificate, key, ca])
+    }
+
+    fn start_with(arguments: &[&str]) -> Option<Receiver> {
+        let mut script = Script::start_with("otlp_receiver.py", MODULES, arguments)?;
         let mut lines = BufReader::new(script.0.stdout.take().unwrap()).lines();
         let addresses: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         let exports: Arc<Mutex<Vec<Value>>> = Arc::default();
@@ -71,6 +84,12 @@ impl Receiver {
             found.extend(export["found"].as_array().unwrap().iter().cloned());
         }
         all
+    }
+
+    /// Whether nothing at all came.
+    #[must_use]
+    pub fn heard_nothing(&self) -> bool {
+        self.exports.lock().unwrap().is_empty()
     }
 
     /// Every span.

@@ -1,22 +1,28 @@
-//! How the exporters speak to their collector: OTLP over HTTP or over gRPC, plaintext, to a collector beside the node.
+//! How the exporters speak to their collector: OTLP over HTTP or over gRPC, with TLS where the URL is `https://`.
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithHttpConfig};
+use async_trait::async_trait;
+use hyper_rustls::HttpsConnectorBuilder;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithHttpConfig, WithTonicConfig};
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::credentials::Credentials;
 use super::environment::{Environment, Protocol, Signal};
 use crate::setup::InitError;
 
-/// Threads for gRPC's connections: a batch every few seconds keeps none busy.
+/// Threads for all connections: a batch every few seconds keeps none busy.
 const THREADS: usize = 1;
 
-/// What gRPC's connections run on, in a process that has some.
+/// What connections to collectors run on, in a process that has some.
 pub(crate) struct Reactor(Option<Runtime>);
 
 impl fmt::Debug for Reactor {
@@ -50,36 +56,47 @@ impl Drop for Reactor {
     }
 }
 
-/// Makes exporters; those that speak gRPC share a reactor.
+/// Makes exporters; they share a reactor.
 #[derive(Debug, Default)]
 pub(crate) struct Clients(Option<Arc<Reactor>>);
 
 impl Clients {
     /// An exporter of `signal` to `url`: what `http` or `grpc` makes of a builder, once that is told where and how.
-    pub(super) fn exporter<H: WithExportConfig + WithHttpConfig, G: WithExportConfig, E>(
+    pub(super) fn exporter<H, G, E>(
         &mut self,
         environment: &Environment,
         (signal, url): (Signal, &str),
         (http, finish_http): (H, impl FnOnce(H) -> Result<E, ExporterBuildError>),
         (grpc, finish_grpc): (G, impl FnOnce(G) -> Result<E, ExporterBuildError>),
-    ) -> Result<Posted<E>, InitError> {
-        let timeout = environment.timeout(signal);
-        let built = match environment.protocol(signal)? {
-            Protocol::Http => client(timeout).and_then(|client| {
+    ) -> Result<Posted<E>, InitError>
+    where
+        H: WithExportConfig + WithHttpConfig,
+        G: WithExportConfig + WithTonicConfig,
+    {
+        let (timeout, protocol) = (environment.timeout(signal), environment.protocol(signal)?);
+        let secured = environment.secured(signal, url)?;
+        let credentials = secured.as_ref().map(|secured| &secured.credentials);
+        let failed = |reason: String| InitError::Collector { url: url.to_owned(), reason };
+        let reactor = self.reactor().map_err(failed)?;
+        let why = Why::default();
+        let inside = reactor.handle().map(Handle::enter);
+        let built = match protocol {
+            Protocol::Http => {
+                let client = Http::new(credentials, timeout, why.clone());
                 let builder = http.with_protocol(opentelemetry_otlp::Protocol::HttpBinary).with_endpoint(url);
-                let made =
-                    finish_http(builder.with_http_client(client)).map_err(|error| error.to_string())?;
-                Ok(Posted { inner: made, reactor: None })
-            }),
-            Protocol::Grpc => self.reactor().and_then(|reactor| {
-                let inside = reactor.handle().map(Handle::enter);
-                let made = finish_grpc(grpc.with_endpoint(url).with_timeout(timeout));
-                drop(inside);
-                let made = made.map_err(|error| error.to_string())?;
-                Ok(Posted { inner: made, reactor: Some(reactor) })
-            }),
+                finish_http(builder.with_http_client(client))
+            }
+            Protocol::Grpc => {
+                let builder = grpc.with_endpoint(url).with_timeout(timeout);
+                finish_grpc(match credentials {
+                    Some(credentials) => builder.with_tls_config(credentials.grpc.clone()),
+                    None => builder,
+                })
+            }
         };
-        built.map_err(|reason| InitError::Collector { url: url.to_owned(), reason })
+        drop(inside);
+        let inner = built.map_err(|error| failed(error.to_string()))?;
+        Ok(Posted { inner, reactor: Some(reactor), why })
     }
 
     fn reactor(&mut self) -> Result<Arc<Reactor>, String> {
@@ -97,12 +114,18 @@ impl Clients {
 pub(super) struct Posted<E> {
     pub(super) inner: E,
     reactor: Option<Arc<Reactor>>,
+    why: Why,
 }
 
 impl<E> Posted<E> {
     #[cfg(test)]
     pub(super) fn alone(inner: E) -> Posted<E> {
-        Posted { inner, reactor: None }
+        Posted { inner, reactor: None, why: Why::default() }
+    }
+
+    /// Why the last request failed, where the exporter itself does not say it.
+    pub(super) fn why(&self) -> Option<String> {
+        self.why.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// `future`, polled inside the reactor: timers and sockets that it makes are the reactor's, whichever thread waits.
@@ -128,16 +151,53 @@ impl<F: Future> Future for Inside<F> {
     }
 }
 
+/// Why a request over HTTP failed: the exporter's own error is "network error", whatever happened.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Why(Arc<Mutex<Option<String>>>);
+
 /// What posts to the collector itself: neither to whom that sends us on, nor by way of a proxy that the environment names for others. What is
 /// exported, and headers that carry a key, would go there too.
-pub(super) fn client(timeout: Duration) -> Result<reqwest::blocking::Client, String> {
-    let build = || {
-        let alone = reqwest::redirect::Policy::none();
-        reqwest::blocking::Client::builder().redirect(alone).no_proxy().timeout(timeout).build()
-    };
-    // It has a runtime of its own, which cannot be made inside another.
-    match std::thread::scope(|scope| scope.spawn(build).join()) {
-        Ok(built) => built.map_err(|error| error.to_string()),
-        Err(_) => Err("its client could not be made".to_owned()),
+#[derive(Debug)]
+pub(super) struct Http {
+    client: Box<dyn HttpClient>,
+    why: Why,
+}
+
+impl Http {
+    /// With `credentials` it speaks TLS and nothing else, without it no TLS.
+    pub(super) fn new(credentials: Option<&Credentials>, timeout: Duration, why: Why) -> Http {
+        let client: Box<dyn HttpClient> = match credentials {
+            Some(credentials) => {
+                let builder = HttpsConnectorBuilder::new().with_tls_config(credentials.http.clone());
+                let connector = builder.https_only().enable_http1().build();
+                Box::new(HyperClient::new(connector, timeout, None))
+            }
+            None => Box::new(HyperClient::with_default_connector(timeout, None)),
+        };
+        Http { client, why }
     }
+}
+
+#[async_trait]
+impl HttpClient for Http {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let sent = self.client.send_bytes(request).await;
+        if let Err(error) = &sent {
+            let text = chain(error.as_ref());
+            *self.why.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        }
+        sent
+    }
+}
+
+/// An error, and what it came of.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
 }

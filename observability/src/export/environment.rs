@@ -1,10 +1,12 @@
 //! What the environment and the cluster file say of collectors.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
 
+use super::credentials::{Files, Opened};
 use super::{DEFAULT_INTERVAL, SHORTEST_INTERVAL, TIMEOUT};
 use crate::setup::InitError;
 
@@ -90,6 +92,8 @@ pub struct Export {
     pub exporter: Option<String>,
     /// `OTEL_EXPORTER_OTLP_<SIGNAL>_TIMEOUT`, else `OTEL_EXPORTER_OTLP_TIMEOUT`, in milliseconds.
     pub timeout: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_<SIGNAL>_CERTIFICATE`, `..._CLIENT_CERTIFICATE` and `..._CLIENT_KEY`, else those without the signal.
+    pub files: Files,
 }
 
 /// What a cluster file says of collectors; the variables of [`Environment`] come first.
@@ -99,6 +103,8 @@ pub struct Settings {
     pub endpoint: Option<String>,
     /// `grpc` or `http/protobuf`.
     pub protocol: Option<String>,
+    /// The files that an `https://` collector is spoken to with.
+    pub files: Files,
     /// One step in so many is traced; 0 for none.
     pub sample_every: Option<u64>,
     /// Milliseconds between two exports of metrics.
@@ -109,7 +115,7 @@ pub struct Settings {
 
 /// The environment variables that [`crate::build`] obeys, read once, so that tests need not change the
 /// process's environment. `None` and the empty string both mean unset (OpenTelemetry specification).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `TESTUDO_LOG`: filter directives for the log file.
     pub log_filter: Option<String>,
@@ -141,6 +147,8 @@ pub struct Environment {
     pub prometheus_port: Option<String>,
     /// What holds where no variable says otherwise.
     pub settings: Settings,
+    /// What of the files is read already: [`Environment::open`].
+    pub opened: Opened,
 }
 
 impl Environment {
@@ -149,11 +157,19 @@ impl Environment {
         let read = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let export = |signal: Signal| {
             let own = |what: &str| read(&format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.word()));
+            let file = |what: &str| {
+                own(what).or_else(|| read(&format!("OTEL_EXPORTER_OTLP_{what}"))).map(PathBuf::from)
+            };
             Export {
                 endpoint: own("ENDPOINT"),
                 protocol: own("PROTOCOL").or_else(|| read("OTEL_EXPORTER_OTLP_PROTOCOL")),
                 exporter: read(signal.exporter_variable()),
                 timeout: own("TIMEOUT").or_else(|| read("OTEL_EXPORTER_OTLP_TIMEOUT")),
+                files: Files {
+                    certificate: file("CERTIFICATE"),
+                    client_certificate: file("CLIENT_CERTIFICATE"),
+                    client_key: file("CLIENT_KEY"),
+                },
             }
         };
         Self {
@@ -172,6 +188,7 @@ impl Environment {
             prometheus_host: read("OTEL_EXPORTER_PROMETHEUS_HOST"),
             prometheus_port: read("OTEL_EXPORTER_PROMETHEUS_PORT"),
             settings: Settings::default(),
+            opened: Opened::default(),
         }
     }
 
@@ -186,7 +203,7 @@ impl Environment {
         self.sdk_disabled.as_deref().is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
-    const fn export(&self, signal: Signal) -> &Export {
+    pub(super) const fn export(&self, signal: Signal) -> &Export {
         match signal {
             Signal::Traces => &self.traces,
             Signal::Metrics => &self.metrics,
@@ -232,7 +249,10 @@ impl Environment {
             Protocol::Http if is_base => format!("{}/{}", address.trim_end_matches('/'), signal.path()),
             Protocol::Http | Protocol::Grpc => address.to_string(),
         };
-        if url.starts_with("http://") { Ok(Some(url)) } else { Err(InitError::EndpointScheme { url }) }
+        match url.starts_with("http://") || url.starts_with("https://") {
+            true => Ok(Some(url)),
+            false => Err(InitError::EndpointScheme { url }),
+        }
     }
 
     /// Which exporters a signal's variable names; without it, OTLP.

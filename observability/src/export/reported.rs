@@ -38,12 +38,15 @@ impl<E> Reported<E> {
     }
 
     fn tell(&self, error: &OTelSdkError) {
+        let why = self.posted.why();
         if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+            let error = why.map_or_else(|| error.to_string(), |why| format!("{error}: {why}"));
             tracing::warn!(
                 url = %self.url,
-                %error,
-                "the OpenTelemetry collector takes no {}: check that it runs and that the OTEL_EXPORTER_OTLP_* variables name it; further failures are not logged",
-                self.what
+                error,
+                "the OpenTelemetry collector takes no {}: {}; further failures are not logged",
+                self.what,
+                advice(&error)
             );
         }
     }
@@ -54,6 +57,21 @@ impl<E> Reported<E> {
             self.tally.fail(count);
         }
         self.told(result)
+    }
+}
+
+/// What to do about it. The SDK hands on words alone: those of rustls are looked for.
+fn advice(error: &str) -> &'static str {
+    if error.contains("invalid peer certificate") {
+        "its certificate is refused, and it is told nothing: OTEL_EXPORTER_OTLP_CERTIFICATE (telemetry.certificate) must name the \
+         CA that the certificate leads to, and the URL a host that the certificate is for"
+    } else if error.contains("received fatal alert") {
+        "it refuses the connection: if it asks for a certificate, OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _KEY \
+         (telemetry.client_certificate and client_key) must name one that it trusts"
+    } else if error.contains("received corrupt message") {
+        "it does not speak TLS there: name a port that does"
+    } else {
+        "check that it runs and that the OTEL_EXPORTER_OTLP_* variables name it"
     }
 }
 
@@ -137,6 +155,22 @@ mod tests {
 
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// What is looked for is what rustls says.
+    #[test]
+    fn advice_is_about_what_went_wrong() {
+        use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+        for (error, expected) in [
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+            (Error::InvalidCertificate(CertificateError::NotValidForName), "telemetry.certificate"),
+            (Error::AlertReceived(AlertDescription::CertificateRequired), "client_certificate"),
+            (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
+            (Error::HandshakeNotComplete, "check that it runs"),
+        ] {
+            let said = format!("client error (Connect): {error}");
+            assert!(advice(&said).contains(expected), "{said}: {}", advice(&said));
         }
     }
 

@@ -30,7 +30,7 @@ use crate::launch::lease;
 use crate::launch::local::end_with_parent;
 use crate::process::handing::{self, Handed};
 use crate::process::paths::Needs;
-use crate::process::{calls, confine, handover, outlive_file_limits};
+use crate::process::{calls, collector, confine, handover, outlive_file_limits};
 use crate::rotation::{self, Source};
 use crate::rundir::{RunDir, in_words};
 use crate::say::say;
@@ -97,8 +97,9 @@ pub(super) fn run(
     if let (Some(hosting), Some(user)) = (&hosting, &user) {
         hosting.folder.hand_over(user).map_err(Failure::misconfigured)?;
     }
+    let told =
+        collector::take(config.telemetry.environment(), handed.collector).map_err(Failure::misconfigured)?;
     super::settle(&run_dir, user.as_ref(), None)?;
-    let told = config.telemetry.environment();
     let door = scraped::open(&told, &config, (arguments.role, index), &run_dir)?;
     let mut needs =
         needs(arguments.role, &run_dir, &config, told.exports(), own.iter().map(|own| &own.source));

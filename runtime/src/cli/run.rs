@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use testudo_actors::JobSpec;
 use testudo_actors::message::{Finished, Phase, StatusReport};
+use testudo_observability::{Environment, InitError};
 
 use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::safetensors::Metadata;
@@ -21,7 +22,7 @@ use crate::error::{self, Failure};
 use crate::launch::local::Inputs;
 use crate::launch::ssh::Hosts;
 use crate::process::paths::Needs;
-use crate::process::{Program, Protections, calls, confine, user};
+use crate::process::{Program, Protections, calls, collector, confine, user};
 use crate::report::metrics;
 use crate::report::plot::{Heading, loss_svg};
 use crate::report::progress::{Progress, Status, Style};
@@ -85,7 +86,16 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     free.map_err(Failure::misconfigured)?.map_err(Failure::misconfigured)?;
     let devices = user::try_as(user.as_ref(), || device::look(&config));
     let devices = devices.map_err(Failure::misconfigured)??;
-    let hosts = Hosts::find(&config, user.as_ref())?;
+    let told = config.telemetry.environment();
+    let plaintext = told.plaintext();
+    // Hosts have none of this process's variables.
+    let of_file = config.ssh.as_ref().map(|_| config.telemetry.settings()).unwrap_or_default();
+    let of_file = Environment::default().with_settings(of_file);
+    let both = naming.read(|| Ok((told.open()?, of_file.open()?)))?;
+    let (told, of_file) = both.map_err(|e: InitError| Failure::misconfigured(e))?;
+    let held = collector::hold(&told.opened)
+        .map_err(|e| Failure::failed(format!("certificates cannot be held in memory: {e}")))?;
+    let hosts = Hosts::find(&config, user.as_ref(), of_file.opened)?;
     // Bound while this process may still bind.
     let door = arguments.dashboard.map(|port| {
         Door::open(port).map_err(|e| {
@@ -106,7 +116,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         .is_mine()
         .then(|| std::iter::once(data_path.to_owned()).chain(config.checkpoint.sign_key.clone()).collect());
     super::settle(&run_dir, user.as_ref(), named)?;
-    confine(calls::Role::Launcher, needs(&config, &run_dir, &program, hosts.as_ref()));
+    confine(calls::Role::Launcher, needs(&config, &run_dir, &program, hosts.as_ref(), &told));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     // A launcher that was killed left its link, which leads nowhere now.
     match std::fs::remove_file(run_dir.dashboard()) {
@@ -133,7 +143,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         run_dir.path().display()
     ));
     display.progress.note(&Protections::read().to_string());
-    devices.iter().for_each(|line| display.progress.note(line));
+    devices.iter().chain(&plaintext).for_each(|line| display.progress.note(line));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -142,6 +152,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let inputs = Inputs {
         data: Some(Arc::new(files)),
         key: opening.map(Arc::new),
+        collector: held.map(Arc::new),
         residuals: spec.codecs.push.feeds_back(),
         program,
         allow_root: arguments.allow_root,
@@ -185,9 +196,14 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
 }
 
 /// What the launcher still opens: all of the run directory, the program that it starts nodes of, and what starts them on hosts.
-fn needs(config: &Config, run_dir: &RunDir, program: &Program, hosts: Option<&Hosts>) -> Needs {
+fn needs(
+    config: &Config,
+    run_dir: &RunDir,
+    program: &Program,
+    hosts: Option<&Hosts>,
+    told: &Environment,
+) -> Needs {
     // What nodes do, the launcher may: they inherit its confinement.
-    let told = config.telemetry.environment();
     Needs {
         read: Hosts::reads(config).iter().map(|path| path.as_path().into()).collect(),
         write: vec![run_dir.reach(run_dir.path()).as_path().into()],
@@ -195,7 +211,7 @@ fn needs(config: &Config, run_dir: &RunDir, program: &Program, hosts: Option<&Ho
         devices: device::files_of_all(config),
         programs: hosts.map(|hosts| hosts.program().to_owned()).into_iter().collect(),
         tcp: told.exports() || hosts.is_some(),
-        listen: super::node::ports(&told, config),
+        listen: super::node::ports(told, config),
     }
 }
 

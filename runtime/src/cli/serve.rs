@@ -156,9 +156,10 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         return Tokens::create_told(&tokens, name, tell).map_err(Failure::misconfigured);
     }
     let options = arguments.options(state, tokens, user)?;
+    let told = observability::Environment::from_process().open().map_err(Failure::misconfigured)?;
     confine(&options).map_err(Failure::misconfigured)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
-    let guard = observability::init(log).map_err(Failure::misconfigured)?;
+    let guard = observability::init_with(log, &told).map_err(Failure::misconfigured)?;
     if matches!(options.trust, Trust::Unsigned) {
         tracing::warn!(
             "--allow-unsigned: NOBODY'S SIGNATURE IS CHECKED; whoever can write the model's folder chooses the answers"

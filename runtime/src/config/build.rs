@@ -155,6 +155,9 @@ pub(super) fn config(values: &Values, path: &Path, problems: &mut Vec<Problem>) 
         telemetry: Telemetry {
             endpoint: from.optional_text("telemetry.endpoint"),
             protocol: from.text("telemetry.protocol"),
+            certificate: from.path("telemetry.certificate"),
+            client_certificate: from.path("telemetry.client_certificate"),
+            client_key: from.path("telemetry.client_key"),
             sample_every: from.integer("telemetry.sample_every"),
             metrics_interval_ms: from.integer("telemetry.metrics_interval_ms"),
             prometheus_port: values

@@ -45,19 +45,20 @@ pub(super) fn listen(text: &str) -> Result<(), String> {
     }
 }
 
-/// A collector's URL: plaintext, with a host, and nobody's name or password, which would be in the log.
+/// A collector's URL: with a host, and nobody's name or password, which would be in the log.
 pub(super) fn collector(text: &str) -> Result<(), String> {
-    let authority = text.strip_prefix("http://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
     if authority.is_some_and(|authority| authority.contains('@')) {
         return Err("it names a user: give what the collector asks for in OTEL_EXPORTER_OTLP_HEADERS".into());
     }
-    match text.strip_prefix("http://") {
+    match rest {
         Some(rest)
             if !rest.is_empty() && !rest.starts_with(['/', ':']) && !text.contains(char::is_whitespace) =>
         {
             Ok(())
         }
-        _ => Err("it is no URL that begins with http:// and names a host".into()),
+        _ => Err("it is no URL that begins with https:// or http:// and names a host".into()),
     }
 }
 
@@ -250,14 +251,16 @@ mod tests {
     }
 
     #[test]
-    fn collectors_are_plaintext_urls() {
-        for good in ["http://127.0.0.1:4318", "http://collector/otel"] {
+    fn collectors_are_urls_of_hosts() {
+        for good in ["http://127.0.0.1:4318", "http://collector/otel", "https://c:4317", "https://c/otel"] {
             assert_eq!(collector(good), Ok(()), "{good}");
         }
-        for bad in ["https://c:4318", "127.0.0.1:4318", "http://", "http:///x", "http://:1", "http://a b"] {
+        for bad in
+            ["ftp://c", "127.0.0.1:4318", "http://", "https://", "https:///x", "http://:1", "https://a b"]
+        {
             assert!(collector(bad).is_err(), "{bad}");
         }
-        for named in ["http://me:secret@c:4318", "http://me@c", "http://@c/otel"] {
+        for named in ["http://me:secret@c:4318", "https://me:secret@c", "http://@c/otel"] {
             let said = collector(named).unwrap_err();
             assert!(said.contains("names a user") && !said.contains("secret"), "{said}");
         }

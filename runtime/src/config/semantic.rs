@@ -185,6 +185,13 @@ pub(super) fn check(config: &Config, values: &Values, problems: &mut Vec<Problem
             )
         });
     }
+    let shown = COLLECTOR.iter().filter(|path| values.get(path).is_some()).count();
+    report(&COLLECTOR, shown == 1, &|| {
+        format!(
+            "`{}` and `{}` go together: a certificate is shown with its private key",
+            COLLECTOR[0], COLLECTOR[1]
+        )
+    });
     let given: Vec<_> = SECURITY.iter().filter(|path| values.get(path).is_some()).collect();
     report(&SECURITY, given.len() == 1 || given.len() == 2, &|| {
         let missing: Vec<_> =
@@ -345,6 +352,7 @@ fn allowed(config: &Config, report: &mut Report<'_>) {
     });
 }
 
+const COLLECTOR: [&str; 2] = ["telemetry.client_certificate", "telemetry.client_key"];
 const SECURITY: [&str; 3] = ["security.ca", "security.cert", "security.key"];
 
 /// Takes the keys that a rule is about, whether it is broken, and the message for that case.

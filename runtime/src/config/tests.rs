@@ -109,7 +109,10 @@ export = false
 sign_key = "sign.pem"
 
 [telemetry]
-endpoint = "http://127.0.0.1:4317"
+endpoint = "https://127.0.0.1:4317"
+certificate = "telemetry-ca.pem"
+client_certificate = "telemetry.pem"
+client_key = "telemetry.key"
 protocol = "grpc"
 sample_every = 10
 metrics_interval_ms = 500
@@ -282,9 +285,11 @@ fn full_files_reach_every_field() {
     assert_eq!(files.key, Path::new("/etc/testudo/key.pem"));
     assert!(!config.checkpoint.export);
     let telemetry = &config.telemetry;
-    assert_eq!(telemetry.endpoint.as_deref(), Some("http://127.0.0.1:4317"));
+    assert_eq!(telemetry.endpoint.as_deref(), Some("https://127.0.0.1:4317"));
     assert_eq!((telemetry.protocol.as_str(), telemetry.sample_every), ("grpc", 10));
     assert_eq!((telemetry.metrics_interval_ms, telemetry.prometheus_port), (500, Some(0)));
+    let file = |name: &str| Some(Path::new("/cluster").join(name));
+    assert_eq!(telemetry.certificate, file("telemetry-ca.pem"));
     assert_eq!((telemetry.tensorboard, telemetry.histogram_every, telemetry.counted_every()), (false, 7, 0));
 }
 

@@ -104,6 +104,13 @@ pub fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if told.certificate.is_some() || told.client_certificate.is_some() {
+        warnings.push(
+            "telemetry.certificate, client_certificate and client_key: nodes look for them under these paths in their pod, so put \
+             them into the image, or mount a secret there"
+                .to_owned(),
+        );
+    }
     if told.prometheus_port.is_some() {
         warnings.push(
             "telemetry.prometheus_port: it is a port of each pod's own 127.0.0.1, which no other pod reaches"
@@ -432,9 +439,13 @@ mod tests {
         assert!(text.matches("--valid-for 100h").count() == 4 && !text.contains("Warning"), "{text}");
         let refused = manifests(&config(&["security.crl=/srv/crl.pem"]), &options);
         assert!(matches!(refused, Err(DeployError::Revoked)));
-        let told = config(&["telemetry.endpoint=http://127.0.0.1:4318", "telemetry.prometheus_port=9464"]);
+        let told = config(&[
+            "telemetry.endpoint=https://c:4318",
+            "telemetry.certificate=/ca.pem",
+            "telemetry.prometheus_port=9464",
+        ]);
         let text = manifests(&told, &options).unwrap();
-        for key in ["telemetry.endpoint", "telemetry.prometheus_port"] {
+        for key in ["telemetry.endpoint", "telemetry.certificate", "telemetry.prometheus_port"] {
             assert!(text.contains(&format!("# Warning: {key}")), "{text}");
         }
     }

@@ -57,6 +57,8 @@ pub struct Inputs {
     pub data: Option<Arc<DataFiles>>,
     /// What opens the checkpoint that servers and witnesses begin with, if it is not the run's own key.
     pub key: Option<Arc<KeyFile>>,
+    /// What `https://` collectors are spoken to with ([`collector`](crate::process::collector)).
+    pub collector: Option<Arc<OwnedFd>>,
     /// Whether workers begin with something of it, too: residuals of error feedback.
     pub residuals: bool,
     /// What to execute for a node.
@@ -142,6 +144,7 @@ impl Local {
             run_dir: self.run_dir.descriptor(),
             data: self.inputs.data.as_deref().filter(|_| matches!(role, Role::Worker | Role::Peer)),
             key: self.key(role).map(|key| key.as_fd()),
+            collector: self.inputs.collector.as_ref().map(|held| held.as_fd()),
         }
     }
 

@@ -14,6 +14,7 @@
 
 mod arrived;
 mod client;
+mod collector;
 mod log;
 mod program;
 
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use testudo_actors::JobSpec;
 use testudo_actors::audit::Hex;
 use testudo_actors::message::Finished;
+use testudo_observability::Opened;
 use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE, NEXT_KEY_FILE};
 use testudo_transport::{Identity, Role};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
@@ -88,18 +90,21 @@ pub struct Hosts {
     client: Client,
     /// What is copied to hosts; `None` where the cluster file names the program there.
     copy: Option<Copy>,
+    /// What the cluster file's collector is spoken to with.
+    told: Opened,
 }
 
 impl Hosts {
-    /// Whatever `config` needs; `None` where nodes are local. `user` is whom the run goes on as, if not this process's.
+    /// Whatever `config` needs; `None` where nodes are local. `user` is whom the run goes on as, if not this process's; `told`, what was
+    /// read for its collector.
     ///
     /// # Errors
     /// [`Failure`] when there is no client, or a file of its cannot be read.
-    pub fn find(config: &Config, user: Option<&RunAs>) -> Result<Option<Hosts>, Failure> {
+    pub fn find(config: &Config, user: Option<&RunAs>, told: Opened) -> Result<Option<Hosts>, Failure> {
         let Some(ssh) = &config.ssh else { return Ok(None) };
         let copy = if ssh.program.is_none() { Some(Copy::open()?) } else { None };
         let client = user::try_as(user, || Client::new(ssh)).map_err(Failure::misconfigured)??;
-        Ok(Some(Hosts { client, copy }))
+        Ok(Some(Hosts { client, copy, told }))
     }
 
     /// The client's program, which this process goes on starting.
@@ -235,6 +240,7 @@ impl Ssh {
         let mut config = self.config.clone();
         (config.ssh, config.cluster.launcher, config.checkpoint.sign_key) =
             (None, config::Launcher::Local, None);
+        let secured = collector::files(&mut config.telemetry, &self.hosts.told);
         let config = config.to_toml().map_err(Failure::misconfigured)?;
         let orders = serde_json::to_vec(&orders).map_err(Failure::failed)?;
         let mut files: Vec<(String, Zeroizing<Vec<u8>>)> = vec![
@@ -249,6 +255,7 @@ impl Ssh {
         if let Some(key) = self.local.key(node.role) {
             files.push((names::KEY.to_owned(), key.bytes().map_err(Failure::failed)?));
         }
+        files.extend(secured);
         pack(&files)
     }
 

@@ -22,9 +22,10 @@ const MARK: u8 = b'T';
 const RUN_DIR: u8 = b'r';
 const DATA: u8 = b'd';
 const KEY: u8 = b'k';
+const COLLECTOR: u8 = b'c';
 
 /// Descriptors in one message at most.
-const MOST: usize = 2 + FILES_MOST;
+const MOST: usize = 3 + FILES_MOST;
 
 /// What is handed over; each part may be missing.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ pub struct Handed {
     pub data: Option<Vec<OwnedFd>>,
     /// The file with the age identity that opens the checkpoint.
     pub key: Option<OwnedFd>,
+    /// What `https://` collectors are spoken to with, for [`collector::take`](super::collector::take).
+    pub collector: Option<OwnedFd>,
 }
 
 /// The same, as the launcher has it.
@@ -46,6 +49,8 @@ pub struct ToHand<'a> {
     pub data: Option<&'a DataFiles>,
     /// The age identity's file.
     pub key: Option<BorrowedFd<'a>>,
+    /// What `https://` collectors are spoken to with, as [`collector::hold`](super::collector::hold) holds it.
+    pub collector: Option<BorrowedFd<'a>>,
 }
 
 /// Sends it to the node at the other end of `socket`.
@@ -58,7 +63,8 @@ pub fn hand(socket: impl AsFd, what: &ToHand<'_>) -> Result<()> {
     let data = what.data.map(|files| files.descriptors());
     let data = data.iter().flatten().map(|fd| (DATA, *fd));
     let (run_dir, key) = (what.run_dir.map(|fd| (RUN_DIR, fd)), what.key.map(|fd| (KEY, fd)));
-    for (kind, fd) in run_dir.into_iter().chain(data).chain(key) {
+    let collector = what.collector.map(|fd| (COLLECTOR, fd));
+    for (kind, fd) in run_dir.into_iter().chain(data).chain(key).chain(collector) {
         text.push(kind);
         descriptors.push(fd);
     }
@@ -97,6 +103,7 @@ pub fn take(socket: impl AsFd) -> Result<Handed> {
             RUN_DIR => handed.run_dir = Some(descriptor),
             DATA => data.push(descriptor),
             KEY => handed.key = Some(descriptor),
+            COLLECTOR => handed.collector = Some(descriptor),
             _ => return Err(Errno::PROTO),
         }
     }
@@ -125,12 +132,17 @@ mod tests {
         let files = DataFiles::open(&mnist).unwrap();
         let held = super::super::handover::hold(folder.path()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
-        let all = ToHand { run_dir: Some(held.as_fd()), data: Some(&files), key: Some(held.as_fd()) };
+        let all = ToHand {
+            run_dir: Some(held.as_fd()),
+            data: Some(&files),
+            key: Some(held.as_fd()),
+            collector: Some(held.as_fd()),
+        };
         hand(&here, &all).unwrap();
         let handed = take(&there).unwrap();
         let same =
             |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino == rustix::fs::fstat(&held).unwrap().st_ino;
-        assert!(handed.run_dir.is_some_and(same) && handed.key.is_some_and(same));
+        assert!([handed.run_dir, handed.key, handed.collector].into_iter().all(|fd| fd.is_some_and(same)));
         let data = DataFiles::of_descriptors(&mnist, handed.data.unwrap()).unwrap();
         for (ours, theirs) in files.descriptors().iter().zip(data.descriptors()) {
             assert_eq!(rustix::fs::fstat(ours).unwrap().st_ino, rustix::fs::fstat(theirs).unwrap().st_ino);
@@ -138,6 +150,7 @@ mod tests {
         hand(&here, &ToHand::default()).unwrap();
         let nothing = take(&there).unwrap();
         assert!(nothing.run_dir.is_none() && nothing.data.is_none() && nothing.key.is_none());
+        assert!(nothing.collector.is_none());
     }
 
     #[test]

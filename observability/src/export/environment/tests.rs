@@ -38,6 +38,7 @@ fn urls_follow_the_otlp_specification() {
     let url = |environment: Environment| environment.url(Signal::Traces).unwrap().unwrap();
     assert_eq!(url(with_endpoint("http://c:4318")), "http://c:4318/v1/traces");
     assert_eq!(url(with_endpoint("http://c:4318/")), "http://c:4318/v1/traces");
+    assert_eq!(url(with_endpoint("https://c:4318")), "https://c:4318/v1/traces");
     assert_eq!(url(with_endpoint("http://c:4318/otel")), "http://c:4318/otel/v1/traces");
     let own = Export { endpoint: Some("http://t:9/custom".into()), ..Export::default() };
     let both = Environment { traces: own.clone(), ..with_endpoint("http://c:4318") };
@@ -70,9 +71,9 @@ fn what_cannot_be_served_is_refused() {
     assert!(other.contains("OTEL_METRICS_EXPORTER") && other.contains("zipkin"), "{other}");
     let spans = Environment { traces: exporter("prometheus"), ..with_endpoint("http://c:4317") };
     assert!(spans.url(Signal::Traces).is_err(), "spans are not scraped");
-    for url in ["https://c:4318", "c:4318", "ftp://c"] {
+    for url in ["c:4318", "ftp://c", "HTTPS//c"] {
         let error = with_endpoint(url).url(Signal::Traces).unwrap_err().to_string();
-        assert!(error.contains(url) && error.contains("http://"), "{error}");
+        assert!(error.contains(url) && error.contains("https://"), "{error}");
     }
 }
 
@@ -128,6 +129,7 @@ fn variables_come_before_the_cluster_file() {
     let settings = Settings {
         endpoint: Some("http://file:1".into()),
         protocol: Some("grpc".into()),
+        files: Files::default(),
         sample_every: Some(7),
         interval_ms: Some(500),
         prometheus: Some(0),

@@ -113,11 +113,12 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
 }
 
 pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
+    let told = observability::Environment::from_process().open().map_err(Failure::misconfigured)?;
     confine_to(&arguments.ca, arguments.allow_root)?;
     let options = observability::Options::new("enrolment")
         .with_log_writer(std::io::stderr())
         .with_stderr(LevelFilter::OFF);
-    let guard = observability::init(options).map_err(Failure::misconfigured)?;
+    let guard = observability::init_with(options, &told).map_err(Failure::misconfigured)?;
     tracing::info!("{}", Protections::read());
     runtime()?.block_on(async {
         let service =

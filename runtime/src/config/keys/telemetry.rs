@@ -2,16 +2,16 @@
 
 use super::super::check;
 use super::rules::DAY_MS;
-use super::{Absent, Key, Rule};
+use super::{Absent, Base, Key, Rule};
 
 /// In the order of the reference page.
 pub(super) static KEYS: &[Key] = &[
     Key {
         path: "telemetry.endpoint",
-        rule: Rule::Text { check: check::collector, allowed: "a URL that begins with http://" },
+        rule: Rule::Text { check: check::collector, allowed: "a URL that begins with https:// or http://" },
         absent: Absent::Unset("nothing is exported"),
         applies: None,
-        doc: "Base URL of the OpenTelemetry collector that every node sends traces, metrics and its log to, `http://127.0.0.1:4318` for instance, or port 4317 with gRPC: see [metrics](metrics.md#opentelemetry). It is spoken to without TLS, so it belongs beside the node; it forwards over TLS. `OTEL_EXPORTER_OTLP_ENDPOINT` and the variables of single signals come first.",
+        doc: "Base URL of the OpenTelemetry collector that every node sends traces, metrics and its log to, `https://collector.example:4318` for instance, or port 4317 with gRPC: see [metrics](metrics.md#opentelemetry). `http://` is plain text, for a collector on the same machine; the log and `testudo run` warn where it leads to another. `OTEL_EXPORTER_OTLP_ENDPOINT` and the variables of single signals come first.",
     },
     Key {
         path: "telemetry.protocol",
@@ -19,6 +19,27 @@ pub(super) static KEYS: &[Key] = &[
         absent: Absent::Is("\"http/protobuf\""),
         applies: None,
         doc: "How it is spoken to. `OTEL_EXPORTER_OTLP_PROTOCOL` comes first.",
+    },
+    Key {
+        path: "telemetry.certificate",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("the CAs that the system trusts"),
+        applies: None,
+        doc: "PEM file of the CAs that an `https://` collector's certificate may lead to. `testudo run` reads it and the next two for its nodes, those on hosts too; others read them when they start. `OTEL_EXPORTER_OTLP_CERTIFICATE` comes first.",
+    },
+    Key {
+        path: "telemetry.client_certificate",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("the collector is shown none"),
+        applies: None,
+        doc: "PEM file of the certificate that an `https://` collector is shown, and behind it those of the CAs between it and one that the collector trusts. Goes with the next. `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE` comes first.",
+    },
+    Key {
+        path: "telemetry.client_key",
+        rule: Rule::Path { base: Base::File },
+        absent: Absent::Unset("the collector is shown no certificate"),
+        applies: None,
+        doc: "PEM file of its private key; nobody but its owner may read it. `OTEL_EXPORTER_OTLP_CLIENT_KEY` comes first.",
     },
     Key {
         path: "telemetry.sample_every",

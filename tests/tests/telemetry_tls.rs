@@ -1,0 +1,212 @@
+//! What nodes tell a collector over TLS, judged by PyPI's `grpcio` and Python's own `ssl`; and that one which does not prove who it is
+//! is told nothing.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use testudo_tests::files::{self, text};
+use testudo_tests::live::until;
+use testudo_tests::process::{self, Signal};
+use testudo_tests::receiver::Receiver;
+use testudo_transport::pki::{write_public, write_secret};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
+
+const NODES: [&str; 5] = ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"];
+
+/// A folder with a CA, a certificate of the collector for 127.0.0.1, one of nodes, and another CA's.
+struct Site(tempfile::TempDir);
+
+impl Site {
+    fn new() -> Site {
+        let site = Site(tempfile::tempdir().unwrap());
+        let ca = authority("collectors");
+        site.public("ca.pem", &ca.pem());
+        site.public("other-ca.pem", &authority("others").pem());
+        for (name, host) in [("collector", "127.0.0.1"), ("node", "node")] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new([host.to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.use_authority_key_identifier_extension = true;
+            site.public(&format!("{name}.pem"), &params.signed_by(&key, &ca).unwrap().pem());
+            write_secret(&site.at(&format!("{name}.key")), key.serialize_pem().as_bytes()).unwrap();
+        }
+        site
+    }
+
+    fn public(&self, name: &str, pem: &str) {
+        write_public(&self.at(name), pem.as_bytes()).unwrap();
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        text(&self.at(name)).to_owned()
+    }
+
+    fn receiver(&self) -> Option<Receiver> {
+        Receiver::secured(&self.name("collector.pem"), &self.name("collector.key"), &self.name("ca.pem"))
+    }
+}
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// The arguments of a run in `dir`.
+fn arguments(file: &Path, dir: &Path, set: &[String]) -> Vec<String> {
+    let fixed = ["run", text(file), "--run-dir", text(dir), "--json", "--quiet"].map(str::to_owned);
+    fixed.into_iter().chain(set.iter().flat_map(|set| ["--set".to_owned(), set.clone()])).collect()
+}
+
+/// Runs twelve steps, every fourth traced; the hash of the parameters.
+fn run(folder: &Path, name: &str, set: &[String], environment: &[(&str, String)]) -> String {
+    let (file, dir) = (files::write_job(folder), folder.join(name));
+    let fixed = ["training.max_steps=12", "telemetry.sample_every=4"].map(str::to_owned);
+    let arguments = arguments(&file, &dir, &[&fixed[..], set].concat());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = process::start_in(PROGRAM, &arguments, &dir, environment).wait().succeeded();
+    ended.json()["params_blake3"].as_str().unwrap().to_owned()
+}
+
+/// Every node has told all signals, over `protocol` alone.
+fn judge(receiver: &Receiver, protocol: &str) {
+    // What a collector is told is told when a process ends, and its end is waited for.
+    until("the run's end", || receiver.spans().iter().any(|span| span.text("name") == "run").then_some(()));
+    for signal in ["traces", "metrics", "logs"] {
+        let all = receiver.of(signal);
+        assert_eq!(all.keys().collect::<Vec<_>>(), NODES, "{signal}");
+        for (node, (protocols, found)) in &all {
+            assert_eq!(protocols.iter().collect::<Vec<_>>(), [protocol], "{node}'s {signal}");
+            assert!(!found.is_empty(), "{node}'s {signal}");
+        }
+    }
+}
+
+/// The cluster file names the files; over gRPC. The collector takes nobody without a certificate of its CA.
+#[test]
+fn a_collector_is_told_over_tls_by_grpc() {
+    let site = Site::new();
+    let Some(receiver) = site.receiver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let set = [
+        format!("telemetry.endpoint={}", receiver.grpc),
+        "telemetry.protocol=grpc".into(),
+        format!("telemetry.certificate={}", site.name("ca.pem")),
+        format!("telemetry.client_certificate={}", site.name("node.pem")),
+        format!("telemetry.client_key={}", site.name("node.key")),
+    ];
+    let told = run(folder.path(), "told", &set, &[]);
+    judge(&receiver, "grpc");
+    assert_eq!(told, run(folder.path(), "untold", &[], &[]), "no bit depends on who is told");
+}
+
+/// The standard variables name them, one signal's own before the others'; over HTTP.
+#[test]
+fn a_collector_is_told_over_tls_by_http() {
+    let site = Site::new();
+    let Some(receiver) = site.receiver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http.clone()),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", site.name("other-ca.pem")),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", site.name("ca.pem")),
+        ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", site.name("ca.pem")),
+        ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", site.name("ca.pem")),
+        ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", site.name("node.pem")),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", site.name("node.key")),
+    ];
+    run(folder.path(), "told", &[], &environment);
+    judge(&receiver, "http");
+}
+
+/// Another CA's certificate, another host's, and no certificate of the node's: training goes on, nothing is sent, and the log says what to do.
+#[test]
+fn a_collector_that_is_another_hears_nothing() {
+    let site = Site::new();
+    let Some(receiver) = site.receiver() else { return };
+    let of_another_host = |url: &str| url.replace("127.0.0.1", "localhost");
+    for (name, endpoint, protocol, ca, shows, advice) in [
+        ("ca-grpc", receiver.grpc.clone(), "grpc", "other-ca.pem", true, "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+        ("ca-http", receiver.http.clone(), "http/protobuf", "other-ca.pem", true, "telemetry.certificate"),
+        ("host", of_another_host(&receiver.http), "http/protobuf", "ca.pem", true, "the URL a host"),
+        ("nobody", receiver.http.clone(), "http/protobuf", "ca.pem", false, "CLIENT_CERTIFICATE"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, dir) = (files::write_job(folder.path()), folder.path().join("run"));
+        let mut set = vec![
+            format!("telemetry.endpoint={endpoint}"),
+            format!("telemetry.protocol={protocol}"),
+            format!("telemetry.certificate={}", site.name(ca)),
+            "telemetry.metrics_interval_ms=100".into(),
+        ];
+        if shows {
+            set.push(format!("telemetry.client_certificate={}", site.name("node.pem")));
+            set.push(format!("telemetry.client_key={}", site.name("node.key")));
+        }
+        let arguments = arguments(&file, &dir, &set);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        // What fails is tried again for so long, and said then.
+        let soon = [("OTEL_EXPORTER_OTLP_TIMEOUT", "500".to_owned())];
+        let started = process::start_in(PROGRAM, &arguments, &dir, &soon);
+        let steps = || std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap_or_default().lines().count();
+        let refused = until("the refusal in the log", || {
+            let log = std::fs::read_to_string(dir.join("logs/scheduler-0.log")).ok()?;
+            log.lines().find(|line| line.contains("takes no")).map(str::to_owned)
+        });
+        assert!(refused.contains(advice), "{name}: {refused}");
+        let then = steps();
+        until("steps after it", || (steps() > then).then_some(()));
+        started.signal(Signal::INT);
+        let _ = started.wait().succeeded();
+        assert!(receiver.heard_nothing(), "{name}");
+    }
+}
+
+/// What cannot be read or used is said before anything is started.
+#[test]
+fn files_that_cannot_be_used_end_the_start() {
+    let site = Site::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, dir) = (files::write_job(folder.path()), folder.path().join("run"));
+    let https = "telemetry.endpoint=https://127.0.0.1:9".to_owned();
+    let (ca, key) = (site.name("ca.pem"), site.name("node.key"));
+    for (set, expected) in [
+        (vec!["telemetry.certificate=/no/such.pem".to_owned()], "/no/such.pem"),
+        (vec![format!("telemetry.certificate={key}")], "no certificate"),
+        (vec![format!("telemetry.client_key={key}"), format!("telemetry.certificate={ca}")], "go together"),
+    ] {
+        let arguments = arguments(&file, &dir, &[std::slice::from_ref(&https), &set[..]].concat());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ended = process::run(PROGRAM, &arguments, &dir);
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+        assert!(!dir.exists(), "nothing is begun");
+    }
+}
+
+/// Whoever sends telemetry over the network as it is, is told so: on the terminal, and in the log of each node.
+#[test]
+fn plain_text_to_another_machine_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, dir) = (files::write_job(folder.path()), folder.path().join("run"));
+    // A name that nobody has (RFC 6761).
+    let endpoint = "telemetry.endpoint=http://collector.invalid:4318";
+    let arguments =
+        ["run", text(&file), "--run-dir", text(&dir), "--set", "training.max_steps=3", "--set", endpoint];
+    let ended = process::start(PROGRAM, &arguments, &dir).wait().succeeded();
+    let said = "telemetry goes to collector.invalid in plain text";
+    assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    for node in NODES {
+        let log = dir.join("logs").join(format!("{}.log", node.replace('/', "-")));
+        assert!(std::fs::read_to_string(log).unwrap().contains(said), "{node}");
+    }
+}
