@@ -9,6 +9,8 @@
 //! 4. A dropped [`Receiver`] goes on taking in and discarding, so that its sender's credit is not lost.
 //! 5. Of a peer that this node cut off nothing is heard any more, on whatever stream it has come. What had come before the
 //!    peer ended the connection, or this node was done, is still heard.
+//! 6. That a connection has ended is known here when its link is closed, and not before: the peer hears why ahead of the end of its
+//!    streams, which whoever knows drops.
 
 mod grants;
 mod link;
@@ -324,28 +326,34 @@ impl Inner {
         let (code, cause) = (fault.code(), Cause::from(&fault));
         let reason = fault.to_string();
         let error = Error::Peer { peer: self.peer.clone(), fault };
-        if self.failure.set(error.clone()).is_ok() {
+        let (error, first) = self.end(code.number(), &reason, error);
+        if first {
             if let Some(left_out) = self.refusals.count(cause, Who::node(&self.peer)) {
                 tracing::warn!(peer = %self.peer, %cause, %reason, left_out, "peer at fault; connection closed");
             }
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            self.link.close(code.number(), &reason);
             if let Some(on_fault) = &self.on_fault {
                 on_fault();
             }
         }
-        self.failure.get().cloned().unwrap_or(error)
+        error
     }
 
     /// Says whether it was this that closed it.
     fn close(&self, code: u32, reason: &str) -> bool {
         let peer = self.peer.clone();
-        let error = Error::Closed { peer, by_peer: false, code, reason: reason.into() };
-        let first = self.failure.set(error).is_ok();
-        if first {
+        self.end(code, reason, Error::Closed { peer, by_peer: false, code, reason: reason.into() }).1
+    }
+
+    /// Closes the connection for `error`, unless it has ended before: for what, then, and whether this was it (invariant 6).
+    fn end(&self, code: u32, reason: &str, error: Error) -> (Error, bool) {
+        let mut first = false;
+        let failure = self.failure.get_or_init(|| {
+            first = true;
             self.link.close(code, reason);
-        }
-        first
+            error
+        });
+        (failure.clone(), first)
     }
 
     /// Why nothing of this peer is to be heard any more (invariant 5).
@@ -358,14 +366,18 @@ impl Inner {
     /// What the link says became of the connection; what we know ourselves goes first.
     fn lost(&self, why: link::Ended) -> Error {
         let peer = self.peer.clone();
-        self.failure.get().cloned().unwrap_or(match why {
-            link::Ended::ByPeer { code, reason } => Error::Closed { peer, by_peer: true, code, reason },
+        match why {
+            // Whoever is closing it says why.
             link::Ended::ByUs => {
-                let code = CloseCode::Done.number();
-                Error::Closed { peer, by_peer: false, code, reason: "the endpoint was closed".into() }
+                let (code, reason) = (CloseCode::Done.number(), "the endpoint was closed");
+                self.end(code, reason, Error::Closed { peer, by_peer: false, code, reason: reason.into() }).0
             }
-            link::Ended::Lost(what) => Error::Lost { peer, what },
-        })
+            link::Ended::ByPeer { code, reason } => {
+                let closed = Error::Closed { peer, by_peer: true, code, reason };
+                self.failure.get().cloned().unwrap_or(closed)
+            }
+            link::Ended::Lost(what) => self.failure.get().cloned().unwrap_or(Error::Lost { peer, what }),
+        }
     }
 
     /// What a stream operation's failure means for the connection.
@@ -409,3 +421,6 @@ impl Counters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,6 +56,12 @@ impl Side {
 }
 
 impl End {
+    /// Nobody can close the link until what this gives is dropped.
+    #[cfg(test)]
+    pub(crate) fn held_open(&self) -> impl Sized + '_ {
+        self.closing.borrow()
+    }
+
     pub(crate) async fn open(&self) -> Result<(Tx, Rx), Ended> {
         let mut opened = tokio::select! {
             opened = self.opened.lock() => opened,
