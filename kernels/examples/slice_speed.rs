@@ -1,5 +1,5 @@
 //! Speed of what a server does to slices, on one core, in GB/s of gradient:
-//! `cargo run --release -p testudo-kernels --example slice_speed`.
+//! `cargo run --release -p testudo-kernels --example slice_speed`. With names of programs, these alone against the loops by hand.
 
 mod by_hand;
 
@@ -18,9 +18,18 @@ const SLICE: usize = 1 << 18;
 const SLICES: usize = 64;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let names: Vec<String> = std::env::args().skip(1).collect();
     println!("{} on one core; slices of 1 MiB out of 64 MiB; GB/s of gradient", instruction_set());
     let weights = vec![0.5f32; SLICE];
     let mut others = vec![vec![0.25f32; SLICE]; SLICES];
+    if !names.is_empty() {
+        for (name, by_hand) in
+            ByHand::all().into_iter().filter(|(name, _)| names.iter().any(|known| known == name))
+        {
+            compare(name, by_hand, &weights, &mut others)?;
+        }
+        return Ok(());
+    }
     let mut sums = vec![vec![0.125f32; SLICE]; SLICES];
     report("copy", &mut |slice| sums[slice].copy_from_slice(&others[slice]));
     report("add", &mut |slice| add(&mut sums[slice], &others[slice]));
@@ -38,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, by_hand) in ByHand::all() {
         let mut states = vec![vec![vec![0.0f32; SLICE]; by_hand.states()]; SLICES];
         report(&format!("{name} by hand"), &mut |slice| {
-            by_hand.update(1, 1e-9, 64.0, &weights, &mut others[slice], &mut states[slice]);
+            by_hand.update(1, 1e-9, 64.0, &weights, &mut others[slice], &mut states[slice], &mut 1.0);
         });
     }
     for (name, by_hand) in ByHand::all() {
@@ -56,34 +65,41 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A shipped program against the hand-written loop of the same update, turn by turn: the medians of their times.
+/// A shipped program against the hand-written loop of the same update, turn by turn: the medians of their times. Each slice is a
+/// tensor.
 fn compare(name: &str, floor: ByHand, weights: &[f32], sums: &mut [Vec<f32>]) -> Result<(), Box<dyn Error>> {
     let mut optimizer = OptimizerSpec::shipped(name).ok_or("no such program")?.compile()?;
     let mut states = vec![vec![vec![0.0f32; SLICE]; floor.states()]; SLICES];
+    let mut scalars = vec![1.0; optimizer.program().scalar_states().len()];
     let [mut by_hand, mut by_program, mut checked, mut apart] = [const { Vec::new() }; 4];
     for _ in 0..31 {
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
-            floor.update(1, 1e-9, 64.0, weights, sum, state);
+            floor.update(1, 1e-9, 64.0, weights, sum, state, &mut 1.0);
         }
         by_hand.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
             let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
-            optimizer.update(inputs, Slice { weights, gradient_to_weights: sum, state }, &mut [])?;
+            let slice = Slice { weights, gradient_to_weights: sum, state };
+            scalars.fill(1.0);
+            optimizer.update_tensor(inputs, &mut [slice], &mut scalars)?;
         }
         by_program.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
             let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
             let slice = Slice { weights, gradient_to_weights: sum, state };
-            optimizer.update_checked(inputs, &mut [slice], &mut [])?;
+            scalars.fill(1.0);
+            optimizer.update_checked(inputs, &mut [slice], &mut scalars)?;
         }
         checked.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         for (sum, state) in sums.iter_mut().zip(&mut states) {
             let inputs = StepInputs { step: 1, learning_rate: 1e-9, divisor: 64.0 };
-            optimizer.update(inputs, Slice { weights, gradient_to_weights: sum, state }, &mut [])?;
+            let slice = Slice { weights, gradient_to_weights: sum, state };
+            scalars.fill(1.0);
+            optimizer.update_tensor(inputs, &mut [slice], &mut scalars)?;
             std::hint::black_box(first_non_finite(sum));
         }
         apart.push(start.elapsed().as_secs_f64());

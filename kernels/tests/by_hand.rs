@@ -46,6 +46,7 @@ fn bits_are_those_of_loops_by_hand() {
         let decay = ("weight_decay", weight_decay);
         let (alpha, rate_decay, rho) = (0.9, 0.2, 0.8);
         let (beta, lambda1, lambda2) = (0.5, weight_decay, 0.1);
+        let (momentum_decay, trust) = (0.01, 0.05);
         for (name, constants, by_hand) in [
             ("sgd", &[decay][..], ByHand::Sgd { weight_decay }),
             ("momentum", &[decay, ("momentum", momentum)], ByHand::Momentum { momentum, weight_decay }),
@@ -73,6 +74,17 @@ fn bits_are_those_of_loops_by_hand() {
                 ByHand::Ftrl { beta, lambda1, lambda2 },
             ),
             ("lion", &betas, ByHand::Lion { beta1, beta2, weight_decay }),
+            (
+                "nadam",
+                &[adam[0], adam[1], adam[2], adam[3], ("momentum_decay", momentum_decay)],
+                ByHand::NAdam { beta1, beta2, epsilon, weight_decay, momentum_decay },
+            ),
+            ("lamb", &adam, ByHand::Lamb { beta1, beta2, epsilon, weight_decay }),
+            (
+                "lars",
+                &[decay, ("momentum", momentum), ("trust", trust)],
+                ByHand::Lars { momentum, weight_decay, trust },
+            ),
         ] {
             let spec = OptimizerSpec::shipped(name).unwrap();
             let spec = constants.iter().fold(spec, |spec, (constant, value)| spec.with(constant, *value));
@@ -81,6 +93,7 @@ fn bits_are_those_of_loops_by_hand() {
             let finite = |value: f32| if value.is_finite() { value } else { 0.25 };
             let mut weights = [(); 2].map(|()| hard(0).into_iter().map(finite).collect::<Vec<f32>>());
             let mut state = [(); 2].map(|()| vec![vec![0.0; ELEMENTS]; by_hand.states()]);
+            let (mut scalars, mut product) = (vec![1.0; optimizer.program().scalar_states().len()], 1.0);
             // What a step makes of infinite gradients is no longer finite, so they come last.
             for (index, sum) in [numbers(1.0), numbers(2.0), vec![0.0; ELEMENTS], hard(4)].iter().enumerate()
             {
@@ -90,8 +103,8 @@ fn bits_are_those_of_loops_by_hand() {
                 let [of_program, of_loop] = &mut state;
                 let slice =
                     Slice { weights: &weights[0], gradient_to_weights: &mut by_program, state: of_program };
-                optimizer.update(inputs, slice, &mut []).unwrap();
-                by_hand.update(step, rate, 30.0, &weights[1], &mut by_loop, of_loop);
+                optimizer.update_tensor(inputs, &mut [slice], &mut scalars).unwrap();
+                by_hand.update(step, rate, 30.0, &weights[1], &mut by_loop, of_loop, &mut product);
                 weights = [by_program, by_loop];
                 let [program, hand] = [0, 1].map(|i| bits(&weights[i], &state[i]));
                 assert!(program == hand, "{name}, decay {weight_decay}, rate {rate}, step {step}");

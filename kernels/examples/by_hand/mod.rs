@@ -1,10 +1,11 @@
-//! Ten updates as loops written by hand: what programs are measured against (`slice_speed`), and whose bits they keep
+//! The shipped updates as loops written by hand: what programs are measured against (`slice_speed`), and whose bits they keep
 //! (`tests/by_hand.rs`). Nothing that trains runs them.
 
 #![allow(dead_code)] // each of the two that include this uses a part
 
 mod adam;
 mod lion;
+mod normed;
 mod scaled;
 mod sgd;
 
@@ -44,11 +45,14 @@ pub(crate) enum ByHand {
     Adadelta { rho: f64, epsilon: f64, weight_decay: f64 },
     Ftrl { beta: f64, lambda1: f64, lambda2: f64 },
     Lion { beta1: f64, beta2: f64, weight_decay: f64 },
+    NAdam { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64, momentum_decay: f64 },
+    Lamb { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+    Lars { momentum: f64, weight_decay: f64, trust: f64 },
 }
 
 impl ByHand {
     /// All of them, as the programs' defaults have it, by the programs' names.
-    pub(crate) fn all() -> [(&'static str, ByHand); 10] {
+    pub(crate) fn all() -> [(&'static str, ByHand); 13] {
         let (momentum, weight_decay) = (0.9, 0.0);
         let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
         [
@@ -62,6 +66,9 @@ impl ByHand {
             ("adadelta", ByHand::Adadelta { rho: 0.9, epsilon: 1e-6, weight_decay }),
             ("ftrl", ByHand::Ftrl { beta: 1.0, lambda1: 0.0, lambda2: 0.0 }),
             ("lion", ByHand::Lion { beta1, beta2: 0.99, weight_decay }),
+            ("nadam", ByHand::NAdam { beta1, beta2, epsilon, weight_decay, momentum_decay: 0.004 }),
+            ("lamb", ByHand::Lamb { beta1, beta2, epsilon: 1e-6, weight_decay: 0.01 }),
+            ("lars", ByHand::Lars { momentum, weight_decay, trust: 0.001 }),
         ]
     }
 
@@ -73,12 +80,15 @@ impl ByHand {
             | ByHand::Nesterov { .. }
             | ByHand::RmsProp { .. }
             | ByHand::Adagrad { .. }
-            | ByHand::Lion { .. } => 1,
+            | ByHand::Lion { .. }
+            | ByHand::Lars { .. } => 1,
             ByHand::Adam { .. } | ByHand::AdamW { .. } | ByHand::Adadelta { .. } | ByHand::Ftrl { .. } => 2,
+            ByHand::NAdam { .. } | ByHand::Lamb { .. } => 2,
         }
     }
 
-    /// One step, from 1, on a slice. On entry `out` holds the gradient sum, on return the new weights.
+    /// One step, from 1, on a slice, which is the whole tensor. On entry `out` holds the gradient sum, on return the new weights.
+    /// `product` is NAdam's product of momenta, 1 at first.
     pub(crate) fn update(
         self,
         step: u64,
@@ -87,6 +97,7 @@ impl ByHand {
         weights: &[f32],
         out: &mut [f32],
         state: &mut [Vec<f32>],
+        product: &mut f64,
     ) {
         let descent = |momentum, decay| [-rate as f32, momentum as f32, decay as f32, divisor];
         match (self, state) {
@@ -130,6 +141,36 @@ impl ByHand {
                 let [beta1, beta2] = [beta1, beta2].map(|beta| [beta as f32, (1.0 - beta) as f32]);
                 let (minus_rate, decay) = (-rate as f32, weight_decay as f32);
                 lion::update(lion::Scalars { minus_rate, decay, beta1, beta2, divisor }, weights, out, mean);
+            }
+            (ByHand::NAdam { beta1, beta2, epsilon, weight_decay, momentum_decay }, [mean, variance, ..]) => {
+                let constants = [beta1, beta2, epsilon, weight_decay, momentum_decay];
+                let scalars = adam::Ahead::new(step, rate, constants, divisor, product);
+                adam::ahead(scalars, weights, out, mean, variance);
+            }
+            (ByHand::Lamb { beta1, beta2, epsilon, weight_decay }, [mean, variance, ..]) => {
+                let scalars = normed::Lamb {
+                    beta1: [beta1, 1.0 - beta1].map(|beta| beta as f32),
+                    beta2: [beta2, 1.0 - beta2].map(|beta| beta as f32),
+                    corrections: [beta1, beta2].map(|beta| (1.0 - power(beta, step)) as f32),
+                    epsilon: epsilon as f32,
+                    decay: weight_decay as f32,
+                    divisor,
+                };
+                let mut sums = [0.0; 2];
+                normed::lamb_direction(scalars, weights, out, mean, variance, &mut sums);
+                let [norm, of_direction] = sums.map(f64::sqrt);
+                let ratio = if norm > 0.0 && of_direction > 0.0 { norm / of_direction } else { 1.0 };
+                normed::lamb_step(-(rate * ratio) as f32, weights, out);
+            }
+            (ByHand::Lars { momentum, weight_decay, trust }, [velocity, ..]) => {
+                let mut sums = [0.0; 2];
+                normed::lars_norms(divisor, weights, out, &mut sums);
+                let [norm, of_gradient] = sums.map(f64::sqrt);
+                let ratio = trust * norm / (of_gradient + weight_decay * norm);
+                let scale = if norm > 0.0 && of_gradient > 0.0 { ratio } else { 1.0 };
+                let scalars = [momentum, rate * scale, weight_decay].map(|scalar| scalar as f32);
+                let [momentum, rate, decay] = scalars;
+                normed::lars_step([momentum, rate, decay, divisor], weights, out, velocity);
             }
             (_, few) => unreachable!("{} state tensors", few.len()),
         }
