@@ -1,4 +1,4 @@
-//! Invariants of running programs, against the graph read plainly. `tests/by_hand.rs` holds five of them to loops by hand.
+//! Invariants of running programs, against the graph read plainly. `tests/by_hand.rs` holds all that ship to loops by hand.
 
 pub(crate) mod random;
 mod reference;
