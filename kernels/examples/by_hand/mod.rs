@@ -89,6 +89,7 @@ impl ByHand {
 
     /// One step, from 1, on a slice, which is the whole tensor. On entry `out` holds the gradient sum, on return the new weights.
     /// `product` is NAdam's product of momenta, 1 at first.
+    #[allow(clippy::too_many_arguments)] // one update's inputs, as programs have them
     pub(crate) fn update(
         self,
         step: u64,
