@@ -3,7 +3,7 @@
 use super::{MAX_QUOTED, SchedulerCore};
 use crate::audit::printable;
 use crate::job::Determinism;
-use crate::message::{Join, JoinRefused, Member, MemberRole, Phase};
+use crate::message::{Join, JoinRefused, Member, MemberRole, Outcome, Phase};
 use crate::time::Time;
 
 /// Bytes of a server's address at most: a DNS name and a port.
@@ -19,7 +19,9 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             MemberRole::Worker => self.admitted(),
         };
         if self.outcome.is_some() {
-            return lasting("the run is over");
+            // Without a server that was lost, another life of the job may be about to begin.
+            let transient = matches!(self.outcome, Some(Outcome::ServerLost(_)));
+            return Err(JoinRefused { reason: "the run is over".into(), transient });
         }
         if !forming && member.role == MemberRole::Server {
             return lasting(

@@ -320,6 +320,12 @@ fn a_dead_server_ends_the_wait_by_name() {
     forming.join(server(1));
     assert!(failure(&forming.gone(server(1), 2)).contains("server/1 was lost (reset)"));
     assert!(matches!(forming.outcome(), Some(Outcome::ServerLost(_))));
+    // Another life of the job may be about to begin: whoever comes late is not misconfigured.
+    let late = forming.join(worker(0));
+    assert!(
+        late.iter().any(|e| matches!(e, Effect::Refuse { refused, .. } if refused.transient)),
+        "{late:?}"
+    );
 
     let mut training = Bench::training(job(1, 2));
     let ended = Command::Ended { member: server(0), exit: "killed by signal 9".into() };
