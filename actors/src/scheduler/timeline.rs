@@ -4,11 +4,13 @@
 //!    one that was heard with the least delay says how its clock compares, so that what waits in a queue is not placed late. The delay of that
 //!    one is not known, and part of every moment.
 //! 2. A timeline is of one step. Workers tell of every step and servers of some ([`sampled`](crate::sampled)); what is shown is the newest
-//!    step of which all have told, and until there is one the newest without servers.
+//!    step of which all have told; the newest without servers until there is one, and where it is [`PATIENCE`] heartbeats behind.
 //! 3. What is kept is bounded: steps that workers have begun and not completed, of which there are a few, the newest complete step of
 //!    each rank, the newest word of each server, and [`WORDS`] delays of each node.
+//! 4. Whatever a node says, its moments are between the beginning of the scheduler's clock and now, and nothing takes longer than that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::job::JobSpec;
 use crate::message::{Member, MemberRole, NodeDone, ServedStep, ServerSpan, Timeline, WorkerSpan};
@@ -22,6 +24,9 @@ const OPENINGS_MOST: usize = 16;
 /// Words by which a node's clock is compared: so many that one of them has waited nowhere, and so few that clocks do not drift apart
 /// meanwhile.
 const WORDS: usize = 16;
+
+/// Heartbeats that servers have for telling of a step in common: about every fourth does.
+const PATIENCE: u32 = 32;
 
 /// How much later by the scheduler's clock than by the node's own its last words were, in microseconds.
 #[derive(Debug, Default)]
@@ -37,7 +42,8 @@ impl Delays {
         }
         let delay = micros(now).saturating_sub(said);
         self.0.push_back(delay);
-        said.saturating_add(self.0.iter().copied().min().unwrap_or(delay))
+        let placed = said.saturating_add(self.0.iter().copied().min().unwrap_or(delay));
+        placed.clamp(0, micros(now))
     }
 }
 
@@ -61,7 +67,9 @@ pub(super) struct Timelines {
     /// The rank of the newest complete step.
     newest: Option<u32>,
     /// The newest of which every server has told.
-    whole: Option<Timeline>,
+    whole: Option<Complete>,
+    /// How far the whole one may be behind the newest before it is shown no longer: a server has stopped telling.
+    patience: Duration,
 }
 
 impl Timelines {
@@ -69,7 +77,8 @@ impl Timelines {
         // A job's model was checked with it; one that cannot be placed has no servers that tell anything.
         let map = SliceMap::of(job, &job.model.parameters().unwrap_or_default()).ok();
         let servers = map.iter().flat_map(SliceMap::slices).map(|slice| slice.server);
-        Timelines { servers: servers.collect::<BTreeSet<u32>>().len(), ..Timelines::default() }
+        let patience = Duration::from_millis(job.heartbeat_ms).saturating_mul(PATIENCE);
+        Timelines { servers: servers.collect::<BTreeSet<u32>>().len(), patience, ..Timelines::default() }
     }
 
     /// A node has joined, perhaps as another process, whose clock is another.
@@ -94,15 +103,16 @@ impl Timelines {
         let times = &done.times;
         let said =
             self.said(now, (MemberRole::Worker, worker), times.said_at_us).saturating_sub(micros(opened));
-        let at = |ago: u64| said.saturating_sub_unsigned(ago);
+        let at = |ago: u64| before(said, ago, opened);
         let (ready, began) = (at(times.ready_ago_us), at(times.began_ago_us));
         let workers = self.begun.entry(done.step).or_default();
         let new = WorkerSpan { worker, ready_at_us: ready, began_at_us: began, ..WorkerSpan::default() };
         let span = workers.entry(worker).or_insert(new);
         // Who takes over what another has left has two parts of one step.
-        span.wait_us = span.wait_us.saturating_add(times.wait_us);
-        span.compute_us = span.compute_us.saturating_add(times.compute_us);
-        (span.send_us, span.ended_at_us) = (times.send_us, said);
+        let most = micros(now).unsigned_abs();
+        span.wait_us = span.wait_us.saturating_add(times.wait_us).min(most);
+        span.compute_us = span.compute_us.saturating_add(times.compute_us).min(most);
+        (span.send_us, span.ended_at_us) = (times.send_us.min(most), said);
     }
 
     /// `step` is complete, `seconds` after the one before.
@@ -136,8 +146,9 @@ impl Timelines {
 
     /// What there is to show.
     pub(super) fn shown(&self) -> Option<&Timeline> {
-        let newest = || Some(&self.complete.get(&self.newest?)?.1);
-        self.whole.as_ref().or_else(newest)
+        let newest = self.complete.get(&self.newest?)?;
+        let whole = self.whole.as_ref().filter(|whole| newest.0.since(whole.0) <= self.patience);
+        Some(&whole.unwrap_or(newest).1)
     }
 
     fn said(&mut self, now: Time, (role, index): (MemberRole, u32), said_at_us: u64) -> i64 {
@@ -165,7 +176,7 @@ impl Timelines {
             return;
         };
         let said = said.saturating_sub(micros(*opened));
-        let at = |ago: u64| said.saturating_sub_unsigned(ago);
+        let at = |ago: u64| before(said, ago, *opened);
         let span = ServerSpan {
             server,
             first_at_us: at(served.first_ago_us),
@@ -176,11 +187,16 @@ impl Timelines {
             Ok(_) => return,
             Err(place) => timeline.servers.insert(place, span),
         }
-        let is_newer = self.whole.as_ref().is_none_or(|whole| whole.step < timeline.step);
+        let is_newer = self.whole.as_ref().is_none_or(|(_, whole)| whole.step < timeline.step);
         if timeline.servers.len() >= self.servers && is_newer {
-            self.whole = Some(timeline.clone());
+            self.whole = Some((*opened, timeline.clone()));
         }
     }
+}
+
+/// `ago` before `said`, both counted from when the step was opened; never before the scheduler's clock began (invariant 4).
+fn before(said: i64, ago: u64, opened: Time) -> i64 {
+    said.saturating_sub_unsigned(ago).max(-micros(opened))
 }
 
 /// Microseconds since the scheduler's clock began.

@@ -29,7 +29,8 @@ export function ticks(low, high, about, binary = false) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
   const all = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) all.push(Number(at.toPrecision(12)));
+  // Where numbers are so large that a step is lost in them, there are no ticks.
+  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6 && at + step > at; at += step) all.push(Number(at.toPrecision(12)));
   return all;
 }
 

@@ -261,27 +261,51 @@ fn a_steps_moments_are_told_node_by_node() {
     );
 }
 
-/// Invariant 3 of `timeline.rs`: whatever the number of steps and whatever servers say, what is kept does not grow.
+/// Invariants 3 and 4 of `timeline.rs`: whatever the number of steps and whatever nodes say, what is kept does not grow, and what is shown
+/// is possible.
 #[test]
 fn what_is_kept_of_moments_does_not_grow() {
     let job = long(3_000);
     let mut timelines = crate::scheduler::timeline::Timelines::new(&job);
+    let now = Time::default().after(Duration::from_secs(5));
+    let possible = -5_000_000..=5_000_000;
     for step in 0..2_000 {
-        timelines.open(Time::default(), step + 4);
+        timelines.open(now, step + 4);
         let nodes = vec![NodeLoss { node: LEFT, loss_sum: 1.0, correct: 1, examples: 2 }];
-        let times = StepTimes { compute_us: 1, ..StepTimes::default() };
+        let odd = if step % 2 == 0 { u64::MAX } else { step };
+        let times = StepTimes {
+            compute_us: u64::MAX,
+            send_us: odd,
+            wait_us: odd,
+            ready_ago_us: odd,
+            began_ago_us: u64::MAX,
+            said_at_us: odd,
+        };
         let done =
             NodeDone { step, nodes, times, bytes_sent: 0, bytes_received: 0, pushed: Default::default() };
-        timelines.worked(Time::default(), 0, &done);
+        timelines.worked(now, 0, &done);
         timelines.completed(step, 0.01);
         let served = ServedStep {
-            step: step * 7,
+            step: if step % 3 == 0 { step } else { step * 7 },
             first_ago_us: u64::MAX,
             last_ago_us: 0,
             done_ago_us: 0,
             said_at_us: step << 40,
         };
-        timelines.served(Time::default(), 0, served);
+        timelines.served(now, 0, served);
+        let shown = timelines.shown().unwrap();
+        for span in &shown.workers {
+            let moments = [span.ready_at_us, span.began_at_us, span.ended_at_us];
+            assert!(moments.iter().all(|at| possible.contains(at)), "{span:?}");
+            assert!(
+                [span.wait_us, span.compute_us, span.send_us].iter().all(|us| *us <= 5_000_000),
+                "{span:?}"
+            );
+        }
+        for span in &shown.servers {
+            let moments = [span.first_at_us, span.last_at_us, span.done_at_us];
+            assert!(moments.iter().all(|at| possible.contains(at)), "{span:?}");
+        }
     }
     assert!(timelines.kept() <= 48, "{}", timelines.kept());
     assert!(timelines.shown().is_some());
