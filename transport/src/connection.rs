@@ -21,7 +21,7 @@ mod sender;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 pub(crate) use link::{Broken, Ended, Link, Rx, Tx};
@@ -63,6 +63,7 @@ impl Connection {
             pace: setup.pace,
             counters: Counters::default(),
             failure: OnceLock::new(),
+            closing: Mutex::default(),
         });
         tokio::spawn(grants::run(Arc::clone(&inner), guard));
         Connection(Arc::new(Handle(inner)))
@@ -271,6 +272,8 @@ pub(crate) struct Inner {
     pace: Arc<Paced>,
     counters: Counters,
     failure: OnceLock<Error>,
+    /// Held from before the link is closed until [`Inner::failure`] says why.
+    closing: Mutex<()>,
 }
 
 impl Inner {
@@ -347,13 +350,12 @@ impl Inner {
 
     /// Closes the connection for `error`, unless it has ended before: for what, then, and whether this was it (invariant 6).
     fn end(&self, code: u32, reason: &str, error: Error) -> (Error, bool) {
-        let mut first = false;
-        let failure = self.failure.get_or_init(|| {
-            first = true;
-            self.link.close(code, reason);
-            error
-        });
-        (failure.clone(), first)
+        let _closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = self.failure.get() {
+            return (failure.clone(), false);
+        }
+        self.link.close(code, reason);
+        (self.failure.get_or_init(|| error).clone(), true)
     }
 
     /// Why nothing of this peer is to be heard any more (invariant 5).
@@ -366,18 +368,18 @@ impl Inner {
     /// What the link says became of the connection; what we know ourselves goes first.
     fn lost(&self, why: link::Ended) -> Error {
         let peer = self.peer.clone();
-        match why {
-            // Whoever is closing it says why.
-            link::Ended::ByUs => {
-                let (code, reason) = (CloseCode::Done.number(), "the endpoint was closed");
-                self.end(code, reason, Error::Closed { peer, by_peer: false, code, reason: reason.into() }).0
-            }
-            link::Ended::ByPeer { code, reason } => {
-                let closed = Error::Closed { peer, by_peer: true, code, reason };
-                self.failure.get().cloned().unwrap_or(closed)
-            }
-            link::Ended::Lost(what) => self.failure.get().cloned().unwrap_or(Error::Lost { peer, what }),
+        if matches!(why, link::Ended::ByUs) {
+            // Whoever is closing it is about to say why.
+            drop(self.closing.lock().unwrap_or_else(PoisonError::into_inner));
         }
+        self.failure.get().cloned().unwrap_or(match why {
+            link::Ended::ByPeer { code, reason } => Error::Closed { peer, by_peer: true, code, reason },
+            link::Ended::ByUs => {
+                let code = CloseCode::Done.number();
+                Error::Closed { peer, by_peer: false, code, reason: "the endpoint was closed".into() }
+            }
+            link::Ended::Lost(what) => Error::Lost { peer, what },
+        })
     }
 
     /// What a stream operation's failure means for the connection.

@@ -12,7 +12,7 @@ fn nobody_knows_of_an_end_before_the_link_is_closed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let policy = Arc::new(Policy::new(Vec::new()).unwrap());
-    let (ours, _theirs) = pair(&id(Role::Server), &id(Role::Worker), policy, MemoryOptions::default());
+    let (ours, theirs) = pair(&id(Role::Server), &id(Role::Worker), policy, MemoryOptions::default());
     let Link::Memory(end) = &ours.inner().link else { unreachable!() };
     let held = end.held_open();
     let closing = std::thread::spawn({
@@ -22,7 +22,12 @@ fn nobody_knows_of_an_end_before_the_link_is_closed() {
     // However long it takes: as long as the link is open, the failure is nobody's.
     std::thread::sleep(Duration::from_millis(50));
     assert!(ours.inner().failure.get().is_none());
+    assert!(theirs.inner().failure.get().is_none());
     drop(held);
+    // A stream that ends meanwhile waits for the reason.
+    let why =
+        |told: &Error, peers| matches!(told, Error::Closed { by_peer, code: 9, .. } if *by_peer == peers);
+    assert!(why(&runtime.block_on(ours.closed()), false));
+    assert!(why(&runtime.block_on(theirs.closed()), true));
     closing.join().unwrap();
-    assert!(matches!(ours.ended(), Some(Error::Closed { by_peer: false, code: 9, .. })));
 }
