@@ -2,7 +2,8 @@
 //!
 //! 1. All the memory that the phase needs beside a step's contributions is taken with the slices ([`Resident::reserve`]): of a rule that
 //!    weighs votes, a row for each vote, one more for the aggregate before where the rule keeps it, and what the combination is written to; for
-//!    clipping alone, what each slice holds. A device that cannot bear a step of such a rule says so before the first.
+//!    clipping alone, what each slice holds. A device that cannot bear a step of such a rule says so before the first; what is left out is
+//!    the 8 bytes of each look for what is not finite.
 //! 2. Votes stand in the order of shards, whatever the order in which they come.
 
 use std::collections::BTreeMap;
