@@ -8,7 +8,7 @@
 //!    each time, as `testudo run` does it. One that ended in order or was misconfigured is not, and none when the run is over.
 //! 2. When a server or the scheduler has died, all nodes end, and the job goes on from its newest checkpoint, at most `cluster.restarts`
 //!    times within ten minutes. An operator signs which checkpoint that is, so without that identity the job ends; as it does after any
-//!    other failure, when a node was misconfigured, and when it was to stop.
+//!    other failure, when a node was misconfigured or the servers could not be started, and whenever it was to stop.
 
 mod lives;
 mod worker;

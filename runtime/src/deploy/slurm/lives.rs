@@ -6,21 +6,32 @@ use crate::launch::budget::WINDOW;
 /// What ends one life. A worker that is gone for good is the scheduler's to judge; a server that is ends the life.
 const FOLLOW: &str = "
 stopping=
-# shellcheck disable=SC2317 # the trap calls it
+scheduler_step=
+told=
+# The order to stop is given once to each scheduler. Between two lives there is none: the next one is told when it has begun.
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {
     stopping=1
+    if [ \"$told\" = \"$scheduler_step\" ] || ! runs \"$scheduler_step\"; then return 0; fi
+    told=$scheduler_step
     echo 'stopping in order' >&2
-    runs \"$scheduler_step\" || return 0
     \"$program\" stop --scheduler \"$scheduler\" --identity \"$folder/identities/operator-0\" || kill \"$scheduler_step\" || true
 }
 
 runs() { kill -0 \"$1\" 2> /dev/null; }
 
-# The scheduler's end is the run's. The first step has the servers: if it fails, the scheduler has a minute to say why.
+# The scheduler's end is the run's. The first step has the servers: if it ends, the scheduler has a minute to say why, and is then
+# ended, with the servers' status in $servers_status.
 follow() {
     local left=60 step
+    servers_status=
     while runs \"$scheduler_step\"; do
-        if ! runs \"${steps[0]}\" && [ $((left -= 1)) -eq 0 ]; then kill \"$scheduler_step\" || true; fi
+        if ! runs \"${steps[0]}\" && [ $((left -= 1)) -eq 0 ]; then
+            servers_status=0
+            wait \"${steps[0]}\" || servers_status=$?
+            echo \"the servers have ended (status $servers_status), and the scheduler has not: it is ended\" >&2
+            kill \"$scheduler_step\" || true
+        fi
         sleep 1 &
         wait $! || true
     done
@@ -30,16 +41,22 @@ follow() {
     touch \"$run/over\" || true
     for step in \"${steps[@]}\"; do
         if [ \"$status\" -ne 0 ]; then kill \"$step\" 2> /dev/null || true; fi
-        wait \"$step\" || true
+        wait \"$step\" 2> /dev/null || true
     done
 }
+
+live() {
+    begin
+    if [ -n \"$stopping\" ]; then stop; fi
+    follow
+}
+
+trap stop TERM
 ";
 
 /// A job of one life.
 const ONE: &str = "
-begin
-trap stop TERM
-follow
+live
 echo \"$run\"
 exit \"$status\"
 ";
@@ -57,12 +74,12 @@ fn several() -> String {
     let lost = crate::error::Status::LostServer.number();
     format!(
         r#"
-trap stop TERM
 while true; do
-    begin
-    follow
+    live
     # {lost} is a server's death, and more than 128 the scheduler's own. What went wrong otherwise would go wrong again.
     if [ "$status" -ne {lost} ] && [ "$status" -le 128 ]; then break; fi
+    # So would what keeps servers from starting, on whose account this script has ended the scheduler.
+    if [ -n "$servers_status" ] && [ "$servers_status" -le 128 ]; then break; fi
     if [ -n "$stopping" ] || [ -e "$run/misconfigured" ]; then break; fi
     go_on || break
 done
@@ -118,11 +135,22 @@ mod tests {
     use super::super::{script, tests::config};
 
     /// Stand-ins for Slurm, for the program and for the passing of time: the scheduler's step ends with one of `statuses` after the
-    /// other, and the others when it does.
+    /// other, and the others when it does, or the servers' with `served` at once. A status `TERM` has the order to stop come first,
+    /// `told` waits for what the order becomes, and `hangs` for the end. The order comes while a life begins if `stops` is `begin`, and
+    /// while the operator signs if it is `job`.
     const STAND_INS: &str = r#"
         scontrol() { echo here; }
         sleep() { command sleep 0.01; }
-        fake() { echo "$*" >> "$folder/said"; return "$signs"; }
+        fake() {
+            echo "$*" >> "$folder/said"
+            if [ "$1" = stop ]; then return 0; fi
+            if [ "$stops" = "$1" ]; then kill -TERM $$; fi
+            return "$signs"
+        }
+        rm() {
+            if [ "$stops" = begin ]; then kill -TERM $$; fi
+            command rm "$@"
+        }
         srun() {
             case "$*" in
             *"--role scheduler"*)
@@ -130,17 +158,46 @@ mod tests {
                 # shellcheck disable=SC2086
                 set -- $statuses
                 shift $(($(wc -l < "$folder/lives") - 1))
+                case "$1" in
+                TERM)
+                    kill -TERM $$
+                    return 143
+                    ;;
+                told)
+                    for _ in {1..1000}; do
+                        if grep -q '^stop ' "$folder/said" 2> /dev/null; then return 0; fi
+                        sleep
+                    done
+                    return 1
+                    ;;
+                hangs) while true; do sleep; done ;;
+                esac
                 return "$1"
                 ;;
             *"--role server"*)
                 if [ -n "$misconfigured" ]; then : > "$run/misconfigured"; fi
+                if [ -n "$served" ]; then return "$served"; fi
                 while kill -0 "$scheduler_step" 2> /dev/null; do command sleep 0.01; done
                 ;;
             esac
         }
     "#;
 
-    /// What becomes of a job.
+    /// What happens to a job.
+    #[derive(Default)]
+    struct Happens {
+        restarts: u32,
+        statuses: &'static str,
+        /// The status of the operator's command.
+        signs: u8,
+        /// Whether the operator's identity is not there.
+        alone: bool,
+        misconfigured: bool,
+        stops: &'static str,
+        served: &'static str,
+    }
+
+    /// What becomes of it.
     struct Ended {
         status: i32,
         /// How the scheduler was started each time.
@@ -148,19 +205,20 @@ mod tests {
         said: String,
     }
 
-    /// What becomes of a job whose schedulers end with `statuses`; `signs` is the status of the operator's command, whose identity is
-    /// there if `operator`.
-    fn ended(restarts: u32, statuses: &str, signs: u8, operator: bool, misconfigured: bool) -> Option<Ended> {
+    fn ended(happens: &Happens) -> Option<Ended> {
         let folder = tempfile::tempdir().unwrap();
-        if operator {
+        if !happens.alone {
             std::fs::create_dir_all(folder.path().join("identities/operator-0")).unwrap();
         }
-        let restarts = format!("cluster.restarts={restarts}");
+        let restarts = format!("cluster.restarts={}", happens.restarts);
         let text = script(&config(&[&restarts]), folder.path(), "fake");
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{STAND_INS}\n{text}")]);
-        command.env("SLURM_JOB_ID", "7").env("SLURM_JOB_NODELIST", "here").env("statuses", statuses);
-        command.env("signs", signs.to_string()).env("misconfigured", if misconfigured { "1" } else { "" });
+        command.env("SLURM_JOB_ID", "7").env("SLURM_JOB_NODELIST", "here").env("statuses", happens.statuses);
+        command.env("signs", happens.signs.to_string()).env("stops", happens.stops);
+        command
+            .env("served", happens.served)
+            .env("misconfigured", if happens.misconfigured { "1" } else { "" });
         let said = command.output().ok()?;
         let lives = std::fs::read_to_string(folder.path().join("lives")).unwrap_or_default();
         let signed = std::fs::read_to_string(folder.path().join("said")).unwrap_or_default();
@@ -170,7 +228,7 @@ mod tests {
             folder.path().display(),
             run.display()
         );
-        assert!(signed.lines().all(|line| line == wanted), "{signed}");
+        assert!(signed.lines().all(|line| line == wanted || line.starts_with("stop ")), "{signed}");
         assert!(String::from_utf8_lossy(&said.stdout).contains(&run.display().to_string()));
         Some(Ended {
             status: said.status.code().unwrap(),
@@ -182,7 +240,8 @@ mod tests {
     /// Invariant 2 of [`super::super`].
     #[test]
     fn a_job_goes_on_from_its_checkpoint_within_its_budget() {
-        let Some(Ended { status, lives, said }) = ended(2, "5 137 0", 0, true, false) else { return };
+        let happens = Happens { restarts: 2, statuses: "5 137 0", ..Happens::default() };
+        let Some(Ended { status, lives, said }) = ended(&happens) else { return };
         assert_eq!((status, lives.len()), (0, 3), "{said}");
         assert!(lives[0].contains("/cluster.job "), "{lives:?}");
         assert!(lives[1..].iter().all(|life| life.contains("/run-7/resumed.job ")), "{lives:?}");
@@ -193,19 +252,58 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part} is not in:\n{said}");
         }
-        for (restarts, statuses, signs, operator, misconfigured, (status, lives), why) in [
-            (1, "137 5 0", 0, true, false, (5, 2), "it did 1 times within 10 minutes (cluster.restarts)"),
-            (3, "5 0", 2, true, false, (5, 1), "there is nothing to go on from"),
-            (3, "5 0", 0, false, false, (5, 1), "nobody is here to sign"),
-            (3, "1 0", 0, true, false, (1, 1), ""),
-            (3, "2 0", 0, true, false, (2, 1), ""),
-            (3, "5 0", 0, true, true, (5, 1), ""),
-            (0, "5 0", 0, true, false, (5, 1), ""),
+        let of = |restarts, statuses| Happens { restarts, statuses, ..Happens::default() };
+        for (happens, (status, lives), why) in [
+            (of(1, "137 5 0"), (5, 2), "it did 1 times within 10 minutes (cluster.restarts)"),
+            (Happens { signs: 2, ..of(3, "5 0") }, (5, 1), "there is nothing to go on from"),
+            (Happens { alone: true, ..of(3, "5 0") }, (5, 1), "nobody is here to sign"),
+            (of(3, "1 0"), (1, 1), ""),
+            (of(3, "2 0"), (2, 1), ""),
+            (Happens { misconfigured: true, ..of(3, "5 0") }, (5, 1), ""),
+            (of(0, "5 0"), (5, 1), ""),
         ] {
-            let found = ended(restarts, statuses, signs, operator, misconfigured).unwrap();
-            assert_eq!((found.status, found.lives.len()), (status, lives), "{statuses}: {}", found.said);
-            assert!(found.said.contains(why), "{statuses}: {}", found.said);
+            let found = ended(&happens).unwrap();
+            assert_eq!(
+                (found.status, found.lives.len()),
+                (status, lives),
+                "{}: {}",
+                happens.statuses,
+                found.said
+            );
+            assert!(found.said.contains(why), "{}: {}", happens.statuses, found.said);
         }
         assert!(!super::script(&config(&["cluster.restarts=0"])).contains("go_on"));
+    }
+
+    /// Invariant 2 of [`super::super`]: whenever the order to stop comes, no other life begins, and the one that has begun is told.
+    #[test]
+    fn a_job_that_was_to_stop_does_not_go_on() {
+        for (statuses, stops, restarts, status) in [
+            ("TERM 0", "", 3, 143),
+            ("5 0", "job", 3, 5),
+            ("told 0", "begin", 3, 0),
+            ("told 0", "begin", 0, 0),
+        ] {
+            let happens = Happens { restarts, statuses, stops, ..Happens::default() };
+            let Some(found) = ended(&happens) else { return };
+            assert_eq!((found.status, found.lives.len()), (status, 1), "{statuses} {stops}: {}", found.said);
+            let tried = found.said.contains("has died");
+            assert_eq!(tried, stops == "job", "{statuses} {stops}: {}", found.said);
+        }
+    }
+
+    /// Servers that cannot be started will not be in another life either; those that a signal ended may.
+    #[test]
+    fn a_job_whose_servers_do_not_start_does_not_go_on() {
+        for (served, ended_with) in [("127", (143, 1)), ("0", (143, 1)), ("137", (0, 2))] {
+            let happens = Happens { restarts: 3, statuses: "hangs 0", served, ..Happens::default() };
+            let Some(found) = ended(&happens) else { return };
+            assert_eq!((found.status, found.lives.len()), ended_with, "{served}: {}", found.said);
+            assert!(
+                found.said.contains(&format!("the servers have ended (status {served})")),
+                "{}",
+                found.said
+            );
+        }
     }
 }
