@@ -69,6 +69,13 @@ fn manifests_are_what_the_schemas_allow() {
         assert_eq!(of_kind(&documents, "Service").next().unwrap()["spec"]["clusterIP"], "None");
         for job in of_kind(&documents, "Job") {
             assert_eq!(job["spec"]["completionMode"], "Indexed");
+            // Another scheduler would begin the job again by itself.
+            let limit = match job["metadata"]["name"].as_str().unwrap() {
+                "small-scheduler" => json!(0),
+                "small-worker" => Value::Null,
+                _ => json!(6),
+            };
+            assert_eq!(job["spec"]["backoffLimit"], limit);
             assert_restricted(&job["spec"]["template"]["spec"]);
         }
         let policy = &of_kind(&documents, "NetworkPolicy").next().unwrap()["spec"];

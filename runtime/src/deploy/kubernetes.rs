@@ -8,6 +8,7 @@
 //!    folder of the Secret, copies them into memory, where they are the node's user's and nobody else's.
 //!    The claim is different: all pods write to all of it, so what one role's pods leave there another's can change.
 //! 4. The cluster file is the job's, but for what is elsewhere in a pod: the data, the addresses and the run directory.
+//! 5. A scheduler's pod is made once. Another would begin the same job again, which nobody has signed for going back.
 
 use std::path::PathBuf;
 
@@ -271,12 +272,18 @@ impl Job<'_> {
         spec.insert("completions".into(), count.into());
         spec.insert("parallelism".into(), count.into());
         // A pod may come up long before the others have their images, and gives up after a while: it is started again. A worker that
-        // is lost is the scheduler's to judge, and no reason to end others.
-        if role == Role::Worker {
-            spec.insert("backoffLimitPerIndex".into(), 6.into());
-            spec.insert("maxFailedIndexes".into(), count.into());
-        } else {
-            spec.insert("backoffLimit".into(), 6.into());
+        // is lost is the scheduler's to judge, and no reason to end others. A scheduler waits for nobody (invariant 5).
+        match role {
+            Role::Worker => {
+                spec.insert("backoffLimitPerIndex".into(), 6.into());
+                spec.insert("maxFailedIndexes".into(), count.into());
+            }
+            Role::Scheduler => {
+                spec.insert("backoffLimit".into(), 0.into());
+            }
+            _ => {
+                spec.insert("backoffLimit".into(), 6.into());
+            }
         }
         spec.insert(
             "template".into(),
