@@ -302,6 +302,36 @@ impl RunDir {
         }
     }
 
+    /// [`RunDir::lock`], where the file system has locks: a directory that many machines share may be on one that has none.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn lock_if_kept(&self) -> Result<Option<RunLock>, RunDirError> {
+        use rustix::io::Errno;
+        match self.lock() {
+            Err(RunDirError::Create { source, .. })
+                if [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP]
+                    .iter()
+                    .any(|none| source.raw_os_error() == Some(none.raw_os_error())) =>
+            {
+                Ok(None)
+            }
+            locked => locked.map(Some),
+        }
+    }
+
+    /// Whether a run holds the directory. Nothing is made in it; where there is no lock, or it cannot be asked, nobody does.
+    ///
+    /// # Errors
+    /// [`RunDirError::Busy`].
+    pub fn check_idle(&self) -> Result<(), RunDirError> {
+        let Ok(file) = std::fs::File::open(self.at.join("lock")) else { return Ok(()) };
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes ready for the run to be resumed: its signed job and cluster file are kept under a number, and its identities,
     /// whose CA is gone, are removed.
     ///

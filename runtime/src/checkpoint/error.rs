@@ -62,6 +62,17 @@ pub enum CheckpointError {
     /// The checkpoint is not one of this job.
     #[error("the checkpoint is of another job: {0}")]
     OtherJob(String),
+    /// The job was under way already.
+    #[error(
+        "this very job has written the checkpoint at step {step} and would begin again at step {begins}: sign it anew with \
+         `testudo job --resume`, to go on from the newest or from a step that you name"
+    )]
+    Begun {
+        /// Of a checkpoint that it wrote.
+        step: u64,
+        /// What the job begins with.
+        begins: u64,
+    },
     /// The key does not open it, or is no key.
     #[error("{}: {reason}", path.display())]
     Key {

@@ -40,7 +40,7 @@ impl RunLedger {
     /// puts aside what is newer than the step that the job resumes from.
     ///
     /// # Errors
-    /// [`CheckpointError`] when the folder cannot be written, or holds another run's checkpoints.
+    /// [`CheckpointError`] when the folder cannot be written, or holds another run's checkpoints, or newer ones of this very job.
     pub fn open(
         layout: Layout,
         storage: Arc<dyn Storage>,
@@ -83,6 +83,7 @@ impl RunLedger {
                 self.layout.folder().display()
             )));
         }
+        checkpoints.check_not_begun(self.newest, self.job_blake3)?;
         for folder in checkpoints.unfinished()? {
             self.storage.remove_dir_all(&folder).map_err(CheckpointError::io("delete", &folder))?;
         }

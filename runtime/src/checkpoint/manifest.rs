@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use testudo_actors::Best;
 use testudo_actors::checkpoint::PartReceipt;
 pub use testudo_observability::audit::Hex;
-use testudo_transport::{Expected, Identity, Role, Trust};
+use testudo_transport::pki::{Serial, bundle_parts, describe};
+use testudo_transport::{Crl, Expected, Identity, Role, Trust};
 
 use super::CheckpointError;
 use super::layout::{part_name, residuals_name};
@@ -269,6 +271,29 @@ impl Signature {
             }
         }
         Err(CheckpointError::untrusted(path, reason))
+    }
+
+    /// Checks that no certificate that it holds under is on one of these lists of revoked ones.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Untrusted`] with the number of one that is.
+    pub(super) fn check_lists(&self, path: &Path, lists: &[Arc<Crl>]) -> Result<(), CheckpointError> {
+        if lists.is_empty() {
+            return Ok(());
+        }
+        let malformed = |e: &dyn std::fmt::Display| CheckpointError::malformed(path, e);
+        let der = BASE64.decode(&self.certificate).map_err(|e| malformed(&e))?;
+        for part in bundle_parts(&der).map_err(|e| malformed(&e))? {
+            let pem =
+                format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64.encode(part));
+            let info = describe(pem.as_bytes()).map_err(|e| malformed(&e))?;
+            let serial = Serial::from_hex(&info.serial).map_err(|e| malformed(&e))?;
+            if lists.iter().any(|list| list.issuer_name() == info.issuer && list.has(&serial)) {
+                let reason = format!("the certificate that signed it ({serial}) is revoked");
+                return Err(CheckpointError::untrusted(path, reason));
+            }
+        }
+        Ok(())
     }
 }
 

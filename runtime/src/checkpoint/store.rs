@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use testudo_transport::Trust;
+use testudo_actors::Resume;
 use testudo_transport::pki::read_public;
+use testudo_transport::{Crl, Trust};
 
 use super::head::Head;
 use super::layout::Layout;
@@ -96,6 +98,7 @@ fn blocks(pem: &str) -> impl Iterator<Item = &str> {
 pub struct Checkpoints {
     layout: Layout,
     trusted: TrustedCas,
+    revoked: Vec<Arc<Crl>>,
 }
 
 impl Checkpoints {
@@ -106,7 +109,7 @@ impl Checkpoints {
     pub fn open(folder: &Path) -> Result<Checkpoints, CheckpointError> {
         let layout = Layout::new(folder);
         let trusted = TrustedCas::load(&layout.trust())?;
-        Ok(Checkpoints { layout, trusted })
+        Ok(Checkpoints { layout, trusted, revoked: Vec::new() })
     }
 
     /// The same, trusting the CAs in the PEM file `ca` and no others: an operator who keeps a copy elsewhere need not
@@ -123,6 +126,14 @@ impl Checkpoints {
     #[must_use]
     pub fn under(mut self, ca: &str) -> Checkpoints {
         self.trusted = TrustedCas::of_text(ca);
+        self
+    }
+
+    /// The same, trusting nobody whose certificate is on one of these lists, whenever it was put there: a manifest says itself when it
+    /// was signed, and whoever has a stolen key says what suits him.
+    #[must_use]
+    pub fn heeding(mut self, lists: Vec<Arc<Crl>>) -> Checkpoints {
+        self.revoked = lists;
         self
     }
 
@@ -158,6 +169,7 @@ impl Checkpoints {
         let signed = self.layout.signature(step);
         let signature: Signature = json(&signed, &read_small(&signed)?)?;
         manifest::check(&path, &signature, &self.trusted, &bytes, &manifest)?;
+        signature.check_lists(&signed, &self.revoked)?;
         if self.trusted.run().is_none() {
             return Err(CheckpointError::untrusted(&path, "the run has no CA to check it against"));
         }
@@ -181,6 +193,33 @@ impl Checkpoints {
             path: self.layout.folder().to_path_buf(),
             what: at_most.map(|most| format!(" at or before step {most}")).unwrap_or_default(),
         })
+    }
+
+    /// Checks that the job whose signed bytes have the hash `signed` may begin with `resume`: that checkpoint is here, and none newer is of
+    /// this very job. Where one is, the job was under way already, and nobody has signed for its going back.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] saying which it is.
+    pub fn check_beginning(&self, resume: &Resume, signed: Hex) -> Result<(), CheckpointError> {
+        // First: by then it may have deleted the one that it began with.
+        self.check_not_begun(resume.step, signed)?;
+        if self.read(resume.step)?.manifest_blake3 != Hex(resume.manifest_blake3) {
+            let folder = self.layout.folder().display();
+            return Err(CheckpointError::OtherJob(format!(
+                "the job begins with another than that at step {} in {folder}",
+                resume.step
+            )));
+        }
+        Ok(())
+    }
+
+    /// The second of these.
+    pub(super) fn check_not_begun(&self, begins: u64, signed: Hex) -> Result<(), CheckpointError> {
+        let own = |step: &u64| self.read(*step).is_ok_and(|whole| whole.manifest.job_blake3 == signed);
+        match self.steps()?.into_iter().filter(|step| *step > begins).find(own) {
+            Some(step) => Err(CheckpointError::Begun { step, begins }),
+            None => Ok(()),
+        }
     }
 
     /// Checks that the signature of `whole` holds under one of `trusted`, whomever the folder trusts.

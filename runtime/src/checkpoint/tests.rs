@@ -4,6 +4,7 @@ mod crash;
 mod residuals;
 mod site;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_actors::checkpoint::{PartSource as _, RestoredSlice};
@@ -14,6 +15,7 @@ use self::site::{Site, slices, values};
 use super::load;
 use super::part::Frame;
 use super::retention::{Retention, read_deletions};
+use super::storage::Disk;
 use super::*;
 
 #[test]
@@ -194,6 +196,37 @@ fn a_run_resumed_from_an_earlier_step_puts_the_newer_ones_aside() {
     assert_eq!(all.newest(None).unwrap().step(), 8);
     assert_eq!(site.checkpoints().verify(&mut Vec::new()).unwrap(), [""; 0]);
     assert_eq!(std::fs::read_dir(site.layout().superseded()).unwrap().count(), 2);
+}
+
+/// Nobody has signed for a job's going back behind what it has written itself.
+#[test]
+fn a_job_that_has_begun_does_not_begin_again() {
+    let site = Site::new();
+    let mut ledger = site.ledger(None);
+    for step in [4, 8] {
+        site.write_with(&mut ledger, step, 2).unwrap();
+    }
+    let resume = resume::resume(&site.job, &site.checkpoints().read(4).unwrap()).unwrap();
+    let signed = site.signs(Some(resume));
+    let hash = testudo_actors::audit::Hex::hash(&signed.1.to_bytes());
+    let open = || site.ledger_of(Arc::new(Disk), &signed, Retention { keep_last: 9, max_age: None });
+    site.checkpoints().check_beginning(&resume, hash).unwrap();
+    let mut ledger = open().unwrap();
+    // Before it has written anything it may: nothing is lost.
+    drop(open().unwrap());
+    site.write_with(&mut ledger, 12, 2).unwrap();
+    let begun = |error: CheckpointError| matches!(error, CheckpointError::Begun { step: 12, begins: 4 });
+    assert!(begun(site.checkpoints().check_beginning(&resume, hash).unwrap_err()));
+    assert!(begun(open().unwrap_err()));
+    assert_eq!(site.checkpoints().steps().unwrap(), [4, 12], "nothing is put aside");
+    // The operator's word of today.
+    drop(site.ledger(Some(resume)));
+    assert_eq!(site.checkpoints().steps().unwrap(), [4]);
+    // Nor where its checkpoint is not.
+    let other = Resume { manifest_blake3: [1; 32], ..resume };
+    assert!(site.checkpoints().check_beginning(&other, hash).is_err());
+    let empty = Site::new();
+    assert!(empty.checkpoints().check_beginning(&resume, hash).is_err());
 }
 
 /// Invariant 3.

@@ -166,7 +166,8 @@ pub(super) fn run(
     tracing::info!(instructions = testudo_kernels::instruction_set(), "arithmetic");
     let result = match inputs {
         Inputs::Scheduler(inputs) => {
-            let SchedulerInputs { job, metrics, without_curves, key, audit, audit_key, summary } = *inputs;
+            let SchedulerInputs { job, metrics, without_curves, key, audit, audit_key, summary, lock: _lock } =
+                *inputs;
             without_curves.iter().for_each(|why| tracing::warn!("{why}"));
             if let Some((key, source)) = audit_key {
                 runtime.spawn(rotation::follow(key, source));

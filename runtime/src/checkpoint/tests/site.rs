@@ -34,7 +34,7 @@ pub(super) struct Site {
     folder: tempfile::TempDir,
     pub(super) job: JobSpec,
     scheduler: Arc<Identity>,
-    signed: SignedJob,
+    operator: Identity,
 }
 
 impl Site {
@@ -55,9 +55,9 @@ impl Site {
         let hour = Duration::from_secs(3600);
         let ca = JobCa::create(&job.trust_domain, &job.name, hour).unwrap();
         let issue = |role| ca.issue(&job.member(role, 0).unwrap(), hour).unwrap();
-        let signed = SignedJob::sign(&job, &issue(Role::Operator)).unwrap();
+        let operator = issue(Role::Operator);
         let folder = tempfile::tempdir().unwrap();
-        let site = Site { folder, scheduler: Arc::new(issue(Role::Scheduler)), signed, job };
+        let site = Site { folder, scheduler: Arc::new(issue(Role::Scheduler)), operator, job };
         keys::recipients(&[], &site.layout(), &Disk).unwrap();
         site
     }
@@ -92,9 +92,24 @@ impl Site {
         resume: Option<Resume>,
         keep: Retention,
     ) -> Result<RunLedger, CheckpointError> {
+        self.ledger_of(storage, &self.signs(resume), keep)
+    }
+
+    /// The job that goes on from there, as the operator signs it: anew each time.
+    pub(super) fn signs(&self, resume: Option<Resume>) -> (JobSpec, SignedJob) {
         let job = JobSpec { resume, ..self.job.clone() };
+        let signed = SignedJob::sign(&job, &self.operator).unwrap();
+        (job, signed)
+    }
+
+    pub(super) fn ledger_of(
+        &self,
+        storage: Arc<dyn Storage>,
+        (job, signed): &(JobSpec, SignedJob),
+        keep: Retention,
+    ) -> Result<RunLedger, CheckpointError> {
         let scheduler = Arc::clone(&self.scheduler);
-        RunLedger::open(self.layout(), storage, scheduler, &self.signed, &job, Vec::new(), keep)
+        RunLedger::open(self.layout(), storage, scheduler, signed, job, Vec::new(), keep)
     }
 
     /// A checkpoint of `step`, after those that are there.

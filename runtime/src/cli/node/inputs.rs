@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use testudo_actors::audit::Hex;
 use testudo_actors::job::MAX_SIGNED_JOB;
 use testudo_actors::node::WorkerSetup;
 use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::{Expected, Identity};
 
 use crate::audit::{AuditLog, Begun};
+use crate::checkpoint::Checkpoints;
 use crate::checkpoint::keys::{Identities, KeyFile};
 use crate::cli::args::{NodeArguments, NodeRole};
 use crate::cli::resume;
@@ -20,7 +22,7 @@ use crate::error::Failure;
 use crate::node::{Metrics, Setup, data_files};
 use crate::report::tensorboard::Events;
 use crate::rotation::Source;
-use crate::rundir::RunDir;
+use crate::rundir::{RunDir, RunLock};
 
 use super::summary::SummaryFile;
 
@@ -44,6 +46,8 @@ pub(super) struct SchedulerInputs {
     pub(super) audit_key: Option<(Identity, Source)>,
     /// Where what the run came to is written.
     pub(super) summary: Option<SummaryFile>,
+    /// Keeps others from the run directory, to the process's end.
+    pub(super) lock: Option<RunLock>,
 }
 
 pub(super) struct ServerInputs {
@@ -100,52 +104,7 @@ impl Inputs {
         let key = key.transpose().map_err(Failure::misconfigured)?;
         let key = key.map(|file| file.identities().clone());
         match arguments.role {
-            NodeRole::Scheduler => {
-                let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
-                let job = read_job(&job, &run_dir.reach(&job))?;
-                // A launcher has done so. Whether the job holds is checked when the scheduler begins.
-                if let Ok((JobSpec { resume: Some(resume), .. }, _)) =
-                    job.check(identity.trust(), SystemTime::now())
-                    && !arguments.with_parent
-                {
-                    resume::cut(run_dir, &resume)?;
-                }
-                let mut metrics =
-                    Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
-                let mut without_curves = None;
-                if config.telemetry.tensorboard {
-                    let folder = run_dir.tensorboard();
-                    // Nothing is lost but curves: `metrics.jsonl` has the numbers.
-                    match Events::begin(&folder, SystemTime::now()) {
-                        Ok(events) => metrics = metrics.with_events(events),
-                        Err(e) => {
-                            without_curves = Some(format!(
-                                "{}: no event file for TensorBoard can be made ({e}), so that there will be none of this process; \
-                                 telemetry.tensorboard = false asks for none",
-                                folder.display()
-                            ));
-                        }
-                    }
-                }
-                let (audit, audit_key) = match audit_folder(arguments, run_dir) {
-                    Some(folder) => {
-                        let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;
-                        (Some(log), Some((key, Source::Folder(folder))))
-                    }
-                    None => (None, None),
-                };
-                let summary =
-                    arguments.summary.as_deref().map(|path| SummaryFile::open(&run_dir.reach(path)));
-                Ok(Inputs::Scheduler(Box::new(SchedulerInputs {
-                    summary: summary.transpose()?,
-                    job,
-                    metrics,
-                    without_curves,
-                    key,
-                    audit,
-                    audit_key,
-                })))
-            }
+            NodeRole::Scheduler => scheduler(arguments, config, run_dir, identity, key),
             NodeRole::Server => Ok(Inputs::Server(ServerInputs { key })),
             NodeRole::Worker => {
                 let worker = WorkerInputs::open(config, run_dir, data, setup)?;
@@ -164,6 +123,76 @@ impl Inputs {
             Inputs::Scheduler(_) | Inputs::Server(_) => 0,
         }
     }
+}
+
+/// What a scheduler has open. Whatever speaks against the job is found before anything that a former run left is cut: that the run
+/// directory is in use, that the checkpoint is not in it, that the audit log cannot be gone on with.
+fn scheduler(
+    arguments: &NodeArguments,
+    config: &Config,
+    run_dir: &RunDir,
+    identity: &Identity,
+    key: Option<Identities>,
+) -> Result<Inputs, Failure> {
+    let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
+    let job = read_job(&job, &run_dir.reach(&job))?;
+    // A launcher has taken the directory, and has cut what is to be done again.
+    let lock =
+        if arguments.with_parent { None } else { run_dir.lock_if_kept().map_err(Failure::misconfigured)? };
+    // Whether the job holds is checked when the scheduler begins.
+    let resume = match job.check(identity.trust(), SystemTime::now()) {
+        Ok((JobSpec { resume: Some(resume), .. }, _)) if !arguments.with_parent => Some(resume),
+        _ => None,
+    };
+    if let Some(resume) = &resume {
+        let signed = Hex::hash(&job.to_bytes());
+        Checkpoints::open(&run_dir.checkpoints())
+            .and_then(|checkpoints| checkpoints.check_beginning(resume, signed))
+            .map_err(Failure::misconfigured)?;
+    }
+    let summary = match arguments.summary.as_deref() {
+        Some(path) => Some(SummaryFile::open(&run_dir.reach(path))?),
+        None => None,
+    };
+    let (audit, audit_key) = match audit_folder(arguments, run_dir) {
+        Some(folder) => {
+            let (log, key) = begin_audit(&folder, run_dir, identity, &job)?;
+            (Some(log), Some((key, Source::Folder(folder))))
+        }
+        None => (None, None),
+    };
+    if let Some(summary) = &summary {
+        summary.empty()?;
+    }
+    if let Some(resume) = &resume {
+        resume::cut(run_dir, resume)?;
+    }
+    let mut metrics = Metrics::open(&run_dir.metrics(), &run_dir.evaluations()).map_err(Failure::failed)?;
+    let mut without_curves = None;
+    if config.telemetry.tensorboard {
+        let folder = run_dir.tensorboard();
+        // Nothing is lost but curves: `metrics.jsonl` has the numbers.
+        match Events::begin(&folder, SystemTime::now()) {
+            Ok(events) => metrics = metrics.with_events(events),
+            Err(e) => {
+                without_curves = Some(format!(
+                    "{}: no event file for TensorBoard can be made ({e}), so that there will be none of this process; \
+                     telemetry.tensorboard = false asks for none",
+                    folder.display()
+                ));
+            }
+        }
+    }
+    Ok(Inputs::Scheduler(Box::new(SchedulerInputs {
+        job,
+        metrics,
+        without_curves,
+        key,
+        audit,
+        audit_key,
+        summary,
+        lock,
+    })))
 }
 
 /// Where the key of the audit log is, if there is one.
