@@ -1,6 +1,6 @@
 //! A cluster that is started node by node, and what it goes on from when it has lost a server: a checkpoint that its operator signs for.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -89,6 +89,25 @@ impl Place {
         (nodes, scheduler)
     }
 
+    /// What becomes of a scheduler that is started alone, in `run` and for `job`, and is not to come up.
+    fn scheduler(&self, run: &str, job: &str, audit: &str) -> Ended {
+        let [config, run, job, audit, identity, log, summary] =
+            ["small.toml", run, job, audit, "id/scheduler-0", "refused.log", &format!("{run}/summary.json")]
+                .map(|name| self.at(name));
+        let line = ["node", "--role", "scheduler", "--index", "0", "--config", text(&config)];
+        let places = ["--run-dir", text(&run), "--identity", text(&identity), "--log", text(&log)];
+        let others = ["--job", text(&job), "--summary", text(&summary), "--audit-identity", text(&audit)];
+        process::run(PROGRAM, &[&line[..], &places, &others].concat(), &log)
+    }
+
+    /// What a scheduler must not change before it knows that the run is its own.
+    fn kept(&self, run: &str) -> [(u64, Vec<u8>); 2] {
+        ["metrics.jsonl", "summary.json"].map(|name| {
+            let path = self.at(run).join(name);
+            (std::fs::metadata(&path).unwrap().ino(), std::fs::read(&path).unwrap())
+        })
+    }
+
     /// The steps of whole checkpoints, in order.
     fn checkpoints(&self) -> Vec<u64> {
         let Ok(entries) = std::fs::read_dir(self.at("run/checkpoint")) else { return Vec::new() };
@@ -132,15 +151,22 @@ fn a_cluster_that_lost_a_server_goes_on_from_the_checkpoint_that_is_signed_for()
         let fixed = ["--identity", text(operator), "--resume", text(from), "--out", text(&out), "--json"];
         place.job(&[what, &fixed].concat())
     };
-    let refused = sign(&other, &[text(&file)], &run);
-    assert!(
-        refused.code() == Some(2) && refused.stderr.contains("does not chain to the job's CA"),
-        "{refused:#?}"
-    );
+    let refused_by = |refused: Ended, why: &str| {
+        assert!(refused.code() == Some(2) && refused.stderr.contains(why), "{why}: {refused:#?}");
+    };
+    refused_by(sign(&other, &[text(&file)], &run), "not among those given");
+    let log = run.join("audit.log");
+    std::fs::rename(&log, place.at("audit.log")).unwrap();
+    refused_by(sign(&other, &[text(&file)], &run), "does not chain to the job's CA");
+    std::fs::rename(place.at("audit.log"), &log).unwrap();
     let (operator, signed) = (place.at("id/operator-0"), place.at("small.job"));
     let again = ["--signed", text(&signed)];
-    let refused = sign(&operator, &again, &place.at("id"));
-    assert!(refused.code() == Some(2) && refused.stderr.contains("no whole checkpoint"), "{refused:#?}");
+    refused_by(sign(&operator, &again, &place.at("id")), "no whole checkpoint");
+    // Nor by word of a scheduler whose certificate has been taken back since.
+    let ca = place.at("ca");
+    let _ = testudo(&["pki", "revoke", "scheduler/0", "--ca", text(&ca)]).succeeded();
+    let list = ca.join("crl.pem");
+    refused_by(sign(&operator, &["--signed", text(&signed), "--crl", text(&list)], &run), "is revoked");
     assert!(!out.exists());
 
     // What is damaged is passed over.
@@ -150,9 +176,29 @@ fn a_cluster_that_lost_a_server_goes_on_from_the_checkpoint_that_is_signed_for()
     assert_eq!(said.json()["resumed_from_step"], before, "{said:#?}");
     assert!(said.stderr.contains(&format!("step {newest} is passed over")), "{said:#?}");
 
+    // A scheduler that is not to begin changes nothing.
+    std::fs::create_dir(place.at("elsewhere")).unwrap();
+    for name in ["metrics.jsonl", "summary.json"] {
+        std::fs::copy(run.join(name), place.at("elsewhere").join(name)).unwrap();
+    }
+    for (into, audit, why) in [
+        ("elsewhere", "id/actor-audit", "no whole checkpoint of step"),
+        ("run", "id/actor-nobody", "actor-nobody"),
+        ("run", "id/worker-0", "the audit log is signed by"),
+    ] {
+        let before = place.kept(into);
+        refused_by(place.scheduler(into, "resumed.job", audit), why);
+        assert!(place.kept(into) == before, "{into}, {audit}");
+    }
+
     let (mut nodes, scheduler) = place.start("second", "resumed.job");
     let wanted = usize::try_from(newest).unwrap() + 10;
     nodes[0].until("more steps", |_| (process::steps(&run) >= wanted).then_some(()));
+    // Nor one that comes while the run is under way.
+    let [(metrics, _), _] = place.kept("run");
+    refused_by(place.scheduler("run", "resumed.job", "id/actor-audit"), "is in use");
+    refused_by(sign(&operator, &again, &run), "is in use");
+    assert_eq!(place.kept("run")[0].0, metrics);
     let stop = ["stop", "--scheduler", &scheduler, "--identity", text(&operator), "--config", text(&file)];
     let _ = testudo(&stop).succeeded();
     for node in nodes {
@@ -166,6 +212,11 @@ fn a_cluster_that_lost_a_server_goes_on_from_the_checkpoint_that_is_signed_for()
     assert_eq!(summary["steps"], process::steps(&run), "each step stands once in metrics.jsonl");
     let verified = testudo(&["audit", "verify", text(&run)]).succeeded().stdout;
     assert!(verified.contains(summary["audit_head"].as_str().unwrap()), "{verified}");
+
+    // Nobody has signed for going back once more.
+    let before = (place.kept("run"), place.checkpoints());
+    refused_by(place.scheduler("run", "resumed.job", "id/actor-audit"), "this very job has written");
+    assert!((place.kept("run"), place.checkpoints()) == before);
 
     let (local, steps) = (place.at("local"), format!("training.max_steps={}", summary["steps"]));
     let whole = ["run", text(&file), "--run-dir", text(&local), "--quiet", "--json", "--set", &steps];

@@ -286,7 +286,7 @@ pub(crate) struct JobArguments {
     #[arg(long, value_name = "FILE", requires = "resume", conflicts_with_all = ["file", "set"])]
     pub(crate) signed: Option<PathBuf>,
     /// Sign the job so that it goes on from the newest checkpoint in this run directory, which must have been signed under the
-    /// operator's own CA; one that is damaged is passed over
+    /// operator's own CA; one whose parts are damaged is passed over
     #[arg(long, value_name = "RUN_DIR")]
     pub(crate) resume: Option<PathBuf>,
     /// Go on from the checkpoint at this step instead; newer ones are put aside when the job begins
@@ -295,6 +295,9 @@ pub(crate) struct JobArguments {
     /// The age identity that opens the checkpoint [default: the run directory's checkpoint/key.txt]
     #[arg(long, value_name = "FILE", requires = "resume")]
     pub(crate) identity_file: Option<PathBuf>,
+    /// Go on from no checkpoint whose signer is on this list of revoked certificates [default: what security.crl of a cluster file names]
+    #[arg(long, value_name = "FILE", requires = "resume")]
+    pub(crate) crl: Option<PathBuf>,
     /// The operator's folder with ca.pem, cert.pem and key.pem
     #[arg(long, value_name = "DIR")]
     pub(crate) identity: PathBuf,

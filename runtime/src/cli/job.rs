@@ -8,8 +8,9 @@ use serde_json::json;
 use testudo_actors::audit::Hex;
 use testudo_actors::{JobSpec, SignedJob};
 use testudo_transport::Identity;
+use testudo_transport::pki::read_crl;
 
-use super::node::read_job;
+use super::node::{heed_crl, read_job};
 use super::resume::place;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::cli::args::JobArguments;
@@ -28,6 +29,10 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
         (None, Some(file)) => of_cluster_file(file, arguments)?,
         (None, None) => return Err(Failure::misconfigured("which job? name a cluster file, or --signed")),
     };
+    if let Some(path) = &arguments.crl {
+        let installed = read_crl(path).and_then(|list| operator.trust().install_crl(&list));
+        installed.map_err(|e| Failure::misconfigured(format!("{}: {e}", path.display())))?;
+    }
     spec.resume = match &arguments.resume {
         Some(run_dir) => Some(again::checkpoint(run_dir, arguments, &spec, &operator)?),
         None => None,
@@ -55,6 +60,9 @@ pub(super) fn job(arguments: &JobArguments) -> Result<(), Failure> {
 fn of_cluster_file(file: &Path, arguments: &JobArguments) -> Result<(JobSpec, Identity, PathBuf), Failure> {
     let config = Config::load(file, &arguments.set).map_err(Failure::misconfigured)?;
     let operator = Identity::load(&arguments.identity).map_err(Failure::misconfigured)?;
+    if arguments.resume.is_some() && arguments.crl.is_none() {
+        heed_crl(&config, &operator)?;
+    }
     let data = node::data(&config).map_err(Failure::misconfigured)?;
     Ok((job::spec(&config, data.spec()), operator, file.with_extension("job")))
 }

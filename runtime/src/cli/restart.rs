@@ -57,7 +57,7 @@ impl<'a> Restarts<'a> {
             return Err(ends(failure, why));
         };
         let mut next = JobSpec { resume: None, ..job.clone() };
-        let checked = resume::check_audit_log(self.run_dir, None, watcher);
+        let checked = resume::check_audit_log(self.run_dir, None, &[], watcher);
         let found = checked
             .and_then(|()| resume::newest_vouched_for(self.run_dir, &next, self.opening.as_ref(), watcher));
         let checkpoint = match found {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use testudo_actors::plan::Plan;
 use testudo_actors::{JobSpec, Resume};
+use testudo_transport::Identity;
 
 use crate::audit::{self, AuditLogError};
 use crate::checkpoint::keys::Identities;
@@ -44,7 +45,7 @@ pub(super) fn from(
     let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
     // Whoever names a step may mean one that is older than the log.
     if step.is_none()
-        && let Some(logged) = Logged::read(run_dir)?
+        && let Some(logged) = Logged::read(run_dir, &[])?
     {
         logged.check(&checkpoints, &whole).map_err(Failure::misconfigured)?;
     }
@@ -72,7 +73,7 @@ pub(super) fn newest_vouched_for(
     let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
     // Before the log is asked for: without any checkpoint, that is what is missing.
     checkpoints.newest(None).map_err(Failure::misconfigured)?;
-    let Some(logged) = Logged::read(run_dir)? else {
+    let Some(logged) = Logged::read(run_dir, &[])? else {
         return Err(Failure::misconfigured(
             "there is no audit log to say whose the checkpoints are: look at them, and go on with `--resume`",
         ));
@@ -80,20 +81,22 @@ pub(super) fn newest_vouched_for(
     newest_good(&checkpoints, Some(&logged), spec, key, watcher)
 }
 
-/// What a cluster goes on from whose nodes keep their identities: a checkpoint that was signed under `ca` (PEM) and no other CA, whatever
-/// its folder lists, and by word of the audit log, if there is one. That of `step`; or the newest whose parts are what its manifest says,
-/// and newer ones are passed over, each with a notice.
+/// What a cluster goes on from whose nodes keep their identities: a checkpoint that was signed under the CA of `operator` and no other,
+/// whatever its folder lists, by somebody whose certificate none of the lists in force there has taken back. That of `step`; or the newest
+/// whose parts are what its manifest says, by word of the audit log, if there is one, and newer ones are passed over, each with a notice.
 pub(super) fn under(
     run_dir: &RunDir,
     spec: &JobSpec,
-    ca: &str,
+    operator: &Identity,
     step: Option<u64>,
     key: Option<&Identities>,
     watcher: &mut dyn Watcher,
 ) -> Result<Resume, Failure> {
-    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?.under(ca);
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let checkpoints = checkpoints.under(operator.ca_pem()).heeding(operator.trust().crls());
     let Some(step) = step else {
-        return newest_good(&checkpoints, Logged::read(run_dir)?.as_ref(), spec, key, watcher);
+        let logged = Logged::read(run_dir, &[operator.trust().ca_der()])?;
+        return newest_good(&checkpoints, logged.as_ref(), spec, key, watcher);
     };
     let whole = of_step(&checkpoints, step)?;
     let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
@@ -169,16 +172,18 @@ fn open_parts(
 }
 
 /// The audit log must hold, as far as it goes, before it is gone on with: afterwards a new key signs what was there, and
-/// `summary.json`, which names its end, is written anew. Whoever names a step may mean to go back further than the log knows.
+/// `summary.json`, which names its end, is written anew. Whoever names a step may mean to go back further than the log knows. With
+/// `cas` (DER), every key of the log must be of one of them.
 pub(super) fn check_audit_log(
     run_dir: &RunDir,
     step: Option<u64>,
+    cas: &[Vec<u8>],
     watcher: &mut dyn Watcher,
 ) -> Result<(), Failure> {
     if std::fs::symlink_metadata(run_dir.audit_log()).is_err() {
         return Ok(());
     }
-    let options = audit::Options { unfinished: true, ..audit::Options::default() };
+    let options = audit::Options { unfinished: true, cas: cas.to_vec(), ..audit::Options::default() };
     match (audit::verify(run_dir, &options), step) {
         (Ok(_), _) => Ok(()),
         (Err(AuditLogError::Differs { path, what }), Some(_)) => {

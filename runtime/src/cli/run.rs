@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         _ => {}
     }
     if arguments.resume.is_some() {
-        resume::check_audit_log(&run_dir, arguments.step, &mut display)?;
+        resume::check_audit_log(&run_dir, arguments.step, &[], &mut display)?;
         let opening = opening.as_ref().map(KeyFile::identities);
         spec.resume = Some(resume::from(&run_dir, &spec, arguments.step, opening)?);
         spec.validate().map_err(Failure::misconfigured)?;

@@ -1,10 +1,11 @@
 //! `testudo job --resume`: what a cluster goes on from whose nodes are started one by one.
 //!
-//! 1. The checkpoint is whole, of this job, and signed under the operator's own CA, whatever its folder says of CAs. Where there is an
-//!    audit log, that holds, and names the checkpoint or the CA.
-//! 2. It is the newest whose parts are undamaged; newer ones are passed over, each with a notice. One that was named by its step is
-//!    taken, or none.
-//! 3. Nothing in the run directory is changed: whoever starts the job does that.
+//! 1. The checkpoint is whole, of this job, and signed under the operator's own CA, whatever its folder says of CAs, by a scheduler or
+//!    an operator whose certificate has not been taken back. Where there is an audit log, that holds, and all of it is of that CA.
+//! 2. It is the newest whose parts are undamaged; newer ones are passed over, each with a notice, and a newest whose manifest or signature
+//!    does not hold ends the command: that may hide that newer ones were taken away. One that was named by its step is taken, or none:
+//!    then neither the log nor the chain's head is asked whether newer ones were there.
+//! 3. Nothing in the run directory is changed: whoever starts the job does that. None is signed for while its run is under way.
 
 use std::path::Path;
 
@@ -28,10 +29,11 @@ pub(super) fn checkpoint(
     operator: &Identity,
 ) -> Result<Resume, Failure> {
     let run_dir = RunDir::open(run_dir).map_err(Failure::misconfigured)?;
+    run_dir.check_idle().map_err(Failure::misconfigured)?;
     let key = arguments.identity_file.as_deref().map(Identities::load).transpose();
     let key = key.map_err(Failure::misconfigured)?;
-    resume::check_audit_log(&run_dir, arguments.step, &mut Aside)?;
-    resume::under(&run_dir, spec, operator.ca_pem(), arguments.step, key.as_ref(), &mut Aside)
+    resume::check_audit_log(&run_dir, arguments.step, &[operator.trust().ca_der()], &mut Aside)?;
+    resume::under(&run_dir, spec, operator, arguments.step, key.as_ref(), &mut Aside)
 }
 
 /// Notices go to standard error.

@@ -19,14 +19,14 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// What the log of `run_dir` says; `None` where there is none.
-    pub(super) fn read(run_dir: &RunDir) -> Result<Option<Logged>, Failure> {
+    /// What the log of `run_dir` says; `None` where there is none. With `cas` (DER), every key of it must be of one of them.
+    pub(super) fn read(run_dir: &RunDir, cas: &[Vec<u8>]) -> Result<Option<Logged>, Failure> {
         let path = run_dir.audit_log();
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(None);
         }
         let mut logged = Logged { named: BTreeSet::new(), trusted: Vec::new() };
-        let options = audit::Options { unfinished: true, ..audit::Options::default() };
+        let options = audit::Options { unfinished: true, cas: cas.to_vec(), ..audit::Options::default() };
         audit::read(&path, &options, |_, entry| match entry {
             Some(Entry::Key { trust_domain, job, ca, resumed_from, .. }) => {
                 logged.trusted.extend(Trust::from_der_for(&ca.0, trust_domain, job));

@@ -1,5 +1,6 @@
 //! The lives of a job: all of its nodes, from their start to the last one's end, as often as the job may go on.
 
+use super::quoted;
 use crate::config::Config;
 use crate::launch::budget::WINDOW;
 
@@ -65,7 +66,7 @@ exit \"$status\"
 pub(super) fn script(config: &Config) -> String {
     match config.cluster.supervision.restarts {
         0 => format!("{FOLLOW}{ONE}"),
-        most => format!("{FOLLOW}{}{}", go_on(most), several()),
+        most => format!("{FOLLOW}{}{}", go_on(config, most), several()),
     }
 }
 
@@ -90,7 +91,10 @@ exit "$status"
 }
 
 /// Whether the job goes on, at most so often, and as which job.
-fn go_on(most: u32) -> String {
+fn go_on(config: &Config, most: u32) -> String {
+    let revoked = config.security.crl.as_deref();
+    let revoked =
+        revoked.map(|list| format!(" --crl {}", quoted(&list.to_string_lossy()))).unwrap_or_default();
     let (seconds, minutes) = (WINDOW.as_secs(), WINDOW.as_secs() / 60);
     format!(
         r#"
@@ -111,7 +115,7 @@ go_on() {{
         echo "the job does not go on by itself: nobody is here to sign from where ($operator)" >&2
         return 1
     fi
-    if ! "$program" job --signed "$folder/cluster.job" --resume "$run" --identity "$operator" --out "$run/resumed.job" >&2; then
+    if ! "$program" job --signed "$folder/cluster.job" --resume "$run" --identity "$operator"{revoked} --out "$run/resumed.job" >&2; then
         echo 'the job does not go on by itself: there is nothing to go on from' >&2
         return 1
     fi
@@ -273,6 +277,8 @@ mod tests {
             assert!(found.said.contains(why), "{}: {}", happens.statuses, found.said);
         }
         assert!(!super::script(&config(&["cluster.restarts=0"])).contains("go_on"));
+        let heeds = super::script(&config(&["security.crl=/srv/a list.pem"]));
+        assert!(heeds.contains("--crl \"/srv/a list.pem\" --out "), "{heeds}");
     }
 
     /// Invariant 2 of [`super::super`]: whenever the order to stop comes, no other life begins, and the one that has begun is told.
