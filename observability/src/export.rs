@@ -26,6 +26,7 @@ mod credentials;
 mod endpoints;
 mod environment;
 mod reported;
+mod source;
 mod tally;
 
 use std::sync::Arc;
@@ -41,9 +42,10 @@ use opentelemetry_sdk::trace::{
 use crate::metrics;
 use crate::setup::InitError;
 pub(crate) use client::Clients;
-pub use credentials::{Files, Opened, Pem};
+pub use credentials::{Opened, Pem};
 pub use environment::{DEFAULT_SAMPLE_EVERY, Environment, Export, Protocol, Settings, Signal};
 use reported::Reported;
+pub use source::{Files, Source};
 use tally::Lines;
 pub(crate) use tally::{SharedSpans, Spans, Tally};
 

@@ -28,7 +28,7 @@ pub mod setup;
 pub mod steps;
 pub mod trace_context;
 
-pub use export::{Environment, Files, Opened, Settings, exports};
+pub use export::{Environment, Files, Opened, Pem, Settings, Source, exports};
 pub use metrics::{Attribute, Instrument, Meter};
 pub use redact::Redacted;
 pub use scrape::Door;

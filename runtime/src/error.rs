@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use testudo_observability::InitError;
+
 /// A command's failure: one text for a person (what, where, what to do) and one exit status.
 #[derive(Debug)]
 pub struct Failure {
@@ -45,6 +47,13 @@ pub enum Status {
     LostServer,
     /// Ended at once by a second interrupt.
     Interrupted,
+}
+
+/// A collector that cannot be spoken to is one that was named wrongly.
+impl From<InitError> for Failure {
+    fn from(error: InitError) -> Self {
+        Failure::misconfigured(error)
+    }
 }
 
 impl Status {

@@ -5,24 +5,22 @@
 //!    one of the system's where none is. Nothing turns this off, and no URL is changed to `http://`.
 //! 2. Every file is read when [`Environment::open`](super::Environment::open) asks, before a process is confined, or by a launcher that
 //!    hands over what was in it ([`Opened`]); it is bounded, and what cannot be used ends the start.
-//! 3. A private key that others may read is refused, and no message shows one.
+//! 3. A private key that others may read is refused, and no message shows one. Only a launcher keeps its text, for others; the clients have
+//!    copies of their own, for as long as they may have to connect.
 
 use std::fmt;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use opentelemetry_otlp::tonic_types::transport::{ClientTlsConfig, Identity};
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
+use super::source::{NO_PEM, Named, Part, Source, is_mine};
 use crate::setup::InitError;
-
-/// The largest file that is taken: the bundle of a system's CAs has a quarter of a mebibyte.
-const MOST: u64 = 1 << 20;
 
 /// Where systems keep the CAs that they trust: Debian, Fedora, openSUSE, NixOS, Alpine.
 const SYSTEM: [&str; 5] = [
@@ -33,36 +31,16 @@ const SYSTEM: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The PEM files that an `https://` collector is spoken to with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files {
-    /// The certificates of the CAs that its own may lead to; without one, the system's.
-    pub certificate: Option<PathBuf>,
-    /// The certificate that it is shown, and behind it those of the CAs between it and one that the collector trusts.
-    pub client_certificate: Option<PathBuf>,
-    /// The private key of that.
-    pub client_key: Option<PathBuf>,
-}
-
-impl Files {
-    /// These, and `others` where nothing is said here.
-    pub(super) fn or(&self, others: &Files) -> Files {
-        let either = |one: &Option<PathBuf>, other: &Option<PathBuf>| one.clone().or_else(|| other.clone());
-        Files {
-            certificate: either(&self.certificate, &others.certificate),
-            client_certificate: either(&self.client_certificate, &others.client_certificate),
-            client_key: either(&self.client_key, &others.client_key),
-        }
-    }
-}
+/// The length, in [`Opened::to_bytes`], of a text that is not there: no file is as long.
+const NONE: u32 = u32::MAX;
 
 /// What the files hold, in PEM.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone)]
 pub struct Pem {
     /// The CAs; `None` for the system's.
-    pub certificate: Option<String>,
+    pub certificate: Option<Zeroizing<String>>,
     /// What the collector is shown, and the key of it.
-    pub client: Option<(String, String)>,
+    pub client: Option<(Zeroizing<String>, Zeroizing<String>)>,
 }
 
 /// Invariant 3.
@@ -73,76 +51,67 @@ impl fmt::Debug for Pem {
 }
 
 impl Pem {
-    fn read(files: &Files) -> Result<Pem, InitError> {
-        let certificate = files.certificate.as_ref().map(|path| Part::Certificate.read(path)).transpose()?;
-        let client = match (&files.client_certificate, &files.client_key) {
+    /// What `read` finds in the files that are `named`.
+    pub(super) fn read<E: From<InitError>>(
+        named: &Named,
+        mut read: impl FnMut(&Source) -> Result<Zeroizing<String>, E>,
+    ) -> Result<Pem, E> {
+        let certificate = named.get(Part::Certificate).map(&mut read).transpose()?;
+        let client = match (named.get(Part::ClientCertificate), named.get(Part::ClientKey)) {
             (None, None) => None,
-            (Some(certificate), Some(key)) => {
-                let certificate = Part::ClientCertificate.read(certificate)?;
-                private(key).map_err(|reason| Part::ClientKey.unusable(key, reason))?;
-                Some((certificate, Part::ClientKey.read(key)?))
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (Some(certificate), None) => {
+                return Err(certificate.unusable("its private key is not named").into());
             }
-            (Some(path), None) => {
-                return Err(Part::ClientCertificate.unusable(path, "its private key is not named"));
-            }
-            (None, Some(path)) => {
-                return Err(Part::ClientKey.unusable(path, "its certificate is not named"));
-            }
+            (None, Some(key)) => return Err(key.unusable("its certificate is not named").into()),
         };
         Ok(Pem { certificate, client })
     }
-}
 
-/// A file's part.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Certificate,
-    ClientCertificate,
-    ClientKey,
-}
+    fn parts(&self) -> [Option<&str>; 3] {
+        let client = self.client.as_ref();
+        let certificate = self.certificate.as_ref().map(|text| text.as_str());
+        [certificate, client.map(|(shown, _)| shown.as_str()), client.map(|(_, key)| key.as_str())]
+    }
 
-impl Part {
-    /// Who names it.
-    const fn named_by(self) -> &'static str {
-        match self {
-            Part::Certificate => "OTEL_EXPORTER_OTLP_CERTIFICATE, or telemetry.certificate",
-            Part::ClientCertificate => {
-                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, or telemetry.client_certificate"
-            }
-            Part::ClientKey => "OTEL_EXPORTER_OTLP_CLIENT_KEY, or telemetry.client_key",
+    /// What [`Opened::to_bytes`] wrote, by signal; `None` if it did not write that.
+    pub(super) fn all(mut bytes: &[u8]) -> Option<[Option<Pem>; 3]> {
+        let mut all = [None, None, None];
+        for pem in &mut all {
+            *pem = match take(&mut bytes, 1)? {
+                [0] => None,
+                [1] => Some(Pem::next(&mut bytes)?),
+                _ => return None,
+            };
         }
+        bytes.is_empty().then_some(all)
     }
 
-    fn unusable(self, path: &Path, reason: impl fmt::Display) -> InitError {
-        let reason = reason.to_string();
-        InitError::Credentials { path: path.to_owned(), named_by: self.named_by(), reason }
-    }
-
-    fn read(self, path: &Path) -> Result<String, InitError> {
-        let open = || {
-            // Nobody waits for whoever would write to a pipe of that name.
-            if !std::fs::metadata(path)?.is_file() {
-                return Err(std::io::Error::other("it is no file"));
-            }
-            let mut bytes = Vec::new();
-            std::fs::File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
+    fn next(bytes: &mut &[u8]) -> Option<Pem> {
+        let certificate = text(bytes)?;
+        let client = match (text(bytes)?, text(bytes)?) {
+            (None, None) => None,
+            (Some(shown), Some(key)) => Some((shown, key)),
+            _ => return None,
         };
-        let bytes = open().map_err(|error| self.unusable(path, error))?;
-        if bytes.len() as u64 > MOST {
-            return Err(self.unusable(path, format!("it has more than {} MiB", MOST >> 20)));
-        }
-        String::from_utf8(bytes).map_err(|_| self.unusable(path, "it is no text, and so not in PEM"))
+        Some(Pem { certificate, client })
     }
+}
 
-    fn certificates(self, path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, InitError> {
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        match all {
-            Ok(all) if all.is_empty() => Err(self.unusable(path, "it holds no certificate in PEM")),
-            Ok(all) => Ok(all),
-            Err(error) => Err(self.unusable(path, error)),
-        }
+/// The next text, if one is there; `None` for what is no text.
+fn text(bytes: &mut &[u8]) -> Option<Option<Zeroizing<String>>> {
+    let length = u32::from_le_bytes(take(bytes, size_of::<u32>())?.try_into().ok()?);
+    if length == NONE {
+        return Some(None);
     }
+    let text = std::str::from_utf8(take(bytes, length as usize)?).ok()?;
+    Some(Some(Zeroizing::new(text.to_owned())))
+}
+
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken)
 }
 
 /// What both protocols' clients need of it.
@@ -155,11 +124,10 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    /// Of `pem`, which was in `files`.
-    fn new(pem: &Pem, files: &Files) -> Result<Credentials, InitError> {
-        let path_of = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
+    /// Of `pem`, which was in the files that are `named`.
+    fn new(pem: &Pem, named: &Named) -> Result<Credentials, InitError> {
         let roots = match &pem.certificate {
-            Some(pem) => named(&path_of(&files.certificate), pem)?,
+            Some(pem) => trusted(&named.of(Part::Certificate), pem)?,
             None => of_the_system(&SYSTEM)?,
         };
         let mut grpc = ClientTlsConfig::new().trust_anchors(roots.roots.iter().cloned());
@@ -170,26 +138,23 @@ impl Credentials {
         let http = match &pem.client {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let shown = path_of(&files.client_certificate);
-                let chain = Part::ClientCertificate.certificates(&shown, certificate)?;
-                let unusable = |reason: &dyn fmt::Display| {
-                    Part::ClientKey.unusable(&path_of(&files.client_key), reason.to_string())
-                };
+                let chain = named.of(Part::ClientCertificate).certificates(certificate)?;
+                let source = named.of(Part::ClientKey);
+                // Invariant 3: what the parser says holds the line that it refuses.
                 let parsed =
-                    PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| unusable(&error))?;
-                grpc = grpc.identity(Identity::from_pem(certificate, key));
-                builder.with_client_auth_cert(chain, parsed).map_err(|error| unusable(&error))?
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| source.unusable(NO_PEM))?;
+                grpc = grpc.identity(Identity::from_pem(certificate.as_bytes(), key.as_bytes()));
+                builder.with_client_auth_cert(chain, parsed).map_err(|error| source.unusable(error))?
             }
         };
         Ok(Credentials { http, grpc })
     }
 }
 
-fn named(path: &Path, pem: &str) -> Result<RootCertStore, InitError> {
-    let part = Part::Certificate;
+fn trusted(source: &Source, pem: &str) -> Result<RootCertStore, InitError> {
     let mut roots = RootCertStore::empty();
-    for certificate in part.certificates(path, pem)? {
-        roots.add(certificate).map_err(|error| part.unusable(path, error))?;
+    for certificate in source.certificates(pem)? {
+        roots.add(certificate).map_err(|error| source.unusable(error))?;
     }
     Ok(roots)
 }
@@ -198,39 +163,23 @@ fn of_the_system(places: &[&str]) -> Result<RootCertStore, InitError> {
     let Some(path) = places.iter().map(Path::new).find(|path| path.is_file()) else {
         return Err(InitError::NoRoots { looked_at: places.join(", ") });
     };
-    let (part, mut roots) = (Part::Certificate, RootCertStore::empty());
+    let (source, mut roots) = (Source::of_the_system(path), RootCertStore::empty());
     // A system's bundle may have one that this build cannot read: those it was made for are others.
-    let (taken, _) = roots.add_parsable_certificates(part.certificates(path, &part.read(path)?)?);
-    if taken == 0 { Err(part.unusable(path, "none of its certificates can be used")) } else { Ok(roots) }
+    let (taken, _) = roots.add_parsable_certificates(source.certificates(&source.read(is_mine)?)?);
+    if taken == 0 { Err(source.unusable("none of its certificates can be used")) } else { Ok(roots) }
 }
 
-/// Whether a key is its owner's alone (invariant 3).
-fn private(key: &Path) -> Result<(), String> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let mode = std::fs::metadata(key).map_err(|error| error.to_string())?.permissions().mode();
-        if mode & 0o077 != 0 {
-            return Err(format!("others than its owner may use it (mode {:o}): chmod 600", mode & 0o777));
-        }
-    }
-    Ok(())
-}
-
-/// What was read, and what was made of it.
+/// What was made of what was read, and that, where it is for other processes too.
 pub(super) struct Secured {
-    pem: Pem,
+    pem: Option<Pem>,
     pub(super) credentials: Credentials,
 }
 
 impl Secured {
-    pub(super) fn read(files: &Files) -> Result<Secured, InitError> {
-        Secured::new(Pem::read(files)?, files)
-    }
-
-    pub(super) fn new(pem: Pem, files: &Files) -> Result<Secured, InitError> {
-        let credentials = Credentials::new(&pem, files)?;
-        Ok(Secured { pem, credentials })
+    /// Keeps `pem` only if that is said.
+    pub(super) fn new(pem: Pem, named: &Named, keep: bool) -> Result<Secured, InitError> {
+        let credentials = Credentials::new(&pem, named)?;
+        Ok(Secured { pem: keep.then_some(pem), credentials })
     }
 }
 
@@ -239,18 +188,35 @@ impl Secured {
 pub struct Opened(pub(super) [Option<Arc<Secured>>; 3]);
 
 impl Opened {
-    /// What was read for the first signal whose collector is spoken to over TLS.
+    /// What was read for the first signal whose collector is spoken to over TLS, where it is for other processes
+    /// ([`Environment::open_for_others`](super::Environment::open_for_others)).
     #[must_use]
     pub fn pem(&self) -> Option<&Pem> {
-        self.0.iter().flatten().map(|secured| &secured.pem).next()
+        self.all().flatten().next()
     }
 
-    /// All of it, for another process's [`Environment::handed`](super::Environment::handed); `None` where nothing was read.
+    /// All of it, for another process's [`Environment::handed`](super::Environment::handed); `None` where nothing was read for others. Of each
+    /// signal one byte, whether it has some; then of each file the length, four bytes from the lowest, and its text.
     #[must_use]
-    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+    pub fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
         self.pem()?;
-        let all = self.0.each_ref().map(|secured| secured.as_ref().map(|secured| &secured.pem));
-        serde_json::to_vec(&all).ok()
+        let texts: usize = self.all().flatten().flat_map(Pem::parts).flatten().map(str::len).sum();
+        // Sized once: a buffer that grows leaves copies of the key behind.
+        let room = self.0.len() * (1 + 3 * size_of::<u32>());
+        let mut bytes = Zeroizing::new(Vec::with_capacity(texts + room));
+        for pem in self.all() {
+            bytes.push(u8::from(pem.is_some()));
+            for part in pem.map(Pem::parts).into_iter().flatten() {
+                let length = part.map_or(NONE, |part| part.len() as u32);
+                bytes.extend_from_slice(&length.to_le_bytes());
+                bytes.extend_from_slice(part.unwrap_or_default().as_bytes());
+            }
+        }
+        Some(bytes)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Option<&Pem>> {
+        self.0.iter().map(|secured| secured.as_ref().and_then(|secured| secured.pem.as_ref()))
     }
 }
 

@@ -3,26 +3,53 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::credentials::{Files, Pem, Secured};
+use zeroize::Zeroizing;
+
+use super::credentials::{Pem, Secured};
 use super::environment::{Environment, Signal};
+use super::source::{Named, Source, is_mine};
 use crate::setup::InitError;
 
 impl Environment {
     /// The same, with the files read that `https://` collectors are spoken to with: for a process that will not be able to. Without it
-    /// they are read when exporters are made.
+    /// they are read when exporters are made. `is_ours` says whose private keys count as this process's own.
     ///
     /// # Errors
     /// Files that cannot be used, and what [`Environment::url`] has.
-    pub fn open(mut self) -> Result<Self, InitError> {
+    pub fn open(self, is_ours: impl Fn(u32) -> bool) -> Result<Self, InitError> {
+        self.open_with(false, |source| source.read(&is_ours))
+    }
+
+    /// The same for a launcher, which keeps what was in them for other processes ([`Opened`](super::Opened)): `read` reads each, with the rights
+    /// of whoever names it.
+    ///
+    /// # Errors
+    /// What `read` has, and as [`Environment::open`].
+    pub fn open_for_others<E: From<InitError>>(
+        self,
+        read: impl FnMut(&Source) -> Result<Zeroizing<String>, E>,
+    ) -> Result<Self, E> {
+        self.open_with(true, read)
+    }
+
+    fn open_with<E: From<InitError>>(
+        mut self,
+        keep: bool,
+        mut read: impl FnMut(&Source) -> Result<Zeroizing<String>, E>,
+    ) -> Result<Self, E> {
         for signal in Signal::ALL {
-            let Some(url) = self.url(signal)? else { continue };
+            if !self.url(signal)?.is_some_and(|url| is_secured(&url)) {
+                continue;
+            }
+            let named = self.named(signal);
             let earlier = Signal::ALL.into_iter().take(signal as usize);
-            let same = earlier.filter(|other| self.files_of(*other) == self.files_of(signal));
-            let read = same.filter_map(|other| self.opened.0[other as usize].clone()).next();
-            self.opened.0[signal as usize] = match read.filter(|_| is_secured(&url)) {
-                Some(read) => Some(read),
-                None => self.secured(signal, &url)?,
+            let same = earlier.filter(|other| self.named(*other) == named);
+            let known = same.filter_map(|other| self.opened.0[other as usize].clone()).next();
+            let secured = match known {
+                Some(known) => known,
+                None => Arc::new(Secured::new(Pem::read(&named, &mut read)?, &named, keep)?),
             };
+            self.opened.0[signal as usize] = Some(secured);
         }
         Ok(self)
     }
@@ -32,10 +59,10 @@ impl Environment {
     /// # Errors
     /// What was not made so.
     pub fn handed(mut self, bytes: &[u8]) -> Result<Self, InitError> {
-        let all: [Option<Pem>; 3] = serde_json::from_slice(bytes)
-            .map_err(|_| InitError::Tls { reason: "what was handed over is no certificates".into() })?;
+        let all = Pem::all(bytes)
+            .ok_or_else(|| InitError::Tls { reason: "what was handed over is no certificates".into() })?;
         for (signal, pem) in Signal::ALL.into_iter().zip(all) {
-            let secured = pem.map(|pem| Secured::new(pem, &self.files_of(signal))).transpose()?;
+            let secured = pem.map(|pem| Secured::new(pem, &self.named(signal), false)).transpose()?;
             self.opened.0[signal as usize] = secured.map(Arc::new);
         }
         Ok(self)
@@ -66,12 +93,16 @@ impl Environment {
         }
         match &self.opened.0[signal as usize] {
             Some(read) => Ok(Some(Arc::clone(read))),
-            None => Secured::read(&self.files_of(signal)).map(|read| Some(Arc::new(read))),
+            None => {
+                let named = self.named(signal);
+                let pem = Pem::read(&named, |source| source.read(is_mine))?;
+                Secured::new(pem, &named, false).map(|secured| Some(Arc::new(secured)))
+            }
         }
     }
 
-    fn files_of(&self, signal: Signal) -> Files {
-        self.export(signal).files.or(&self.settings.files)
+    fn named(&self, signal: Signal) -> Named {
+        Named::new(&self.export(signal).files, &self.settings.files)
     }
 }
 
@@ -97,7 +128,8 @@ fn is_this_machine(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Export;
+    use super::super::source::Part;
+    use super::super::{Export, Files};
     use super::*;
 
     fn with_endpoint(url: &str) -> Environment {
@@ -144,10 +176,12 @@ mod tests {
         let told = |url: &str| {
             Environment { traces: own.clone(), ..with_endpoint(url) }.with_settings(settings.clone())
         };
-        assert!(told("https://c").open().unwrap_err().to_string().contains("/own"));
-        assert_eq!(told("http://c").open().unwrap().opened.to_bytes(), None, "plain text needs none");
-        let good = with_endpoint("https://c").with_settings(settings.clone()).open().unwrap();
-        assert_eq!(good.opened.pem().unwrap().certificate.as_deref(), Some(ca.as_str()));
+        assert!(told("https://c").open(is_mine).unwrap_err().to_string().contains("/own"));
+        let for_others = |told: Environment| told.open_for_others(|source| source.read(is_mine));
+        let plain = for_others(told("http://c")).unwrap().opened.to_bytes();
+        assert!(plain.is_none(), "plain text needs none");
+        let good = for_others(with_endpoint("https://c").with_settings(settings.clone())).unwrap();
+        assert_eq!(good.opened.pem().unwrap().certificate.as_ref().unwrap().as_str(), ca);
         let bytes = good.opened.to_bytes().unwrap();
         std::fs::remove_file(&path).unwrap();
         let other = with_endpoint("https://c").with_settings(settings);
@@ -155,8 +189,18 @@ mod tests {
         for signal in Signal::ALL {
             assert!(there.secured(signal, "https://c").unwrap().is_some(), "from memory");
         }
-        assert!(other.clone().open().is_err() && other.handed(b"[]").is_err());
-        let both = files("/a".as_ref()).or(&Files { client_key: Some("/k".into()), ..files("/b".as_ref()) });
-        assert_eq!((both.certificate, both.client_key), (Some("/a".into()), Some("/k".into())));
+        assert!(there.opened.pem().is_none(), "whoever hands nothing on keeps no key's text");
+        assert!(other.clone().open(is_mine).is_err() && other.clone().handed(b"[]").is_err());
+        for end in [0, 1, 4, 5, bytes.len() - 1] {
+            assert!(other.clone().handed(&bytes[..end]).is_err(), "cut after {end}");
+        }
+        assert!(other.handed(&[&bytes[..], b"\0"].concat()).is_err(), "more than there is");
+        let both = Named::new(
+            &files("/a".as_ref()),
+            &Files { client_key: Some("/k".into()), ..files("/b".as_ref()) },
+        );
+        let (own, key) = (both.get(Part::Certificate).unwrap(), both.get(Part::ClientKey).unwrap());
+        assert_eq!((own.path(), own.key()), ("/a".as_ref(), None));
+        assert_eq!((key.path(), key.key()), ("/k".as_ref(), Some("telemetry.client_key")));
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
 
-use super::credentials::{Files, Opened};
+use super::credentials::Opened;
+use super::source::Files;
 use super::{DEFAULT_INTERVAL, SHORTEST_INTERVAL, TIMEOUT};
 use crate::setup::InitError;
 

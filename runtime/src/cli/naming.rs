@@ -7,7 +7,8 @@
 //!
 //! 1. As root, in a run directory that is not root's, the cluster file and the inputs that it names are opened with the rights of
 //!    the directory's owner, whoever the run goes on as, `--allow-root` or not.
-//! 2. Excepted is what root has named itself: on this command line (`--set`), or when it started the run (`rundir/inputs.rs`).
+//! 2. Excepted is what root has named itself: on this command line (`--set`), or when it started the run (`rundir/inputs.rs`); and what a
+//!    variable of its own environment names, which is no word of the directory's.
 
 use std::fmt::Display;
 use std::path::Path;

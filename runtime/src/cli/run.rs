@@ -1,12 +1,14 @@
 //! `testudo run`: a whole cluster on this machine, from the cluster file to a model.
 
 use std::io::{IsTerminal, Stderr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use testudo_actors::JobSpec;
 use testudo_actors::message::{Finished, Phase, StatusReport};
-use testudo_observability::{Environment, InitError};
+use testudo_observability::{Environment, Source};
+use testudo_transport::pki::is_ours;
 
 use crate::checkpoint::keys::KeyFile;
 use crate::checkpoint::safetensors::Metadata;
@@ -87,12 +89,18 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let devices = user::try_as(user.as_ref(), || device::look(&config));
     let devices = devices.map_err(Failure::misconfigured)??;
     let told = config.telemetry.environment();
-    let plaintext = told.plaintext();
     // Hosts have none of this process's variables.
     let of_file = config.ssh.as_ref().map(|_| config.telemetry.settings()).unwrap_or_default();
     let of_file = Environment::default().with_settings(of_file);
-    let both = naming.read(|| Ok((told.open()?, of_file.open()?)))?;
-    let (told, of_file) = both.map_err(|e: InitError| Failure::misconfigured(e))?;
+    let mut plaintext = told.plaintext();
+    let on_hosts = of_file.plaintext();
+    plaintext.extend(on_hosts.into_iter().filter(|line| !told.plaintext().contains(line)));
+    // What a variable names, whoever gives this command names.
+    let read = |source: &Source| match source.key() {
+        Some(key) => naming.open(key, source.path(), || source.read(is_ours)),
+        None => source.read(is_ours).map_err(Failure::misconfigured),
+    };
+    let (told, of_file) = (told.open_for_others(read)?, of_file.open_for_others(read)?);
     let held = collector::hold(&told.opened)
         .map_err(|e| Failure::failed(format!("certificates cannot be held in memory: {e}")))?;
     let hosts = Hosts::find(&config, user.as_ref(), of_file.opened)?;
@@ -112,10 +120,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
             .and_then(RunDir::hold),
     };
     let run_dir = run_dir.map_err(Failure::misconfigured)?;
-    let named = naming
-        .is_mine()
-        .then(|| std::iter::once(data_path.to_owned()).chain(config.checkpoint.sign_key.clone()).collect());
-    super::settle(&run_dir, user.as_ref(), named)?;
+    super::settle(&run_dir, user.as_ref(), naming.is_mine().then(|| inputs(&config)))?;
     confine(calls::Role::Launcher, needs(&config, &run_dir, &program, hosts.as_ref(), &told));
     let _lock = run_dir.lock().map_err(Failure::misconfigured)?;
     // A launcher that was killed left its link, which leads nowhere now.
@@ -213,6 +218,18 @@ fn needs(
         tcp: told.exports() || hosts.is_some(),
         listen: super::node::ports(told, config),
     }
+}
+
+/// The inputs that the cluster file names.
+fn inputs(config: &Config) -> Vec<PathBuf> {
+    let telemetry = &config.telemetry;
+    let others = [
+        &config.checkpoint.sign_key,
+        &telemetry.certificate,
+        &telemetry.client_certificate,
+        &telemetry.client_key,
+    ];
+    std::iter::once(config.data.path().to_owned()).chain(others.into_iter().flatten().cloned()).collect()
 }
 
 fn plural(count: u32) -> &'static str {

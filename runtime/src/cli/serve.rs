@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, ValueEnum};
 use testudo_observability as observability;
 use testudo_transport::Identity;
-use testudo_transport::pki::{CERT_FILE, KEY_FILE, trust_owner};
+use testudo_transport::pki::{CERT_FILE, KEY_FILE, is_ours, trust_owner};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -156,7 +156,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         return Tokens::create_told(&tokens, name, tell).map_err(Failure::misconfigured);
     }
     let options = arguments.options(state, tokens, user)?;
-    let told = observability::Environment::from_process().open().map_err(Failure::misconfigured)?;
+    let told = observability::Environment::from_process().open(is_ours).map_err(Failure::misconfigured)?;
     confine(&options).map_err(Failure::misconfigured)?;
     let log = observability::Options::new("serve").with_stderr(LevelFilter::INFO);
     let guard = observability::init_with(log, &told).map_err(Failure::misconfigured)?;

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 /// The record's name in a run directory.
 pub(crate) const FILE: &str = "inputs.json";
 
-/// Largest record that is read, in bytes: two paths, as long as paths may be, in JSON.
-const FILE_MOST: u64 = 64 << 10;
+/// Largest record that is read, in bytes: five paths, as long as paths may be, in JSON.
+const FILE_MOST: u64 = 128 << 10;
 
 /// Permission to write, of group or others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;

@@ -113,7 +113,8 @@ pub(super) fn token(arguments: &TokenArguments) -> Result<(), Failure> {
 }
 
 pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
-    let told = observability::Environment::from_process().open().map_err(Failure::misconfigured)?;
+    let told =
+        observability::Environment::from_process().open(pki::is_ours).map_err(Failure::misconfigured)?;
     confine_to(&arguments.ca, arguments.allow_root)?;
     let options = observability::Options::new("enrolment")
         .with_log_writer(std::io::stderr())

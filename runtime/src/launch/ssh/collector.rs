@@ -20,7 +20,7 @@ pub(super) fn files(telemetry: &mut Telemetry, told: &Opened) -> Vec<(String, Ze
     let mut files = Vec::new();
     for (path, name, pem) in all {
         *path = pem.map(|_| PathBuf::from(name));
-        files.extend(pem.map(|pem| (name.to_owned(), Zeroizing::new(pem.clone().into_bytes()))));
+        files.extend(pem.map(|pem| (name.to_owned(), Zeroizing::new(pem.as_bytes().to_vec()))));
     }
     files
 }
@@ -28,7 +28,7 @@ pub(super) fn files(telemetry: &mut Telemetry, told: &Opened) -> Vec<(String, Ze
 #[cfg(test)]
 mod tests {
     use testudo_observability::Environment;
-    use testudo_transport::pki::{write_public, write_secret};
+    use testudo_transport::pki::{is_ours, write_public, write_secret};
 
     use super::*;
     use crate::config::Config;
@@ -47,7 +47,8 @@ mod tests {
         write_public(&place.path().join("c.crt"), certificate.as_bytes()).unwrap();
         write_secret(&place.path().join("c.key"), key.as_bytes()).unwrap();
         let config = Config::load::<&str>(&file, &[]).unwrap();
-        let told = Environment::default().with_settings(config.telemetry.settings()).open().unwrap().opened;
+        let told = Environment::default().with_settings(config.telemetry.settings());
+        let told = told.open_for_others(|source| source.read(is_ours)).unwrap().opened;
         let mut sent = config.clone();
         let parcel = files(&mut sent.telemetry, &told);
         let host = tempfile::tempdir().unwrap();
