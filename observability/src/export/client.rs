@@ -1,4 +1,8 @@
 //! How the exporters speak to their collector: OTLP over HTTP or over gRPC, with TLS where the URL is `https://`.
+//!
+//! Invariants:
+//! 1. Every export ends, within [`TIMES`] its signal's time, whatever the collector does: takes the connection and says nothing, or begins an
+//!    answer that has no end. The next is tried anew.
 
 use std::error::Error;
 use std::fmt;
@@ -13,6 +17,7 @@ use hyper_rustls::HttpsConnectorBuilder;
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithHttpConfig, WithTonicConfig};
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::credentials::Credentials;
@@ -21,6 +26,10 @@ use crate::setup::InitError;
 
 /// Threads for all connections: a batch every few seconds keeps none busy.
 const THREADS: usize = 1;
+
+/// An export may take so many times as long as a request: the exporter's own tries of it begin within one, and the last of them may take
+/// another. The gRPC client's own limit is upon an answer's beginning alone, not upon connecting, nor upon the rest of an answer.
+const TIMES: u32 = 2;
 
 /// What connections to collectors run on, in a process that has some.
 pub(crate) struct Reactor(Option<Runtime>);
@@ -89,14 +98,14 @@ impl Clients {
             Protocol::Grpc => {
                 let builder = grpc.with_endpoint(url).with_timeout(timeout);
                 finish_grpc(match credentials {
-                    Some(credentials) => builder.with_tls_config(credentials.grpc.clone()),
+                    Some(credentials) => builder.with_tls_config(credentials.grpc.clone().timeout(timeout)),
                     None => builder,
                 })
             }
         };
         drop(inside);
         let inner = built.map_err(|error| failed(error.to_string()))?;
-        Ok(Posted { inner, reactor: Some(reactor), why })
+        Ok(Posted { inner, reactor: Some(reactor), limit: timeout.saturating_mul(TIMES), why })
     }
 
     fn reactor(&mut self) -> Result<Arc<Reactor>, String> {
@@ -114,13 +123,14 @@ impl Clients {
 pub(super) struct Posted<E> {
     pub(super) inner: E,
     reactor: Option<Arc<Reactor>>,
+    limit: Duration,
     why: Why,
 }
 
 impl<E> Posted<E> {
     #[cfg(test)]
     pub(super) fn alone(inner: E) -> Posted<E> {
-        Posted { inner, reactor: None, why: Why::default() }
+        Posted { inner, reactor: None, limit: Duration::ZERO, why: Why::default() }
     }
 
     /// Why the last request failed, where the exporter itself does not say it.
@@ -128,10 +138,21 @@ impl<E> Posted<E> {
         self.why.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// `future`, polled inside the reactor: timers and sockets that it makes are the reactor's, whichever thread waits.
-    pub(super) fn inside<F: Future>(&self, future: F) -> Inside<F> {
+    /// An export, polled inside the reactor: timers and sockets that it makes are the reactor's, whichever thread waits. It ends when its
+    /// time is over (invariant 1).
+    pub(super) fn inside<F>(&self, export: F) -> Inside<impl Future<Output = OTelSdkResult>>
+    where
+        F: Future<Output = OTelSdkResult>,
+    {
         let handle = self.reactor.as_ref().and_then(|reactor| reactor.handle().cloned());
-        Inside { handle, future: Box::pin(future) }
+        let limit = handle.is_some().then_some(self.limit);
+        // The timer is made when this is polled, and so inside.
+        let bounded = async move {
+            let Some(limit) = limit else { return export.await };
+            let ended = tokio::time::timeout(limit, export).await;
+            ended.unwrap_or(Err(OTelSdkError::Timeout(limit)))
+        };
+        Inside { handle, future: Box::pin(bounded) }
     }
 }
 
@@ -182,10 +203,9 @@ impl Http {
 impl HttpClient for Http {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let sent = self.client.send_bytes(request).await;
-        if let Err(error) = &sent {
-            let text = chain(error.as_ref());
-            *self.why.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-        }
+        // What an answer says is told by whoever reads it, and an earlier try has no part in that.
+        let why = sent.as_ref().err().map(|error| chain(error.as_ref()));
+        *self.why.0.lock().unwrap_or_else(PoisonError::into_inner) = why;
         sent
     }
 }
@@ -201,3 +221,6 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
