@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use testudo_actors::job::MAX_LOGICAL_SHARDS;
 use testudo_actors::own::Grants;
@@ -18,7 +17,6 @@ use super::cluster::Parts;
 use super::{EmbeddedError, Links, RunningJob};
 use crate::config::Config;
 use crate::data::{Data, DataFiles};
-use crate::report::tensorboard::Events;
 
 /// A cluster file that says nothing which need not be said: what a builder begins with. Model and data are replaced.
 pub(super) const DEFAULTS: &str = "[job]\nname = \"embedded\"\n[model]\nkind = \"mlp\"\ninputs = 1\nclasses = 2\n\
@@ -356,11 +354,7 @@ impl JobBuilder {
     pub fn start(self) -> Result<RunningJob, EmbeddedError> {
         let (grants, folder) = (self.grants.clone(), self.events.clone());
         let (spec, links, parts) = self.finish()?;
-        let events = folder.map(|folder| {
-            Events::begin(&folder, SystemTime::now())
-                .map_err(|source| EmbeddedError::Events { folder, source })
-        });
-        RunningJob::start(spec, links, grants, (&parts, events.transpose()?))
+        RunningJob::start(spec, links, grants, (&parts, folder.as_deref()))
     }
 
     /// As [`start`](JobBuilder::start) and [`RunningJob::wait`] together.

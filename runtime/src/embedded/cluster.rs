@@ -1,7 +1,9 @@
 //! Starting the nodes of a cluster, each on a thread of its own.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use testudo_actors::checkpoint::{NoCheckpoints, PartSource, PartWriter, ServerSetup};
 use testudo_actors::link::Network;
@@ -52,12 +54,12 @@ pub(super) struct Nodes {
     pub(super) exported: Exported,
 }
 
-/// Starts the nodes of `job` on `site`; the scheduler writes `events`. Those that were started before one cannot be are left in `under_way`.
+/// Starts the nodes of `job` on `site`; the scheduler writes what TensorBoard shows into the folder `events`. Those that were started before one cannot be are left in `under_way`.
 pub(super) fn start(
     site: &Arc<Site>,
     job: &JobSpec,
     parts: &Parts,
-    (board, events): (&Board, Option<Events>),
+    (board, events): (&Board, Option<&Path>),
     under_way: &mut Option<Nodes>,
 ) -> Result<(), EmbeddedError> {
     let signed = SignedJob::sign(job, site.identity(Role::Operator, "0")?.as_ref())?;
@@ -82,6 +84,12 @@ pub(super) fn start(
         runtime: site.runtime().clone(),
         codecs: None,
     };
+    // Only now: a job that cannot be started leaves no empty run in the folder.
+    let events = events.map(|folder| {
+        let begun = Events::begin(folder, SystemTime::now());
+        begun.map_err(|source| EmbeddedError::Events { folder: folder.to_owned(), source })
+    });
+    let events = events.transpose()?;
     let outcome = {
         let (board, runtime) = (board.clone(), site.runtime().clone());
         spawn(&scheduler.0, move || {

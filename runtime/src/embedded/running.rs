@@ -17,7 +17,6 @@ use super::reports::{Board, Reports};
 use super::site::Site;
 use super::{EmbeddedError, Links};
 use crate::checkpoint::safetensors::{self, Metadata, Tensor};
-use crate::report::tensorboard::Events;
 
 /// One parameter of a trained model.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +89,7 @@ impl RunningJob {
         job: JobSpec,
         links: Links,
         grants: Grants,
-        (parts, events): (&Parts, Option<Events>),
+        (parts, events): (&Parts, Option<&Path>),
     ) -> Result<RunningJob, EmbeddedError> {
         let (site, board) = (Arc::new(Site::new(&job, links, grants)?), Board::default());
         let mut running = RunningJob { job, site, board, nodes: None };
