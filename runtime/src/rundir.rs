@@ -37,12 +37,17 @@ mod held;
 pub(crate) mod inputs;
 mod time;
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use rustix::fs::OFlags;
+
+use crate::process::handover;
 
 pub use held::in_words;
 pub(crate) use held::reached;
@@ -290,11 +295,7 @@ impl RunDir {
     pub fn lock(&self) -> Result<RunLock, RunDirError> {
         let path = self.at.join("lock");
         let failed = |source| RunDirError::Create { path: self.path.join("lock"), source };
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).truncate(false).write(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&path).map_err(failed)?;
+        let file = handover::append(&path).map_err(failed)?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(RunLock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
@@ -325,7 +326,10 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError::Busy`].
     pub fn check_idle(&self) -> Result<(), RunDirError> {
-        let Ok(file) = std::fs::File::open(self.at.join("lock")) else { return Ok(()) };
+        // Whoever may write there may have put anything in its place.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.at.join("lock"));
+        let Ok(file) = file else { return Ok(()) };
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
             _ => Ok(()),
@@ -396,6 +400,18 @@ mod tests {
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_directory_that_is_locked_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(&folder.path().join("run")).unwrap();
+        run.check_idle().unwrap();
+        let lock = run.lock_if_kept().unwrap();
+        assert!(matches!(run.check_idle(), Err(RunDirError::Busy { .. })));
+        assert!(matches!(run.lock_if_kept(), Err(RunDirError::Busy { .. })));
+        drop(lock);
+        run.check_idle().unwrap();
     }
 
     /// Invariants 1 and 2.

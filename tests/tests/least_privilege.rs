@@ -312,6 +312,7 @@ fn nodes_that_root_starts_by_hand_are_nobodys_too() {
     std::fs::write(precious.join("file"), "root's\n").unwrap();
     for (name, target) in [
         ("checkpoint", &precious),
+        ("lock", &precious.join("file")),
         ("metrics.jsonl", &precious.join("file")),
         ("scheduler.log", &precious.join("file")),
     ] {
