@@ -44,6 +44,10 @@ const LAUNCHER_VARIABLES: [&str; 7] = [
 /// (`docs/performance.md`). It is read when a process starts, so whoever starts it says it.
 pub(super) const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10000");
 
+/// The names under which an environment may say it already: mimalloc reads this one first, then the option's former name, each in either case.
+pub(super) const PURGE_NAMES: [&str; 4] =
+    [PURGE_DELAY.0, "mimalloc_purge_delay", "MIMALLOC_RESET_DELAY", "mimalloc_reset_delay"];
+
 /// How long a node may take until it is bound: loading the program from a cold disk, mostly.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -173,9 +177,9 @@ fn environment(command: &mut Command, is_set: impl Fn(&str) -> bool) {
     for variable in LAUNCHER_VARIABLES {
         command.env_remove(variable);
     }
-    let (name, value) = PURGE_DELAY;
-    // Whoever has set it knows better; mimalloc reads its names in either case.
-    if !is_set(name) && !is_set(&name.to_ascii_lowercase()) {
+    // Whoever has set it knows better.
+    if !PURGE_NAMES.into_iter().any(is_set) {
+        let (name, value) = PURGE_DELAY;
         command.env(name, value);
     }
 }
@@ -206,7 +210,9 @@ mod tests {
     fn nodes_keep_what_they_free_unless_the_environment_says_otherwise() {
         let given = ("MIMALLOC_PURGE_DELAY".to_owned(), Some("10000".to_owned()));
         assert!(changed(&[]).contains(&given) && changed(&["OTHER"]).contains(&given));
-        for set in ["MIMALLOC_PURGE_DELAY", "mimalloc_purge_delay"] {
+        for set in
+            ["MIMALLOC_PURGE_DELAY", "mimalloc_purge_delay", "MIMALLOC_RESET_DELAY", "mimalloc_reset_delay"]
+        {
             let all = changed(&[set]);
             assert!(all.iter().all(|(name, value)| name.starts_with("DMLC_") && value.is_none()), "{all:?}");
             assert_eq!(all.len(), LAUNCHER_VARIABLES.len());

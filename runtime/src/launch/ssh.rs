@@ -38,7 +38,7 @@ use tokio::process::ChildStdout;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::local::{Local, PURGE_DELAY};
+use super::local::{Local, PURGE_DELAY, PURGE_NAMES};
 use super::{Launched, Launcher, Launching, Receiver, ToStart, parcel};
 use crate::checkpoint::safetensors::Metadata;
 use crate::config::{self, Config, Host};
@@ -371,7 +371,8 @@ async fn renew(
 /// Runs `hosted` and removes `folder` after it. What the host's environment says of the allocator comes first.
 fn shell(hosted: &str, folder: &str) -> String {
     let (name, value) = PURGE_DELAY;
-    let keep = format!("export {name}=\"${{{name}:-{value}}}\"");
+    let said: String = PURGE_NAMES.map(|name| format!("${{{name}:-}}")).concat();
+    let keep = format!("[ -n \"{said}\" ] || export {name}={value}");
     format!("exec sh -c '{keep}; {hosted}; status=$?; rm -rf -- \"{folder}\"; exit $status'")
 }
 
@@ -409,13 +410,21 @@ mod tests {
     fn a_hosts_shell_says_what_the_allocator_keeps_and_leaves_nothing() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("node");
-        for (set, expected) in [(None, "10000"), (Some("7"), "7")] {
+        for (set, expected) in [
+            (None, "10000"),
+            (Some("MIMALLOC_PURGE_DELAY"), "7"),
+            (Some("mimalloc_purge_delay"), ""),
+            (Some("MIMALLOC_RESET_DELAY"), ""),
+        ] {
             std::fs::create_dir(&folder).unwrap();
             let words = shell("echo \"$MIMALLOC_PURGE_DELAY\"; (exit 3)", folder.to_str().unwrap());
             let mut command = std::process::Command::new("sh");
-            command.args(["-c", &words]).env_remove("MIMALLOC_PURGE_DELAY");
+            command.args(["-c", &words]);
+            for name in PURGE_NAMES {
+                command.env_remove(name);
+            }
             if let Some(set) = set {
-                command.env("MIMALLOC_PURGE_DELAY", set);
+                command.env(set, "7");
             }
             let said = command.output().unwrap();
             assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected);
