@@ -36,7 +36,7 @@ const MAY_USE: &[(&str, &[&[&str]])] = &[
 const MUST_NOT_USE: &[(&str, &[&str])] = &[
     ("testudo-transport", &["actix", "opentelemetry"]),
     ("testudo-kernels", &["actix", "opentelemetry", "quinn", "rustls", "tokio"]),
-    ("testudo-observability", &["actix", "quinn", "rustls"]),
+    ("testudo-observability", &["actix", "quinn"]),
     ("testudo-actors", &["clap", "safetensors", "toml"]),
 ];
 
