@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use privilege::{NOBODY, RECORD, Roots, is_root, owners};
 use testudo_tests::files::text;
 use testudo_tests::process::{Ended, assert_nothing_left};
+use testudo_transport::pki::{write_public, write_secret};
 
 /// A run of root's that is over, its directory `nobody`'s, and how to go on with it.
 struct Former {
@@ -53,12 +54,16 @@ impl Former {
             if line.starts_with('[') {
                 section = line.to_owned();
             }
-            let meant = if key == "path" { section == "[data]" } else { section == "[checkpoint]" };
-            if meant && is_key(line) {
+            let of_key = match key {
+                "path" => "[data]",
+                "client_key" => "[telemetry]",
+                _ => "[checkpoint]",
+            };
+            if section == of_key && is_key(line) {
                 continue;
             }
             lines.push(line.to_owned());
-            if line.starts_with('[') && line == (if key == "path" { "[data]" } else { "[checkpoint]" }) {
+            if line == of_key {
                 lines.push(format!("{key} = \"{}\"", text(value)));
                 done = true;
             }
@@ -157,6 +162,41 @@ fn a_key_of_roots_signs_for_nobody_who_names_it() {
     // Root's word when the run begins holds when it goes on.
     let run = Former::new(&["--set", &set]);
     let _ = run.resume(&[]).succeeded();
+}
+
+/// What shows a collector who speaks may be root's alone, in the first start and in every later one; what the run's user names is opened
+/// as that user.
+#[test]
+fn a_collectors_key_that_only_root_may_read_is_read_again() {
+    if !is_root() {
+        return;
+    }
+    let keys = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(keys.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let at = |name: &str| keys.path().join(name);
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    for (name, pem) in [("ca.pem", made.cert.pem()), ("client.pem", made.cert.pem())] {
+        write_public(&at(name), pem.as_bytes()).unwrap();
+    }
+    for name in ["client.key", "other.key"] {
+        write_secret(&at(name), made.signing_key.serialize_pem().as_bytes()).unwrap();
+    }
+    // Nobody listens there, and nobody needs to.
+    let set = |key: &str, value: &str| format!("telemetry.{key}={value}");
+    let settings = [
+        set("endpoint", "https://127.0.0.1:9"),
+        set("certificate", text(&at("ca.pem"))),
+        set("client_certificate", text(&at("client.pem"))),
+        set("client_key", text(&at("client.key"))),
+    ];
+    let options: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
+    let run = Former::new(&options);
+    let _ = run.resume(&[]).succeeded();
+    run.edit("client_key", &at("other.key"));
+    run.refused(&run.resume(&[]), "telemetry.client_key", &at("other.key"));
+    let other = set("client_key", text(&at("other.key")));
+    let _ = run.resume(&["--set", &other]).succeeded();
+    assert_eq!(owners(&run.dir), [NOBODY]);
 }
 
 /// A cluster file that is a link to what only root may read says nothing of it.

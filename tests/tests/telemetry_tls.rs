@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure is a panic")]
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use testudo_tests::files::{self, text};
@@ -59,6 +62,84 @@ fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Stands between nodes and a collector, passes everything on both ways, and keeps what nodes say.
+struct Relay {
+    at: SocketAddr,
+    /// By connection.
+    said: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Relay {
+    fn to(url: &str) -> Relay {
+        let collector = url.strip_prefix("https://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = Relay { at: listener.local_addr().unwrap(), said: Arc::default() };
+        let said = Arc::clone(&relay.said);
+        std::thread::spawn(move || {
+            for node in listener.incoming().flatten() {
+                let Ok(other) = TcpStream::connect(&collector) else { return };
+                let (mut from, mut to) = (other.try_clone().unwrap(), node.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+                let said = Arc::clone(&said);
+                std::thread::spawn(move || Relay::pass(node, other, &said));
+            }
+        });
+        relay
+    }
+
+    fn pass(mut node: TcpStream, mut collector: TcpStream, said: &Mutex<Vec<Vec<u8>>>) {
+        let connection = {
+            let mut said = said.lock().unwrap();
+            said.push(Vec::new());
+            said.len() - 1
+        };
+        let mut some = [0; 4096];
+        while let Ok(count) = node.read(&mut some) {
+            if count == 0 || collector.write_all(&some[..count]).is_err() {
+                break;
+            }
+            said.lock().unwrap()[connection].extend(&some[..count]);
+        }
+        let _ = collector.shutdown(Shutdown::Write);
+    }
+
+    fn url(&self, host: &str) -> String {
+        format!("https://{host}:{}", self.at.port())
+    }
+
+    /// Each connection began with a TLS handshake, and nothing came of it: all that was said under its keys is an alert.
+    fn heard_only_of_refusals(&self) {
+        const HANDSHAKE: u8 = 22;
+        const CLIENT_HELLO: u8 = 1;
+        const APPLICATION: u8 = 23;
+        const ALERT: usize = 2 + 1 + 16;
+        let said = self.said.lock().unwrap();
+        assert!(said.iter().any(|said| !said.is_empty()), "nobody came");
+        for said in said.iter().filter(|said| !said.is_empty()) {
+            assert!(matches!(said[..], [HANDSHAKE, 3, _, _, _, CLIENT_HELLO, ..]), "{said:?}");
+            for (kind, length) in records(said) {
+                // What is encrypted shows this type, whatever it is: a request, or the end of a handshake, is longer.
+                assert!(kind != APPLICATION || length <= ALERT, "{length} bytes");
+            }
+        }
+    }
+}
+
+/// Type and length of each TLS record (RFC 8446, section 5.1); whoever was ended may have cut the last.
+fn records(mut said: &[u8]) -> Vec<(u8, usize)> {
+    let mut all = Vec::new();
+    while let [kind, 3, _, high, low, rest @ ..] = said {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        all.push((*kind, length));
+        said = rest.get(length..).unwrap_or_default();
+    }
+    assert!(said.len() < 5, "this is no TLS: {said:?}");
+    all
 }
 
 /// The arguments of a run in `dir`.
@@ -133,12 +214,17 @@ fn a_collector_is_told_over_tls_by_http() {
 fn a_collector_that_is_another_hears_nothing() {
     let site = Site::new();
     let Some(receiver) = site.receiver() else { return };
-    let of_another_host = |url: &str| url.replace("127.0.0.1", "localhost");
-    for (name, endpoint, protocol, ca, shows, advice) in [
-        ("ca-grpc", receiver.grpc.clone(), "grpc", "other-ca.pem", true, "OTEL_EXPORTER_OTLP_CERTIFICATE"),
-        ("ca-http", receiver.http.clone(), "http/protobuf", "other-ca.pem", true, "telemetry.certificate"),
-        ("host", of_another_host(&receiver.http), "http/protobuf", "ca.pem", true, "the URL a host"),
-        ("nobody", receiver.http.clone(), "http/protobuf", "ca.pem", false, "CLIENT_CERTIFICATE"),
+    let (grpc, http) = (Relay::to(&receiver.grpc), Relay::to(&receiver.http));
+    let (here, another) = ("127.0.0.1", "localhost");
+    // What is refused, in rustls's words, and what to do.
+    let (issuer, host, alert) = ("UnknownIssuer", "not valid for name", "received fatal alert");
+    let (named, url, shown) = ("telemetry.certificate", "the URL a host", "CLIENT_CERTIFICATE");
+    for (name, endpoint, protocol, ca, shows, said) in [
+        ("ca-grpc", grpc.url(here), "grpc", "other-ca.pem", true, [issuer, named]),
+        ("ca-http", http.url(here), "http/protobuf", "other-ca.pem", true, [issuer, named]),
+        ("host", http.url(another), "http/protobuf", "ca.pem", true, [host, url]),
+        // Who is known has proved who it is: what it refuses, it may have been told already.
+        ("nobody", receiver.http.clone(), "http/protobuf", "ca.pem", false, [alert, shown]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let (file, dir) = (files::write_job(folder.path()), folder.path().join("run"));
@@ -162,12 +248,15 @@ fn a_collector_that_is_another_hears_nothing() {
             let log = std::fs::read_to_string(dir.join("logs/scheduler-0.log")).ok()?;
             log.lines().find(|line| line.contains("takes no")).map(str::to_owned)
         });
-        assert!(refused.contains(advice), "{name}: {refused}");
+        assert!(said.iter().all(|said| refused.contains(said)), "{name}: {refused}");
         let then = steps();
         until("steps after it", || (steps() > then).then_some(()));
         started.signal(Signal::INT);
         let _ = started.wait().succeeded();
         assert!(receiver.heard_nothing(), "{name}");
+    }
+    for relay in [grpc, http] {
+        relay.heard_only_of_refusals();
     }
 }
 
