@@ -91,7 +91,8 @@ pub(super) fn sample(arguments: &SampleArguments) -> Result<(), Failure> {
     let prompt = arguments.prompt.as_bytes();
     let mut text = Continuation::new(model.as_mut(), &parameters, prompt, choice);
     let mut out = Out::new();
-    let mut goes_on = prompt.iter().try_fold(true, |goes_on, byte| Ok::<_, Failure>(goes_on && out.write(*byte)?))?;
+    let mut goes_on =
+        prompt.iter().try_fold(true, |goes_on, byte| Ok::<_, Failure>(goes_on && out.write(*byte)?))?;
     for _ in 0..arguments.tokens {
         if !goes_on {
             break;
