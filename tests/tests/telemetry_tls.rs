@@ -100,10 +100,10 @@ impl Relay {
         };
         let mut some = [0; 4096];
         while let Ok(count) = node.read(&mut some) {
+            said.lock().unwrap()[connection].extend(&some[..count]);
             if count == 0 || collector.write_all(&some[..count]).is_err() {
                 break;
             }
-            said.lock().unwrap()[connection].extend(&some[..count]);
         }
         let _ = collector.shutdown(Shutdown::Write);
     }
