@@ -105,10 +105,17 @@ pub fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if told.certificate.is_some() || told.client_certificate.is_some() {
+    if told.certificate.is_some() {
         warnings.push(
-            "telemetry.certificate, client_certificate and client_key: nodes look for them under these paths in their pod, so put \
-             them into the image, or mount a secret there"
+            "telemetry.certificate: nodes look for it under this path in their pod, so mount a ConfigMap that holds it there"
+                .to_owned(),
+        );
+    }
+    if told.client_certificate.is_some() {
+        warnings.push(
+            "telemetry.client_certificate and client_key: a key that is mounted is root's, or a link, or its group may read it, and nodes \
+             refuse it; have an init container copy it, under umask 077 and as the nodes' user, into a volume of the pod's memory that \
+             has this path, or name a collector that asks for no certificate"
                 .to_owned(),
         );
     }
