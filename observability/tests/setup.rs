@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use testudo_observability::export::Export;
 use testudo_observability::setup::FLUSH_DEADLINE;
 use testudo_observability::{
-    Attribute, Environment, InitError, Instrument, Options, TraceContextError, TraceParent, build,
-    current_traceparent, init, set_remote_parent,
+    Attribute, Environment, Files, InitError, Instrument, Options, Settings, TraceContextError, TraceParent,
+    build, current_traceparent, init, set_remote_parent,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -223,8 +223,24 @@ fn metrics_reach_the_collector_when_the_guard_drops() {
 /// Invariant 1 of `setup`.
 #[test]
 fn a_collector_that_never_answers_does_not_hold_up_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, rcgen::generate_simple_self_signed(["c".to_owned()]).unwrap().cert.pem()).unwrap();
+    let files = Files { certificate: Some(ca), ..Files::default() };
+    // Over TLS it never shakes hands.
+    let ways = [("http", "http/protobuf"), ("https", "http/protobuf"), ("https", "grpc")];
+    std::thread::scope(|scope| {
+        for (scheme, protocol) in ways {
+            let protocol = Some(protocol.to_owned());
+            let settings = Settings { protocol, files: files.clone(), ..Settings::default() };
+            scope.spawn(move || never_answered(scheme, settings));
+        }
+    });
+}
+
+fn never_answered(scheme: &str, settings: Settings) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
     let (sender, accepted) = mpsc::channel();
     std::thread::spawn(move || {
         let mut held = Vec::new();
@@ -233,7 +249,7 @@ fn a_collector_that_never_answers_does_not_hold_up_the_end() {
             sender.send(()).unwrap();
         }
     });
-    let environment = Environment { endpoint: Some(endpoint), ..Environment::default() };
+    let environment = Environment { endpoint: Some(endpoint), settings, ..Environment::default() };
     let (dispatch, guard) = build(quiet("worker/1"), &environment).unwrap();
     guard.meter().level(&TEST, || Some(1));
     tracing::dispatcher::with_default(&dispatch, || {

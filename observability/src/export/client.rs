@@ -19,6 +19,7 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::Sleep;
 
 use super::credentials::Credentials;
 use super::environment::{Environment, Protocol, Signal};
@@ -140,35 +141,34 @@ impl<E> Posted<E> {
 
     /// An export, polled inside the reactor: timers and sockets that it makes are the reactor's, whichever thread waits. It ends when its
     /// time is over (invariant 1).
-    pub(super) fn inside<F>(&self, export: F) -> Inside<impl Future<Output = OTelSdkResult>>
-    where
-        F: Future<Output = OTelSdkResult>,
-    {
+    pub(super) fn inside<F: Future<Output = OTelSdkResult>>(&self, export: F) -> Inside<F> {
         let handle = self.reactor.as_ref().and_then(|reactor| reactor.handle().cloned());
-        let limit = handle.is_some().then_some(self.limit);
-        // The timer is made when this is polled, and so inside.
-        let bounded = async move {
-            let Some(limit) = limit else { return export.await };
-            let ended = tokio::time::timeout(limit, export).await;
-            ended.unwrap_or(Err(OTelSdkError::Timeout(limit)))
-        };
-        Inside { handle, future: Box::pin(bounded) }
+        Inside { handle, limit: self.limit, over: None, export: Box::pin(export) }
     }
 }
 
 /// See [`Posted::inside`].
 pub(super) struct Inside<F> {
     handle: Option<Handle>,
-    future: Pin<Box<F>>,
+    limit: Duration,
+    over: Option<Pin<Box<Sleep>>>,
+    export: Pin<Box<F>>,
 }
 
-impl<F: Future> Future for Inside<F> {
-    type Output = F::Output;
+impl<F: Future<Output = OTelSdkResult>> Future for Inside<F> {
+    type Output = OTelSdkResult;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Inside { handle, future } = &mut *self;
-        let _inside = handle.as_ref().map(Handle::enter);
-        future.as_mut().poll(context)
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<OTelSdkResult> {
+        let Inside { handle, limit, over, export } = &mut *self;
+        let inside = handle.as_ref().map(Handle::enter);
+        if let Poll::Ready(ended) = export.as_mut().poll(context) {
+            return Poll::Ready(ended);
+        }
+        if inside.is_none() {
+            return Poll::Pending;
+        }
+        let over = over.get_or_insert_with(|| Box::pin(tokio::time::sleep(*limit)));
+        over.as_mut().poll(context).map(|()| Err(OTelSdkError::Timeout(*limit)))
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use opentelemetry_otlp::tonic_types::transport::{ClientTlsConfig, Identity};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
@@ -140,9 +140,12 @@ impl Credentials {
             Some((certificate, key)) => {
                 let chain = named.of(Part::ClientCertificate).certificates(certificate)?;
                 let source = named.of(Part::ClientKey);
-                // Invariant 3: what the parser says holds the line that it refuses.
-                let parsed =
-                    PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| source.unusable(NO_PEM))?;
+                // Invariant 3: what else the parser says holds the line that it refuses.
+                let unusable = |error| match error {
+                    pem::Error::NoItemsFound => source.unusable("it holds no private key in PEM"),
+                    _ => source.unusable(NO_PEM),
+                };
+                let parsed = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(unusable)?;
                 grpc = grpc.identity(Identity::from_pem(certificate.as_bytes(), key.as_bytes()));
                 builder.with_client_auth_cert(chain, parsed).map_err(|error| source.unusable(error))?
             }

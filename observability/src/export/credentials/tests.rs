@@ -97,7 +97,7 @@ fn a_certificate_to_show_has_a_key_of_its_own_that_is_nobody_elses() {
         (place.write("open.pem", &place.key, 0o640), "chmod 600"),
         (place.link("link.pem", "key.pem"), "symbolic link"),
         (place.write("other.pem", &place.other, 0o600), "other.pem"),
-        (place.write("none.pem", &place.certificate, 0o600), "none.pem"),
+        (place.write("none.pem", &place.certificate, 0o600), "no private key"),
     ] {
         let said = refused(&files(Some(certificate.clone()), Some(key)));
         assert!(said.contains(reason) && said.contains("CLIENT_KEY"), "{said}");
@@ -162,7 +162,7 @@ fn a_key_is_its_readers_own_and_nobody_waits_for_a_pipe() {
     assert!(ca.exists() && read(&link).is_ok(), "systems' bundles are links");
     let pipe = place.folder.path().join("pipe");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, pipe.as_path(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     for files in [
         Files { certificate: Some(pipe.clone()), ..Files::default() },
         Files { certificate: Some(ca.clone()), client_certificate: Some(ca), client_key: Some(pipe) },
