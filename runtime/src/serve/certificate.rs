@@ -133,8 +133,9 @@ fn read_both(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Certi
     let chain = certificates(cert)?;
     let leaf = chain.first().ok_or_else(|| wrong(format!("{}: no certificate in it", cert.display())))?;
     valid_at(leaf, SystemTime::now()).map_err(|why| wrong(format!("{}: {why}", cert.display())))?;
+    // The parser's own words hold the line that it refuses: the whole key, where its line breaks were lost.
     let der = PrivateKeyDer::from_pem_slice(&read_secret_file(key)?)
-        .map_err(|why| wrong(format!("{}: no private key in PEM: {why}", key.display())))?;
+        .map_err(|_| wrong(format!("{}: no private key in PEM, or not whole", key.display())))?;
     CertifiedKey::from_der(chain, der, provider)
         .map_err(|why| wrong(format!("{} and {}: {why}", cert.display(), key.display())))
 }

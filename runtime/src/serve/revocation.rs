@@ -79,7 +79,8 @@ fn read(
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let pem = read_public(path).map_err(|why| why.to_string())?;
     let lists = CertificateRevocationListDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let lists = lists.map_err(|why| format!("no revocation lists in PEM: {why}"))?;
+    // Nothing of the file is said: it may be a key that was named by mistake.
+    let lists = lists.map_err(|_| "no revocation lists in PEM, or not whole".to_owned())?;
     if lists.is_empty() {
         return Err("no revocation list in it".to_owned());
     }

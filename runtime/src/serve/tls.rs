@@ -95,7 +95,8 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     let pem = read_public(path)?;
     CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|why| ServeError::Tls(format!("{}: no certificates in PEM: {why}", path.display())))
+        // Nothing of the file is said: it may be a key that was named by mistake.
+        .map_err(|_| ServeError::Tls(format!("{}: no certificates in PEM, or not whole", path.display())))
 }
 
 /// Who a client with this certificate is, whose chain has been checked.
@@ -193,6 +194,11 @@ mod tests {
         assert!(why(&key_file, &key_file).contains("no certificate"));
         assert!(why(&cert, &write("open.pem", &key.serialize_pem(), 0o640)).contains("chmod 600"));
         assert!(why(&write("shared.pem", &good.pem(), 0o666), &key_file).contains("others"));
+        // A key whose line breaks were lost is one line, which is shown to nobody.
+        let lost = write("lost.pem", &key.serialize_pem().replace('\n', "\\n"), 0o600);
+        for said in [why(&cert, &lost), why(&lost, &key_file)] {
+            assert!(said.contains("not whole") && !said.contains("45, 45, 45"), "{said}");
+        }
         let ca = ClientCa { ca: &key_file, revoked: None, required: true };
         assert!(server_config(&good_one, Some(ca)).is_err(), "a CA without a certificate");
     }
