@@ -4,7 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
@@ -169,7 +169,21 @@ pub(crate) fn end(chain: &Chain<'_>) -> Result<i64, PkiError> {
 /// Reads the first certificate of a PEM text.
 pub(crate) fn from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem)
-        .map_err(|why| PkiError::Pem { what: "certificate", why: why.to_string() })
+        .map_err(|why| PkiError::Pem { what: "certificate", why: not_pem(&why).into() })
+}
+
+/// What is wrong with a PEM text. The parser's own words quote the line that it refuses, which is the whole key where line breaks were
+/// lost, and the key that was named by mistake where a certificate was asked for: these quote nothing.
+pub(super) fn not_pem(why: &pem::Error) -> &'static str {
+    match why {
+        pem::Error::NoItemsFound => "there is none in it",
+        pem::Error::MissingSectionEnd { .. } => "an END line is missing",
+        pem::Error::IllegalSectionStart { .. } => {
+            "a BEGIN line does not stand by itself: were line breaks lost?"
+        }
+        pem::Error::Base64Decode(_) => "what stands between its lines is not base64",
+        _ => "it is not in PEM",
+    }
 }
 
 /// A certificate in PEM.

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use x509_parser::asn1_rs::{Any, FromDer as _, Tag};
 
 use super::PkiError;
+use super::certificate::not_pem;
 
 /// Most certificates in a chain: a node's and three CAs' below a trusted one. SPIRE has one there, companies two.
 pub const MAX_CHAIN: usize = 4;
@@ -92,7 +93,7 @@ pub(crate) fn from_pem(pem: &[u8], most: usize, most_bytes: usize) -> Result<Vec
     let not = |why: String| PkiError::Pem { what: "certificate", why };
     let (mut bytes, mut count) = (Vec::new(), 0);
     for der in CertificateDer::pem_slice_iter(pem) {
-        let der = der.map_err(|why| not(why.to_string()))?;
+        let der = der.map_err(|why| not(not_pem(&why).to_owned()))?;
         count += 1;
         check_count(count, most)?;
         check_bytes(bytes.len().saturating_add(der.len()), most_bytes)?;

@@ -33,6 +33,7 @@ pub use names::{CrlNumber, Serial};
 use info::date;
 
 use super::anchors::{MAX_ANCHOR_BYTES, MAX_ANCHORS};
+use super::certificate::not_pem;
 use super::{CLOCK_SKEW, PkiError, certificate, chain};
 
 /// Longest list read, in bytes of DER: some 6,000 certificates with a reason each.
@@ -306,7 +307,7 @@ impl fmt::Debug for Crl {
 }
 
 /// The lists in a text or in DER, one after the other.
-fn to_der(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
+pub(super) fn to_der(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
     // DER of a list is a SEQUENCE; no text begins so.
     const SEQUENCE: u8 = 0x30;
     let too_long =
@@ -323,15 +324,15 @@ fn to_der(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
     if bytes.len() > MAX_PEM {
         return Err(too_long(MAX_PEM));
     }
-    let not_pem = |why: &dyn fmt::Display| CrlError::Malformed(format!("not PEM of an X509 CRL: {why}"));
+    let bad = |why: &str| CrlError::Malformed(format!("not PEM of an X509 CRL: {why}"));
     let mut all = Vec::new();
     for der in CertificateRevocationListDer::pem_slice_iter(bytes) {
         if all.len() == MAX_ANCHORS {
             return Err(CrlError::Malformed(format!("more than {MAX_ANCHORS} lists")));
         }
-        all.push(der.map_err(|why| not_pem(&why))?.as_ref().to_vec());
+        all.push(der.map_err(|why| bad(not_pem(&why)))?.as_ref().to_vec());
     }
-    if all.is_empty() { Err(not_pem(&"there is none")) } else { Ok(all) }
+    if all.is_empty() { Err(bad("there is none in it")) } else { Ok(all) }
 }
 
 /// Invariant 1: issuer, algorithm, signature. Gives the hash of the key.

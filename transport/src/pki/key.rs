@@ -15,6 +15,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::PkiError;
+use super::certificate::not_pem;
 
 const NOT_A_KEY: &str = "the private key is not an ECDSA P-256 or P-384 key in PKCS#8; `openssl pkcs8 -topk8 -nocrypt` writes \
                          other forms of such a key so";
@@ -98,7 +99,7 @@ impl SecretKey {
     pub(crate) fn from_pem(pem: &[u8]) -> Result<Self, PkiError> {
         let no_pem = |why: rustls::pki_types::pem::Error| PkiError::Pem {
             what: "private key",
-            why: format!("no PKCS#8 (BEGIN PRIVATE KEY): {why}"),
+            why: format!("no PKCS#8 (BEGIN PRIVATE KEY): {}", not_pem(&why)),
         };
         let mut key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(no_pem)?;
         let pkcs8 = Zeroizing::new(key.secret_pkcs8_der().to_vec());
@@ -244,6 +245,32 @@ mod tests {
         assert!(matches!(SecretKey::from_pem(b""), Err(PkiError::Pem { .. })));
         let garbage = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         assert!(matches!(SecretKey::from_pem(garbage), Err(PkiError::Crypto(_))));
+    }
+
+    /// A key whose line breaks were lost is one line, which no message shows, be it as text or as numbers; nor one that was named where
+    /// something else is read.
+    #[test]
+    fn what_is_not_in_pem_is_not_shown() {
+        let pem = SecretKey::generate().unwrap().to_pem();
+        let whole = pem.as_str().trim_end();
+        let cut = &whole[..whole.len() - 4];
+        for text in
+            [whole.replace('\n', "\\n"), whole.replace('\n', " "), whole.replace('\n', ""), cut.into()]
+        {
+            let bytes = text.as_bytes();
+            let said = [
+                SecretKey::from_pem(bytes).err().map(|why| why.to_string()),
+                super::super::certificate::from_pem(bytes).err().map(|why| why.to_string()),
+                super::super::chain::from_pem(bytes, 4, 1 << 16).err().map(|why| why.to_string()),
+                super::super::Request::from_pem(bytes).err().map(|why| why.to_string()),
+                super::super::crl::to_der(bytes).err().map(|why| why.to_string()),
+            ];
+            for said in said {
+                let said = said.unwrap();
+                let [start, first] = ["45, 45, 45", "77, 73, 71"];
+                assert!(!said.contains(start) && !said.contains(first) && !said.contains("MIG"), "{said}");
+            }
+        }
     }
 
     /// Invariant 3 of the module above.

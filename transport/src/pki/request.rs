@@ -17,6 +17,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use super::certificate::not_pem;
 use super::key::SecretKey;
 use super::{Expected, Identity, PkiError, Trust, ca, certificate, register};
 use crate::identity::SpiffeId;
@@ -84,14 +85,14 @@ impl Request {
     /// # Errors
     /// [`PkiError::Request`] saying what is wrong with it, or [`PkiError::Pem`].
     pub fn from_pem(pem: &[u8]) -> Result<Request, PkiError> {
-        let bad =
-            |why: &dyn std::fmt::Display| PkiError::Pem { what: "certificate request", why: why.to_string() };
+        let bad = |why: &str| PkiError::Pem { what: "certificate request", why: why.into() };
         let mut found = CertificateSigningRequestDer::pem_slice_iter(pem);
-        let der = found.next().ok_or_else(|| bad(&"there is none"))?.map_err(|why| bad(&why))?;
+        let der =
+            found.next().ok_or_else(|| bad("there is none in it"))?.map_err(|why| bad(not_pem(&why)))?;
         match found.next() {
             None => {}
             Some(Ok(_)) => return Err(refuse("more than one in a file")),
-            Some(Err(why)) => return Err(bad(&why)),
+            Some(Err(why)) => return Err(bad(not_pem(&why))),
         }
         let mut request = Request::from_der(&der)?;
         let text = String::from_utf8_lossy(pem).replace("\r\n", "\n");
