@@ -38,6 +38,8 @@ follow() {
     done
     status=0
     wait \"$scheduler_step\" || status=$?
+    # bash 5.2 answers -1 for what has ended just when it was told to stop.
+    if [ \"$status\" -lt 0 ]; then status=143; fi
     # From now on no worker is started again.
     touch \"$run/over\" || true
     for step in \"${steps[@]}\"; do
