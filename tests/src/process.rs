@@ -77,6 +77,8 @@ pub struct NodeProcess {
     pub role: String,
     /// Its index.
     pub index: u32,
+    /// Whether its index was given, as a launcher does.
+    pub launched: bool,
 }
 
 /// Starts `program` with `arguments`. Whatever it starts in turn has `mark`, an absolute path, in its command line.
@@ -208,7 +210,8 @@ impl Started {
     fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for node in nodes(&self.mark) {
+        // Nodes that were started by hand are another command's.
+        for node in nodes(&self.mark).into_iter().filter(|node| node.launched) {
             send(node.pid, Signal::KILL);
         }
     }
@@ -321,6 +324,8 @@ fn as_node((pid, parent, arguments): (u32, u32, Vec<String>)) -> Option<NodeProc
         arguments.get(at + 1).cloned()
     };
     // As the program has it, a node without an index is the first of its role.
-    let index = after("--index").map_or(Ok(0), |index| index.parse()).ok()?;
-    Some(NodeProcess { pid, parent, role: after("--role")?, index })
+    let given = after("--index");
+    let launched = given.is_some();
+    let index = given.map_or(Ok(0), |index| index.parse()).ok()?;
+    Some(NodeProcess { pid, parent, role: after("--role")?, index, launched })
 }
