@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex};
 
 use super::{Argument, Device, DeviceError, Fetch, Geometry, Product, Source};
 
+mod watched;
+
+pub use watched::Watched;
+
 /// Memory, and programs of kernels, each in a process of its own once it is needed.
 #[derive(Debug)]
 pub struct Emulator {

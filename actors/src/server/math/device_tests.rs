@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use testudo_kernels::cuda::emulator::{Emulator, is_there};
-use testudo_kernels::cuda::{AnyDevice, Argument, Device, DeviceError, Fetch, Geometry, Source};
+use testudo_kernels::cuda::{AnyDevice, Source};
 use testudo_kernels::{Aggregation, Initial, ModelSpec, OptimizerSpec, Schedule, Shape};
 
 use super::*;
@@ -205,51 +205,6 @@ fn whole_gradients_are_weighed_on_a_device_to_the_bits_of_the_cpu() {
     }
 }
 
-/// A device that notes which kernels it was to run.
-struct Noting {
-    emulator: Emulator,
-    ran: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl Device for Noting {
-    type Memory = Vec<u8>;
-
-    fn allocate(&mut self, tensor: &str, bytes: usize) -> Result<Vec<u8>, DeviceError> {
-        self.emulator.allocate(tensor, bytes)
-    }
-
-    fn write(&mut self, memory: &mut Vec<u8>, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.emulator.write(memory, at, bytes)
-    }
-
-    fn read(&mut self, memory: &Vec<u8>, at: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.emulator.read(memory, at, bytes)
-    }
-
-    fn fetch(&mut self, memory: &Vec<u8>, bytes: usize) -> Result<Fetch, DeviceError> {
-        self.emulator.fetch(memory, bytes)
-    }
-
-    fn collect(&mut self, fetch: Fetch, show: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
-        self.emulator.collect(fetch, show)
-    }
-
-    fn blocks(&self) -> u32 {
-        self.emulator.blocks()
-    }
-
-    fn launch(
-        &mut self,
-        source: &Source,
-        kernel: &str,
-        geometry: Geometry,
-        arguments: &mut [Argument<'_, Vec<u8>>],
-    ) -> Result<(), DeviceError> {
-        self.ran.lock().unwrap().insert(kernel.into());
-        self.emulator.launch(source, kernel, geometry, arguments)
-    }
-}
-
 /// What has kernels is done by them, and not on the CPU.
 #[test]
 fn products_combinations_and_clipping_are_launched() {
@@ -267,8 +222,11 @@ fn products_combinations_and_clipping_are_launched() {
         ),
     ] {
         let job = job(shipped("momentum"), aggregation, clip_norm);
-        let ran = Arc::default();
-        let noting = Noting { emulator: emulator.another(), ran: Arc::clone(&ran) };
+        let ran: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let log = Arc::clone(&ran);
+        let noting = emulator.another().watched(move |kernel, _| {
+            log.lock().unwrap().insert(kernel.into());
+        });
         let mut math = math(&job, None).with_device(AnyDevice::new("noting", noting)).unwrap();
         math.initialise().unwrap();
         step(&mut math, &job, 0, false);
