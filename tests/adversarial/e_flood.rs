@@ -55,8 +55,8 @@ fn counted_as(kind: Attack) -> (&'static [Cause], &'static [Cause]) {
         Attack::Stalled => (&[Cause::Late], &[Cause::Late]),
         Attack::NoCertificate | Attack::Foreign => (&[Cause::Certificate], &[Cause::Certificate]),
         Attack::Reconnect => (&[], REQUEST),
-        Attack::EmptyStreams => (&[Cause::Framing, Cause::Flood], REQUEST),
-        Attack::AbandonedStreams => (&[Cause::Framing], REQUEST),
+        // Whether the first stream's end or the second stream is seen first is a race.
+        Attack::EmptyStreams | Attack::AbandonedStreams => (&[Cause::Framing, Cause::Flood], REQUEST),
         Attack::Control => (&[Cause::Message], REQUEST),
         Attack::HalfFrames => (&[Cause::Flood], REQUEST),
         Attack::BadMacs => (&[Cause::Mac], REQUEST),
