@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, text};
-use crate::process::{self, Ended, Started};
+use crate::process::{self, Ended, Started, UNHURRIED};
 
 /// Where one test's runs are.
 #[derive(Debug)]
@@ -41,12 +41,12 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Starts a run whose directory has that name.
+    /// Starts a run whose directory has that name; no node of it counts as dead that is only slow.
     #[must_use]
     pub fn start(&self, name: &str, options: &[&str]) -> Started {
         let dir = self.run_dir(name);
         let first = ["run", text(&self.file), "--run-dir", text(&dir), "--json"];
-        process::start(self.program, &[&first[..], options].concat(), &dir)
+        process::start(self.program, &[&first[..], &UNHURRIED, options].concat(), &dir)
     }
 
     /// The same, to its end.

@@ -22,6 +22,9 @@ pub const DEADLINE: Duration = Duration::from_secs(180);
 /// Between two looks at what is waited for.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Has a run take nobody for dead who is only slow: its launcher tells the scheduler of a death at once. Options that come later win.
+pub const UNHURRIED: [&str; 2] = ["--set", "cluster.heartbeat_timeout_ms=60000"];
+
 /// What launchers of other systems set, and what would change what is printed or where: no test inherits it.
 const ENVIRONMENT: [&str; 18] = [
     "DMLC_ROLE",
@@ -158,16 +161,40 @@ impl Started {
     /// When the command ends first, or at the deadline; with what was printed.
     pub fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&Path) -> Option<T>) -> T {
         loop {
+            // Asked first: what it did just before it ended is seen.
+            let over = self.child.try_wait().expect("a child can be waited for");
             if let Some(found) = ready(&self.mark) {
                 return found;
             }
-            let over = self.child.try_wait().expect("a child can be waited for");
             if over.is_some() || Instant::now() > self.deadline {
                 let (stdout, stderr) = self.give_up();
                 panic!("waited for {what} in vain ({over:?}); it printed:\n{stdout}\n{stderr}");
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Kills the process `pid`, which this command started, and waits until the command has heard of it: what it does about that, it
+    /// does before anything that it is told from now on.
+    ///
+    /// # Panics
+    /// As [`until`](Started::until).
+    pub fn kill_child(&mut self, pid: u32) {
+        send(pid, Signal::KILL);
+        let entry = PathBuf::from(format!("/proc/{pid}"));
+        self.until("a killed process to be missed", |_| (!entry.exists()).then_some(()));
+    }
+
+    /// Stops every process of the run whose directory is the mark, but for this command, and waits until all their threads stand.
+    ///
+    /// # Panics
+    /// As [`until`](Started::until).
+    pub fn hold_still(&mut self) {
+        let own = self.pid();
+        let all: Vec<u32> =
+            nodes(&self.mark).into_iter().map(|node| node.pid).filter(|pid| *pid != own).collect();
+        all.iter().for_each(|pid| send(*pid, Signal::STOP));
+        self.until("the nodes to stand", |_| all.iter().all(|pid| stands(*pid)).then_some(()));
     }
 
     /// Waits until the run has reported so many steps.
@@ -271,9 +298,9 @@ pub fn nodes(mark: &Path) -> Vec<NodeProcess> {
 /// Asserts that nothing of the run whose directory is `mark` runs any more, or will not soon.
 ///
 /// # Panics
-/// When something still runs after ten seconds.
+/// When something still runs after a minute.
 pub fn assert_nothing_left(mark: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let left = processes(mark);
         if left.is_empty() {
@@ -311,6 +338,18 @@ fn processes(mark: &Path) -> Vec<(u32, u32, Vec<String>)> {
             arguments.iter().any(|a| a.contains(mark)).then_some((pid, parent(pid)?, arguments))
         })
         .collect()
+}
+
+/// Whether every thread of a process is stopped.
+fn stands(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:"))
+            .is_none_or(|state| state.trim().starts_with('T'))
+    })
 }
 
 fn parent(pid: u32) -> Option<u32> {

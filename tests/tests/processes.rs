@@ -5,11 +5,16 @@ use std::path::Path;
 use serde_json::Value;
 use testudo_tests::files;
 use testudo_tests::place::Place;
-use testudo_tests::process::{self, Signal, assert_nothing_left, nodes, steps};
+use testudo_tests::process::{self, Signal, Started, assert_nothing_left, nodes, steps};
 use testudo_tests::sockets;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mnist.toml");
+/// More than any of these runs takes: they are stopped.
+const ENDLESS: &str = "training.max_steps=100000000";
+const EPOCHS: &str = "training.epochs=100000";
+/// Who dies does not come back.
+const FOR_GOOD: &str = "cluster.worker_restarts=0";
 
 /// With the small job.
 fn small() -> Place {
@@ -52,9 +57,7 @@ fn files_with(dir: &Path, text: &str) -> Vec<String> {
 #[test]
 fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
     let place = mnist();
-    let options = |workers, servers| {
-        ["--set", "training.max_steps=60", "--quiet", "--workers", workers, "--servers", servers]
-    };
+    let options = |workers, servers| to("training.max_steps=60", workers, servers);
     let mut hashes = Vec::new();
     for (nth, (workers, servers)) in [("1", "1"), ("2", "2"), ("4", "3"), ("2", "2")].into_iter().enumerate()
     {
@@ -70,32 +73,50 @@ fn mnist_gives_the_same_bits_for_any_cluster_and_through_a_kill() {
     }
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
 
-    let mut run = place.start("killed", &options("4", "2"));
+    // However late the kill comes, this run is under way, and is stopped after it.
+    let options = [&to(ENDLESS, "4", "2")[..], &["--set", EPOCHS, "--set", FOR_GOOD]].concat();
+    let mut run = place.start("killed", &options);
     run.until_steps(8);
-    process::send(run.node("worker", 2).pid, Signal::KILL);
-    let result = run.wait().succeeded().json();
-    assert_eq!(hash(&result), hashes[0], "a killed worker changed bits");
+    kill_worker(&mut run, 2);
     let log = log(&place.run_dir("killed"), "scheduler-0");
-    assert!(log.contains("worker/2 was lost") && log.contains("SIGKILL"), "it was killed in mid-run: {log}");
+    assert!(log.contains("SIGKILL"), "{log}");
+    run.signal(Signal::INT);
+    let result = run.wait().succeeded().json();
+    let set = format!("training.max_steps={}", result["steps"]);
+    let whole =
+        place.run("whole", &[&to(&set, "1", "1")[..], &["--set", EPOCHS]].concat()).succeeded().json();
+    assert_eq!(hash(&result), hash(&whole), "a killed worker changed bits");
+}
+
+/// Options of a run that ends at a step.
+fn to<'a>(steps: &'a str, workers: &'a str, servers: &'a str) -> [&'a str; 7] {
+    ["--set", steps, "--quiet", "--workers", workers, "--servers", servers]
+}
+
+/// Kills a worker, and waits until the scheduler has heard of that.
+fn kill_worker(run: &mut Started, worker: u32) {
+    process::send(run.node("worker", worker).pid, Signal::KILL);
+    let lost = format!("worker/{worker} was lost");
+    run.until("the scheduler to notice", |dir| log(dir, "scheduler-0").contains(&lost).then_some(()));
 }
 
 /// semantics.md, line 10, on real processes: second and third failures are like the first.
 #[test]
 fn all_workers_but_one_may_be_killed() {
     let place = small();
-    let options = ["--set", "training.max_steps=1500", "--quiet"];
-    let reference = hash(&place.run("whole", &options).succeeded().json());
-    let mut run = place.start("killed", &[&options[..], &["--workers", "3"]].concat());
+    let options = ["--set", ENDLESS, "--set", FOR_GOOD, "--quiet", "--workers", "3"];
+    let mut run = place.start("killed", &options);
     for (after, worker) in [(5, 0), (40, 2)] {
         run.until_steps(after);
-        process::send(run.node("worker", worker).pid, Signal::KILL);
-        run.until("the scheduler to notice", |dir| {
-            log(dir, "scheduler-0").contains(&format!("worker/{worker} was lost")).then_some(())
-        });
+        kill_worker(&mut run, worker);
     }
+    let taken = steps(&place.run_dir("killed"));
+    run.until_steps(taken + 40);
+    run.signal(Signal::INT);
     let result = run.wait().succeeded().json();
-    assert_eq!(result["steps"], 1500);
-    assert_eq!(hash(&result), reference);
+    let set = format!("training.max_steps={}", result["steps"]);
+    let whole = place.run("whole", &["--set", &set, "--quiet"]).succeeded().json();
+    assert_eq!(hash(&result), hash(&whole));
     assert_nothing_left(&place.run_dir("killed"));
 }
 
@@ -110,7 +131,7 @@ fn a_node_has_one_port_and_no_other() {
         return eprintln!("not checked: a node's open files are shown to root alone");
     }
     let place = small();
-    let mut run = place.start("run", &["--set", "training.max_steps=100000000", "--quiet"]);
+    let mut run = place.start("run", &["--set", ENDLESS, "--quiet"]);
     run.until_steps(3);
     let all = run.until("all nodes", |dir| Some(nodes(dir)).filter(|nodes| nodes.len() == 5));
     for node in &all {
@@ -229,6 +250,9 @@ fn a_killed_server_or_scheduler_ends_the_run_by_name() {
         process::send(run.node(role, index).pid, Signal::KILL);
         let ended = run.wait();
         assert_eq!(ended.code(), Some(1), "{ended:#?}");
+        // However much it has logged until then.
+        let logged = log(&place.run_dir("run"), &format!("{role}-{index}"));
+        assert!(logged.contains(&format!("{role}/{index} is up")), "{logged}");
         for part in [
             &format!("{role}/{index}"),
             "killed by signal 9 (SIGKILL)",
@@ -236,7 +260,7 @@ fn a_killed_server_or_scheduler_ends_the_run_by_name() {
                 "the last lines of {}",
                 place.run_dir("run").join(format!("logs/{role}-{index}.log")).display()
             ),
-            &format!("{role}/{index} is up"),
+            logged.lines().last().unwrap(),
         ] {
             assert!(ended.stderr.contains(part), "{part:?} is missing in {}", ended.stderr);
         }
