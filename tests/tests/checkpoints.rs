@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use testudo_tests::files::{self, text};
-use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, steps};
+use testudo_tests::process::{self, Ended, Signal, Started, UNHURRIED, assert_nothing_left, steps};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 const MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mnist.toml");
+/// More steps than any of these runs takes: it is ended, however late.
+const ENDLESS: [&str; 2] = ["--set", "training.max_steps=100000000"];
 
 /// A cluster file and a place for its runs.
 struct Place {
@@ -28,9 +30,8 @@ impl Place {
 
     fn start(&self, name: &str, options: &[&str]) -> Started {
         let dir = self.dir(name);
-        let arguments =
-            [&["run", text(&self.file), "--run-dir", text(&dir), "--json", "--quiet"], options].concat();
-        process::start(PROGRAM, &arguments, &dir)
+        let first = ["run", text(&self.file), "--run-dir", text(&dir), "--json", "--quiet"];
+        process::start(PROGRAM, &[&first[..], &UNHURRIED, options].concat(), &dir)
     }
 
     fn run(&self, name: &str, options: &[&str]) -> Ended {
@@ -93,44 +94,41 @@ fn mnist_resumed_with_other_workers_and_servers_has_the_bits_of_an_unbroken_run(
 #[test]
 fn an_interrupted_run_goes_on_where_it_stopped() {
     let place = Place::small();
-    let whole = place.run("whole", &["--set", "training.max_steps=3000"]).succeeded().json();
-    let mut run = place.start("run", &["--set", "training.max_steps=3000"]);
+    let seed = ["--set", "training.seed=5"];
+    let mut run = place.start("run", &[&seed[..], &ENDLESS].concat());
     run.until("steps", |dir| (steps(dir) >= 20).then_some(()));
     run.signal(Signal::INT);
     let stopped = run.wait().succeeded().json();
     assert_eq!((&stopped["stopped_early"], &stopped["checkpoint_step"]), (&true.into(), &stopped["steps"]));
     let dir = place.dir("run");
     let former = std::fs::read(dir.join("job.signed")).unwrap();
-    let result = place.resume("run", &["--workers", "1", "--servers", "3"]).succeeded().json();
+    let most = stopped["steps"].as_u64().unwrap() + 200;
+    let most_set = format!("training.max_steps={most}");
+    let most_steps = ["--set", most_set.as_str()];
+    let others = [&["--workers", "1", "--servers", "3"][..], &most_steps].concat();
+    let result = place.resume("run", &others).succeeded().json();
+    let whole = place.run("whole", &[&seed[..], &most_steps].concat()).succeeded().json();
     assert_eq!(hash(&result), hash(&whole));
     assert_eq!(result["resumed_from_step"], stopped["steps"]);
     let numbers: Vec<u64> = metrics(&dir).iter().map(|m| m["step"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (1..=3000).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..=most).collect::<Vec<_>>());
     assert_eq!(std::fs::read(dir.join("job-1.signed")).unwrap(), former, "the former job is kept");
     assert!(dir.join("cluster-1.toml").exists() && dir.join("job.signed").exists());
     assert!(!dir.join("identities/server-3").exists() && dir.join("identities/server-2").exists());
     // At its end there is nothing to train, and what is left to do is done.
     let again = place.resume("run", &[]).succeeded().json();
-    assert_eq!((hash(&again), &again["steps"]), (hash(&whole), &3000.into()));
+    assert_eq!((hash(&again), &again["steps"]), (hash(&whole), &most.into()));
 }
 
 /// A dead server ends the run; the newest checkpoint on the way is where it goes on, and what was done since is done again.
 #[test]
 fn a_run_whose_server_was_killed_goes_on_from_a_checkpoint_on_the_way() {
     let place = Place::small();
-    let set = [
-        "--set",
-        "training.max_steps=2000",
-        "--set",
-        "checkpoint.every_steps=50",
-        "--set",
-        "cluster.restarts=0",
-    ];
-    let whole = place.run("whole", &set[..2]).succeeded().json();
-    let mut run = place.start("run", &set);
+    let set = ["--set", "checkpoint.every_steps=50", "--set", "cluster.restarts=0"];
+    let mut run = place.start("run", &[&set[..], &ENDLESS].concat());
     run.until("a checkpoint", |dir| {
-        let at = |step: u64| dir.join(format!("checkpoint/step-{step:08}/manifest.json")).exists();
-        (50..2000).step_by(50).any(at).then_some(())
+        let mut entries = std::fs::read_dir(dir.join("checkpoint")).ok()?.flatten();
+        entries.any(|entry| entry.path().join("manifest.json").exists()).then_some(())
     });
     process::send(run.node("server", 1).pid, Signal::KILL);
     let ended = run.wait();
@@ -138,12 +136,16 @@ fn a_run_whose_server_was_killed_goes_on_from_a_checkpoint_on_the_way() {
     let listed = place.checkpoint("list", "run", &["--json"]).succeeded().json();
     let newest = listed["checkpoints"].as_array().unwrap().last().unwrap()["step"].as_u64().unwrap();
     assert_eq!(newest % 50, 0);
-    let result = place.resume("run", &["--servers", "1"]).succeeded().json();
+    let most = newest + 500;
+    let most_set = format!("training.max_steps={most}");
+    let most_steps = ["--set", most_set.as_str()];
+    let result = place.resume("run", &[&["--servers", "1"][..], &most_steps].concat()).succeeded().json();
+    let whole = place.run("whole", &most_steps).succeeded().json();
     assert_eq!((hash(&result), &result["resumed_from_step"]), (hash(&whole), &newest.into()));
     let kept = place.checkpoint("list", "run", &["--json"]).succeeded().json();
     let kept: Vec<u64> =
         kept["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).collect();
-    assert_eq!((kept.len(), kept.last()), (3, Some(&2000)), "checkpoint.keep_last is 3: {kept:?}");
+    assert_eq!((kept.len(), kept.last()), (3, Some(&most)), "checkpoint.keep_last is 3: {kept:?}");
     let verified = place.checkpoint("verify", "run", &["--json"]).succeeded().json();
     assert_eq!(verified["problems"], serde_json::json!([]));
 }

@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use testudo_tests::files::{self, text};
-use testudo_tests::process::{self, Ended, Signal, Started, assert_nothing_left, nodes, send, steps};
+use testudo_tests::process::{
+    self, Ended, Signal, Started, UNHURRIED, assert_nothing_left, nodes, send, steps,
+};
 use testudo_tests::sshd::{self, Sshd};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -39,8 +41,8 @@ impl Place {
 
     fn start(&self, name: &str, options: &[&str]) -> Started {
         let dir = self.path(name);
-        let arguments = [&["run", text(&self.file), "--run-dir", text(&dir), "--json"], options].concat();
-        process::start(PROGRAM, &arguments, &self.remote())
+        let first = ["run", text(&self.file), "--run-dir", text(&dir), "--json"];
+        process::start(PROGRAM, &[&first[..], &UNHURRIED, options].concat(), &self.remote())
     }
 
     /// On the host, with these keys of hosts known.
@@ -80,10 +82,10 @@ fn program() -> String {
 #[test]
 fn a_run_on_hosts_has_the_bits_of_a_local_one() {
     let Some(place) = Place::new() else { return };
-    let steps_most = ["--set", "training.max_steps=60"];
-    let local = place.start("local", &[&steps_most[..], &NO_CHECKPOINT].concat()).wait().succeeded();
     let program = program();
-    let options = [&["--set", program.as_str()], &steps_most[..], &NO_CHECKPOINT].concat();
+    // It goes on until it was looked at, and its worker killed, and is stopped then.
+    let endless = ["--set", "training.max_steps=100000000", "--set", "cluster.worker_restarts=0"];
+    let options = [&["--set", program.as_str()], &endless[..], &NO_CHECKPOINT].concat();
     let mut there = place.start_there("there", &place.sshd.known_hosts, &options);
     let dir = place.path("there");
     there.until("five steps", |_| (steps(&dir) >= 5).then_some(()));
@@ -104,12 +106,20 @@ fn a_run_on_hosts_has_the_bits_of_a_local_one() {
     }
     assert_eq!(folders, 4);
     send(hosted[3].pid, Signal::KILL);
+    there.until("the scheduler to notice", |_| {
+        let log = std::fs::read_to_string(dir.join("logs/scheduler-0.log")).ok()?;
+        log.contains("worker/1 was lost").then_some(())
+    });
+    there.signal(Signal::INT);
     let there = there.wait().succeeded();
     assert!(
         there.stderr.contains("worker 1 ended") || there.stderr.contains("worker/1 ended"),
         "{}",
         there.stderr
     );
+    let set = format!("training.max_steps={}", there.json()["steps"]);
+    let most_steps = ["--set", set.as_str()];
+    let local = place.start("local", &[&most_steps[..], &NO_CHECKPOINT].concat()).wait().succeeded();
     assert_eq!(hash(&there), hash(&local));
     assert!(
         dir.join("checkpoint/final/model.sig").exists(),
