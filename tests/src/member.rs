@@ -191,6 +191,14 @@ impl Lane {
         self.push_bytes(push, Bytes::copy_from_slice(bytemuck::cast_slice(values))).await
     }
 
+    /// Sends a push to a server that may have hung up by now.
+    pub async fn try_push(&mut self, push: &Push, values: &[f32]) {
+        self.requests += 1;
+        let payload = Bytes::copy_from_slice(bytemuck::cast_slice(values));
+        let message = Outgoing::new(Push::KIND, self.requests, push.encode()).with_payload(payload);
+        let _ = in_time("room for a push", self.say.send(message)).await;
+    }
+
     /// Sends a push of any bytes; the request's number.
     pub async fn push_bytes(&mut self, push: &Push, payload: Bytes) -> u64 {
         self.requests += 1;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use testudo_tests::attacker::Attacker;
 use testudo_tests::files::{self, text};
-use testudo_tests::process::{self, Ended, Started};
+use testudo_tests::process::{self, Ended, Started, UNHURRIED};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -26,9 +26,8 @@ impl Place {
 
     pub(crate) fn start(&self, name: &str, options: &[&str]) -> (Started, PathBuf) {
         let dir = self.folder.path().join(name);
-        let arguments =
-            [&["run", text(&self.file), "--run-dir", text(&dir), "--json", "--quiet"], options].concat();
-        (process::start(PROGRAM, &arguments, &dir), dir)
+        let first = ["run", text(&self.file), "--run-dir", text(&dir), "--json", "--quiet"];
+        (process::start(PROGRAM, &[&first[..], &UNHURRIED, options].concat(), &dir), dir)
     }
 }
 
