@@ -215,9 +215,19 @@ async fn train(
     };
     let network = operator_network(config, operator)?;
     let address = scheduler.to_string();
-    let line = operator::Line::dial(&network, &address, &id).await.map_err(Failure::failed)?;
-    let following = line.follow(REPORT_EVERY_MS, watcher.wants_nodes());
-    let (commands, reports) = following.await.map_err(Failure::failed)?;
+    let following = async {
+        let line = operator::Line::dial(&network, &address, &id).await?;
+        line.follow(REPORT_EVERY_MS, watcher.wants_nodes()).await
+    };
+    // Training may have begun by now, and the scheduler have died.
+    let followed = tokio::select! {
+        followed = following => followed.map_err(|error| error.to_string()),
+        () = nodes.gone(Role::Scheduler, 0) => Err("the scheduler has ended".to_owned()),
+    };
+    let (commands, reports) = match followed {
+        Ok(followed) => followed,
+        Err(reason) => return Err(behind(nodes, reason, true).await),
+    };
     let mut run = Running {
         nodes,
         watcher,
@@ -337,16 +347,22 @@ impl Running<'_> {
 
     /// A worker's death is survived, if training has begun; any other node's is not.
     async fn ended(&mut self, ending: Ending) -> Result<(), Failure> {
-        if ending.in_order && matches!(self.phase, Phase::Finishing | Phase::Over) {
+        if ending.in_order {
+            // Nodes leave in order at the scheduler's word alone. Its next report says why: what this process knows of the phase, and
+            // of who is wanted, may be a report old.
+            let over = matches!(self.phase, Phase::Finishing | Phase::Over);
+            let is_worker = |member: &Member| member.role == MemberRole::Worker;
+            if let Some(member) = ending.member.filter(is_worker)
+                && member.index >= self.wanted
+                && !over
+            {
+                self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
+            }
             return Ok(());
         }
         match ending.member {
             // The scheduler decides: what this process knows of the phase may be a report old.
             Some(member) if member.role == MemberRole::Worker => {
-                if ending.in_order && member.index >= self.wanted {
-                    self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
-                    return Ok(());
-                }
                 self.watcher.notice(&format!("{member} ended: {}", ending.how));
                 let said = self.commands.ended(member, ending.how).await;
                 self.deaths.push((member, ending.failure));
@@ -366,22 +382,27 @@ impl Running<'_> {
             let Failure { message, status } = self.deaths.swap_remove(at).1;
             return Failure { message: format!("{reason}\n{message}"), status };
         }
-        let dead = tokio::time::timeout(EXPLANATION, async {
-            loop {
-                let ending = Ending::of(self.nodes.ended().await);
-                let a_worker = ending.member.is_some_and(|m| m.role == MemberRole::Worker);
-                if !(ending.in_order || a_worker) {
-                    return ending;
-                }
+        behind(self.nodes, reason, line_broke).await
+    }
+}
+
+/// The dead node behind a failure, if one turns up at once.
+async fn behind(nodes: &mut Nodes, reason: String, line_broke: bool) -> Failure {
+    let dead = tokio::time::timeout(EXPLANATION, async {
+        loop {
+            let ending = Ending::of(nodes.ended().await);
+            let a_worker = ending.member.is_some_and(|m| m.role == MemberRole::Worker);
+            if !(ending.in_order || a_worker) {
+                return ending;
             }
-        })
-        .await;
-        match dead {
-            // A scheduler that could still speak ends with the reason it gave.
-            Ok(ending) if ending.member.is_some() || line_broke => ending.failure.died(),
-            _ if line_broke => Failure::failed(reason).died(),
-            _ => Failure::failed(reason),
         }
+    })
+    .await;
+    match dead {
+        // A scheduler that could still speak ends with the reason it gave.
+        Ok(ending) if ending.member.is_some() || line_broke => ending.failure.died(),
+        _ if line_broke => Failure::failed(reason).died(),
+        _ => Failure::failed(reason),
     }
 }
 

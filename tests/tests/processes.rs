@@ -269,6 +269,23 @@ fn a_killed_server_or_scheduler_ends_the_run_by_name() {
     }
 }
 
+/// However slow the launcher is: training may have begun, and the scheduler have died, before it has asked for a report.
+#[test]
+fn a_scheduler_that_is_killed_before_its_run_is_followed_is_named() {
+    let place = small();
+    let mut run = place.start("run", &["--quiet"]);
+    run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
+    run.signal(Signal::STOP);
+    run.until_steps(5);
+    process::send(run.node("scheduler", 0).pid, Signal::KILL);
+    run.signal(Signal::CONT);
+    let ended = run.wait();
+    assert_eq!(ended.code(), Some(1), "{ended:#?}");
+    let named = "scheduler/0 ended before the run was over: killed by signal 9 (SIGKILL)";
+    assert!(ended.stderr.contains(named), "{}", ended.stderr);
+    assert_nothing_left(&place.run_dir("run"));
+}
+
 /// No process outlives its launcher, even one that had no chance to say goodbye.
 #[test]
 fn a_killed_launcher_leaves_no_process_behind() {

@@ -226,7 +226,8 @@ fn a_job_beyond_its_budget_ends() {
 fn a_run_is_scaled_by_its_operator() {
     let place = Place::small(PROGRAM);
     let options = ["--workers", "2", "--set", "training.logical_shards=4", "--set", "cluster.max_workers=4"];
-    let mut run = place.start("run", &[&options[..], &["--set", ENDLESS]].concat());
+    let patient = ["--set", "transport.idle_timeout_ms=60000", "--set", ENDLESS];
+    let mut run = place.start("run", &[&options[..], &patient].concat());
     run.until_steps(5);
     let dir = place.run_dir("run");
     let scale = |workers: &str| {
@@ -239,11 +240,14 @@ fn a_run_is_scaled_by_its_operator() {
     scheduler_log(&mut run, "worker/3 has joined, as its incarnation 1", 1);
     let taken = steps(&dir);
     run.until_steps(taken + 20);
+    // The launcher is slow: it hears that workers have left when it hears that fewer are wanted, or before.
+    run.signal(Signal::STOP);
     let _ = scale("1").succeeded();
     for worker in 1..4 {
         scheduler_log(&mut run, &format!("worker/{worker} has left: 1 workers are wanted"), 1);
     }
     run.until("three workers to be gone", |dir| (nodes(dir).len() == 4).then_some(()));
+    run.signal(Signal::CONT);
     let taken = steps(&dir);
     run.until_steps(taken + 20);
     let ended = ends_undisturbed(&place, run);

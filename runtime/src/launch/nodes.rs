@@ -28,6 +28,9 @@ const LINE_BYTES: u64 = 4096;
 /// Bytes of a log's end that are looked at for them.
 const LAST_BYTES: u64 = 16 << 10;
 
+/// Between two looks at processes: a poll of a few costs microseconds, and a death is noticed well before any network timeout.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// How long what a node said last may take into its log once its process has ended.
 const TELL_GRACE: Duration = Duration::from_secs(1);
 
@@ -151,8 +154,18 @@ impl Nodes {
                     return &self.nodes[at];
                 }
             }
-            // A poll of a few processes costs microseconds; a death is noticed well before any network timeout.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until that node has ended, which [`ended`](Nodes::ended) says all the same.
+    pub async fn gone(&mut self, role: Role, index: u32) {
+        loop {
+            let mut found = self.nodes.iter_mut().filter(|node| (node.role, node.index) == (role, index));
+            if found.any(|node| !matches!(node.child.try_wait(), Ok(None))) {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
