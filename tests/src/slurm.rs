@@ -8,9 +8,15 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::files::text;
+use crate::process::DEADLINE;
+
+/// Where ports of daemons are looked for, and among how many.
+const FIRST_PORT: u16 = 10_000;
+const PORTS: u16 = 6_000;
 
 /// Where Debian has the daemons; they are in no user's path.
 const SBIN: &str = "/usr/sbin";
@@ -94,7 +100,7 @@ impl Slurm {
     }
 
     fn until(&self, what: &str, mut ready: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + DEADLINE;
         while !ready() {
             let logs = ["munged.log", "slurmctld.log", "slurmd.log"];
             let said =
@@ -115,6 +121,17 @@ impl Drop for Slurm {
     }
 }
 
+/// A port that is free now, and is no other test's when it is taken in a moment: below those that systems give out by themselves, and
+/// never the same.
+fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Whoever runs the tests at the same time begins elsewhere.
+    let first = u16::try_from(std::process::id() % u32::from(PORTS)).unwrap_or_default();
+    let free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    let mut ports = (0..PORTS).map(|_| FIRST_PORT + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS);
+    ports.find(free).expect("a free port")
+}
+
 fn user() -> String {
     let said = Command::new("id").arg("-un").output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&said).trim().to_owned()
@@ -123,9 +140,7 @@ fn user() -> String {
 fn settings(folder: &Path) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let host = host.trim().split('.').next().unwrap_or_default();
-    // Free now; taken in a moment.
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [control, node] = listeners.map(|listener| listener.local_addr().unwrap().port());
+    let [control, node] = [(); 2].map(|()| port());
     let (folder, user) = (text(folder), user());
     // The scheduler's port follows from the job's number, and tests run side by side.
     format!(

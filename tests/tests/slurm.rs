@@ -89,7 +89,6 @@ struct Endless<'a> {
     folder: PathBuf,
     output: PathBuf,
     number: String,
-    deadline: Instant,
 }
 
 impl<'a> Endless<'a> {
@@ -103,7 +102,7 @@ impl<'a> Endless<'a> {
         let submitted = slurm.run("sbatch", &["--parsable", "-o", text(&output), text(&script)]);
         assert!(submitted.status.success(), "{submitted:?}");
         let number = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
-        Endless { slurm, folder, output, number, deadline: Instant::now() + process::DEADLINE }
+        Endless { slurm, folder, output, number }
     }
 
     /// What the job has printed.
@@ -117,17 +116,13 @@ impl<'a> Endless<'a> {
     }
 
     fn until<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + process::DEADLINE;
         loop {
             if let Some(found) = ready() {
                 return found;
             }
             let logs = || runs(&self.folder).pop().map(|run| log(&run, "scheduler-0")).unwrap_or_default();
-            assert!(
-                Instant::now() < self.deadline,
-                "waited for {what} in vain:\n{}\n{}",
-                self.said(),
-                logs()
-            );
+            assert!(Instant::now() < deadline, "waited for {what} in vain:\n{}\n{}", self.said(), logs());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -224,6 +219,10 @@ fn a_job_goes_on_from_its_checkpoint_when_slurm_has_lost_a_server_or_the_schedul
         job.until("the job to go on", || {
             (log(&run, "scheduler-0").matches("resuming from step").count() > round).then_some(())
         });
+        // What was done again is cut off by now. A checkpoint of the life before may be newer than `after`, but these steps are the new
+        // life's.
+        let taken = process::steps(&run);
+        job.until("steps of its own", || (process::steps(&run) >= taken + 20).then_some(()));
     }
     job.until("another checkpoint", || whole(after + 40));
     job.stop();
