@@ -86,6 +86,12 @@ pub fn job(workers: u32, servers: u32, shards: u32, steps: u64) -> JobSpec {
     }
 }
 
+/// The same job, for real nodes: none counts as dead that is only slow.
+#[must_use]
+pub fn unhurried(job: JobSpec) -> JobSpec {
+    JobSpec { heartbeat_timeout_ms: 600_000, ..job }
+}
+
 /// The toy job's training and test sets.
 #[must_use]
 pub fn data() -> (Arc<dyn Dataset>, Arc<dyn Dataset>) {

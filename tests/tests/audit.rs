@@ -7,7 +7,7 @@ use testudo::rundir::RunDir;
 use testudo_actors::audit::Hex;
 use testudo_observability::audit::SIGNATURE;
 use testudo_tests::files::{self, text};
-use testudo_tests::process::{self, Ended, Signal, steps};
+use testudo_tests::process::{self, Ended, Signal, Started, UNHURRIED, steps};
 use testudo_tests::python;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -22,6 +22,12 @@ const OPTIONS: [&str; 6] = [
     "--set",
     "checkpoint.keep_last=1",
 ];
+
+/// More steps than any of these runs takes: they are ended.
+const ENDLESS: &str = "training.max_steps=100000000";
+
+/// Who takes part beside the scheduler.
+const MEMBERS: [&str; 4] = ["server/0", "server/1", "worker/0", "worker/1"];
 
 struct Run {
     _folder: tempfile::TempDir,
@@ -43,8 +49,12 @@ impl Run {
     }
 
     fn run(&self, options: &[&str]) -> Ended {
+        self.start(options).wait()
+    }
+
+    fn start(&self, options: &[&str]) -> Started {
         let fixed = ["run", text(&self.file), "--run-dir", text(&self.dir), "--json", "--quiet"];
-        process::run(PROGRAM, &[&fixed, options].concat(), &self.dir)
+        process::start(PROGRAM, &[&fixed[..], &UNHURRIED, options].concat(), &self.dir)
     }
 
     fn resume(&self, options: &[&str]) -> Ended {
@@ -290,9 +300,7 @@ fn what_lies_beside_the_log_must_be_what_it_says() {
 #[test]
 fn a_killed_run_leaves_a_log_that_a_resumed_one_goes_on_with() {
     let run = Run::place();
-    let fixed = ["run", text(&run.file), "--run-dir", text(&run.dir), "--json", "--quiet"];
-    let options = ["--set", "checkpoint.every_steps=3", "--set", "training.max_steps=100000"];
-    let mut started = process::start(PROGRAM, &[&fixed[..], &options].concat(), &run.dir);
+    let mut started = run.start(&["--set", "checkpoint.every_steps=3", "--set", ENDLESS]);
     let newest = |dir: &Path| {
         let found = std::fs::read_to_string(dir.join("audit.log")).unwrap_or_default();
         (found.contains("\"kind\":\"checkpoint\"") && steps(dir) > 6).then_some(())
@@ -332,8 +340,15 @@ fn a_killed_run_leaves_a_log_that_a_resumed_one_goes_on_with() {
 #[test]
 fn nodes_counter_sign_the_head() {
     let run = Run::place();
-    let options = ["--set", "training.max_steps=300", "--set", "audit.countersign_every=1"];
-    let _ = run.run(&options).succeeded();
+    let mut started = run.start(&["--set", ENDLESS, "--set", "audit.countersign_every=1"]);
+    // However late a node signs, or what writes the log says where its head is.
+    started.until("everybody's signature in the log", |dir| {
+        let log = std::fs::read_to_string(dir.join("audit.log")).ok()?;
+        let signed = |node: &&str| log.lines().any(|l| l.contains("countersignature") && l.contains(*node));
+        MEMBERS.iter().all(signed).then_some(())
+    });
+    started.signal(Signal::INT);
+    let _ = started.wait().succeeded();
     let verified = run.check(&Options::default()).unwrap();
     assert!(verified.kinds["countersignature"] >= 4, "two servers and two workers");
     assert!(verified.countersigned.is_some());
@@ -345,7 +360,7 @@ fn nodes_counter_sign_the_head() {
     let record = said["body"]["record"].as_u64().unwrap() as usize;
     let hash = testudo_observability::audit::record_hash(lines[record].trim_ascii_end());
     assert_eq!(said["body"]["head"], hash.to_string());
-    for node in ["server/0", "server/1", "worker/0", "worker/1"] {
+    for node in MEMBERS {
         let log =
             std::fs::read_to_string(run.dir.join(format!("logs/{}.log", node.replace('/', "-")))).unwrap();
         assert!(log.contains("counter-signed the audit log"), "{node} keeps what it signed");
@@ -358,9 +373,7 @@ fn nodes_counter_sign_the_head() {
 #[test]
 fn refusals_are_recorded_with_cause_and_count() {
     let run = Run::place();
-    let fixed = ["run", text(&run.file), "--run-dir", text(&run.dir), "--json", "--quiet"];
-    let mut started =
-        process::start(PROGRAM, &[&fixed[..], &["--set", "training.max_steps=100000"]].concat(), &run.dir);
+    let mut started = run.start(&["--set", ENDLESS]);
     started.until("training", |dir| (steps(dir) > 2).then_some(()));
     let control: serde_json::Value =
         serde_json::from_slice(&std::fs::read(run.dir.join("control.json")).unwrap()).unwrap();

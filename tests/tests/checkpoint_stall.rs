@@ -75,7 +75,7 @@ impl Ledger for Disk {
 }
 
 fn job(checkpoints: Checkpoints) -> JobSpec {
-    JobSpec { checkpoints, ..toy::job(2, 2, 4, STEPS) }
+    JobSpec { checkpoints, ..toy::unhurried(toy::job(2, 2, 4, STEPS)) }
 }
 
 /// The steps of the checkpoints of a run whose disk stands still while the first is written; the run has an undisturbed one's bits.

@@ -8,7 +8,7 @@ use testudo_kernels::Codec;
 use testudo_tests::cluster::{Links, Site};
 use testudo_tests::files::{self, text};
 use testudo_tests::place::Place;
-use testudo_tests::process::{self, Ended};
+use testudo_tests::process::{self, Ended, UNHURRIED};
 use testudo_tests::toy;
 use testudo_transport::Role;
 
@@ -18,7 +18,7 @@ const COLOCATED: &str = "cluster.placement=colocated";
 /// With so many workers and servers; `set` in the cluster file's words, `key: ` before an identity file.
 fn run(place: &Place, name: &str, nodes: (u32, u32), set: &[String]) -> Value {
     let dir = place.run_dir(name);
-    let first = ["run", text(&place.file), "--run-dir", text(&dir)];
+    let first = [&["run", text(&place.file), "--run-dir", text(&dir)][..], &UNHURRIED].concat();
     started(place, name, &first, nodes, set).succeeded().json()
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use testudo::audit::{AuditLogError, Options, Verified, go_on, verify};
 use testudo::rundir::RunDir;
 use testudo_actors::audit::{Entry, Hex};
-use testudo_tests::process::{self, Ended};
+use testudo_tests::process::{self, Ended, UNHURRIED};
 use testudo_tests::{files, python};
 use testudo_transport::Identity;
 use testudo_transport::pki::trust_owner;
@@ -29,7 +29,8 @@ impl Run {
             ["--set", "checkpoint.every_steps=2"],
             ["--set", "checkpoint.keep_last=9"],
         ];
-        let _ = process::run(PROGRAM, &[&fixed[..], &options.concat()].concat(), &dir).succeeded();
+        let all = [&fixed[..], &UNHURRIED, &options.concat()].concat();
+        let _ = process::run(PROGRAM, &all, &dir).succeeded();
         Run { _folder: folder, dir }
     }
 

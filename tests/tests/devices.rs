@@ -40,7 +40,7 @@ impl ServerSetup for On {
 /// Few slices: each is a launch or two in every step, and a launch here is a message to another process.
 fn job() -> JobSpec {
     let optimizer = OptimizerSpec::shipped("adamw").unwrap().without_decay(&["*.bias"]);
-    JobSpec { optimizer, learning_rate: 0.02, slice_bytes: 1024, ..toy::job(2, 2, 4, 6) }
+    JobSpec { optimizer, learning_rate: 0.02, slice_bytes: 1024, ..toy::unhurried(toy::job(2, 2, 4, 6)) }
 }
 
 fn any(emulator: &Emulator) -> Option<AnyDevice> {
@@ -92,7 +92,7 @@ fn whole_gradients_are_weighed_on_devices_to_the_same_bits() {
             aggregation,
             clip_norm,
             slice_bytes: 1024,
-            ..toy::job(workers, 2, workers, 4)
+            ..toy::unhurried(toy::job(workers, 2, workers, 4))
         };
         let expected = Simulation::new(job.clone(), 1, SumOrder::Canonical).finish();
         let unclipped = JobSpec { clip_norm: None, ..job.clone() };

@@ -13,7 +13,8 @@ fn expected() -> [u8; 32] {
 }
 
 fn train(workers: u32, servers: u32, links: Links) {
-    let (finished, steps) = Cluster::start(toy::job(workers, servers, SHARDS, STEPS), links).finish();
+    let (finished, steps) =
+        Cluster::start(toy::unhurried(toy::job(workers, servers, SHARDS, STEPS)), links).finish();
     assert_eq!(finished.params_blake3, expected(), "{workers} workers, {servers} servers, {links:?}");
     assert_eq!(finished.steps, STEPS);
     assert_eq!(finished.workers_lost, 0);

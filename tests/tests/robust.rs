@@ -48,7 +48,7 @@ fn bits_depend_on_neither_servers_nor_order() {
             assert_eq!(simulation.finish().params_blake3, expected, "{rule}, seed {seed}, {servers} servers");
         }
         for links in [Links::Memory, Links::Quic] {
-            let (finished, _) = Cluster::start(job(rule, 2), links).finish();
+            let (finished, _) = Cluster::start(toy::unhurried(job(rule, 2)), links).finish();
             assert_eq!(finished.params_blake3, expected, "{rule}, {links:?}");
         }
         assert!(!all.contains(&expected), "{rule} is another rule's");
@@ -98,7 +98,8 @@ fn updates_are_witnessed_under_a_rule() {
 
         let order = |server| if server == 1 { SumOrder::Wrong { step: 2 } } else { SumOrder::Canonical };
         let wiring = Wiring { order: Box::new(order), ..Wiring::default() };
-        let outcome = Cluster::start_with(Site::new(witnessed, Links::Memory), wiring).outcome();
+        let outcome =
+            Cluster::start_with(Site::new(toy::unhurried(witnessed), Links::Memory), wiring).outcome();
         let named = "server/1 applied a wrong update in step 3";
         assert!(matches!(&outcome, Outcome::Failed(reason) if reason.contains(named)), "{outcome:?}");
     }

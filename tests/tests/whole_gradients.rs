@@ -37,7 +37,7 @@ fn clipping_has_one_result() {
         assert_eq!(simulate(job(workers, servers), seed), expected, "{workers} workers, {servers} servers");
     }
     for links in [Links::Memory, Links::Quic] {
-        let (finished, _) = Cluster::start(job(3, 2), links).finish();
+        let (finished, _) = Cluster::start(toy::unhurried(job(3, 2)), links).finish();
         assert_eq!(finished.params_blake3, expected, "{links:?}");
     }
     assert_ne!(simulate(JobSpec { clip_norm: None, ..job(2, 2) }, 0), expected);
@@ -128,7 +128,7 @@ fn clipped_updates_are_witnessed() {
 
     let order = |server| if server == 1 { SumOrder::Wrong { step: 2 } } else { SumOrder::Canonical };
     let wiring = Wiring { order: Box::new(order), ..Wiring::default() };
-    let outcome = Cluster::start_with(Site::new(witnessed, Links::Memory), wiring).outcome();
+    let outcome = Cluster::start_with(Site::new(toy::unhurried(witnessed), Links::Memory), wiring).outcome();
     let named = "server/1 applied a wrong update in step 3";
     assert!(matches!(&outcome, Outcome::Failed(reason) if reason.contains(named)), "{outcome:?}");
 }
