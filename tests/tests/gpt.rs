@@ -29,7 +29,8 @@ fn write_job(dir: &Path) -> PathBuf {
 }
 
 fn run(file: &Path, dir: &Path, options: &[&str]) -> Value {
-    let all = [&["run", "--json", "--quiet", text(file), "--run-dir", text(dir)], options].concat();
+    let fixed = ["run", "--json", "--quiet", text(file), "--run-dir", text(dir)];
+    let all = [&fixed[..], &process::UNHURRIED, options].concat();
     process::run(PROGRAM, &all, dir).succeeded().json()
 }
 
