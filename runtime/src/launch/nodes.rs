@@ -161,8 +161,8 @@ impl Nodes {
     /// Waits until that node has ended, which [`ended`](Nodes::ended) says all the same.
     pub async fn gone(&mut self, role: Role, index: u32) {
         loop {
-            let mut found = self.nodes.iter_mut().filter(|node| (node.role, node.index) == (role, index));
-            if found.any(|node| !matches!(node.child.try_wait(), Ok(None))) {
+            let is_it = |node: &&mut NodeProcess| (node.role, node.index) == (role, index);
+            if !self.nodes.iter_mut().filter(is_it).all(|node| matches!(node.child.try_wait(), Ok(None))) {
                 return;
             }
             tokio::time::sleep(LOOK_EVERY).await;
