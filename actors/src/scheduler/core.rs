@@ -11,6 +11,7 @@
 //! 7. Steps are leased to a worker that joins a running job from the horizon on, and the horizon stays until everybody knows. It is
 //!    owed no step below the version that it begins with.
 //! 8. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
+//! 9. While the scheduler itself stands still, as on a machine that was suspended, nobody falls silent: what was said then is read first.
 
 mod admission;
 mod checkpointing;
@@ -403,8 +404,15 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         if now < self.next_look || self.phase == Phase::Over {
             return;
         }
+        let (timeout, late) = (self.timeout(), now.since(self.next_look));
         self.next_look = now.after(Duration::from_millis(self.job.heartbeat_ms));
-        let timeout = self.timeout();
+        // Invariant 9.
+        if late > timeout / 2 {
+            let shifted = |at: Time| at.after(late).min(now);
+            self.members.values_mut().for_each(|joined| joined.heard = shifted(joined.heard));
+            self.last_progress = shifted(self.last_progress);
+            self.decided = self.decided.map(shifted);
+        }
         let silent: Vec<Member> =
             self.members.iter().filter(|(_, j)| now.since(j.heard) > timeout).map(|(m, _)| *m).collect();
         for member in silent {

@@ -65,6 +65,20 @@ fn what_is_not_taken_does_not_hide_a_stall() {
     assert!(notices(&effects).contains("the export of the final model"), "{effects:?}");
 }
 
+/// Invariant 9: a scheduler that stood still, and has yet to read what was said meanwhile, loses nobody for that; who is silent from
+/// then on is lost.
+#[test]
+fn nobody_is_silent_while_the_scheduler_stands_still() {
+    let members = [(server(0), idle()), (worker(0), idle()), (worker(1), idle())];
+    let mut bench = Bench::training(job(2, 1));
+    bench.pass(TIMEOUT / 2, &members);
+    bench.now = bench.now.after(TIMEOUT * 5);
+    assert_eq!(bench.handle(Input::Tick), []);
+    let text = notices(&bench.pass(TIMEOUT * 2, &[(server(0), idle()), (worker(1), idle())]));
+    assert!(text.contains("worker/0 was lost (no heartbeat for 1000 ms)"), "{text}");
+    assert_eq!(text.matches("was lost").count(), 1, "{text}");
+}
+
 /// Before training, a node with another arithmetic decides nothing for those who come after it has left.
 #[test]
 fn arithmetic_that_left_decides_nothing() {
