@@ -44,6 +44,9 @@ use supervise::wait_for;
 /// Between two reports of the scheduler.
 const REPORT_EVERY_MS: u32 = 100;
 
+/// What the scheduler decided so long ago, it has reported.
+const REPORTED: Duration = Duration::from_secs(1);
+
 /// How long a dead node is looked for when a run has failed: its process ends within this if it does.
 const EXPLANATION: Duration = Duration::from_millis(500);
 
@@ -311,6 +314,8 @@ impl Running<'_> {
         loop {
             let due = self.due.iter().min_by_key(|(_, at)| **at).map(|(worker, at)| (*worker, *at));
             let happened = tokio::select! {
+                // What the scheduler has said comes before what has followed from it.
+                biased;
                 report = reports.next() => Happened::Report(report.map(Box::new)),
                 node = self.nodes.ended() => Happened::Ended(Ending::of(node)),
                 worker = wait_for(due) => Happened::Due(worker),
@@ -348,15 +353,19 @@ impl Running<'_> {
     /// A worker's death is survived, if training has begun; any other node's is not.
     async fn ended(&mut self, ending: Ending) -> Result<(), Failure> {
         if ending.in_order {
-            // Nodes leave in order at the scheduler's word alone. Its next report says why: what this process knows of the phase, and
+            // Nodes leave in order at the scheduler's word alone. Its next reports say why: what this process knows of the phase, and
             // of who is wanted, may be a report old.
             let over = matches!(self.phase, Phase::Finishing | Phase::Over);
             let is_worker = |member: &Member| member.role == MemberRole::Worker;
-            if let Some(member) = ending.member.filter(is_worker)
-                && member.index >= self.wanted
-                && !over
-            {
-                self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
+            match ending.member.filter(is_worker) {
+                // It may be wanted again by now.
+                Some(member) if !over && member.index < self.wanted => {
+                    self.due.insert(member.index, Instant::now() + REPORTED);
+                }
+                Some(member) if !over => {
+                    self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
+                }
+                _ => {}
             }
             return Ok(());
         }

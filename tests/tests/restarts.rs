@@ -250,7 +250,11 @@ fn a_run_is_scaled_by_its_operator() {
         scheduler_log(&mut run, &format!("worker/{worker} has left: 1 workers are wanted"), 1);
     }
     run.until("three workers to be gone", |dir| (nodes(dir).len() == 4).then_some(()));
+    // One of them is wanted again before the launcher has heard that it has left.
+    let _ = scale("2").succeeded();
     run.signal(Signal::CONT);
+    scheduler_log(&mut run, "worker/1 has come back, as its incarnation 2", 1);
+    run.until("four nodes and the scheduler", |dir| (nodes(dir).len() == 5).then_some(()));
     let taken = steps(&dir);
     run.until_steps(taken + 20);
     let ended = ends_undisturbed(&place, run);
