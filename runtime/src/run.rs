@@ -8,6 +8,7 @@
 //!    new key; servers tell its process from the former one by the secret that each makes for itself.
 //! 4. However the run ends, no process is left behind ([`crate::launch`]).
 
+mod ending;
 mod staff;
 mod supervise;
 
@@ -34,10 +35,11 @@ use crate::error::{Failure, Status};
 use crate::launch::budget::Budget;
 use crate::launch::local::{Inputs, Local};
 use crate::launch::ssh::Ssh;
-use crate::launch::{Launcher, NodeProcess, Nodes};
+use crate::launch::{Launcher, Nodes};
 use crate::node::transport;
 use crate::rotation::{self, Folders, Source};
 use crate::rundir::RunDir;
+use ending::{Ending, behind, unheard};
 use staff::{Staff, make_identities};
 use supervise::wait_for;
 
@@ -46,9 +48,6 @@ const REPORT_EVERY_MS: u32 = 100;
 
 /// What the scheduler decided so long ago, it has reported.
 const REPORTED: Duration = Duration::from_secs(1);
-
-/// How long a dead node is looked for when a run has failed: its process ends within this if it does.
-const EXPLANATION: Duration = Duration::from_millis(500);
 
 /// A run's outcome.
 #[derive(Debug)]
@@ -229,7 +228,7 @@ async fn train(
     };
     let (commands, reports) = match followed {
         Ok(followed) => followed,
-        Err(reason) => return Err(behind(nodes, reason, true).await),
+        Err(reason) => return Err(unheard(nodes, reason).await),
     };
     let mut run = Running {
         nodes,
@@ -298,13 +297,6 @@ enum Happened {
     Interrupt,
 }
 
-struct Ending {
-    member: Option<Member>,
-    how: String,
-    in_order: bool,
-    failure: Failure,
-}
-
 impl Running<'_> {
     async fn follow(
         &mut self,
@@ -328,8 +320,10 @@ impl Running<'_> {
                     self.scale(report.workers_wanted).await;
                     match report.outcome {
                         Some(Outcome::Finished(finished)) => return Ok(finished),
-                        Some(Outcome::Failed(reason) | Outcome::ServerLost(reason)) => {
-                            return Err(self.explain(reason, false).await);
+                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason, false).await),
+                        // However its process ends: its parameters are gone.
+                        Some(Outcome::ServerLost(reason)) => {
+                            return Err(self.explain(reason, false).await.died());
                         }
                         None => {}
                     }
@@ -391,42 +385,10 @@ impl Running<'_> {
             let Failure { message, status } = self.deaths.swap_remove(at).1;
             return Failure { message: format!("{reason}\n{message}"), status };
         }
-        behind(self.nodes, reason, line_broke).await
-    }
-}
-
-/// The dead node behind a failure, if one turns up at once.
-async fn behind(nodes: &mut Nodes, reason: String, line_broke: bool) -> Failure {
-    let dead = tokio::time::timeout(EXPLANATION, async {
-        loop {
-            let ending = Ending::of(nodes.ended().await);
-            let a_worker = ending.member.is_some_and(|m| m.role == MemberRole::Worker);
-            if !(ending.in_order || a_worker) {
-                return ending;
-            }
+        match line_broke {
+            true => unheard(self.nodes, reason).await,
+            false => behind(self.nodes, reason).await,
         }
-    })
-    .await;
-    match dead {
-        // A scheduler that could still speak ends with the reason it gave.
-        Ok(ending) if ending.member.is_some() || line_broke => ending.failure.died(),
-        _ if line_broke => Failure::failed(reason).died(),
-        _ => Failure::failed(reason),
-    }
-}
-
-impl Ending {
-    fn of(node: &NodeProcess) -> Ending {
-        let how = node.exit().unwrap_or_default();
-        let member = match node.role {
-            // What a peer's server keeps is what the run cannot do without.
-            Role::Server | Role::Peer => Some(MemberRole::Server),
-            Role::Worker => Some(MemberRole::Worker),
-            _ => None,
-        };
-        let failure = node.failure(&format!("ended before the run was over: {how}"));
-        let member = member.map(|role| Member { role, index: node.index });
-        Ending { member, in_order: node.succeeded(), how, failure }
     }
 }
 

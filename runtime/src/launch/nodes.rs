@@ -234,6 +234,12 @@ impl NodeProcess {
         self.exit.map(describe)
     }
 
+    /// Its exit status, if it has ended, and not by a signal.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        self.exit.and_then(|status| status.code())
+    }
+
     /// Whether it ended in order.
     #[must_use]
     pub fn succeeded(&self) -> bool {
