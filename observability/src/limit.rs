@@ -157,6 +157,11 @@ impl Limited {
         }
     }
 
+    /// Writes a line that is no call site's, and is said once.
+    pub(crate) fn say(&self, target: &str, what: &str) {
+        warn(&mut **self.log(), target, what);
+    }
+
     fn sites(&self) -> MutexGuard<'_, Sites> {
         self.0.sites.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,13 +171,17 @@ impl Limited {
     }
 }
 
-/// One line about lines that are not there. A log that cannot be written is nothing that a log could tell.
+/// One line about lines that are not there.
 fn tell(log: &mut dyn Write, place: &str, left_out: u64) {
+    let what = format!("lines were left out place={place} left_out={left_out}");
+    warn(log, "testudo_observability::limit", &what);
+}
+
+/// One line. A log that cannot be written is nothing that a log could tell.
+fn warn(log: &mut dyn Write, target: &str, what: &str) {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-    let line = format!(
-        "{time}  WARN testudo_observability::limit: lines were left out place={place} left_out={left_out}\n"
-    );
+    let line = format!("{time}  WARN {target}: {what}\n");
     let _ = log.write_all(line.as_bytes());
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! 1. Dropping the [`Guard`] flushes spans and metrics and returns within [`FLUSH_DEADLINE`], whatever the
-//!    collector does.
+//!    collector does; the log says it ([`UNTAKEN`]) if the collector has not taken them by then.
 //! 2. The log file is created with mode 0600 and is appended to, never truncated.
 //! 3. A bad `TESTUDO_LOG`, an unwritable log or an unusable collector setting is an error at start-up,
 //!    not silence.
@@ -17,6 +17,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub const DEFAULT_FILTER: &str = "info";
 /// How long dropping a [`Guard`] waits for the collector: long enough for one slow request, short enough
 /// that a dead collector does not hold up the end of a run.
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+/// What the log says last when a collector has not taken within [`FLUSH_DEADLINE`] what it was told at the end.
+pub const UNTAKEN: &str = "a collector has not taken in time what it was told at the end, which may be lost";
 /// Targets whose spans are exported: every crate of this workspace, by prefix.
 const OWN_TARGETS: &str = "testudo";
 /// The target of spans that only say in the log where a line belongs: no collector hears of them, whatever they are in.
@@ -293,19 +296,26 @@ impl Drop for Guard {
             meter.and_then(|metrics| flush(move || metrics.shutdown_with_timeout(FLUSH_DEADLINE))),
             logger.and_then(|lines| flush(move || lines.shutdown_with_timeout(FLUSH_DEADLINE))),
         ];
+        let mut is_late = false;
         for flushed in flushes.into_iter().flatten() {
-            let _ = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let ended = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            is_late |= match ended {
+                Ok(all_taken) => !all_taken && Instant::now() >= deadline,
+                Err(why) => why == RecvTimeoutError::Timeout,
+            };
+        }
+        if let Some(log) = self.log.as_ref().filter(|_| is_late) {
+            log.say("testudo_observability::setup", UNTAKEN);
         }
     }
 }
 
-/// Runs a flush beside this thread and tells its end: the SDK's own shutdown joins its thread, so the wait for it happens on a
-/// thread that may be abandoned.
-fn flush(shut_down: impl FnOnce() -> OTelSdkResult + Send + 'static) -> Option<mpsc::Receiver<()>> {
+/// Runs a flush beside this thread and tells its end, and whether it was a good one: the SDK's own shutdown joins its thread, so the
+/// wait for it happens on a thread that may be abandoned.
+fn flush(shut_down: impl FnOnce() -> OTelSdkResult + Send + 'static) -> Option<mpsc::Receiver<bool>> {
     let (done, wait) = mpsc::channel();
     let thread = std::thread::Builder::new().name("testudo-flush".into()).spawn(move || {
-        let _ = shut_down();
-        let _ = done.send(());
+        let _ = done.send(shut_down().is_ok());
     });
     thread.ok().map(|_| wait)
 }

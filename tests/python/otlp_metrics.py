@@ -1,7 +1,7 @@
 """A collector of OpenTelemetry metrics over OTLP/HTTP, by PyPI's opentelemetry-proto: no code of ours reads what nodes send.
 
 Prints where it listens, and then a line of JSON for every export: the node, what posted it, and the metrics as the protocol's own
-messages have them.
+messages have them. A line on standard input is answered by `null`, behind every export that has been answered before.
 """
 
 import json
@@ -79,7 +79,9 @@ def main():
     print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
     # Ends with the test: its end closes this pipe.
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    sys.stdin.read()
+    for _ in sys.stdin:
+        with LOCK:
+            print("null", flush=True)
 
 
 main()

@@ -1,6 +1,7 @@
 """An OpenTelemetry collector, over gRPC and over HTTP, by PyPI's opentelemetry-proto and grpcio: no code of ours reads what nodes send.
 
-Prints where it listens (a line of JSON: "grpc" and "http"), and then a line of JSON for every export: who sent it, how, and what.
+Prints where it listens (a line of JSON: "grpc" and "http"), and then a line of JSON for every export: who sent it, how, and what. A line
+on standard input is answered by `null`, behind every export that has been answered before.
 
 With the files of a certificate, its key and a CA as arguments it speaks TLS alone, and listens to whoever shows a certificate of that CA.
 """
@@ -150,7 +151,9 @@ def main():
     addresses = {"grpc": f"{scheme}://127.0.0.1:{port}", "http": f"{scheme}://127.0.0.1:{web.server_address[1]}"}
     print(json.dumps(addresses), flush=True)
     # Ends with the test: its end closes this pipe.
-    sys.stdin.read()
+    for _ in sys.stdin:
+        with LOCK:
+            print("null", flush=True)
 
 
 main()

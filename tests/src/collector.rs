@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::python::Script;
+use crate::python::{Followed, Script};
 
 /// What the collector needs to import.
 const MODULES: &str = "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
@@ -32,6 +32,7 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Collector {
     _script: Script,
+    followed: Followed,
     url: String,
     /// By node, its exports' metrics, the newest last.
     exports: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
@@ -46,17 +47,19 @@ impl Collector {
         let url = lines.next().expect("it says where it listens").unwrap();
         let exports: Arc<Mutex<BTreeMap<String, Vec<Value>>>> = Arc::default();
         let kept = Arc::clone(&exports);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut line: Value = serde_json::from_str(&line).expect("a line of JSON");
-                assert_eq!(line["type"], "application/x-protobuf");
-                for export in line["exports"].as_array_mut().unwrap() {
-                    let node = export["resource"]["service.instance.id"].as_str().unwrap().to_owned();
-                    kept.lock().unwrap().entry(node).or_default().push(export.take());
-                }
+        let followed = Followed::new(&mut script, lines, move |mut line| {
+            assert_eq!(line["type"], "application/x-protobuf");
+            for export in line["exports"].as_array_mut().unwrap() {
+                let node = export["resource"]["service.instance.id"].as_str().unwrap().to_owned();
+                kept.lock().unwrap().entry(node).or_default().push(export.take());
             }
         });
-        Some(Collector { _script: script, url, exports })
+        Some(Collector { _script: script, followed, url, exports })
+    }
+
+    /// Waits until everything is here that was told, and taken, before this was asked.
+    pub fn catch_up(&self) {
+        self.followed.catch_up();
     }
 
     /// What has a process export metrics here, and nothing else.

@@ -3,8 +3,13 @@
 //! `TESTUDO_PYTHON` names an interpreter. Without one that has what a test needs, the test says so and does nothing; with
 //! `TESTUDO_REQUIRE_PYTHON=1` that is a failure.
 
+use std::io::{BufReader, Lines, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+use serde_json::Value;
 
 /// An interpreter that can import `modules` (with commas between them), if there is one.
 ///
@@ -58,5 +63,45 @@ impl Drop for Script {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// What a script prints as it goes, a line of JSON each, read on a thread of its own.
+#[derive(Debug)]
+pub struct Followed(Mutex<(ChildStdin, mpsc::Receiver<()>)>);
+
+impl Followed {
+    /// Hands every value of `lines`, which are `script`'s, to `take`; `null` is the script's answer to [`Followed::catch_up`].
+    ///
+    /// # Panics
+    /// When the script's standard input is another's already.
+    #[must_use]
+    pub fn new(
+        script: &mut Script,
+        lines: Lines<BufReader<ChildStdout>>,
+        mut take: impl FnMut(Value) + Send + 'static,
+    ) -> Followed {
+        let (caught_up, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                match serde_json::from_str(&line).expect("a line of JSON") {
+                    Value::Null => {
+                        let _ = caught_up.send(());
+                    }
+                    value => take(value),
+                }
+            }
+        });
+        Followed(Mutex::new((script.0.stdin.take().unwrap(), answers)))
+    }
+
+    /// Waits until everything was taken that the script had printed before this was asked: it may be in the pipe still.
+    ///
+    /// # Panics
+    /// When the script does not answer within a minute.
+    pub fn catch_up(&self) {
+        let mut pipes = self.0.lock().unwrap();
+        writeln!(pipes.0).unwrap();
+        pipes.1.recv_timeout(Duration::from_secs(60)).expect("the script answers");
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use testudo_observability::setup::UNTAKEN;
 
-use crate::python::Script;
+use crate::python::{Followed, Script};
 
 /// What it needs to import.
 const MODULES: &str = "grpc, opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc";
@@ -15,6 +17,7 @@ const MODULES: &str = "grpc, opentelemetry.proto.collector.trace.v1.trace_servic
 #[derive(Debug)]
 pub struct Receiver {
     _script: Script,
+    followed: Followed,
     /// The URL for OTLP/gRPC.
     pub grpc: String,
     /// The URL for OTLP/HTTP.
@@ -64,13 +67,14 @@ impl Receiver {
         let addresses: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         let exports: Arc<Mutex<Vec<Value>>> = Arc::default();
         let kept = Arc::clone(&exports);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                kept.lock().unwrap().push(serde_json::from_str(&line).expect("a line of JSON"));
-            }
-        });
+        let followed = Followed::new(&mut script, lines, move |export| kept.lock().unwrap().push(export));
         let url = |key: &str| addresses[key].as_str().unwrap().to_owned();
-        Some(Receiver { _script: script, grpc: url("grpc"), http: url("http"), exports })
+        Some(Receiver { _script: script, followed, grpc: url("grpc"), http: url("http"), exports })
+    }
+
+    /// Waits until everything is here that was told, and taken, before this was asked.
+    pub fn catch_up(&self) {
+        self.followed.catch_up();
     }
 
     /// All that came of one signal, by node: over which protocols, and what.
@@ -99,4 +103,23 @@ impl Receiver {
         all.flat_map(|(node, (_, spans))| spans.into_iter().map(move |of| Seen { node: node.clone(), of }))
             .collect()
     }
+}
+
+/// Has `run` make the run `told` in a folder, for one collector after the other that `start` starts, until every node was let tell all. A
+/// process waits at its end for two seconds and no longer: what a machine that stands still meanwhile takes too late is lost, and the log
+/// says so. The collector, and what `run` gave; `None` if there can be no collector.
+///
+/// # Panics
+/// When what is told comes too late again and again.
+pub fn told_in_time<C, T>(start: impl Fn() -> Option<C>, run: impl Fn(&C, &Path) -> T) -> Option<(C, T)> {
+    for _ in 0..5 {
+        let (collector, folder) = (start()?, tempfile::tempdir().unwrap());
+        let given = run(&collector, folder.path());
+        let logs = std::fs::read_dir(folder.path().join("told/logs")).unwrap();
+        let mut logs = logs.map(|log| std::fs::read_to_string(log.unwrap().path()).unwrap());
+        if !logs.any(|log| log.contains(UNTAKEN)) {
+            return Some((collector, given));
+        }
+    }
+    panic!("what nodes tell comes too late again and again");
 }

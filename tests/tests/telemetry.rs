@@ -14,7 +14,7 @@ use testudo_tests::files::{self, text};
 use testudo_tests::live::until;
 use testudo_tests::process::{self, Signal};
 use testudo_tests::python;
-use testudo_tests::receiver::{Receiver, Seen};
+use testudo_tests::receiver::{Receiver, Seen, told_in_time};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
@@ -65,6 +65,8 @@ fn run(folder: &Path, name: &str, set: &[String], environment: &[(&str, String)]
 
 /// Everything that the run told is there, over `protocol`.
 fn judge(receiver: &Receiver, protocol: &str, sampled: &[u64]) {
+    // What a collector is told is told when a process ends, and its end is waited for.
+    receiver.catch_up();
     let spans = receiver.spans();
     let ids: BTreeSet<(&str, &str)> =
         spans.iter().map(|span| (span.text("trace"), span.text("span"))).collect();
@@ -161,51 +163,53 @@ fn whole(spans: &[&Seen]) {
 /// The cluster file names the collector; over gRPC.
 #[test]
 fn a_step_is_one_trace_of_all_roles_over_grpc() {
-    let Some(receiver) = Receiver::start() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let set = [
-        format!("telemetry.endpoint={}", receiver.grpc),
-        "telemetry.protocol=grpc".into(),
-        "telemetry.sample_every=4".into(),
-    ];
-    let told = run(folder.path(), "told", &set, &[]);
-    // What a collector is told is told when a process ends, and its end is waited for.
-    until("the run's end", || receiver.spans().iter().any(|span| span.text("name") == "run").then_some(()));
+    let told = told_in_time(Receiver::start, |receiver, folder| {
+        let set = [
+            format!("telemetry.endpoint={}", receiver.grpc),
+            "telemetry.protocol=grpc".into(),
+            "telemetry.sample_every=4".into(),
+        ];
+        run(folder, "told", &set, &[])
+    });
+    let Some((receiver, told)) = told else { return };
     judge(&receiver, "grpc", &[2, 6, 10]);
+    let folder = tempfile::tempdir().unwrap();
     assert_eq!(told, run(folder.path(), "untold", &[], &[]), "no bit depends on who is told");
 }
 
 /// The variables name it; over HTTP.
 #[test]
 fn a_step_is_one_trace_of_all_roles_over_http() {
-    let Some(receiver) = Receiver::start() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let environment = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http.clone()),
-        ("OTEL_TRACES_SAMPLER", "traceidratio".to_owned()),
-        ("OTEL_TRACES_SAMPLER_ARG", "0.2".to_owned()),
-    ];
     // What the cluster file says comes after.
     let set = ["telemetry.endpoint=http://127.0.0.1:9".to_owned(), "telemetry.sample_every=1".to_owned()];
-    run(folder.path(), "told", &set, &environment);
-    until("the run's end", || receiver.spans().iter().any(|span| span.text("name") == "run").then_some(()));
+    let told = told_in_time(Receiver::start, |receiver, folder| {
+        let environment = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http.clone()),
+            ("OTEL_TRACES_SAMPLER", "traceidratio".to_owned()),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.2".to_owned()),
+        ];
+        run(folder, "told", &set, &environment)
+    });
+    let Some((receiver, _)) = told else { return };
     judge(&receiver, "http", &[2, 7]);
 }
 
-/// A listener that takes connections and whatever is sent, and never answers; or one that was there.
+/// A listener that takes connections and whatever is sent, and never answers; or none.
 fn deaf(listens: bool) -> String {
+    if !listens {
+        // The system gives this port to nobody: one that was bound and left might be another test's collector by now.
+        return "http://127.0.0.1:9".into();
+    }
     let hole = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", hole.local_addr().unwrap());
-    if listens {
-        std::thread::spawn(move || {
-            for mut stream in hole.incoming().flatten() {
-                std::thread::spawn(move || {
-                    let mut bytes = [0; 4096];
-                    while matches!(stream.read(&mut bytes), Ok(1..)) {}
-                });
-            }
-        });
-    }
+    std::thread::spawn(move || {
+        for mut stream in hole.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while matches!(stream.read(&mut bytes), Ok(1..)) {}
+            });
+        }
+    });
     url
 }
 
