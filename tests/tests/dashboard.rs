@@ -88,25 +88,46 @@ impl Page {
 
     fn send(&self, request: &str) -> Answer {
         let (head, rest) = request.split_once("\r\n\r\n").unwrap();
-        let mut stream = self.connect();
-        stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n{rest}").as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text}"));
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head: head.to_owned(), body: body.to_owned() }
+        let request = format!("{head}\r\nConnection: close\r\n\r\n{rest}");
+        in_time(|| {
+            let mut stream = self.connect();
+            // Who is refused by the head alone may be hung up on with the rest on its way, and has the answer all the same.
+            let sent = stream.write_all(request.as_bytes());
+            let mut bytes = Vec::new();
+            let read = stream.read_to_end(&mut bytes);
+            let text = String::from_utf8(bytes).unwrap();
+            let (head, body) = text
+                .split_once("\r\n\r\n")
+                .unwrap_or_else(|| panic!("no answer: {text}, {sent:?}, {read:?}"));
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            (status, Answer { status, head: head.to_owned(), body: body.to_owned() })
+        })
+        .1
     }
 
-    /// A stream of events: its first line, and the rest.
+    /// A stream of events: its status, and what comes behind its first line.
     fn events(&self) -> (u16, BufReader<TcpStream>) {
-        let mut stream = self.connect();
         let request = format!("GET {}events HTTP/1.1\r\n{}\r\n", self.place, self.with_cookie());
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut lines = BufReader::new(stream);
-        let mut first = String::new();
-        lines.read_line(&mut first).unwrap();
-        (first.split(' ').nth(1).unwrap().parse().unwrap(), lines)
+        in_time(|| {
+            let mut stream = self.connect();
+            let sent = stream.write_all(request.as_bytes());
+            let mut lines = BufReader::new(stream);
+            let mut first = String::new();
+            let read = lines.read_line(&mut first);
+            let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+            (status.unwrap_or_else(|| panic!("no answer: {first}, {sent:?}, {read:?}")), lines)
+        })
     }
+}
+
+/// What `ask` comes to when its request arrives in time: the page waits for one for five seconds, in which this machine may stand still,
+/// and has done nothing for whom it tells so.
+fn in_time<T>(ask: impl FnMut() -> (u16, T)) -> (u16, T) {
+    const TOO_SLOW: u16 = 408;
+    std::iter::repeat_with(ask)
+        .take(10)
+        .find(|(status, _)| *status != TOO_SLOW)
+        .expect("it never was in time")
 }
 
 impl Answer {

@@ -185,9 +185,11 @@ fn a_list_of_revoked_certificates_is_looked_at() {
         assert!(found.is_some(), "nothing of `{what}` at {file}:\n{}", complaints(&findings));
         assert_eq!(status, Some(i32::from(severity == "problem")), "{}", complaints(&findings));
     };
-    let (empty, now) = (RevocationList::default(), SystemTime::now());
-    let from =
-        |ca: &JobCa, begun: Duration| Some(ca.sign_crl_at(&empty, HOUR, now - begun).unwrap().to_pem());
+    let empty = RevocationList::default();
+    // Each by the time of its own: what has ended is told in minutes.
+    let from = |ca: &JobCa, begun: Duration| {
+        Some(ca.sign_crl_at(&empty, HOUR, SystemTime::now() - begun).unwrap().to_pem())
+    };
     says(None, "problem", "crl.pem", "is not there");
     says(Some("nonsense".into()), "problem", "crl.pem", "is no list of revoked certificates");
     says(from(&stranger, Duration::ZERO), "problem", "crl.pem", "its signature is not the CA's");

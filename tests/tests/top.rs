@@ -119,16 +119,15 @@ fn the_end_of_a_run_is_shown_until_one_leaves() {
         let script = json!([
             { "until": ["training", "worker/1"], "keys": "p" },
             { "until": ["pause the run? p again"], "keys": "p" },
-            { "until": ["paused: what is under way"] },
+            { "until": ["paused: what is under way"], "file": dir.join("seen") },
             { "until": ["the run has stopped after step", "finished"], "keys": "p" },
             { "until": ["there is nothing to pause"], "keys": "q" },
         ]);
         std::thread::spawn(move || play(&python, &dir, (80, 24), &json!({}), &script))
     };
-    run.until("a pause", |dir| {
-        let status = operate("status", dir, &["--json"]).succeeded().json();
-        (status["paused"] == true).then_some(())
-    });
+    // What is stopped before that is shown is never shown as paused.
+    run.until("a pause that is seen", |dir| dir.join("seen").exists().then_some(()));
+    assert_eq!(operate("status", &dir, &["--json"]).succeeded().json()["paused"], true);
     operate("stop", &dir, &[]).succeeded().stdout.clear();
     let shown = watched.join().unwrap();
     assert_eq!(shown["status"], 0, "{shown:#}");
@@ -146,6 +145,11 @@ fn who_is_refused_is_seen() {
     let (mut run, dir) = place.start("run", &[&["--set", STEPS][..], &FOR_STRANGERS].concat());
     run.until("steps", |dir| (steps(dir) >= 5).then_some(()));
     strangers(&attacker, &dir, 1);
+    // The scheduler tells a stranger to go before it counts him.
+    run.until("the first to be counted", |dir| {
+        let status = operate("status", dir, &["--json"]).succeeded().json();
+        (status["load"]["refused"]["strangers"] == 1).then_some(())
+    });
     let watched = {
         let dir = dir.clone();
         let script = json!([

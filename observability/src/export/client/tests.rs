@@ -67,12 +67,15 @@ fn a_collector_that_never_shakes_hands_holds_up_no_export() {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let files = Files { certificate: Some(ca), ..Files::default() };
-    for ended in two_exports(&format!("https://{at}"), files) {
-        assert!(ended.is_err(), "nobody answered");
-    }
-    for _export in 0..2 {
-        taken.recv_timeout(PATIENCE).expect("each is a try of its own");
-    }
+    // An export whose time is over before this machine has come to connecting is no try: then with others.
+    let each_is_a_try = (0..5).any(|_| {
+        taken.try_iter().for_each(drop);
+        for ended in two_exports(&format!("https://{at}"), files.clone()) {
+            assert!(ended.is_err(), "nobody answered");
+        }
+        (0..2).all(|_| taken.recv_timeout(PATIENCE / 10).is_ok())
+    });
+    assert!(each_is_a_try, "the second does not connect anew");
 }
 
 /// Invariant 1: an answer that begins, and neither goes on nor ends (HTTP/2, RFC 9113).
@@ -123,7 +126,8 @@ fn a_later_answer_is_not_laid_to_an_earlier_failure() {
         let refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         let _ = stream.write_all(refused);
     });
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // The system gives this port to nobody: one that was bound and left might be another test's by now.
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
     let why = Why::default();
     let client = Http::new(None, PATIENCE, why.clone());
     let posted = Posted { why, ..Posted::alone(()) };
