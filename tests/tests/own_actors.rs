@@ -13,6 +13,7 @@ use testudo_actors::own::{
 use testudo_actors::policy;
 use testudo_kernels::Codec;
 use testudo_tests::cluster::{Links, Site, wait_for};
+use testudo_tests::live::until;
 use testudo_tests::toy;
 use testudo_transport::{CreditConfig, MemoryOptions, Role, SpiffeId};
 
@@ -293,8 +294,7 @@ fn streamed(links: Links) {
     drop(items);
     assert!(!wait_for(&ended), "the listener has left");
     // What was streamed was heard, if not before the stream's end then before long.
-    let total = (0..10_000).find_map(|_| (add(&ada, 0) == Ok(4_501_500)).then_some(4_501_500));
-    assert_eq!(total, Some(4_501_500));
+    until("all that was streamed to be heard", || (add(&ada, 0) == Ok(4_501_500)).then_some(()));
 }
 
 #[test]
@@ -408,19 +408,25 @@ fn mail_that_is_not_read_is_bounded() {
         actor.hears::<Add>().hears::<Order>().start(network("sum"), grants(), runtime.clone()).unwrap();
     let ada = Caller::new(network("ada"), grants(), runtime.clone()).to(actor.id(), "");
     ada.tell_blocking(&Order(0, "wait".into())).unwrap();
-    // 256 letters in the mailbox, one on its way there, 16 in credit: from then on a tell waits.
-    let mut told = 0_u64;
+    // 256 letters in the mailbox, one on its way there, 16 in credit: from then on a tell waits. One before may wait for this machine.
+    let (mut told, mut given_up) = (0_u64, 0);
     runtime.block_on(async {
-        while tokio::time::timeout(Duration::from_millis(300), ada.tell(&Add(1))).await.is_ok() {
-            told += 1;
-            assert!(told <= 256 + 2 * 16 + 2, "{told}");
+        loop {
+            let before = given_up;
+            match tokio::time::timeout(Duration::from_millis(300), ada.tell(&Add(1))).await {
+                Ok(_) => told += 1,
+                Err(_) => given_up += 1,
+            }
+            if told >= 16 && given_up > before {
+                break;
+            }
+            assert!(told <= 256 + 2 * 16 + 2 && given_up <= 200, "{told} told, {given_up} given up");
         }
     });
-    assert!(told >= 16, "{told}");
     open.send(()).unwrap();
-    // The one that was given up may have been sent.
+    // Those that were given up may have been sent.
     let total = add(&ada, 0).unwrap();
-    assert!((told..=told + 1).contains(&total), "{told} told, {total} heard");
+    assert!((told..=told + given_up).contains(&total), "{told} told, {given_up} given up, {total} heard");
 }
 
 /// The name of the audit log's key is nobody else's, and other roles are no actors.

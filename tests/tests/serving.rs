@@ -181,20 +181,20 @@ fn a_client_that_asks_too_fast_is_told_when_to_ask_again() {
 /// What every held request says, of which only the first byte is sent.
 const HELD: &str = "{\"inputs\":[[0,0]]}";
 
-/// A request whose body does not come.
-fn hold(client: &Client) -> https::Connection {
+/// A request whose body does not come; of a server that may have had enough of waiting.
+fn hold(client: &Client) -> std::io::Result<https::Connection> {
     let mut connection = client.connect();
-    connection.write_all(client.head("POST", "/v1/predict", HELD.len(), "").as_bytes()).unwrap();
-    connection.write_all(&HELD.as_bytes()[..1]).unwrap();
-    connection.flush().unwrap();
-    connection
+    connection.write_all(client.head("POST", "/v1/predict", HELD.len(), "").as_bytes())?;
+    connection.write_all(&HELD.as_bytes()[..1])?;
+    connection.flush()?;
+    Ok(connection)
 }
 
 /// A request that has the one place of its client: others of the same client are refused.
 fn hold_the_place(client: &Client) -> https::Connection {
     let deadline = Instant::now() + process::DEADLINE;
     loop {
-        let held = hold(client);
+        let held = hold(client).unwrap();
         // Whichever of two requests comes first has the place; that this one has not is seen by its being answered.
         while !is_answered(&held) {
             if client.predict(&[[0.0, 0.0]]).code() == "client_busy" && !is_answered(&held) {
@@ -247,11 +247,15 @@ fn nobody_is_waited_for_beyond_the_servers_patience() {
     let mut options = roomy(&site);
     options.limits.patience = Duration::from_secs(1);
     let (running, alice) = start(&site, &options);
-    assert_eq!(https::read(&mut hold(&alice)).unwrap().code(), "too_slow");
+    // Whoever is too slow with the handshake, or with the head, is told less: that may be this machine.
+    let deadline = Instant::now() + process::DEADLINE;
+    let too_slow = || https::read(&mut hold(&alice)?);
+    while !too_slow().is_ok_and(|answer| answer.body.contains("\"too_slow\"")) {
+        assert!(Instant::now() < deadline, "a body is waited for");
+    }
     // A head that does not end, and a handshake that does not begin.
     let mut silent = running.client().connect();
-    silent.write_all(b"POST /v1/predict HTTP/1.1\r\nHost: ").unwrap();
-    silent.flush().unwrap();
+    let _ = silent.write_all(b"POST /v1/predict HTTP/1.1\r\nHost: ").and_then(|()| silent.flush());
     let mut rest = Vec::new();
     let _ = silent.read_to_end(&mut rest);
     assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&rest));
