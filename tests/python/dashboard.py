@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-DEADLINE = 60
+DEADLINE = 120
 
 LOOK = """(() => {
   const count = (selector, what) => (document.querySelector(selector)?.getAttribute("d").match(what) ?? []).length;

@@ -74,8 +74,13 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    # All of a run's processes may connect at once, at their end. Who finds no room waits a second, and then three.
+    request_queue_size = 128
+
+
 def main():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    server = Server(("127.0.0.1", 0), Collector)
     print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
     # Ends with the test: its end closes this pipe.
     threading.Thread(target=server.serve_forever, daemon=True).start()

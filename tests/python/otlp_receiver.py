@@ -108,6 +108,11 @@ HTTP = {
 }
 
 
+class Web(ThreadingHTTPServer):
+    # All of a run's processes may connect at once, at their end. Who finds no room waits a second, and then three.
+    request_queue_size = 128
+
+
 class Http(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -132,7 +137,7 @@ def main():
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), rpc)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), rpc)
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), rpc)
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Http)
+    web = Web(("127.0.0.1", 0), Http)
     if secured:
         certificate, key, ca = secured
         port = rpc.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)], ca, True))

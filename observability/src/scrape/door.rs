@@ -126,11 +126,15 @@ mod tests {
 
     fn ask(at: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(at).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         // Who is not answered may see the connection broken off.
-        let _ = stream.read_to_string(&mut answer);
+        let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
         answer
+    }
+
+    /// What is answered. Who is too slow to ask has none, and asks again: that may be this machine.
+    fn answered(at: SocketAddr, request: &str) -> String {
+        (0..10).map(|_| ask(at, request)).find(|answer| !answer.is_empty()).unwrap_or_default()
     }
 
     #[test]
@@ -138,7 +142,8 @@ mod tests {
         let door = Door::open("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = door.address();
         door.serve(Registry::new("worker/1")).unwrap();
-        let get = |path: &str, host: &str| ask(at, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let get =
+            |path: &str, host: &str| answered(at, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         let found = get("/metrics", &at.to_string());
         assert!(found.starts_with("HTTP/1.1 200 OK\r\n") && found.contains(CONTENT_TYPE), "{found}");
         assert!(found.contains("target_info{service_instance_id=\"worker/1\""), "{found}");
@@ -149,8 +154,10 @@ mod tests {
             assert!(get("/metrics", host).starts_with("HTTP/1.1 403"), "{host}");
         }
         assert!(get("/", "localhost").starts_with("HTTP/1.1 404"));
-        assert!(ask(at, "POST /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").starts_with("HTTP/1.1 405"));
-        assert!(ask(at, "nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));
+        assert!(
+            answered(at, "POST /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").starts_with("HTTP/1.1 405")
+        );
+        assert!(answered(at, "nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));
         assert_eq!(ask(at, &format!("GET /{} HTTP/1.1", "x".repeat(2 * MOST))), "", "no end of a request");
         assert!(get("/metrics", "localhost").starts_with("HTTP/1.1 200"), "and others are served on");
     }

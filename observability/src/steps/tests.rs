@@ -32,7 +32,7 @@ fn process(every: u64) -> (&'static Steps, impl Fn() -> Vec<SpanData>) {
     let shared = crate::export::SharedSpans(Arc::clone(&spans));
     let steps: &'static Steps = Box::leak(Box::new(Steps::new(spans, every)));
     (steps, move || {
-        shared.shutdown_with_timeout(Duration::from_secs(5)).unwrap();
+        shared.shutdown_with_timeout(Duration::from_secs(60)).unwrap();
         seen.0.lock().unwrap().clone()
     })
 }

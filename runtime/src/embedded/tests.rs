@@ -113,7 +113,9 @@ fn reports_that_nobody_takes_are_counted() {
 fn a_job_that_is_dropped_is_stopped() {
     let running = small().epochs(1 << 20).start().unwrap();
     let first = running.reports().next().unwrap();
-    assert!(matches!(first, Report::Step(ref step) if step.step == 0), "{first:?}");
+    // Whoever comes late has missed the first ones.
+    let is_first = matches!(first, Report::Step(ref step) if step.step == 0);
+    assert!(is_first || matches!(first, Report::Missed(_)), "{first:?}");
     assert!(!running.is_over());
     let reports = running.reports();
     drop(running);
