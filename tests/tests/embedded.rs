@@ -45,13 +45,14 @@ fn a_cluster_file_gives_the_bits_that_it_gives_as_processes() {
     let folder = tempfile::tempdir().unwrap();
     let file = files::write_job(folder.path());
     let run_dir = folder.path().join("run");
-    let set = "training.max_steps=20";
-    let arguments =
-        ["run", files::text(&file), "--run-dir", files::text(&run_dir), "--json", "--quiet", "--set", set];
+    // No node counts as dead that is only slow.
+    let set = ["training.max_steps=20", "cluster.heartbeat_timeout_ms=60000"];
+    let arguments = ["run", files::text(&file), "--run-dir", files::text(&run_dir), "--json", "--quiet"];
+    let arguments = [&arguments[..], &set.map(|set| ["--set", set]).concat()].concat();
     let processes: Started = process::start(PROGRAM, &arguments, &run_dir);
     let expected: Value = processes.wait().succeeded().json();
     for links in [Links::Memory, Links::Secured, Links::Quic] {
-        let job = Job::from_file(&file, &[set]).unwrap().links(links).start().unwrap();
+        let job = Job::from_file(&file, &set).unwrap().links(links).start().unwrap();
         let steps: Vec<Report> = job.reports().collect();
         let trained = job.wait().unwrap();
         assert_eq!(expected["params_blake3"], trained.params_blake3(), "{links:?}");

@@ -24,6 +24,9 @@ use testudo_transport::{Cause, Role};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
+/// No node counts as dead that is only slow.
+const UNHURRIED: [&str; 2] = ["--set", "cluster.heartbeat_timeout_ms=60000"];
+
 const SCHEDULER: &str = "scheduler/0";
 /// Bad certificates that the attacker shows, each refused.
 const STRANGERS: f64 = 39.0;
@@ -128,7 +131,7 @@ fn what_codecs_save_and_lose_is_in_the_metrics() {
         let (collector, summary) = told_in_time(Collector::start, |collector, folder| {
             let (file, dir) = (files::write_job(folder), folder.join("told"));
             let arguments = ["run", text(&file), "--run-dir", text(&dir), "--json", "--quiet"];
-            let arguments = [&arguments[..], &set].concat();
+            let arguments = [&arguments[..], &UNHURRIED, &set].concat();
             process::start_in(PROGRAM, &arguments, &dir, &collector.environment()).wait().succeeded().json()
         })?;
         // The last export is the one at the process's end.
@@ -172,7 +175,7 @@ fn a_collector_that_never_answers_changes_nothing() {
     let run = |name: &str, environment: &[(&str, String)]| {
         let dir = folder.path().join(name);
         let arguments = ["run", text(&file), "--run-dir", text(&dir), "--json", "--quiet", "--set"];
-        let arguments = [&arguments[..], &["training.max_steps=40"]].concat();
+        let arguments = [&arguments[..], &["training.max_steps=40"], &UNHURRIED].concat();
         let ended = process::start_in(PROGRAM, &arguments, &dir, environment).wait().succeeded();
         ended.json()["params_blake3"].as_str().unwrap().to_owned()
     };

@@ -18,6 +18,9 @@ use testudo_tests::receiver::{Receiver, Seen, told_in_time};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
+/// No node counts as dead that is only slow.
+const UNHURRIED: [&str; 2] = ["--set", "cluster.heartbeat_timeout_ms=60000"];
+
 const NODES: [&str; 5] = ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"];
 const ROLES: [&str; 3] = ["testudo.scheduler", "testudo.server", "testudo.worker"];
 /// Every span of a step.
@@ -58,7 +61,7 @@ fn run(folder: &Path, name: &str, set: &[String], environment: &[(&str, String)]
     let arguments =
         ["run", text(&file), "--run-dir", text(&dir), "--json", "--quiet", "--set", "training.max_steps=12"];
     let set = set.iter().flat_map(|set| ["--set", set.as_str()]);
-    let arguments: Vec<&str> = arguments.into_iter().chain(set).collect();
+    let arguments: Vec<&str> = arguments.into_iter().chain(UNHURRIED).chain(set).collect();
     let ended = process::start_in(PROGRAM, &arguments, &dir, environment).wait().succeeded();
     ended.json()["params_blake3"].as_str().unwrap().to_owned()
 }
@@ -254,7 +257,7 @@ fn prometheus_reads_every_node() {
         &collector,
     ];
     let small = [("OTEL_BSP_MAX_QUEUE_SIZE", "16".to_owned())];
-    let started = process::start_in(PROGRAM, &arguments, &dir, &small);
+    let started = process::start_in(PROGRAM, &[&arguments[..], &UNHURRIED].concat(), &dir, &small);
     let target = |node: &str| -> Option<String> {
         let file = dir.join("prometheus").join(format!("{}.json", node.replace('/', "-")));
         let targets: Value = serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;

@@ -17,6 +17,9 @@ use testudo_transport::pki::{write_public, write_secret};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
+/// No node counts as dead that is only slow.
+const UNHURRIED: [&str; 2] = ["--set", "cluster.heartbeat_timeout_ms=60000"];
+
 const NODES: [&str; 5] = ["scheduler/0", "server/0", "server/1", "worker/0", "worker/1"];
 
 /// A folder with a CA, a certificate of the collector for 127.0.0.1, one of nodes, and another CA's.
@@ -144,8 +147,13 @@ fn records(mut said: &[u8]) -> Vec<(u8, usize)> {
 
 /// The arguments of a run in `dir`.
 fn arguments(file: &Path, dir: &Path, set: &[String]) -> Vec<String> {
-    let fixed = ["run", text(file), "--run-dir", text(dir), "--json", "--quiet"].map(str::to_owned);
-    fixed.into_iter().chain(set.iter().flat_map(|set| ["--set".to_owned(), set.clone()])).collect()
+    let fixed = ["run", text(file), "--run-dir", text(dir), "--json", "--quiet"];
+    fixed
+        .into_iter()
+        .chain(UNHURRIED)
+        .map(str::to_owned)
+        .chain(set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]))
+        .collect()
 }
 
 /// Runs twelve steps, every fourth traced; the hash of the parameters.
@@ -316,7 +324,7 @@ fn plain_text_to_another_machine_is_said() {
     let endpoint = "telemetry.endpoint=http://collector.invalid:4318";
     let arguments =
         ["run", text(&file), "--run-dir", text(&dir), "--set", "training.max_steps=3", "--set", endpoint];
-    let ended = process::start(PROGRAM, &arguments, &dir).wait().succeeded();
+    let ended = process::start(PROGRAM, &[&arguments[..], &UNHURRIED].concat(), &dir).wait().succeeded();
     let said = "telemetry goes to collector.invalid in plain text";
     assert!(ended.stderr.contains(said), "{}", ended.stderr);
     for node in NODES {

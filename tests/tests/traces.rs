@@ -36,7 +36,9 @@ async fn trace_of<B: Body>(receiver: &mut Receiver) -> (B, [u8; 16]) {
 #[test]
 fn scheduler_and_worker_send_in_one_trace() {
     let _guard = init(Options::new("test/0")).unwrap();
-    let site = Site::new(toy::job(1, 1, 2, 3), Links::Quic);
+    // The server that this plays has no heartbeats.
+    let job = JobSpec { heartbeat_timeout_ms: 600_000, ..toy::job(1, 1, 2, 3) };
+    let site = Site::new(job, Links::Quic);
     let (address, _running) = site.scheduler();
 
     let worker = site.identity(Role::Worker, "0");

@@ -18,8 +18,10 @@ use super::{EmbeddedError, Links, RunningJob};
 use crate::config::Config;
 use crate::data::{Data, DataFiles};
 
-/// A cluster file that says nothing which need not be said: what a builder begins with. Model and data are replaced.
-pub(super) const DEFAULTS: &str = "[job]\nname = \"embedded\"\n[model]\nkind = \"mlp\"\ninputs = 1\nclasses = 2\n\
+/// A cluster file that says no more than it must: what a builder begins with. Model and data are replaced. Nodes of one process stand
+/// still together, after which heartbeats of all are late; that one has ended is known without them.
+pub(super) const DEFAULTS: &str = "[job]\nname = \"embedded\"\n[cluster]\nheartbeat_timeout_ms = 60000\n\
+                                   [model]\nkind = \"mlp\"\ninputs = 1\nclasses = 2\n\
                                    [data]\nkind = \"mnist\"\npath = \"unused\"\n";
 
 /// Data that are not described yet.
@@ -46,7 +48,7 @@ pub struct Job;
 
 impl Job {
     /// A job of which model and data are still to be said. Everything else has the default of the cluster file (`docs/config.md`): one server,
-    /// one worker, one epoch, and so on.
+    /// one worker, one epoch, and so on; but a node that is silent counts as dead after a minute, as all may stand still together.
     #[must_use]
     pub fn builder() -> JobBuilder {
         let config = Config::parse::<&str>(DEFAULTS, Path::new("embedded.toml"), &[]);

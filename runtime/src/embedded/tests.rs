@@ -38,6 +38,7 @@ fn defaults_are_those_of_the_cluster_file() {
     let text = DEFAULTS.replace("inputs = 1", "inputs = 1\nhidden = []");
     let config = Config::parse::<&str>(&text, Path::new("a.toml"), &["optimizer.kind=adamw"]).unwrap();
     let built = small().optimizer("adamw").spec().unwrap();
+    assert_eq!(built.heartbeat_timeout_ms, 60_000, "nodes of one process stand still together");
     let data = DataSpec { train_examples: 32, test_examples: 8, blake3: built.data.blake3 };
     let mut stated = crate::job::spec(&config, data);
     assert_eq!(built.optimizer, stated.optimizer);
