@@ -263,6 +263,8 @@ pub struct Guard {
     log: Option<Limited>,
     registry: Option<Registry>,
     steps: Option<Steps>,
+    /// Whether anything is exported.
+    exports: bool,
 }
 
 impl Guard {
@@ -279,7 +281,7 @@ impl Guard {
     }
 
     fn new(log: Option<Limited>) -> Guard {
-        Guard { tracer: None, meter: None, logger: None, log, registry: None, steps: None }
+        Guard { tracer: None, meter: None, logger: None, log, registry: None, steps: None, exports: false }
     }
 }
 
@@ -304,7 +306,7 @@ impl Drop for Guard {
                 Err(why) => why == RecvTimeoutError::Timeout,
             };
         }
-        if let Some(log) = self.log.as_ref().filter(|_| is_late) {
+        if let Some(log) = self.log.as_ref().filter(|_| is_late && self.exports) {
             log.say("testudo_observability::setup", UNTAKEN);
         }
     }
@@ -397,6 +399,7 @@ pub fn build(options: Options, environment: &Environment) -> Result<(Dispatch, G
     if let Some(log) = guard.log.clone() {
         guard.meter().counter(&LINES_LEFT_OUT, move || log.left_out());
     }
+    guard.exports = guard.meter.is_some() || !lost.is_empty();
     // Without a queue nothing can be dropped.
     if !lost.is_empty() {
         guard.meter().counter_by(&LOST, (SIGNAL, WHY), move || {
