@@ -278,7 +278,8 @@ fn a_rule_that_fails_is_named() {
 #[test]
 fn a_server_without_the_rule_refuses_the_job() {
     let rule = OwnAggregation::of(RuleInput::Mean, |_, _| Ok(()));
-    let job = JobSpec { aggregation: Aggregation::Own(OwnRule::of(&rule)), ..toy::job(1, 1, 2, 4) };
+    let aggregation = Aggregation::Own(OwnRule::of(&rule));
+    let job = JobSpec { aggregation, heartbeat_timeout_ms: 600_000, ..toy::job(1, 1, 2, 4) };
     match Cluster::start(job, cluster::Links::Memory).outcome() {
         Outcome::Failed(reason) | Outcome::ServerLost(reason) => {
             assert!(reason.contains("server/0"), "{reason}")
