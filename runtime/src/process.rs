@@ -21,6 +21,7 @@ pub mod collector;
 pub mod handing;
 pub mod handover;
 pub mod harden;
+pub(crate) mod locked;
 pub mod paths;
 pub mod program;
 pub mod protections;

@@ -48,6 +48,7 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 
 use crate::process::handover;
+use crate::process::locked::{Locked, is_locked};
 
 pub use held::in_words;
 pub(crate) use held::reached;
@@ -296,8 +297,8 @@ impl RunDir {
         let path = self.at.join("lock");
         let failed = |source| RunDirError::Create { path: self.path.join("lock"), source };
         let file = handover::append(&path).map_err(failed)?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(RunLock { _file: file }),
+        match Locked::new(file) {
+            Ok(file) => Ok(RunLock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
             Err(error) => Err(failed(error.into())),
         }
@@ -330,10 +331,7 @@ impl RunDir {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(self.at.join("lock"));
         let Ok(file) = file else { return Ok(()) };
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Busy { path: self.path.clone() }),
-            _ => Ok(()),
-        }
+        if is_locked(&file) { Err(RunDirError::Busy { path: self.path.clone() }) } else { Ok(()) }
     }
 
     /// Makes ready for the run to be resumed: its signed job and cluster file are kept under a number, and its identities,
@@ -381,7 +379,7 @@ impl RunDir {
 /// Holds a run directory for one command; let go when it is dropped, or when the process ends.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: std::fs::File,
+    _file: Locked,
 }
 
 fn make_private(path: &Path, recursive: bool) -> io::Result<()> {

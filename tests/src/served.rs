@@ -319,6 +319,8 @@ impl Running {
         if let Ok(lock) = std::fs::File::open(self.state.join("lock")) {
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
                 .expect("the state can be locked");
+            // A child that another test starts at this moment may have the file still when it is closed here.
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).expect("the state can be unlocked");
         }
         ended
     }

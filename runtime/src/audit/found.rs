@@ -5,13 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
 use testudo_actors::audit::{Base64, Entry, Hex, KEY_NODE};
 use testudo_observability::audit::{Chain, SIGNATURE};
 
 use super::AuditLogError;
 use super::lines::{Lines, file_error};
 use super::verify::entry;
+use crate::process::locked::Locked;
 
 /// A log, followed to its end.
 #[derive(Debug, Default)]
@@ -61,12 +61,13 @@ pub(super) fn read(path: &Path) -> Result<Found, AuditLogError> {
     Ok(found)
 }
 
-/// Opens the log for writing at its end, by one process at a time; makes it if it is not there.
-pub(super) fn lock(path: &Path) -> Result<File, AuditLogError> {
+/// Opens the log for writing at its end, by one process at a time, for as long as the lock is kept; makes it if it is not there.
+pub(super) fn lock(path: &Path) -> Result<(File, Locked), AuditLogError> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path);
     let file = file.map_err(|e| file_error(path, "cannot be written", &e))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+    let same = file.try_clone().map_err(|e| file_error(path, "cannot be locked", &e))?;
+    let lock = Locked::new(same).map_err(|e| match e {
         rustix::io::Errno::WOULDBLOCK => {
             AuditLogError::File { path: path.to_owned(), what: "another process is writing it".into() }
         }
@@ -77,5 +78,5 @@ pub(super) fn lock(path: &Path) -> Result<File, AuditLogError> {
             .and_then(|folder| folder.sync_all())
             .map_err(|e| file_error(folder, "cannot be synced", &e))?;
     }
-    Ok(file)
+    Ok((file, lock))
 }

@@ -26,6 +26,7 @@ use super::found::{self, Found};
 use super::lines::file_error;
 use crate::appender::Appender;
 use crate::checkpoint::retention;
+use crate::process::locked::Locked;
 
 /// Entries that may wait for the thread. Beyond it, who has one to tell waits: nothing is left out of the log.
 const WAITING: usize = 4096;
@@ -262,6 +263,7 @@ struct Writer {
     identity: Identity,
     key: AuditKey,
     synced: Arc<Mutex<Option<Head>>>,
+    _lock: Locked,
 }
 
 impl Writer {
@@ -271,7 +273,7 @@ impl Writer {
         identity: &Identity,
         accept: impl FnOnce(&Found) -> Result<(), &'static str>,
     ) -> Result<(Writer, Found), AuditLogError> {
-        let file = found::lock(path)?;
+        let (file, lock) = found::lock(path)?;
         let found = found::read(path)?;
         accept(&found).map_err(|why| AuditLogError::Key { path: path.to_owned(), what: why.into() })?;
         if found.torn_bytes > 0 {
@@ -282,7 +284,8 @@ impl Writer {
         let scribe = Scribe::new(found.chain.clone(), Box::new(key.clone()));
         let file = Appender::new(file).map_err(|e| file_error(&path, "cannot be read", &e))?;
         let synced = Arc::default();
-        let writer = Writer { path, file, scribe, is_behind: false, left_out: 0, identity, key, synced };
+        let (is_behind, left_out) = (false, 0);
+        let writer = Writer { path, file, scribe, is_behind, left_out, identity, key, synced, _lock: lock };
         Ok((writer, found))
     }
 

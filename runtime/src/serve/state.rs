@@ -2,17 +2,18 @@
 //! time. It is reached through an open descriptor, so that whoever the server goes on as need not be able to enter the
 //! folders above.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use testudo_transport::pki::is_ours;
 
 use super::ServeError;
+use crate::process::locked::Locked;
 use crate::process::{RunAs, handover};
 use crate::rundir::reached;
 
@@ -26,7 +27,7 @@ pub(super) struct StateDir {
     path: PathBuf,
     at: PathBuf,
     held: OwnedFd,
-    _lock: File,
+    _lock: Locked,
 }
 
 /// What a server keeps in it, beside what a crash may leave of writing one of them.
@@ -79,8 +80,8 @@ impl StateDir {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(flags);
         let lock = options.open(&lock_path).map_err(|why| state(why.to_string()))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(StateDir { path: path.to_owned(), at, held, _lock: lock }),
+        match Locked::new(lock) {
+            Ok(lock) => Ok(StateDir { path: path.to_owned(), at, held, _lock: lock }),
             Err(Errno::WOULDBLOCK) => Err(state("another server keeps its accounts here".to_owned())),
             Err(why) => Err(state(why.to_string())),
         }
