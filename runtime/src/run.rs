@@ -200,35 +200,32 @@ async fn train(
     let start = async {
         let scheduler = nodes.start(Role::Scheduler, 0, None).await.map_err(Failure::not_up)?;
         Control::write(run_dir, &scheduler.to_string(), &id)?;
-        let processes = match config.cluster.placement {
-            Placement::Dedicated => vec![(Role::Server, job.servers), (Role::Worker, job.workers)],
-            Placement::Colocated => vec![(Role::Peer, job.workers)],
-        };
-        for (role, count) in processes {
-            for index in 0..count {
-                nodes.start(role, index, Some(scheduler)).await.map_err(Failure::not_up)?;
-            }
-        }
         Ok::<_, Failure>(scheduler)
     };
     let scheduler = tokio::select! {
         started = start => started?,
-        () = interrupts.next() => return Err(interrupted("stopped before training began")),
+        () = interrupts.next() => return Err(early()),
     };
     let network = operator_network(config, operator)?;
     let address = scheduler.to_string();
+    // Before there is anybody who could train: a short run would be over before it was followed.
     let following = async {
         let line = operator::Line::dial(&network, &address, &id).await?;
         line.follow(REPORT_EVERY_MS, watcher.wants_nodes()).await
     };
-    // Training may have begun by now, and the scheduler have died.
     let followed = tokio::select! {
         followed = following => followed.map_err(|error| error.to_string()),
         () = nodes.gone(Role::Scheduler, 0) => Err("the scheduler has ended".to_owned()),
+        () = interrupts.next() => return Err(early()),
     };
-    let (commands, reports) = match followed {
+    let (commands, mut reports) = match followed {
         Ok(followed) => followed,
         Err(reason) => return Err(unheard(nodes, reason).await),
+    };
+    let told = tokio::select! {
+        started = start_others(config, job, nodes, scheduler) => started.map(|()| None)?,
+        told = told_early(&mut reports) => Some(told),
+        () = interrupts.next() => return Err(early()),
     };
     let mut run = Running {
         nodes,
@@ -244,10 +241,39 @@ async fn train(
         stopping: false,
         deaths: Vec::new(),
     };
-    let outcome = run.follow(reports, interrupts).await;
+    let outcome = run.follow((told, reports), interrupts).await;
     run.commands.close();
     network.close("done").await;
     outcome
+}
+
+/// Starts all nodes but the scheduler, which is there.
+async fn start_others(
+    config: &Config,
+    job: &JobSpec,
+    nodes: &mut Nodes,
+    scheduler: SocketAddr,
+) -> Result<(), Failure> {
+    let processes = match config.cluster.placement {
+        Placement::Dedicated => vec![(Role::Server, job.servers), (Role::Worker, job.workers)],
+        Placement::Colocated => vec![(Role::Peer, job.workers)],
+    };
+    for (role, count) in processes {
+        for index in 0..count {
+            nodes.start(role, index, Some(scheduler)).await.map_err(Failure::not_up)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hears the scheduler while nodes are started, up to a report that the run is over, or the line's end.
+async fn told_early(reports: &mut Reports) -> Told {
+    loop {
+        match reports.next().await {
+            Ok(report) if report.outcome.is_none() => {}
+            told => return told.map(Box::new),
+        }
+    }
 }
 
 /// Waits, unless it is interrupted.
@@ -290,8 +316,11 @@ struct Running<'a> {
     deaths: Vec<(Member, Failure)>,
 }
 
+/// What comes on the line to the scheduler.
+type Told = Result<Box<StatusReport>, operator::OperatorError>;
+
 enum Happened {
-    Report(Result<Box<StatusReport>, operator::OperatorError>),
+    Report(Told),
     Ended(Ending),
     Due(u32),
     Interrupt,
@@ -300,7 +329,7 @@ enum Happened {
 impl Running<'_> {
     async fn follow(
         &mut self,
-        mut reports: Reports,
+        (mut early, mut reports): (Option<Told>, Reports),
         interrupts: &mut Interrupts,
     ) -> Result<Finished, Failure> {
         loop {
@@ -308,7 +337,7 @@ impl Running<'_> {
             let happened = tokio::select! {
                 // What the scheduler has said comes before what has followed from it.
                 biased;
-                report = reports.next() => Happened::Report(report.map(Box::new)),
+                told = next(&mut early, &mut reports) => Happened::Report(told),
                 node = self.nodes.ended() => Happened::Ended(Ending::of(node)),
                 worker = wait_for(due) => Happened::Due(worker),
                 () = interrupts.next() => Happened::Interrupt,
@@ -390,6 +419,18 @@ impl Running<'_> {
             false => behind(self.nodes, reason).await,
         }
     }
+}
+
+/// What was told early comes first.
+async fn next(early: &mut Option<Told>, reports: &mut Reports) -> Told {
+    match early.take() {
+        Some(told) => told,
+        None => reports.next().await.map(Box::new),
+    }
+}
+
+fn early() -> Failure {
+    interrupted("stopped before training began")
 }
 
 fn interrupted(text: &str) -> Failure {

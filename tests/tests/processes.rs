@@ -286,6 +286,19 @@ fn a_scheduler_that_is_killed_before_its_run_is_followed_is_named() {
     assert_nothing_left(&place.run_dir("run"));
 }
 
+/// A run may be over before a launcher that stands still has heard of its first step.
+#[test]
+fn a_run_that_is_over_before_its_launcher_looks_is_told_as_it_ended() {
+    let place = small();
+    let mut run = place.start("run", &["--quiet"]);
+    run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
+    run.signal(Signal::STOP);
+    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    run.signal(Signal::CONT);
+    let result = run.wait().succeeded().json();
+    assert_eq!(result["steps"], 60, "{result}");
+}
+
 /// No process outlives its launcher, even one that had no chance to say goodbye.
 #[test]
 fn a_killed_launcher_leaves_no_process_behind() {
