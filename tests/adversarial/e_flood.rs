@@ -27,8 +27,18 @@ use crate::PROGRAM;
 use crate::counted::Counts;
 use crate::hostile::beside;
 
-/// The longest that one flood goes on.
+/// The longest that one flood goes on, once something was sent.
 const TIME: Duration = Duration::from_millis(800);
+/// Within which something is sent, on any machine.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Longer than a node waits for a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(4);
+/// Within which a flood is counted, if it is, once no handshake is waited for any more.
+const COUNTED: Duration = Duration::from_secs(2);
+/// Whose floods they are that must be refused, whatever the others were: an address beyond those of the kinds.
+const STRANGER: u8 = 150;
+/// How often a flood that comes to nothing at a node is tried.
+const TRIES: u32 = 12;
 /// Bytes that a node may log under all of them together: a few lines for each kind, and one a second for each cause.
 const LOG: usize = 512 << 10;
 /// As many are flood enough.
@@ -41,9 +51,9 @@ const EACH: u32 = 500;
 const AT_ONCE: usize = 4;
 /// Answers that a slow reader takes, one at a time.
 const SLOWLY: u64 = 24;
-/// Causes that the audit log has in the end.
-const RECORDED: [&str; 9] =
-    ["handshake", "late", "certificate", "request", "framing", "message", "flood", "mac", "policy"];
+/// Causes that the audit log has in the end. That of abandoned streams is not among them: all of them may be counted as floods.
+const RECORDED: [&str; 8] =
+    ["handshake", "late", "certificate", "request", "message", "flood", "mac", "policy"];
 
 /// What a scheduler and a server count a flood as: each under one of these, unless there are none. Datagrams that are nobody's have
 /// no cause (they are dropped, by the kernel soon, which counts nothing), and a node of the job may connect to a scheduler now and
@@ -56,7 +66,8 @@ fn counted_as(kind: Attack) -> (&'static [Cause], &'static [Cause]) {
         Attack::Stalled => (&[Cause::Late], &[Cause::Late]),
         Attack::NoCertificate | Attack::Foreign => (&[Cause::Certificate], &[Cause::Certificate]),
         Attack::Reconnect => (&[], REQUEST),
-        // Whether the first stream's end or the second stream is seen first is a race.
+        // Whether the first stream's end or the second stream is seen first is a race. One that ends with nothing said is no fault:
+        // then the connection ends, and only another one may be counted.
         Attack::EmptyStreams | Attack::AbandonedStreams => (&[Cause::Framing, Cause::Flood], REQUEST),
         Attack::Control => (&[Cause::Message], REQUEST),
         Attack::HalfFrames => (&[Cause::Flood], REQUEST),
@@ -69,16 +80,25 @@ fn counted_as(kind: Attack) -> (&'static [Cause], &'static [Cause]) {
 #[test]
 fn class_e_flood_and_starvation() {
     let Some(counts) = Counts::start() else { return };
+    let began = Instant::now();
     let mut live = Live::start_with(PROGRAM, counts.plan(Plan::default()), |_| ());
     for (number, (name, kind)) in (1_u8..).zip(Attack::ALL) {
         live.case(&format!("a flood of {name}"), |live| {
             let before: Vec<_> = live.nodes().iter().map(|node| counts.so_far(node)).collect();
-            let sent = flood(live, kind, number);
-            assert!(sent > 0, "nothing was sent");
             let (scheduler, server) = counted_as(kind);
+            let causes = |node: &Node| if node.id.role() == Role::Scheduler { scheduler } else { server };
+            let is_waited_for = matches!(kind, Attack::Deaf | Attack::Stalled);
+            let soon = COUNTED + if is_waited_for { HANDSHAKE } else { Duration::ZERO };
+            for _ in 0..TRIES {
+                let sent = flood(live, kind, number);
+                assert!(sent > 0, "nothing was sent");
+                let mut nodes = live.nodes().iter().zip(&before);
+                if nodes.all(|(node, before)| counts.is_more_within(soon, node, before, causes(node))) {
+                    break;
+                }
+            }
             for (node, before) in live.nodes().iter().zip(&before) {
-                let causes = if node.id.role() == Role::Scheduler { scheduler } else { server };
-                counts.more_since(node, before, causes);
+                counts.more_since(node, before, causes(node));
             }
         });
     }
@@ -99,8 +119,15 @@ fn class_e_flood_and_starvation() {
                 all.faults += refused.faults;
             }
             let counted = all.datagrams > 0 && all.knocks + all.handshakes > 0;
-            (counted && all.strangers > 0 && all.faults > 0).then_some(())
+            let all = (counted && all.strangers > 0 && all.faults > 0).then_some(());
+            if all.is_none() {
+                // A slow machine's flood may leave the rates of its address unspent: then there is more of it.
+                flood(live, Attack::NoCertificate, STRANGER);
+            }
+            all
         });
+        // Handshakes that were left under way are over, and counted.
+        std::thread::sleep(HANDSHAKE);
         for node in live.nodes() {
             let load = live.load(node);
             assert!(load.promised_bytes <= load.budget_bytes, "{}: {load:?}", node.id.short());
@@ -110,10 +137,16 @@ fn class_e_flood_and_starvation() {
         live.recorded(&RECORDED);
         let records = live.refusal_records();
         // One a node within moments, and one every ten seconds after that: thousands of attempts of each kind make no flood of records.
-        assert!(records < 200, "{records} records of refusals");
+        let most = 200.max(records_in(began.elapsed()));
+        assert!(records < most, "{records} records of refusals");
     });
     live.case("the logs stay small", logs_are_small);
     counts.recorded(live);
+}
+
+/// Records that a scheduler and two servers may have made in that time, and one more of each.
+fn records_in(time: Duration) -> usize {
+    3 * (2 + usize::try_from(time.as_secs() / 10).unwrap())
 }
 
 fn logs_are_small(live: &Live) {
@@ -130,6 +163,7 @@ fn class_e_names_without_end() {
     let Some(counts) = Counts::start() else { return };
     let limits = "handshakes_per_second = 100000\nhandshakes_per_address = 100000";
     let plan = Plan { limits, ..Plan::default() };
+    let began = Instant::now();
     let mut live = Live::start_with(PROGRAM, counts.plan(plan), |_| ());
     let mut series = 0;
     for round in 0..NAMES / EACH {
@@ -148,7 +182,7 @@ fn class_e_names_without_end() {
         let longest = log.lines().map(str::len).max().unwrap_or_default();
         assert!(longest < 32 << 10, "a record of {longest} bytes");
         let records = live.refusal_records();
-        assert!(records < 20, "{records} records of refusals");
+        assert!(records < 20.max(records_in(began.elapsed())), "{records} records of refusals");
     });
     live.case("the logs stay small", logs_are_small);
     counts.recorded(live);
@@ -252,7 +286,8 @@ fn flood(live: &Live, kind: Attack, number: u8) -> u64 {
     std::thread::scope(|scope| {
         scope.spawn(|| run(kind, &attacker, &targets, &done));
         let began = Instant::now();
-        while done.sent.load(Ordering::Relaxed) < ATTEMPTS && began.elapsed() < TIME {
+        let goes_on = |sent| sent < ATTEMPTS && began.elapsed() < if sent == 0 { LONGEST } else { TIME };
+        while goes_on(done.sent.load(Ordering::Relaxed)) {
             std::thread::sleep(Duration::from_millis(2));
         }
         done.stop.store(true, Ordering::Relaxed);
