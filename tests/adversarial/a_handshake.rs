@@ -132,6 +132,9 @@ fn class_a_handshake_and_identity() {
         attacker.attack("handshake.noise", json!({"target": node.target(), "count": NOISE}));
         // By the node, until it has the kernel drop the rest uncounted. Nobody is named for it, so no record is made of it.
         until("noise in the metrics", || (dropped() > before).then_some(()));
+        // Some of it begins handshakes that fail. Whoever comes after it is let in when all of it was looked at, and counted.
+        let found = attacker.attack("handshake.resumption", live.order(node));
+        assert_eq!(found["admitted"], true, "{found}");
     });
     live.case("impostors of a server are not dialled", |live| impostors(&attacker, live));
     live.case("a live node's key: joining", |live| {

@@ -65,6 +65,15 @@ fn named(live: &Live, name: &str) -> String {
     format!("{}/{name}", live.stem("worker"))
 }
 
+/// An operator hands a list in, and every node has it in force: servers hear of it a moment after the operator does.
+fn put_in_force(live: &Live, number: u64, crl: Vec<u8>) -> String {
+    let answer = hand_in(live, crl).unwrap();
+    for node in live.nodes() {
+        node.logs(0, &["list of revoked certificates in force", &format!("number={number} ")]);
+    }
+    answer
+}
+
 /// An operator hands a list in.
 fn hand_in(live: &Live, crl: Vec<u8>) -> Result<String, String> {
     let network = live.site.network(&live.site.identity(Role::Operator, "revokes"));
@@ -90,7 +99,7 @@ fn class_a_revocation() {
         assert!(admitted, "{closed:?}");
     });
     live.case("revoked before it dials", |live| {
-        let answer = hand_in(live, scene.crl(live, 1, 1, &[])).unwrap();
+        let answer = put_in_force(live, 1, scene.crl(live, 1, 1, &[]));
         assert!(answer.contains("1 revoked"), "{answer}");
         scene.refused_everywhere(live, "70");
     });
@@ -98,7 +107,7 @@ fn class_a_revocation() {
         let node = live.node(Role::Scheduler, 0);
         let order = json!({"name": named(live, "71"), "expect": node.id.as_str()});
         let closed = counts.rise(node, &[(Cause::Revoked, 1)], || {
-            hand_in(live, scene.crl(live, 2, 2, &[])).unwrap();
+            put_in_force(live, 2, scene.crl(live, 2, 2, &[]));
             attacker.attack("revocation.cut_off", order)
         });
         let closed: Closed = serde_json::from_value(closed).unwrap();

@@ -2,6 +2,7 @@
 //! that was refused: nothing in it has changed.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use testudo_tests::files::{self, text};
@@ -95,23 +96,28 @@ impl Artefacts {
     }
 }
 
-/// Every file under `folder` with its content, every link with its target, every folder.
+/// Every file under `folder` with its content, every link with its target, every folder. What goes while it is looked for is not
+/// there.
 pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
-            let kind = path.symlink_metadata().unwrap().file_type();
-            let content = if kind.is_symlink() {
-                std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
-            } else if kind.is_dir() {
-                folders.push(path.clone());
-                Vec::new()
-            } else {
-                std::fs::read(&path).unwrap()
-            };
-            found.insert(path, content);
+            let content = path.symlink_metadata().and_then(|metadata| {
+                if metadata.is_symlink() {
+                    return Ok(std::fs::read_link(&path)?.into_os_string().into_encoded_bytes());
+                }
+                if metadata.is_dir() {
+                    folders.push(path.clone());
+                    return Ok(Vec::new());
+                }
+                std::fs::read(&path)
+            });
+            match content {
+                Ok(content) => drop(found.insert(path, content)),
+                Err(why) => assert_eq!(why.kind(), ErrorKind::NotFound, "{}: {why}", path.display()),
+            }
         }
     }
     found

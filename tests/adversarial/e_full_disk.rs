@@ -20,6 +20,9 @@ use crate::PROGRAM;
 /// Steps that are taken before the disk is full, and while it is.
 const STEPS: u64 = 200;
 
+/// Longer than the whole test, on any machine.
+const LIFE: Duration = Duration::from_secs(900);
+
 /// From one checkpoint to the next.
 const EVERY: u64 = 50;
 
@@ -76,7 +79,7 @@ fn class_e_a_full_disk() {
     let options = ["--set", "training.max_steps=1000000", "--set", &every, "--json", "--quiet"];
     let Some(collector) = Collector::start() else { return };
     let arguments = [&["run", text(&file), "--run-dir", text(&run)], options.as_slice()].concat();
-    let started = process::start_in(PROGRAM, &arguments, &run, &collector.environment());
+    let started = process::start_in(PROGRAM, &arguments, &run, &collector.environment()).patient(LIFE);
     until("a checkpoint", || newest(&run).filter(|step| *step >= STEPS));
     let nodes = process::nodes(&run);
     assert_eq!(nodes.len(), 5, "{nodes:?}");

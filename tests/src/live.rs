@@ -72,10 +72,11 @@ pub const LIMIT_MIB: u64 = 640;
 /// Bytes that one peer may have on their way to a node.
 pub const IN_FLIGHT: u64 = 4 << 20;
 
-/// The job under attack: some forty slices on two servers, two workers.
+/// The job under attack: some forty slices on two servers, two workers. An attacker that takes part says nothing between what it
+/// is told to do, and is none the less there.
 #[must_use]
 pub fn job() -> JobSpec {
-    JobSpec { slice_bytes: 256, epochs: 10_000, heartbeat_timeout_ms: 20_000, ..toy::job(2, 2, 4, STEPS) }
+    JobSpec { slice_bytes: 256, epochs: 10_000, heartbeat_timeout_ms: 120_000, ..toy::job(2, 2, 4, STEPS) }
 }
 
 /// Held by the cluster that is under attack.

@@ -4,12 +4,26 @@ usage: attack.py, with lines like {"attack": "handshake.strangers", "target": ["
 """
 import importlib
 import json
+import select
 import sys
 import traceback
 
+import wire
+
+
+def orders():
+    """Lines of standard input; while none comes, connections that are kept are tended."""
+    while True:
+        while not select.select([sys.stdin], [], [], 0.5)[0]:
+            wire.tend()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
 
 def main():
-    for line in sys.stdin:
+    for line in orders():
         order = json.loads(line)
         module, function = order.pop("attack").split(".")
         try:

@@ -29,7 +29,7 @@ def one(target, authority, expect, name, attack):
     stream = peer.stream()
     peer.credentials = [chain], key
     heard = attack(peer, stream)
-    closed = peer.closed if heard else peer.verdict(20)
+    closed = peer.closed if heard else peer.verdict()
     peer.quic.close(error_code=0)
     peer.flush()
     peer.close()
@@ -114,7 +114,7 @@ def slowly(peer, stream):
     for byte in peer.sealer(stream).frame(wire.JOIN, BODY):
         peer.write(stream, bytes([byte]))
         peer.until(lambda: False, 0.02)
-    answer = peer.hear(stream, 20)
+    answer = peer.hear(stream)
     return answer.kind if answer else None
 
 

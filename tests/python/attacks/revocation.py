@@ -41,9 +41,10 @@ def dial(target, name, expect):
     admitted = peer.admitted()
     if admitted:
         held[name, expect] = peer
+        wire.keep(peer)
     return {"admitted": admitted, "closed": peer.closed}
 
 
 def cut_off(name, expect):
     """How the connection that stayed is cut off."""
-    return held[name, expect].verdict(30)
+    return held[name, expect].verdict()

@@ -30,6 +30,19 @@ PATIENCE = 60.0
 # One group for attackers that are many: each costs a key.
 FAST = [tls.Group.X25519]
 _addresses = itertools.count(1)
+# Connections that live from one order to a later one.
+_kept = []
+
+
+def keep(peer):
+    """Tends `peer` between orders: nodes give up who acknowledges nothing for some seconds. Nobody else may use it meanwhile."""
+    _kept.append(peer)
+
+
+def tend():
+    for peer in _kept:
+        if peer.closed is None and peer.socket.fileno() >= 0:
+            peer.until(lambda: False, 0.001)  # what has come, and what is due
 
 
 def begin_addresses(network):

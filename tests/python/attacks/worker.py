@@ -30,7 +30,7 @@ def roles(target, ca, expect, stem, first, attempts, network=0):
         peer = wire.Peer(target, name, expect, [chain], key, groups=wire.FAST, source=wire.next_address())
         if peer.admitted():
             peer.write(peer.stream(), wire.prelude(kind, 200) + b"\xff" * 3)
-        found.append([role, kind, peer.verdict(20)])
+        found.append([role, kind, peer.verdict()])
         peer.close()
     return found
 
@@ -43,7 +43,7 @@ def unleased(target, ca, expect, name):
         stream = peer.stream()
         peer.say(stream, wire.HELLO, bytes(32))
         peer.say(stream, wire.PUSH, push(1, 0, (0, 0), (0, 1)), bytes(256))
-    closed = peer.verdict(20)
+    closed = peer.verdict()
     peer.close()
     return closed
 
@@ -54,7 +54,7 @@ def without_hello(target, identity, name, expect):
     peer = wire.Peer(target, name, expect, chain, key, source=wire.next_address())
     if peer.admitted():
         peer.say(peer.stream(), wire.PUSH, push(1, 0, (0, 0), (0, 1)), bytes(256))
-    closed = peer.verdict(20)
+    closed = peer.verdict()
     peer.close()
     return closed
 
@@ -94,6 +94,8 @@ def join(target, identity, name, expect, release, fingerprint, servers):
         lane = peer.stream()
         peer.say(lane, wire.HELLO, secret)
         lanes[server] = (peer, lane)
+        wire.keep(peer)
+    wire.keep(scheduler)
     state.update(scheduler=scheduler, stream=stream, epoch=epoch, leases=leases, mine=mine[0], lanes=lanes, request=0)
     return {"epoch": epoch, "leases": leases, "kinds": kinds}
 
@@ -132,7 +134,7 @@ def ask(server, kind, body, payload=b""):
     state["request"] += 1
     header = wire.envelope(peer.name, peer.expect, state["request"]) + body
     peer.write(lane, peer.sealer(lane).frame(kind, body, payload, header=header))
-    answer = peer.hear(lane, 20)
+    answer = peer.hear(lane)
     if answer is None:
         return f"closed: {peer.closed}"
     if answer.kind == wire.PUSH_REFUSED:
@@ -197,7 +199,7 @@ def by_form(server, slice_id, size, ahead):
 
 def between(server, slice_id, size, version):
     """Lies for the step that begins with `version`, once that is there and before anybody has contributed to it."""
-    patience = time.monotonic() + 20
+    patience = time.monotonic() + wire.PATIENCE
     pull = b"".join(map(wire.varint, (*slice_id, version, 0)))
     while (answer := ask(server, wire.PULL, pull)) == "not yet possible" and time.monotonic() < patience:
         time.sleep(0.05)
@@ -221,6 +223,7 @@ def beside(identity, name, secret, servers, leases):
         peer, lane = greet([host, port], name, server, chain, key, secret, source)
         peer.grant()
         lanes[server] = (peer, lane)
+        wire.keep(peer)
     state.update(epoch=1, leases=leases, mine=leases[0][0], lanes=lanes, request=0,
                  credentials=(chain, key), secret=secret)
     return len(lanes)
@@ -243,7 +246,7 @@ def wrong_kinds(target, identity, name, expect, secret, kinds):
     for kind in kinds:
         peer, lane = greet(target, name, expect, chain, key, secret, wire.next_address())
         peer.write(lane, wire.prelude(kind, 200) + b"\xff" * 3)
-        found.append([kind, peer.verdict(20)])
+        found.append([kind, peer.verdict()])
         peer.close()
     return found
 
@@ -260,7 +263,7 @@ def trickle(server, slice_id, version, asked):
         peer.say(lane, wire.PULL, pull)
     for _ in range(asked):
         time.sleep(0.25)
-        came += peer.hear(lane, 5) is not None
+        came += peer.hear(lane) is not None
     found = {"came": came, "closed": peer.closed}
     peer.quic.close(error_code=0)
     peer.flush()
@@ -291,6 +294,6 @@ def other_stream(server, slice_id):
     header = wire.envelope(peer.name, peer.expect, state["request"]) + body
     frame = peer.sealer(lane).frame(wire.PULL, body, header=header)
     peer.write(lane, frame)
-    answer = peer.hear(lane, 20)
+    answer = peer.hear(lane)
     peer.write(peer.stream(), frame)
-    return {"first": answer.kind if answer else None, "closed": peer.verdict(20)}
+    return {"first": answer.kind if answer else None, "closed": peer.verdict()}

@@ -52,7 +52,7 @@ impl Node {
             let new = log.get(since..).unwrap_or_default();
             new.lines().any(|line| words.iter().all(|w| line.contains(w))).then_some(())
         };
-        if within(Duration::from_secs(20), line).is_none() {
+        if within(Duration::from_secs(60), line).is_none() {
             let log = self.log();
             panic!("{} logged no {words:?}, but\n{}", self.id.short(), log.get(since..).unwrap_or_default());
         }
