@@ -13,7 +13,7 @@ use testudo_tests::process::{self, Signal, nodes, send};
 use crate::PROGRAM;
 use crate::artefacts::{Artefacts, Expected, another, flip};
 
-/// Steps of the run, and between its checkpoints.
+/// Steps of the run, and between its checkpoints: the first and the last, which are never skipped, however slow the disk is.
 const STEPS: u64 = 40;
 const EVERY: u64 = 10;
 /// What age encrypts at a time, with its tag (the format's STREAM).
@@ -50,7 +50,8 @@ fn swap(one: &Path, other: &Path) {
 
 #[test]
 fn class_g_checkpoints() {
-    let (steps, every) = (format!("training.max_steps={STEPS}"), format!("checkpoint.every_steps={EVERY}"));
+    let first = STEPS - EVERY;
+    let (steps, every) = (format!("training.max_steps={STEPS}"), format!("checkpoint.every_steps={first}"));
     let wide = "model.hidden=[256, 256]";
     let set = ["--set", &steps, "--set", &every, "--set", wide, "--set", "checkpoint.keep_last=4"];
     let mut run = Artefacts::train(&set);
@@ -182,24 +183,34 @@ fn class_g_checkpoints() {
     run.finish();
 }
 
+/// The steps whose checkpoints have a manifest, the newest first.
+fn made(run: &Path) -> Vec<u64> {
+    let folders = std::fs::read_dir(run.join("checkpoint")).into_iter().flatten().flatten();
+    let made = folders.filter(|folder| folder.path().join("manifest.json").exists());
+    let number = |folder: std::fs::DirEntry| folder.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
+    let mut steps: Vec<u64> = made.filter_map(number).collect();
+    steps.sort_unstable();
+    steps.reverse();
+    steps
+}
+
 /// Killed without warning, launcher and nodes, again and again: each time it goes on, and the end is that of an unbroken run.
 #[test]
 fn class_g_a_killed_run_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let file = files::write_job(folder.path());
     let at = |name: &str| folder.path().join(name);
-    let set = ["--json", "--quiet", "--set", "training.max_steps=1200", "--set", "checkpoint.every_steps=20"];
-    let whole = at("whole");
-    let arguments = [&["run", text(&file), "--run-dir", text(&whole)], &set[..]].concat();
-    let whole = process::run(PROGRAM, &arguments, &whole).succeeded().json();
-
+    let set = ["--json", "--quiet", "--set", "checkpoint.every_steps=20", "--set"];
     let run = at("killed");
     let mut begin = vec!["run", text(&file), "--run-dir", text(&run)];
     for kills in 1..=3_u64 {
-        let mut started = process::start(PROGRAM, &[&begin, &set[..]].concat(), &run);
-        let newest =
-            |run: &Path| (1..60).rev().map(|n| n * 20).find(|n| step(run, *n).join("manifest.json").exists());
-        started.until("a newer checkpoint", |run| (newest(run)? >= 200 * kills).then_some(()));
+        // Far more steps than are taken until it is killed, however late that is.
+        let arguments = [&begin[..], &set, &["training.max_steps=10000000"]].concat();
+        let mut started = process::start(PROGRAM, &arguments, &run);
+        // Of the newest, only the manifest may be there: the one before it is whole.
+        started.until("a newer checkpoint", |run| {
+            made(run).get(1).filter(|step| **step >= 200 * kills).copied()
+        });
         let victims = nodes(&run);
         send(started.pid(), Signal::KILL);
         victims.iter().for_each(|node| send(node.pid, Signal::KILL));
@@ -207,7 +218,13 @@ fn class_g_a_killed_run_goes_on() {
         process::assert_nothing_left(&run);
         begin = vec!["run", "--resume", text(&run)];
     }
-    let result = process::run(PROGRAM, &[&begin, &set[..]].concat(), &run).succeeded().json();
+    let steps = format!("training.max_steps={}", made(&run)[0] + 100);
+    let arguments = [&begin[..], &set, &[steps.as_str()]].concat();
+    let result = process::run(PROGRAM, &arguments, &run).succeeded().json();
+    let whole = at("whole");
+    let unbroken = ["run", text(&file), "--run-dir", text(&whole)];
+    let arguments = [&unbroken[..], &set, &[steps.as_str()]].concat();
+    let whole = process::run(PROGRAM, &arguments, &whole).succeeded().json();
     assert_eq!(result["params_blake3"], whole["params_blake3"]);
     assert!(result["resumed_from_step"].as_u64().unwrap() >= 600, "{result}");
 }
