@@ -30,7 +30,9 @@ const RULES: [Aggregation; 6] = [
 ];
 
 fn job(aggregation: Aggregation) -> JobSpec {
-    JobSpec { aggregation, slice_bytes: 512, ..toy::job(WORKERS, 2, WORKERS, STEPS) }
+    // Nobody dies here, however busy the machine is.
+    let heartbeat_timeout_ms = 600_000;
+    JobSpec { aggregation, slice_bytes: 512, heartbeat_timeout_ms, ..toy::job(WORKERS, 2, WORKERS, STEPS) }
 }
 
 fn lies(lie: Option<Lie>) -> impl Fn(u32) -> Option<Lie> {

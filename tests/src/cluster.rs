@@ -141,7 +141,8 @@ impl Site {
     }
 }
 
-/// The transport's defaults, without rates at the door: a test tries more in a second than nodes do in a day, all from one address.
+/// The transport's defaults, without rates at the door: a test tries more in a second than nodes do in a day, all from one address. And
+/// with time for a handshake, however busy the machine is.
 #[must_use]
 pub fn unhurried() -> TransportConfig {
     let any = Rate { per_second: 1 << 20, burst: 1 << 20 };
@@ -149,6 +150,7 @@ pub fn unhurried() -> TransportConfig {
         handshakes: any,
         handshakes_per_address: any,
         handshakes_per_peer: any,
+        handshake_timeout: Duration::from_secs(60),
         ..TransportConfig::default()
     }
 }

@@ -14,8 +14,8 @@ use crate::process::{self, Ended, Started};
 /// Debian's `nobody`.
 const NOBODY: u32 = 65534;
 
-/// Between two looks of the operator's.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// Between two looks of the operator's: as often as one identity may connect, so that it may go on for as long as it takes.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// The trust domain of such a cluster.
 pub const TRUST_DOMAIN: &str = "example.org";

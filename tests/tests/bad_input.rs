@@ -314,7 +314,8 @@ fn a_peer_of_another_wire_version() {
     let site = Site::new(toy::job(1, 1, 2, 2), Links::Quic);
     let victim = site.identity(Role::Server, "0");
     site.runtime.block_on(async {
-        let config = TransportConfig::default();
+        let config =
+            TransportConfig { handshake_timeout: Duration::from_secs(60), ..TransportConfig::default() };
         let endpoint = Endpoint::bind(&config, (*victim).clone(), site.policy.clone()).unwrap();
         let worker = site.identity(Role::Worker, "0");
         let dialling = RawEndpoint::bind();

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use testudo_actors::JobSpec;
 use testudo_actors::message::{Body as _, Join, JoinRefused};
 use testudo_actors::node::RELEASE;
 use testudo_observability::{Options, init};
@@ -41,10 +42,8 @@ fn a_node_that_asks_to_join_for_ever_writes_a_few_lines() {
     let _guard =
         init(Options::new("all").with_stderr(LevelFilter::OFF).with_log_writer(log.clone())).unwrap();
     let (held, adapt) = hold(0);
-    let cluster = Cluster::start_with(
-        Site::new(toy::job(1, 1, 2, 2), Links::Quic),
-        Wiring { adapt, ..Wiring::default() },
-    );
+    let job = JobSpec { heartbeat_timeout_ms: 600_000, ..toy::job(1, 1, 2, 2) };
+    let cluster = Cluster::start_with(Site::new(job, Links::Quic), Wiring { adapt, ..Wiring::default() });
     let _ = held.reached();
     let before = log.0.load(Ordering::Relaxed);
     assert!(before > 0, "the run is logged");

@@ -4,7 +4,6 @@
 //! sends a prelude and less header than it announces: whatever is refused is refused before there is a header to decode.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use testudo_actors::policy;
 use testudo_actors::server::SumOrder;
@@ -15,9 +14,7 @@ use testudo_tests::raw::RawEndpoint;
 use testudo_tests::sim::Simulation;
 use testudo_tests::toy;
 use testudo_transport::session::Prelude;
-use testudo_transport::{
-    CloseCode, Connection, Endpoint, Error, Fault, Identity, Role, Rule, TransportConfig, Violation,
-};
+use testudo_transport::{CloseCode, Connection, Endpoint, Error, Fault, Identity, Role, Rule, Violation};
 
 const ROLES: [Role; 6] = Role::ALL;
 
@@ -60,8 +57,7 @@ impl Field {
     /// A node of that role under the real table, without an actor: what it receives, the test sees.
     fn victim(&self, role: Role) -> (Endpoint, Arc<Identity>) {
         let identity = self.site.identity(role, "0");
-        let config = TransportConfig { handshake_timeout: Duration::from_secs(60), ..unhurried() };
-        (Endpoint::bind(&config, (*identity).clone(), Arc::clone(&self.site.policy)).unwrap(), identity)
+        (Endpoint::bind(&unhurried(), (*identity).clone(), Arc::clone(&self.site.policy)).unwrap(), identity)
     }
 
     /// Sends `bytes` as `from` to the victim; the victim's fault and the code that the attacker is told.

@@ -28,7 +28,7 @@ use testudo_transport::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
 
-/// A run in which the test plays a worker takes as long as the test does.
+/// A run in which the test plays a worker takes as long as the test does, and one that is recorded as long as that takes.
 fn patient(job: JobSpec) -> JobSpec {
     JobSpec { heartbeat_timeout_ms: 600_000, ..job }
 }
@@ -308,7 +308,9 @@ impl Secrets {
 /// is in it. The same search finds all of them where the same messages are not encrypted.
 #[test]
 fn nothing_on_the_network_can_be_read() {
-    let job = || JobSpec { name: "a-job-to-be-kept-secret".into(), slice_bytes: 256, ..toy::job(2, 2, 4, 8) };
+    let named =
+        || JobSpec { name: "a-job-to-be-kept-secret".into(), slice_bytes: 256, ..toy::job(2, 2, 4, 8) };
+    let job = || patient(named());
     // The simulator sends the same values: it gives what to look for.
     let mut simulation = Simulation::new(job(), 1, SumOrder::Canonical);
     let expected = simulation.finish();
