@@ -1,6 +1,7 @@
 //! A stage on which a test plays every worker of a job by hand, at a real scheduler and real servers over QUIC.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use testudo_actors::JobSpec;
 use testudo_actors::checkpoint::{NamedTensor, params_blake3};
@@ -15,8 +16,11 @@ use testudo_kernels::OptimizerSpec;
 use testudo_transport::{Identity, Role};
 
 use crate::cluster::{Cluster, Links, Site, Wiring};
-use crate::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time, placement};
+use crate::member::{Answer, GIVEN_UP, Lane, Member, give_up, placement};
 use crate::toy;
+
+/// Far longer than any act takes: many answers, each of which has a minute.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Examples of a step of [`job`].
 pub const BATCH: u32 = 8;
@@ -195,9 +199,11 @@ pub fn play(job: JobSpec, act: impl AsyncFnOnce(&mut Stage)) {
 pub fn play_to_its_end(job: JobSpec, act: impl AsyncFnOnce(&mut Stage)) -> Cluster {
     let absent = (0..job.workers).collect();
     let cluster = Cluster::start_with(Site::new(job, Links::Quic), Wiring { absent, ..Wiring::default() });
-    cluster.site.runtime.block_on(in_time("the act", async {
+    let played = async {
         let mut stage = Stage::set(&cluster.site, cluster.scheduler.to_string()).await;
         act(&mut stage).await;
-    }));
+    };
+    let ended = cluster.site.runtime.block_on(async { tokio::time::timeout(LONGEST, played).await });
+    assert!(ended.is_ok(), "the act does not end");
     cluster
 }

@@ -38,8 +38,12 @@ struct Scene {
     connection: Connection,
 }
 
+fn patient(config: TransportConfig) -> TransportConfig {
+    TransportConfig { handshake_timeout: Duration::from_secs(60), ..config }
+}
+
 async fn scene(config: TransportConfig) -> Scene {
-    let config = TransportConfig { handshake_timeout: Duration::from_secs(60), ..config };
+    let config = patient(config);
     let job = Job::new();
     let endpoint = job.endpoint(Role::Server, 0, &config);
     let (hostile, connection) =
@@ -64,7 +68,7 @@ impl Scene {
             "by its cause and by who it was"
         );
 
-        let honest = self.job.endpoint(Role::Worker, 1, &TransportConfig::default());
+        let honest = self.job.endpoint(Role::Worker, 1, &patient(TransportConfig::default()));
         let expect = id(Role::Server, 0);
         let (dialled, accepted) =
             tokio::join!(honest.connect(self.endpoint.local_addr(), &expect), self.endpoint.accept());
@@ -290,6 +294,8 @@ async fn endless_credit_and_no_reading() {
     let stall_timeout = Duration::from_millis(300);
     let scene = scene(TransportConfig { data_credit, stall_timeout, ..TransportConfig::default() }).await;
     let _stream = scene.hostile.grant(&[Grants { control: PLENTY, data: PLENTY }]).await;
+    // What it says after that is heard after that: from here on nobody waits for credit.
+    let _said = first_of_three(&scene).await;
     // Its transport's window for one stream is quinn's default, 1.25 MB; ours to send is credit and a little.
     let (mut tx, _rx) = scene.connection.open(Class::Data, 0).await.unwrap();
     let mut sent = 0u64;

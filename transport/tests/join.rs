@@ -282,20 +282,18 @@ async fn one_address_shuts_nobody_out() {
     let place = Place::new();
     let (patience, deadline) = (HOUR, HOUR);
     let service = Arc::new(place.serve(JoinLimits { patience, deadline, ..wide() }));
-    let silent: Vec<_> = (0..40)
-        .map(|_| {
-            let service = Arc::clone(&service);
-            tokio::spawn(async move {
-                let dialled = stranger_at([127, 0, 0, 2], &service);
-                // Who is ignored goes on asking.
-                tokio::time::timeout(Duration::from_secs(1), dialled).await.ok()?.ok()
-            })
-        })
-        .collect();
-    let mut held = Vec::new();
-    for one in silent {
-        held.extend(one.await.unwrap());
+    let mut silent = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let service = Arc::clone(&service);
+        silent.spawn(async move { stranger_at([127, 0, 0, 2], &service).await });
     }
+    // One has a place at some time, and soon after that all have who may. Who is ignored goes on asking.
+    let first = tokio::time::timeout(HOUR, silent.join_next()).await.unwrap().unwrap().unwrap();
+    let mut held = vec![first.unwrap()];
+    while let Ok(Some(one)) = tokio::time::timeout(Duration::from_secs(1), silent.join_next()).await {
+        held.extend(one.unwrap().ok());
+    }
+    silent.shutdown().await;
     assert!((1..=4).contains(&held.len()), "{} places", held.len());
     join(&place.token(0), service.local_addr(), &place.path("worker-0")).await.unwrap();
     assert!(held.iter().all(|(_, connection)| connection.close_reason().is_none()));

@@ -103,6 +103,13 @@ async fn a_revoked_node_is_neither_let_in_nor_dialled() {
     let refused = bad.connect(listening.local_addr(), listening.id()).await.unwrap_err();
     // TLS alert 44, certificate_revoked (RFC 8446, section 6.2).
     assert!(matches!(&refused, ConnectError::Refused { why, .. } if why.contains("error 44")), "{refused}");
+    // A refusal is counted a moment after the other end learns of it.
+    in_time("the refusal", async {
+        while listening.stats().refused == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     assert_eq!((listening.stats().refused, listening.stats().accepted), (1, 0));
     // Others are none the worse, and the same identity under a new certificate is let in: lists have certificates, not names.
     connected(&good, &listening).await;
