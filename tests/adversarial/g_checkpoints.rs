@@ -187,7 +187,8 @@ fn class_g_checkpoints() {
 fn made(run: &Path) -> Vec<u64> {
     let folders = std::fs::read_dir(run.join("checkpoint")).into_iter().flatten().flatten();
     let made = folders.filter(|folder| folder.path().join("manifest.json").exists());
-    let number = |folder: std::fs::DirEntry| folder.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
+    let number =
+        |folder: std::fs::DirEntry| folder.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
     let mut steps: Vec<u64> = made.filter_map(number).collect();
     steps.sort_unstable();
     steps.reverse();

@@ -22,8 +22,8 @@ use testudo_transport::{CreditConfig, Endpoint, Role, TransportConfig};
 
 /// Half pushes that are flood enough: nothing ends it.
 const HALVES: u64 = 16;
-/// Far beyond what anything takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far beyond what anything takes, and less than a worker is held.
+const PATIENCE: Duration = Duration::from_secs(110);
 
 fn job() -> JobSpec {
     // Few slices, so that a worker's allowance is soon used up.
