@@ -1,5 +1,6 @@
 //! A small data set and its cluster file on disk, for tests that start real processes.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::toy::{CLASSES, Toy};
@@ -20,6 +21,12 @@ pub const TEST: usize = 128;
 #[must_use]
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("a test's path is text")
+}
+
+/// Writes a file that everybody may read and its owner alone may change, as nodes want it of what they trust, whatever the user's mask.
+pub fn publish(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
 }
 
 /// Made-up images of four classes, in the four files of MNIST's format; quick to load and to learn.

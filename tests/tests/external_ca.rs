@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use testudo_tests::files::text;
+use testudo_tests::files::{publish, text};
 use testudo_tests::nodes::{NODES, Nodes, TRUST_DOMAIN};
 use testudo_tests::openssl::{self, Ca};
 use testudo_tests::process::{self, Ended};
@@ -58,8 +58,8 @@ impl Company {
         let curve = if node.starts_with("server") { "P-384" } else { "P-256" };
         self.issuing.certify(&Nodes::id(node), curve, DAY, &home.join(key), &home.join(cert));
         let leaf = std::fs::read_to_string(home.join(cert)).unwrap();
-        std::fs::write(home.join(cert), leaf + &self.issuing.pem()).unwrap();
-        std::fs::write(home.join(anchors), self.root.pem()).unwrap();
+        publish(&home.join(cert), &(leaf + &self.issuing.pem()));
+        publish(&home.join(anchors), &self.root.pem());
     }
 
     /// The next list of the issuing CA, which ends then, and the root's.

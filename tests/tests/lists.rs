@@ -8,6 +8,7 @@ use testudo_actors::JobSpec;
 use testudo_actors::link::Network;
 use testudo_actors::server::SumOrder;
 use testudo_tests::cluster::{Cluster, Links, Site, Wiring};
+use testudo_tests::files;
 use testudo_tests::pace;
 use testudo_tests::sim::Simulation;
 use testudo_tests::toy;
@@ -39,7 +40,7 @@ fn a_list_that_the_scheduler_takes_from_its_file_reaches_the_nodes_that_are_ther
     let job = JobSpec { heartbeat_timeout_ms: 600_000, ..toy::job(WORKERS, SERVERS, SHARDS, STEPS) };
     let site = Site::new(job, Links::Quic);
     let first = site.ca.sign_crl(&RevocationList::default(), HOUR).unwrap();
-    std::fs::write(&file, first.to_pem()).unwrap();
+    files::publish(&file, &first.to_pem());
     let (held, adapt) = pace::hold(0);
     let (sender, networks) = mpsc::channel();
     let follows = file.clone();
@@ -64,7 +65,7 @@ fn a_list_that_the_scheduler_takes_from_its_file_reaches_the_nodes_that_are_ther
         assert!(is_new);
     }
     let second = cluster.site.ca.sign_crl(&next, HOUR).unwrap();
-    std::fs::write(&new, second.to_pem()).unwrap();
+    files::publish(&new, &second.to_pem());
     std::fs::rename(&new, &file).unwrap();
     let others = || endpoints.iter().filter(|endpoint| endpoint.id().short() != "worker/2");
     wait_until("the next one", || others().all(|endpoint| number(endpoint) == Some(second.number())));

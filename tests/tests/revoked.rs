@@ -14,7 +14,7 @@ use serde_json::Value;
 use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::link::Network;
 use testudo_actors::operator::Line;
-use testudo_tests::files::text;
+use testudo_tests::files::{publish, text};
 use testudo_tests::process::{self, assert_nothing_left, steps};
 use testudo_transport::pki::RevocationList;
 use testudo_transport::{ConnectError, Crl, Endpoint, Identity, JobCa, Role, SpiffeId, TransportConfig};
@@ -117,7 +117,7 @@ fn lists_that_cannot_be_taken_are_refused_and_change_nothing() {
     let stranger = JobCa::create(own.id().trust_domain(), own.id().job(), HOUR).unwrap();
     let foreign = stranger.sign_crl(&RevocationList::default(), HOUR).unwrap();
     let file = place.folder.path().join("foreign.pem");
-    std::fs::write(&file, foreign.to_pem()).unwrap();
+    publish(&file, &foreign.to_pem());
     let refused = operate("revoke", &dir, &["--crl", text(&file)]);
     assert!(refused.code() == Some(2) && refused.stderr.contains("not of the job's CA"), "{refused:#?}");
     let nobody = operate("revoke", &dir, &["worker/9"]);
@@ -139,7 +139,7 @@ fn lists_that_cannot_be_taken_are_refused_and_change_nothing() {
     let first = ca.sign_crl(&RevocationList::default(), HOUR).unwrap();
     let second = ca.sign_crl(&RevocationList::after(&first).unwrap(), HOUR).unwrap();
     let hand_in = |crl: &Crl| {
-        std::fs::write(&file, crl.to_pem()).unwrap();
+        publish(&file, &crl.to_pem());
         operate("revoke", &dir, &["--crl", text(&file)])
     };
     let taken = hand_in(&first).succeeded();

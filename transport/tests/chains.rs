@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{OpenOptions, write};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -119,8 +119,13 @@ impl Authority {
 /// The three files of a node, under SPIRE's names, read as the cluster file's paths are.
 fn load(folder: &Path, bundle: &[&Authority], chain: &[&str], key: &str) -> Result<Identity, PkiError> {
     let [ca, cert, secret] = ["svid_bundle.pem", "svid.pem", "svid_key.pem"].map(|name| folder.join(name));
-    write(&ca, bundle.iter().map(|ca| ca.pem.as_str()).collect::<String>()).unwrap();
-    write(&cert, chain.concat()).unwrap();
+    for (path, text) in
+        [(&ca, bundle.iter().map(|ca| ca.pem.as_str()).collect::<String>()), (&cert, chain.concat())]
+    {
+        write(path, text).unwrap();
+        // Whatever the user's mask is.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
+    }
     std::fs::remove_file(&secret).ok();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
     file.write_all(key.as_bytes()).unwrap();

@@ -41,6 +41,13 @@ impl Place {
         Register::of(&self.path("ca"))
     }
 
+    /// Puts a list of revoked certificates beside the CA, which its owner alone may change, whatever the user's mask is.
+    fn publish(&self, crl: &pki::Crl) {
+        let path = self.path("ca").join(CRL_FILE);
+        fs::write(&path, crl.to_pem()).unwrap();
+        fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
+    }
+
     /// A node that asked and got.
     fn node(&self, name: &str, index: u32) -> PathBuf {
         let (home, id) = (self.path(name), id(Role::Worker, index));
@@ -281,7 +288,7 @@ fn a_revoked_certificate_renews_nothing() {
     list.revoke(Serial::from_hex(&held.serial).unwrap(), Revocation { at: 1_700_000_000, compromised: true });
     let long_ago = SystemTime::now() - 2 * DAY;
     let crl = place.ca.sign_crl_at(&list, DAY, long_ago).unwrap();
-    fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+    place.publish(&crl);
     let request = pki::renew(&home, false).unwrap();
     let refused = place.ca.issue_for(&request, None, DAY);
     assert!(matches!(refused, Err(PkiError::Revoked { .. })), "{refused:?}");
@@ -301,7 +308,7 @@ fn a_revoked_key_is_not_certified_again() {
     let mut list = RevocationList::default();
     list.revoke(Serial::from_hex(&held.serial).unwrap(), Revocation { at: 1_700_000_000, compromised: true });
     let crl = place.ca.sign_crl(&list, DAY).unwrap();
-    fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+    place.publish(&crl);
     refused(place.ca.issue_for(&old, Some(&own), DAY), "make a new key with `testudo pki request`");
     let new = pki::request(&place.path("again"), &own).unwrap();
     assert!(place.ca.issue_for(&new, Some(&own), DAY).is_ok(), "another key of the same node is");
@@ -331,7 +338,7 @@ fn whoever_certifies_waits_for_whoever_revokes() {
         // Time for a renewal that does not wait to show itself; one that does is refused however long this is.
         std::thread::sleep(Duration::from_millis(50));
         let issued = place.register().read().unwrap().len();
-        fs::write(place.path("ca").join(CRL_FILE), crl.to_pem()).unwrap();
+        place.publish(&crl);
         drop(alone);
         let refused = waiting.join().unwrap();
         assert!(matches!(refused, Err(PkiError::Revoked { .. })), "{refused:?}");
