@@ -32,14 +32,17 @@ impl Artefacts {
         Artefacts { folder, copies: 0, failed: Vec::new() }
     }
 
+    /// The run's directory.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
     /// A copy of the run, owners and modes included.
     pub(crate) fn copy(&mut self) -> PathBuf {
         self.copies += 1;
         let copy = self.folder.path().join(format!("copy-{}", self.copies));
-        let done = std::process::Command::new("cp")
-            .args(["-a", text(&self.folder.path().join("run")), text(&copy)])
-            .status()
-            .unwrap();
+        let done =
+            std::process::Command::new("cp").args(["-a", text(&self.path()), text(&copy)]).status().unwrap();
         assert!(done.success());
         copy
     }
