@@ -290,7 +290,7 @@ fn a_scheduler_that_is_killed_before_its_run_is_followed_is_named() {
 #[test]
 fn a_run_that_is_over_before_its_launcher_looks_is_told_as_it_ended() {
     let place = small();
-    let mut run = place.start("run", &["--quiet"]);
+    let mut run = place.start("run", &["--quiet", "--json", "--set", "training.max_steps=60"]);
     run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
     run.signal(Signal::STOP);
     run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
