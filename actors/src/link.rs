@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use testudo_transport::pki::Installed;
 use testudo_transport::{
@@ -18,6 +19,10 @@ use crate::message::{Load, RefusalReport, Refused};
 
 /// Connections that may wait to be accepted on a memory network.
 const MEMORY_BACKLOG: usize = 64;
+
+/// How long peers are told of an end at most. By itself that lasts a few round trips, as they were seen last: if this process was
+/// stopped meanwhile, as long as that took.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Where a node dials and is dialled.
 #[derive(Clone, Debug)]
@@ -201,11 +206,11 @@ impl Network {
         (!refused.is_empty()).then_some(RefusalReport { refused })
     }
 
-    /// Closes every connection in order and waits until peers have been told.
+    /// Closes every connection in order and waits until peers have been told, or until there is no more to expect of that.
     pub async fn close(&self, reason: &str) {
         if let Some(endpoint) = self.endpoint() {
             endpoint.close(0, reason);
-            endpoint.wait_idle().await;
+            let _ = tokio::time::timeout(DRAIN, endpoint.wait_idle()).await;
         }
     }
 }

@@ -189,6 +189,8 @@ bodies! {
     13 Shutdown {
         /// Why; for the log.
         reason: String,
+        /// Whether the run has lost a server, so that the job may go on from a checkpoint, with this node if it is started again.
+        may_go_on: bool,
     }
     /// A node cannot go on; for the operator.
     14 Failure {

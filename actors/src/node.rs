@@ -17,7 +17,7 @@ use crate::dataset::TrainAndTest;
 use crate::incarnation::Secret;
 use crate::job::{Codecs, JobError, JobSpec, SignedJob};
 use crate::link::Network;
-use crate::message::{Body, Join, JoinRefused, Outcome, Welcome};
+use crate::message::{Body, Join, JoinRefused, Outcome, Shutdown, Welcome};
 use crate::outbox::{Budget, Outbox};
 use crate::placement::{PlacementError, SliceMap};
 use crate::plan::Plan;
@@ -83,6 +83,11 @@ pub enum NodeError {
     /// The connection to the scheduler ended before the run did.
     #[error("the connection to the scheduler was lost: {0}")]
     SchedulerLost(String),
+    /// The run is over without having ended in order, and the job may go on from a checkpoint.
+    #[error(
+        "the run is over: {0}; the job may go on from a checkpoint, and this node may be started again for it"
+    )]
+    RunLost(String),
     /// The scheduler said what makes no sense.
     #[error("the scheduler misbehaved: {0}")]
     Scheduler(String),
@@ -362,6 +367,12 @@ fn residuals(job: &JobSpec, index: u32, setup: &mut dyn WorkerSetup) -> Result<R
     let source = resume.map(|resume| places.source(job, resume)).transpose()?;
     let writer = job.keeps_residuals().then(|| places.writer(job, index)).transpose()?;
     Ok((source, writer))
+}
+
+/// How a member ends that the scheduler has dismissed.
+pub(crate) fn dismissed(Shutdown { reason, may_go_on }: Shutdown) -> Result<(), NodeError> {
+    tracing::info!(reason, "leaving");
+    if may_go_on { Err(NodeError::RunLost(reason)) } else { Ok(()) }
 }
 
 async fn finish(

@@ -15,7 +15,7 @@ pub struct Failure {
 }
 
 /// Every exit status and what it says, for `testudo --help`, the manual pages and docs/commands.md.
-pub const EXIT_STATUSES: [(u8, &str); 7] = [
+pub const EXIT_STATUSES: [(u8, &str); 8] = [
     (0, "done"),
     (1, "failed while running"),
     (2, "misconfigured: something given is wrong, and nothing was started"),
@@ -24,6 +24,10 @@ pub const EXIT_STATUSES: [(u8, &str); 7] = [
     (
         5,
         "a scheduler lost a server, whose parameters are gone with it: the job can go on from its last checkpoint",
+    ),
+    (
+        6,
+        "a node was dismissed from a run that has lost a server: the job can go on, with this node if it is started again",
     ),
     (130, "interrupted twice"),
 ];
@@ -45,6 +49,8 @@ pub enum Status {
     Unreachable,
     /// The scheduler lost a server, and with it parameters.
     LostServer,
+    /// A node's run has lost a server, and the node may be started again for what goes on from its checkpoint.
+    RunLost,
     /// Ended at once by a second interrupt.
     Interrupted,
 }
@@ -66,6 +72,7 @@ impl Status {
             Status::Refused => 3,
             Status::Unreachable => 4,
             Status::LostServer => 5,
+            Status::RunLost => 6,
             Status::Interrupted => 130,
         }
     }
@@ -123,6 +130,7 @@ mod tests {
             Status::Refused,
             Status::Unreachable,
             Status::LostServer,
+            Status::RunLost,
             Status::Interrupted,
         ];
         let mut numbers: Vec<u8> = std::iter::once(0).chain(all.map(Status::number)).collect();

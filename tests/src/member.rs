@@ -128,7 +128,8 @@ pub async fn give_up<'a>(members: impl DoubleEndedIterator<Item = &'a mut Member
     }
     if let Some(first) = first {
         first.tell(&Failure { reason: "seen enough".into() }).await;
-        first.hear_of::<Shutdown>().await;
+        let told = first.hear_of::<Shutdown>().await;
+        assert!(!told.may_go_on, "what goes wrong once would go wrong again: {told:?}");
     }
 }
 

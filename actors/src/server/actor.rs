@@ -19,7 +19,7 @@ use crate::message::{
     Heartbeat, Histograms, Load, Membership, ParameterPieces, PartOutcome, PullRefused, PushAccepted,
     PushRefused, Ready, Revocations, Shutdown,
 };
-use crate::node::NodeError;
+use crate::node::{NodeError, dismissed};
 use crate::outbox::Outbox;
 use crate::server::allowances::Allowances;
 use crate::server::compute::{self, Busy, Checkpointing, Work};
@@ -271,8 +271,7 @@ impl ServerActor {
             }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(|e| e.to_string())?;
-                tracing::info!(reason = shutdown.reason, "leaving");
-                self.end(context, Ok(()));
+                self.end(context, dismissed(shutdown));
             }
             other => return Err(format!("kind {other} makes no sense to a server")),
         }

@@ -115,7 +115,9 @@ pub(super) fn start(
         let mut ending = Ending::new(site, scheduler, index as u32);
         let thread = spawn(&id, move || {
             let ended = run_worker(options, &mut setup);
-            ending.why = ended.as_ref().err().map(ToString::to_string);
+            // Whoever was dismissed has told the scheduler nothing that it does not know.
+            let told = |error: &&NodeError| !matches!(error, NodeError::RunLost(_));
+            ending.why = ended.as_ref().err().filter(told).map(ToString::to_string);
             drop(ending);
             ended
         })?;

@@ -189,7 +189,7 @@ impl RunningJob {
 
 /// Why a run failed: as the scheduler tells it, and what nodes had to say that it may not have heard.
 fn explain(reason: String, lost: &[(SpiffeId, NodeError)]) -> String {
-    let heard = |error: &NodeError| matches!(error, NodeError::SchedulerLost(_));
+    let heard = |error: &NodeError| matches!(error, NodeError::SchedulerLost(_) | NodeError::RunLost(_));
     let said = lost.iter().filter(|(_, error)| !heard(error));
     said.fold(reason, |all, (id, error)| format!("{all}; {}: {error}", id.short()))
 }

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::task::JoinHandle;
 
 use super::{Launched, Launcher, ToStart};
-use crate::error::Failure;
+use crate::error::{Failure, Status};
 use crate::rundir::in_words;
 
 /// Log lines that are shown when a node dies.
@@ -240,10 +240,11 @@ impl NodeProcess {
         self.exit.and_then(|status| status.code())
     }
 
-    /// Whether it ended in order.
+    /// Whether it ended in order: done, or dismissed by its scheduler.
     #[must_use]
     pub fn succeeded(&self) -> bool {
-        self.exit.is_some_and(|status| status.success())
+        let dismissed = i32::from(Status::RunLost.number());
+        self.exit.is_some_and(|status| status.success() || status.code() == Some(dismissed))
     }
 
     /// A failure that names this node, and shows the last lines of its log.

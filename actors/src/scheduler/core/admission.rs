@@ -23,6 +23,11 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             let transient = matches!(self.outcome, Some(Outcome::ServerLost(_)));
             return Err(JoinRefused { reason: "the run is over".into(), transient });
         }
+        if self.members.contains_key(&member) {
+            // Its former process may be the one, and not be missed yet.
+            let reason = format!("{member} takes part already: one identity, one node");
+            return Err(JoinRefused { reason, transient: true });
+        }
         if !forming && member.role == MemberRole::Server {
             return lasting(
                 "the job is under way, and what a server keeps cannot be had again: it takes no new servers",
@@ -30,11 +35,6 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
         if member.index >= count {
             return lasting(format!("the job admits {count} of that role, numbered from 0"));
-        }
-        if self.members.contains_key(&member) {
-            // Its former process may be the one, and not be missed yet.
-            let reason = format!("{member} takes part already: one identity, one node");
-            return Err(JoinRefused { reason, transient: true });
         }
         // What is left of the run is for those who contributed to it, unless nobody is left to end it.
         if self.phase == Phase::Finishing && !self.remaining().is_empty() {

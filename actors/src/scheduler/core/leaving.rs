@@ -61,7 +61,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     }
 
     pub(super) fn dismiss(&mut self, role: MemberRole, reason: &str) {
-        self.send_all(role, &ToMember::Shutdown(Shutdown { reason: reason.into() }));
+        let may_go_on = matches!(self.outcome, Some(Outcome::ServerLost(_)));
+        self.send_all(role, &ToMember::Shutdown(Shutdown { reason: reason.into(), may_go_on }));
     }
 
     /// Servers after workers, then the scheduler itself (invariant 5).

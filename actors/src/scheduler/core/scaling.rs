@@ -110,7 +110,8 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.scaling.leaving.remove(&index);
             self.scaling.dismissed.insert(index);
             let reason = format!("{} workers are wanted", self.wanted());
-            self.send(Member { role: MemberRole::Worker, index }, ToMember::Shutdown(Shutdown { reason }));
+            let told = Shutdown { reason, may_go_on: false };
+            self.send(Member { role: MemberRole::Worker, index }, ToMember::Shutdown(told));
         }
     }
 }

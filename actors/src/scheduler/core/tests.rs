@@ -396,15 +396,17 @@ fn who_does_not_fit_is_turned_away_with_the_reason() {
         assert!(reason.contains(part), "{part:?} is missing in {reason:?}");
     }
     let mut under_way = Bench::training(job(2, 2));
-    assert!(refusal(&under_way.join(server(0))).contains("under way"));
-    assert!(refusal(&under_way.join(worker(0))).contains("takes part already"));
+    assert!(refusal(&under_way.join(server(2))).contains("under way"));
     assert!(refusal(&under_way.join(worker(2))).contains("admits 2"));
     // What passes by itself is worth another start of the same node; the rest is not.
     let passes = |effects: &[Effect<u32>]| {
         effects.iter().any(|e| matches!(e, Effect::Refuse { refused, .. } if refused.transient))
     };
-    assert!(passes(&under_way.join(worker(0))));
-    assert!(!passes(&under_way.join(worker(2))) && !passes(&under_way.join(server(0))));
+    for member in [worker(0), server(0)] {
+        let late = under_way.join(member);
+        assert!(refusal(&late).contains("takes part already") && passes(&late), "{late:?}");
+    }
+    assert!(!passes(&under_way.join(worker(2))) && !passes(&under_way.join(server(2))));
 }
 
 /// Line 13: while the job forms, those who are missing are named.

@@ -10,6 +10,7 @@ use crate::message::{
     AuditHead, Body, Evaluate, Export, LeaseExtended, Membership, PullRefused, PushAccepted, PushRefused,
     ResidualOrder, Revocations, Shutdown, SliceVersion, Witnessed,
 };
+use crate::node::dismissed;
 use crate::placement::SliceId;
 use crate::tree::Node;
 use crate::worker::Input;
@@ -123,8 +124,7 @@ impl WorkerActor {
             }
             Shutdown::KIND => {
                 let shutdown = Shutdown::decode(&message.body).map_err(unreadable)?;
-                tracing::info!(reason = shutdown.reason, "leaving");
-                self.end(context, Ok(()));
+                self.end(context, dismissed(shutdown));
                 return Ok(());
             }
             other => return Err(format!("kind {other} makes no sense to a worker")),

@@ -5,7 +5,8 @@
 //! 2. It is the newest whose parts are undamaged; newer ones are passed over, each with a notice, and a newest whose manifest or signature
 //!    does not hold ends the command: that may hide that newer ones were taken away. One that was named by its step is taken, or none:
 //!    then neither the log nor the chain's head is asked whether newer ones were there.
-//! 3. Nothing in the run directory is changed: whoever starts the job does that. None is signed for while its run is under way.
+//! 3. Nothing in the run directory is changed: whoever starts the job does that. None is signed for while its run is under way, which
+//!    is no misconfiguration: it passes.
 
 use std::path::Path;
 
@@ -29,7 +30,7 @@ pub(super) fn checkpoint(
     operator: &Identity,
 ) -> Result<Resume, Failure> {
     let run_dir = RunDir::open(run_dir).map_err(Failure::misconfigured)?;
-    run_dir.check_idle().map_err(Failure::misconfigured)?;
+    run_dir.check_idle().map_err(Failure::failed)?;
     let key = arguments.identity_file.as_deref().map(Identities::load).transpose();
     let key = key.map_err(Failure::misconfigured)?;
     resume::check_audit_log(&run_dir, arguments.step, &[operator.trust().ca_der()], &mut Aside)?;

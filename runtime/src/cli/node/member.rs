@@ -300,6 +300,7 @@ fn failure(error: NodeError) -> Failure {
     match error {
         // Whoever supervises this node may start it again.
         NodeError::TurnedAway(ref refused) if refused.transient => Failure::failed(error),
+        NodeError::RunLost(_) => Failure { status: Status::RunLost, ..Failure::failed(error) },
         NodeError::Job(_) | NodeError::TurnedAway(_) | NodeError::Codecs { .. } => {
             Failure::misconfigured(error)
         }
@@ -319,5 +320,6 @@ mod tests {
         let refused = |transient| JoinRefused { reason: String::new(), transient };
         let status = |transient| failure(NodeError::TurnedAway(refused(transient))).status;
         assert_eq!((status(true), status(false)), (Status::Failed, Status::Misconfigured));
+        assert_eq!(failure(NodeError::RunLost(String::new())).status, Status::RunLost);
     }
 }

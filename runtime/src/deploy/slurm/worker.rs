@@ -4,6 +4,7 @@ use testudo_transport::Role;
 
 use super::node;
 use crate::config::Config;
+use crate::error::Status;
 use crate::launch::budget::WINDOW;
 
 /// The workers' step: the shell of each process starts its worker again. One that is gone for good does not end the others, whatever
@@ -21,11 +22,12 @@ pub(super) fn step(count: u32) -> String {
 pub(super) fn worker(config: &Config) -> String {
     let (seconds, minutes, node) = (WINDOW.as_secs(), WINDOW.as_secs() / 60, node(Role::Worker));
     let restarts = config.cluster.supervision.worker_restarts;
+    let lost = Status::RunLost.number();
     let missed = config.cluster.heartbeat_timeout_ms.div_ceil(1000);
     format!(
         r#"# A worker that dies is started again: cluster.worker_restarts times within {minutes} minutes, when the scheduler has missed it
 # (cluster.heartbeat_timeout_ms), and a second later, then two, and so on. Not when it has ended in order, with 0, or was
-# misconfigured, with 2: it would be so again.
+# misconfigured, with 2: it would be so again; nor when it was dismissed with {lost}, as all are when a server has died.
 # shellcheck disable=SC2317,SC2329 # the shell of each process calls it
 worker() {{
     local child='' ending='' at status pause died=() recent
@@ -43,7 +45,7 @@ worker() {{
         fi
         # Of a worker's first start alone: later it may be that a run is over, which takes nobody in.
         if [ "$status" -eq 2 ] && [ "${{#died[@]}}" -eq 0 ]; then : > "$run/misconfigured"; fi
-        if [ "$status" -eq 0 ] || [ "$status" -eq 2 ]; then exit "$status"; fi
+        if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq {lost} ]; then exit "$status"; fi
         recent=("$SECONDS")
         for at in "${{died[@]}}"; do
             if [ $((SECONDS - at)) -lt {seconds} ]; then recent+=("$at"); fi
@@ -133,6 +135,7 @@ mod tests {
         for (statuses, over, found) in [
             ("0 0", false, (0, 1, 0)),
             ("2 0", false, (2, 1, 0)),
+            ("6 0", false, (6, 1, 0)),
             ("137 2 0", false, (2, 2, 6)),
             ("137 0", true, (137, 1, 0)),
         ] {
