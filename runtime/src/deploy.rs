@@ -38,7 +38,7 @@ fn identities(role: Role) -> &'static [Role] {
 /// Certificates last as `security.certificate_hours` says, and nobody renews them.
 fn preparation(config: &Config) -> Vec<String> {
     let config::Job { name, trust_domain } = &config.job;
-    let issue = format!("testudo pki issue --ca ca --valid-for {}h", config.security.certificate_hours);
+    let issue = issue(config);
     let mut lines = vec![
         format!("testudo pki init ca --job {name} --trust-domain {trust_domain}"),
         format!("{issue} --role operator --name 0 --out identities/operator-0"),
@@ -51,6 +51,11 @@ fn preparation(config: &Config) -> Vec<String> {
     }
     lines.push("testudo job cluster.toml --identity identities/operator-0".to_owned());
     lines
+}
+
+/// The beginning of the command that makes an identity.
+fn issue(config: &Config) -> String {
+    format!("testudo pki issue --ca ca --valid-for {}h", config.security.certificate_hours)
 }
 
 /// The job's nodes, each of which has an identity: roles, and how many of each.

@@ -14,6 +14,7 @@ pub mod files;
 pub mod flood;
 pub mod fuzz;
 pub mod https;
+pub mod kubernetes;
 pub mod left;
 pub mod liar;
 pub mod live;

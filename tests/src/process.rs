@@ -197,6 +197,19 @@ impl Started {
         self.until("the nodes to stand", |_| all.iter().all(|pid| stands(*pid)).then_some(()));
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Panics
+    /// When it cannot be asked, or has run beyond its deadline; with what was printed.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let over = self.child.try_wait().expect("a child can be waited for");
+        if over.is_none() && Instant::now() > self.deadline {
+            let (stdout, stderr) = self.give_up();
+            panic!("it did not end within {DEADLINE:?}; it printed:\n{stdout}\n{stderr}");
+        }
+        over
+    }
+
     /// Waits until the run has reported so many steps.
     ///
     /// # Panics

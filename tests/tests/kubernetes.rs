@@ -3,12 +3,12 @@
 //! Without an interpreter in `TESTUDO_PYTHON` that has kubernetes-validate, the tests say so and do nothing; with
 //! `TESTUDO_REQUIRE_PYTHON=1` that is a failure.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use testudo_tests::files::{self, text};
+use testudo_tests::kubernetes::policy::{self, Action, Failed};
+use testudo_tests::kubernetes::{checked, of_kind};
 use testudo_tests::{process, python};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testudo-under-test");
@@ -22,34 +22,16 @@ fn manifests(set: &[&str]) -> String {
     process::run(PROGRAM, &[&arguments[..], &set].concat(), Path::new("/no/mark")).succeeded().stdout
 }
 
-/// What the schemas say of `manifests`: the documents, or why not.
-fn checked(python: &str, manifests: &str) -> Result<Vec<Value>, String> {
-    let mut child = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/manifests.py"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(manifests.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    match output.status.success() {
-        true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
-fn of_kind<'a>(documents: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    documents.iter().filter(move |document| document["kind"] == kind)
-}
-
 #[test]
 fn manifests_are_what_the_schemas_allow() {
     let Some(python) = python::with("kubernetes_validate, yaml") else { return };
     let dedicated = vec![("small-scheduler", 1), ("small-server", 2), ("small-worker", 2)];
     let colocated = vec![("small-scheduler", 1), ("small-peer", 2)];
-    let cases = [(vec![], dedicated), (vec!["cluster.placement=colocated"], colocated)];
+    let cases = [
+        (vec![], dedicated.clone()),
+        (vec!["checkpoint.every_steps=10"], dedicated),
+        (vec!["cluster.placement=colocated", "checkpoint.every_steps=10"], colocated),
+    ];
     for (set, jobs) in cases {
         let documents = checked(&python, &manifests(&set)).unwrap_or_else(|why| panic!("{why}"));
         let found: Vec<_> = of_kind(&documents, "Job")
@@ -69,13 +51,18 @@ fn manifests_are_what_the_schemas_allow() {
         assert_eq!(of_kind(&documents, "Service").next().unwrap()["spec"]["clusterIP"], "None");
         for job in of_kind(&documents, "Job") {
             assert_eq!(job["spec"]["completionMode"], "Indexed");
-            // Another scheduler would begin the job again by itself.
-            let limit = match job["metadata"]["name"].as_str().unwrap() {
-                "small-scheduler" => json!(0),
-                "small-worker" => Value::Null,
-                _ => json!(6),
+            let goes_on = set.contains(&"checkpoint.every_steps=10");
+            let (name, spec) = (job["metadata"]["name"].as_str().unwrap(), &job["spec"]);
+            // Another scheduler would begin the job again by itself, or goes on by word of an operator's.
+            let limits = match name {
+                "small-scheduler" if goes_on => [json!(3), Value::Null, Value::Null],
+                "small-scheduler" => [json!(0), Value::Null, Value::Null],
+                "small-worker" => [Value::Null, json!(if goes_on { 9 } else { 6 }), json!(2)],
+                _ => [Value::Null, json!(if goes_on { 9 } else { 6 }), json!(0)],
             };
-            assert_eq!(job["spec"]["backoffLimit"], limit);
+            let keys = ["backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes"];
+            assert_eq!(keys.map(|key| spec[key].clone()), limits, "{name}");
+            assert_made_again(name.trim_start_matches("small-"), spec, goes_on);
             assert_restricted(&job["spec"]["template"]["spec"]);
         }
         let policy = &of_kind(&documents, "NetworkPolicy").next().unwrap()["spec"];
@@ -91,6 +78,35 @@ fn manifests_are_what_the_schemas_allow() {
                 !chosen.is_empty() && chosen.iter().all(|(name, value)| &labels[name] == value),
                 "{labels}"
             );
+        }
+    }
+}
+
+/// What is worth another pod, and what would go wrong again.
+fn assert_made_again(role: &str, spec: &Value, goes_on: bool) {
+    let action = |container: &str, status: u8, disrupted: bool| {
+        policy::action(spec, &Failed { container: container.to_owned(), status, disrupted })
+    };
+    let ended = |container: &str, status: u8| action(container, status, false);
+    match role {
+        "scheduler" if goes_on => {
+            for (container, status) in [("scheduler", 1), ("scheduler", 2), ("scheduler", 101), ("job", 2)] {
+                assert_eq!(ended(container, status), Action::FailJob, "{container} {status}");
+            }
+            let others =
+                [("scheduler", 5), ("scheduler", 137), ("scheduler", 143), ("job", 1), ("identity", 1)];
+            for (container, status) in others {
+                assert_eq!(ended(container, status), Action::Count, "{container} {status}");
+            }
+            assert_eq!(action("scheduler", 1, true), Action::Count);
+        }
+        "scheduler" => assert!(spec["podFailurePolicy"].is_null()),
+        _ => {
+            let dismissed = if goes_on { Action::Ignore } else { Action::FailIndex };
+            assert_eq!((ended(role, 6), action(role, 137, true)), (dismissed, Action::Ignore), "{role}");
+            for status in [1, 2, 137] {
+                assert_eq!(ended(role, status), Action::Count, "{role} {status}");
+            }
         }
     }
 }
@@ -121,14 +137,26 @@ fn assert_restricted(pod: &Value) {
         assert!(volume(&mount["name"])["secret"].is_null(), "{mount}");
         assert!(mount["readOnly"] == true || mount["name"] == "run", "{mount}");
     }
-    for mount in pod["initContainers"][0]["volumeMounts"].as_array().unwrap() {
+    // Of the first containers, each sees one node's files; and one alone the operator's, which may be missing. It only reads the claim.
+    let of = |container: &'static str| {
+        pod["initContainers"].as_array().unwrap().iter().find(move |c| c["name"] == container)
+    };
+    for mount in of("identity").unwrap()["volumeMounts"].as_array().unwrap() {
         let secret = &volume(&mount["name"])["secret"];
         assert!(
             secret.is_null() || mount["subPathExpr"].as_str().unwrap().ends_with("-$(INDEX)"),
             "one node's files: {mount}"
         );
-        assert!(secret.is_null() || secret["secretName"].is_string());
+        assert!(secret.is_null() || (secret["secretName"].is_string() && mount["name"] != "restarts"));
     }
+    let Some(signer) = of("job") else { return assert!(volumes.iter().all(|v| v["name"] != "restarts")) };
+    for mount in signer["volumeMounts"].as_array().unwrap() {
+        let volume = volume(&mount["name"]);
+        assert!(volume["secret"].is_null() || volume["name"] == "restarts", "{mount}");
+        assert!(mount["readOnly"] == true || volume["emptyDir"]["medium"] == "Memory", "{mount}");
+    }
+    let restarts = &volume(&json!("restarts"))["secret"];
+    assert_eq!((&restarts["secretName"], &restarts["optional"]), (&json!("small-restarts"), &json!(true)));
 }
 
 /// The check can fail: a field that is not there, a value of another kind.

@@ -8,15 +8,20 @@
 //!    folder of the Secret, copies them into memory, where they are the node's user's and nobody else's.
 //!    The claim is different: all pods write to all of it, so what one role's pods leave there another's can change.
 //! 4. The cluster file is the job's, but for what is elsewhere in a pod: the data, the addresses and the run directory.
-//! 5. A scheduler's pod is made once. Another would begin the same job again, which nobody has signed for going back.
+//! 5. No scheduler's pod begins a job again of which a step was taken: it goes on as an operator's identity has signed, or the job ends
+//!    (`lives`).
+
+mod lives;
+mod workload;
 
 use std::path::PathBuf;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use testudo_transport::Role;
-use testudo_transport::pki::{CA_FILE, CERT_FILE, KEY_FILE};
 
-use super::{identities, processes, yaml};
+use super::{processes, yaml};
+use workload::{closed, resources};
+
 use crate::config::{Config, Data, Placement};
 
 /// The scheduler's and the servers' UDP ports.
@@ -33,6 +38,7 @@ const SECRET: &str = "/secret";
 const JOB: &str = "/job";
 const DATA: &str = "/data";
 const RUN: &str = "/run-dir";
+const SIGNED: &str = "/signed";
 
 /// Longest name of a Kubernetes object here: a pod's host name is it with the role and the index, a label of 63 characters.
 const NAME_MOST: usize = 40;
@@ -197,6 +203,7 @@ impl Job<'_> {
                 count - 1
             );
         }
+        text += &lives::preparation(self.config, name);
         text += "#\n# Keep ca/ca-key.pem and identities/operator-0 off the cluster.\n";
         for warning in warnings(self.config) {
             text += &format!("#\n# Warning: {warning}.\n");
@@ -268,135 +275,6 @@ impl Job<'_> {
             },
         })
     }
-
-    fn role(&self, role: Role, count: u32) -> Value {
-        let mut labels = self.labels();
-        if let Some(labels) = labels.as_object_mut() {
-            labels.insert("app.kubernetes.io/component".into(), role.as_str().into());
-        }
-        let mut spec = Map::new();
-        spec.insert("completionMode".into(), "Indexed".into());
-        spec.insert("completions".into(), count.into());
-        spec.insert("parallelism".into(), count.into());
-        // A pod may come up long before the others have their images, and gives up after a while: it is started again. A worker that
-        // is lost is the scheduler's to judge, and no reason to end others. A scheduler waits for nobody (invariant 5).
-        match role {
-            Role::Worker => {
-                spec.insert("backoffLimitPerIndex".into(), 6.into());
-                spec.insert("maxFailedIndexes".into(), count.into());
-            }
-            Role::Scheduler => {
-                spec.insert("backoffLimit".into(), 0.into());
-            }
-            _ => {
-                spec.insert("backoffLimit".into(), 6.into());
-            }
-        }
-        spec.insert(
-            "template".into(),
-            json!({ "metadata": { "labels": labels }, "spec": self.pod(role, count) }),
-        );
-        json!({
-            "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": self.metadata(&format!("{}-{role}", self.name)),
-            "spec": spec,
-        })
-    }
-
-    /// Invariants 1 and 3.
-    fn pod(&self, role: Role, count: u32) -> Value {
-        let mut volumes = vec![
-            json!({ "name": "config", "configMap": { "name": format!("{}-config", self.name) } }),
-            json!({ "name": "identity", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
-            json!({ "name": "run", "persistentVolumeClaim": { "claimName": format!("{}-run", self.name) } }),
-        ];
-        let mut mounts = vec![
-            json!({ "name": "config", "mountPath": CONFIG, "readOnly": true }),
-            json!({ "name": "identity", "mountPath": IDENTITY, "readOnly": true }),
-            json!({ "name": "run", "mountPath": RUN }),
-        ];
-        let mut copied = vec![json!({ "name": "identity", "mountPath": IDENTITY })];
-        let mut copies = String::from("umask 077");
-        for of in identities(role) {
-            volumes.push(self.secret(*of, count));
-            copied.push(json!({
-                "name": of.as_str(), "mountPath": format!("{SECRET}/{of}"), "readOnly": true,
-                "subPathExpr": format!("{of}-$(INDEX)"),
-            }));
-            copies += &format!(" && mkdir {IDENTITY}/{of} && cp {SECRET}/{of}/*.pem {IDENTITY}/{of}/");
-        }
-        if role == Role::Scheduler {
-            volumes.push(json!({ "name": "job", "configMap": { "name": format!("{}-job", self.name) } }));
-            mounts.push(json!({ "name": "job", "mountPath": JOB, "readOnly": true }));
-        }
-        if matches!(role, Role::Worker | Role::Peer) {
-            let claim = format!("{}-data", self.name);
-            volumes.push(
-                json!({ "name": "data", "persistentVolumeClaim": { "claimName": claim, "readOnly": true } }),
-            );
-            mounts.push(json!({ "name": "data", "mountPath": DATA, "readOnly": true }));
-        }
-        let index = json!([{
-            "name": "INDEX",
-            "valueFrom": { "fieldRef": { "fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']" } },
-        }]);
-        let closed = json!({
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
-        });
-        json!({
-            "automountServiceAccountToken": false,
-            "enableServiceLinks": false,
-            "restartPolicy": "Never",
-            "subdomain": self.name,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": { "type": "RuntimeDefault" },
-            },
-            "initContainers": [{
-                "name": "identity", "image": self.options.image, "command": ["sh", "-c", copies], "env": index,
-                "volumeMounts": copied, "securityContext": closed,
-                "resources": resources("16Mi"),
-            }],
-            "containers": [{
-                "name": role.as_str(), "image": self.options.image, "command": command(role), "env": index,
-                "volumeMounts": mounts, "securityContext": closed,
-                "resources": resources(&format!("{}Mi", self.memory)),
-            }],
-            "volumes": volumes,
-        })
-    }
-
-    /// The Secret of a role, with a folder for each node.
-    fn secret(&self, of: Role, count: u32) -> Value {
-        let files = [CA_FILE, CERT_FILE, KEY_FILE];
-        let items: Vec<Value> = (0..count)
-            .flat_map(|index| {
-                files.map(|file| {
-                    json!({ "key": format!("{of}-{index}.{file}"), "path": format!("{of}-{index}/{file}"), "mode": 0o440 })
-                })
-            })
-            .collect();
-        json!({ "name": of.as_str(), "secret": { "secretName": format!("{}-{of}", self.name), "items": items } })
-    }
-}
-
-fn command(role: Role) -> Vec<String> {
-    let mut words = vec!["testudo", "node", "--role", role.as_str(), "--index", "$(INDEX)"];
-    words.extend(["--config", "/config/cluster.toml", "--run-dir", RUN]);
-    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-    for (option, of) in ["--identity", "--worker-identity"].iter().zip(identities(role)) {
-        words.extend([(*option).to_owned(), format!("{IDENTITY}/{of}")]);
-    }
-    if role == Role::Scheduler {
-        words.extend(["--job".to_owned(), format!("{JOB}/cluster.job")]);
-        words.extend(["--summary".to_owned(), format!("{RUN}/summary.json")]);
-    }
-    words
-}
-
-/// As much as is asked for is all that there is.
-fn resources(memory: &str) -> Value {
-    json!({ "requests": { "cpu": "1", "memory": memory }, "limits": { "memory": memory } })
 }
 
 #[cfg(test)]
@@ -408,7 +286,7 @@ mod tests {
     const FILE: &str = "[job]\nname = \"My_job.1\"\n[cluster]\nworkers = 3\nservers = 2\n[limits]\nmemory_mib = 512\n[model]\nkind = \"mlp\"\n\
                         inputs = 4\nclasses = 2\n[data]\nkind = \"mnist\"\npath = \"data\"\n";
 
-    fn config(set: &[&str]) -> Config {
+    pub(super) fn config(set: &[&str]) -> Config {
         Config::parse(FILE, Path::new("/srv/mnist.toml"), set).unwrap()
     }
 

@@ -21,7 +21,7 @@ pub(super) static KEYS: &[Key] = &[
         rule: RESTARTS,
         absent: Absent::Is("3"),
         applies: None,
-        doc: "How often within ten minutes `testudo run`, or the script for Slurm, goes on by itself from the newest checkpoint when a server, the scheduler or a peer has died, a little later each time. The bits of the result stay what they are. Without a checkpoint (`checkpoint.every_steps`) the run ends.",
+        doc: "How often within ten minutes `testudo run`, or the script for Slurm, goes on by itself from the newest checkpoint when a server, the scheduler or a peer has died, a little later each time; on Kubernetes, how often in all. The bits of the result stay what they are. Without a checkpoint (`checkpoint.every_steps`) the run ends.",
     },
     Key {
         path: "cluster.worker_restarts",
