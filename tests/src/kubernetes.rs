@@ -180,15 +180,17 @@ impl Cluster {
         self.job(job).verdict
     }
 
-    /// Sends the container of an index a signal.
+    /// Sends the container of an index a signal, as soon as it runs.
     ///
     /// # Panics
-    /// When it does not run.
-    pub fn signal(&self, job: &str, index: usize, signal: Signal) {
-        let State::Runs(pod) = &self.job(job).indexes[index].state else {
-            panic!("{job}-{index} does not run: {:#?}", self.failures)
-        };
-        pod.signal(signal);
+    /// As [`until`](Cluster::until).
+    pub fn signal(&mut self, job: &str, index: usize, signal: Signal) {
+        self.until(&format!("{job}-{index} to run"), |cluster| {
+            match &cluster.job(job).indexes[index].state {
+                State::Runs(pod) => Some(pod.signal(signal)),
+                State::Due(_) | State::Succeeded | State::Failed => None,
+            }
+        });
     }
 
     /// An operator's order to end the run.

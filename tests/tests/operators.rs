@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::incarnation::Secret;
-use testudo_actors::message::{Join, MemberRole, Outcome, Pull, Push};
+use testudo_actors::message::{Join, MemberRole, Outcome, Pull, Push, Shutdown};
 use testudo_actors::node::RELEASE;
 use testudo_actors::operator::Line;
 use testudo_actors::placement::SliceId;
@@ -225,6 +225,12 @@ fn another_incarnation_of_a_live_identity_is_refused_by_servers() {
     });
 }
 
+/// How a worker joins that has this secret.
+fn worker(secret: &Secret) -> Join {
+    let fingerprint = testudo_kernels::fingerprint();
+    Join { release: RELEASE.into(), fingerprint, address: None, commitment: secret.commitment() }
+}
+
 /// A worker that was lost while the job formed comes back as its next incarnation; the former one is refused by servers.
 #[test]
 fn a_former_incarnation_is_refused_by_servers() {
@@ -234,19 +240,13 @@ fn a_former_incarnation_is_refused_by_servers() {
     let server = site.job.member(Role::Server, 0).unwrap();
     let of = |index: &str| site.network(&site.identity(Role::Worker, index));
     site.runtime.block_on(async {
-        let join = |secret: &Secret| Join {
-            release: RELEASE.into(),
-            fingerprint: testudo_kernels::fingerprint(),
-            address: None,
-            commitment: secret.commitment(),
-        };
         let (network, other) = (of("0"), of("1"));
         let (former, live) = (Secret::new().unwrap(), Secret::new().unwrap());
-        let first = Member::join_as(&network, &scheduler, &join(&former)).await.unwrap();
+        let first = Member::join_as(&network, &scheduler, &worker(&former)).await.unwrap();
         first.connection().close(0, "dies");
         // Refused until the scheduler has seen the former one's end.
         let mut member = loop {
-            match Member::join_as(&network, &scheduler, &join(&live)).await {
+            match Member::join_as(&network, &scheduler, &worker(&live)).await {
                 Ok(member) => break member,
                 Err(reason) => assert!(reason.contains("takes part already"), "{reason}"),
             }
@@ -257,6 +257,42 @@ fn a_former_incarnation_is_refused_by_servers() {
         assert_eq!((entry.incarnation, entry.commitment), (2, live.commitment()));
         let address = membership.servers[0].address.clone();
         let ghost = Lane::dial_as(&network, &address, &server, &former).await;
+        assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
+        let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
+        let pulled = lane.pulled(&Pull { slice: SLICE, version: 0, exact: false }).await;
+        assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
+        give_up([&mut member, &mut other].into_iter()).await;
+    });
+    assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
+}
+
+/// The same of a former life of the job, whose nodes have the same identities: what they show is nothing to the servers of the next.
+#[test]
+fn who_took_part_in_a_former_life_is_refused_by_the_servers_of_the_next() {
+    let site = Site::new(job(2, 1, 2), Links::Quic);
+    let former = site.network(&site.identity(Role::Worker, "0"));
+    let (scheduler, running) = site.scheduler();
+    site.runtime.block_on(async {
+        let server = site.network(&site.identity(Role::Server, "0"));
+        let server = Member::join(&server, &scheduler, MemberRole::Server).await.unwrap();
+        let mut member = Member::join(&former, &scheduler, MemberRole::Worker).await.unwrap();
+        server.connection().close(0, "dies");
+        assert!(member.hear_of::<Shutdown>().await.may_go_on, "it may take part in the next");
+        member.connection().close(0, "left");
+    });
+    assert!(matches!(running.join().unwrap().unwrap(), Outcome::ServerLost(_)));
+
+    let wiring = Wiring { absent: vec![0, 1], ..Wiring::default() };
+    let cluster = Cluster::start_with(site, wiring);
+    let (site, scheduler) = (&cluster.site, cluster.scheduler.to_string());
+    let server = site.job.member(Role::Server, 0).unwrap();
+    let [network, other] = ["0", "1"].map(|index| site.network(&site.identity(Role::Worker, index)));
+    site.runtime.block_on(async {
+        let live = Secret::new().unwrap();
+        let mut member = Member::join_as(&network, &scheduler, &worker(&live)).await.unwrap();
+        let mut other = Member::join(&other, &scheduler, MemberRole::Worker).await.unwrap();
+        let address = member.membership().await.servers[0].address.clone();
+        let ghost = Lane::dial_as(&former, &address, &server, &secret(&former)).await;
         assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
         let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
         let pulled = lane.pulled(&Pull { slice: SLICE, version: 0, exact: false }).await;

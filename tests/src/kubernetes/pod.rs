@@ -99,7 +99,9 @@ impl Site {
             text = text.replace("0.0.0.0:4800", &self.scheduler());
             for server in 0..2 {
                 let here = format!("{}:{}", self.address, 4801 + server);
-                text = text.replace(&format!("small-server-{server}.small:4801"), &here);
+                for role in ["server", "peer"] {
+                    text = text.replace(&format!("small-{role}-{server}.small:4801"), &here);
+                }
                 text = text.replacen("0.0.0.0:4801", &here, 1);
             }
             assert!(!text.contains(".small"), "every name is known: {text}");
