@@ -243,8 +243,7 @@ impl NodeProcess {
     /// Whether it ended in order: done, or dismissed by its scheduler.
     #[must_use]
     pub fn succeeded(&self) -> bool {
-        let dismissed = i32::from(Status::RunLost.number());
-        self.exit.is_some_and(|status| status.success() || status.code() == Some(dismissed))
+        self.exit.is_some_and(in_order)
     }
 
     /// A failure that names this node, and shows the last lines of its log.
@@ -311,4 +310,23 @@ fn last_lines(log: &Path) -> Vec<String> {
         }
     }
     lines.into()
+}
+
+fn in_order(status: ExitStatus) -> bool {
+    status.success() || status.code() == Some(i32::from(Status::RunLost.number()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    /// Whoever was dismissed from a run that has lost a server is not the one that was lost.
+    #[test]
+    fn who_was_dismissed_has_ended_in_order() {
+        let ended = |status: i32| in_order(ExitStatus::from_raw(status << 8));
+        assert_eq!([0, 1, 2, 5, 6].map(ended), [true, false, false, false, true]);
+        assert!(!in_order(ExitStatus::from_raw(6)), "a signal of that number is no status");
+    }
 }

@@ -89,11 +89,11 @@ pub(super) fn made_again(config: &Config, role: Role, count: u32) -> Map<String,
         }
         Role::Scheduler => {
             fields.insert("backoffLimit".into(), restarts(config).into());
-            let again = [Status::Failed.number(), Status::Misconfigured.number(), PANICKED];
+            let lasting = [Status::Failed.number(), Status::Misconfigured.number(), PANICKED];
             let misconfigured = [Status::Misconfigured.number(), PANICKED];
             json!([
                 disrupted("Count"),
-                ended("FailJob", role.as_str(), &[&again[..], &NO_PROGRAM].concat()),
+                ended("FailJob", role.as_str(), &[&lasting[..], &NO_PROGRAM].concat()),
                 ended("FailJob", SIGNER, &[&misconfigured[..], &NO_PROGRAM].concat()),
             ])
         }
