@@ -8,11 +8,12 @@
 //!    new key; servers tell its process from the former one by the secret that each makes for itself.
 //! 4. However the run ends, no process is left behind ([`crate::launch`]).
 
+mod begin;
 mod ending;
 mod staff;
 mod supervise;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::audit;
 use crate::checkpoint::storage::{Disk, replace};
 use crate::checkpoint::{Layout, keys};
-use crate::config::{Config, Placement};
+use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Failure, Status};
 use crate::launch::budget::Budget;
@@ -39,7 +40,8 @@ use crate::launch::{Launcher, Nodes};
 use crate::node::transport;
 use crate::rotation::{self, Folders, Source};
 use crate::rundir::RunDir;
-use ending::{Ending, behind, unheard};
+use begin::Told;
+use ending::{Ending, behind, last_words, unheard};
 use staff::{Staff, make_identities};
 use supervise::wait_for;
 
@@ -220,11 +222,10 @@ async fn train(
     };
     let (commands, mut reports) = match followed {
         Ok(followed) => followed,
-        Err(reason) => return Err(unheard(nodes, reason).await),
+        Err(reason) => return Err(unheard(nodes, None, reason).await),
     };
     let told = tokio::select! {
-        started = start_others(config, job, nodes, scheduler) => started.map(|()| None)?,
-        told = told_early(&mut reports) => Some(told),
+        started = begin::start_others(config, job, nodes, scheduler, &mut reports) => started?,
         () = interrupts.next() => return Err(early()),
     };
     let mut run = Running {
@@ -237,6 +238,7 @@ async fn train(
         restarts: config.cluster.supervision.worker_restarts,
         budgets: BTreeMap::new(),
         due: BTreeMap::new(),
+        left: BTreeSet::new(),
         phase: Phase::Forming,
         stopping: false,
         deaths: Vec::new(),
@@ -245,35 +247,6 @@ async fn train(
     run.commands.close();
     network.close("done").await;
     outcome
-}
-
-/// Starts all nodes but the scheduler, which is there.
-async fn start_others(
-    config: &Config,
-    job: &JobSpec,
-    nodes: &mut Nodes,
-    scheduler: SocketAddr,
-) -> Result<(), Failure> {
-    let processes = match config.cluster.placement {
-        Placement::Dedicated => vec![(Role::Server, job.servers), (Role::Worker, job.workers)],
-        Placement::Colocated => vec![(Role::Peer, job.workers)],
-    };
-    for (role, count) in processes {
-        for index in 0..count {
-            nodes.start(role, index, Some(scheduler)).await.map_err(Failure::not_up)?;
-        }
-    }
-    Ok(())
-}
-
-/// Hears the scheduler while nodes are started, up to a report that the run is over, or the line's end.
-async fn told_early(reports: &mut Reports) -> Told {
-    loop {
-        match reports.next().await {
-            Ok(report) if report.outcome.is_none() => {}
-            told => return told.map(Box::new),
-        }
-    }
 }
 
 /// Waits, unless it is interrupted.
@@ -310,14 +283,13 @@ struct Running<'a> {
     /// By worker: its restarts, and when the next is due.
     budgets: BTreeMap<u32, Budget>,
     due: BTreeMap<u32, Instant>,
+    /// Those of them that left in order, and have yet to be found wanted.
+    left: BTreeSet<u32>,
     phase: Phase,
     stopping: bool,
     /// Workers that have died, and how.
     deaths: Vec<(Member, Failure)>,
 }
-
-/// What comes on the line to the scheduler.
-type Told = Result<Box<StatusReport>, operator::OperatorError>;
 
 enum Happened {
     Report(Told),
@@ -358,7 +330,21 @@ impl Running<'_> {
                     }
                 }
                 Happened::Report(Err(error)) => return Err(self.explain(error.to_string(), true).await),
+                Happened::Ended(ending) if ending.member.is_none() => {
+                    return match last_words(&mut reports).await {
+                        Some(Outcome::Finished(finished)) => Ok(finished),
+                        Some(Outcome::Failed(reason)) => Err(self.explain(reason, false).await),
+                        Some(Outcome::ServerLost(reason)) => Err(self.explain(reason, false).await.died()),
+                        None => Err(unheard(self.nodes, Some(ending), String::new()).await),
+                    };
+                }
                 Happened::Ended(ending) => self.ended(ending).await?,
+                Happened::Due(worker) if self.left.remove(&worker) => {
+                    self.due.remove(&worker);
+                    if !self.is_over() {
+                        self.plan_restart(Member { role: MemberRole::Worker, index: worker })?;
+                    }
+                }
                 Happened::Due(worker) => self.start_again(worker).await,
                 Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),
                 Happened::Interrupt => {
@@ -373,17 +359,23 @@ impl Running<'_> {
         }
     }
 
+    /// Whether nobody is wanted any more, as far as is known.
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Finishing | Phase::Over)
+    }
+
     /// A worker's death is survived, if training has begun; any other node's is not.
     async fn ended(&mut self, ending: Ending) -> Result<(), Failure> {
         if ending.in_order {
             // Nodes leave in order at the scheduler's word alone. Its next reports say why: what this process knows of the phase, and
             // of who is wanted, may be a report old.
-            let over = matches!(self.phase, Phase::Finishing | Phase::Over);
+            let over = self.is_over();
             let is_worker = |member: &Member| member.role == MemberRole::Worker;
             match ending.member.filter(is_worker) {
                 // It may be wanted again by now.
                 Some(member) if !over && member.index < self.wanted => {
                     self.due.insert(member.index, Instant::now() + REPORTED);
+                    self.left.insert(member.index);
                 }
                 Some(member) if !over => {
                     self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
@@ -415,7 +407,7 @@ impl Running<'_> {
             return Failure { message: format!("{reason}\n{message}"), status };
         }
         match line_broke {
-            true => unheard(self.nodes, reason).await,
+            true => unheard(self.nodes, None, reason).await,
             false => behind(self.nodes, reason).await,
         }
     }

@@ -1,6 +1,7 @@
 //! Real processes: `testudo run` from its start to its end, however it ends.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use testudo_tests::files;
@@ -290,13 +291,53 @@ fn a_scheduler_that_is_killed_before_its_run_is_followed_is_named() {
 #[test]
 fn a_run_that_is_over_before_its_launcher_looks_is_told_as_it_ended() {
     let place = small();
-    let mut run = place.start("run", &["--quiet", "--json", "--set", "training.max_steps=60"]);
+    let mut run = place.start("run", &["--quiet", "--set", "training.max_steps=60"]);
     run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
     run.signal(Signal::STOP);
     run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
     run.signal(Signal::CONT);
     let result = run.wait().succeeded().json();
     assert_eq!(result["steps"], 60, "{result}");
+}
+
+/// A launcher that was stopped for so long that nobody kept its line hears no last report: a run that is over is not begun again.
+#[test]
+fn a_run_that_ended_unheard_is_not_begun_again() {
+    let place = small();
+    let set = ["--quiet", "--set", "transport.idle_timeout_ms=2000", "--set", "training.max_steps=60"];
+    let mut run = place.start("run", &set);
+    run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
+    run.signal(Signal::STOP);
+    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    std::thread::sleep(Duration::from_secs(3));
+    run.signal(Signal::CONT);
+    let ended = run.wait();
+    let told = ended.code() == Some(0)
+        || ended
+            .stderr
+            .contains("scheduler/0 has ended in order, and this process has not heard what the run came to");
+    assert!(told && !ended.stderr.contains("goes on"), "{ended:#?}");
+}
+
+/// What fails for good is not begun again either, however late its launcher hears of it.
+#[test]
+fn a_run_that_failed_unheard_is_not_begun_again() {
+    let place = small();
+    let set = ["cluster.worker_restarts=0", "cluster.worker_return_ms=100", "checkpoint.every_steps=10"];
+    let mut arguments = vec!["--quiet"];
+    set.iter().for_each(|set| arguments.extend(["--set", set]));
+    let mut run = place.start("run", &arguments);
+    run.until_steps(50);
+    run.signal(Signal::STOP);
+    for worker in [0, 1] {
+        process::send(run.node("worker", worker).pid, Signal::KILL);
+    }
+    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    run.signal(Signal::CONT);
+    let ended = run.wait();
+    assert_eq!(ended.code(), Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("no worker is left, and none came back"), "{ended:#?}");
+    assert!(!ended.stderr.contains("goes on from"), "{ended:#?}");
 }
 
 /// No process outlives its launcher, even one that had no chance to say goodbye.

@@ -1,13 +1,14 @@
 //! How nodes end, and which of them is behind a run's failure.
 //!
-//! 1. Where the scheduler could not say why the run failed, but ended by itself for it, that is the failure, and no death: it would
-//!    fail again.
+//! 1. Where the scheduler could not say what the run came to, but ended by itself, that is the end, and no death: a run that is over
+//!    is not begun again, and one that has failed would fail again.
 //! 2. Otherwise a server that died is behind it, before a scheduler that lost that server; and a scheduler that was killed before
 //!    servers that lost it.
 
 use std::time::Duration;
 
-use testudo_actors::message::{Member, MemberRole};
+use testudo_actors::message::{Member, MemberRole, Outcome};
+use testudo_actors::operator::Reports;
 use testudo_transport::Role;
 
 use crate::error::{Failure, Status};
@@ -38,7 +39,12 @@ impl Ending {
             Role::Worker => Some(MemberRole::Worker),
             _ => None,
         };
-        let failure = node.failure(&format!("ended before the run was over: {how}"));
+        let failure = match member {
+            None if node.succeeded() => {
+                node.failure("has ended in order, and this process has not heard what the run came to")
+            }
+            _ => node.failure(&format!("ended before the run was over: {how}")),
+        };
         let member = member.map(|role| Member { role, index: node.index });
         Ending { member, in_order: node.succeeded(), code: node.code(), how, failure }
     }
@@ -65,34 +71,56 @@ pub(super) async fn behind(nodes: &mut Nodes, reason: String) -> Failure {
     }
 }
 
-/// Why the scheduler is not heard any more, by the nodes that end.
-pub(super) async fn unheard(nodes: &mut Nodes, reason: String) -> Failure {
-    let mut other = None;
-    let scheduler = tokio::time::timeout(LAST_WORDS, async {
+/// What the run came to, as a scheduler has said that has ended: its last report may still be on its way.
+pub(super) async fn last_words(reports: &mut Reports) -> Option<Outcome> {
+    let outcome = async {
+        loop {
+            match reports.next().await {
+                Ok(report) if report.outcome.is_none() => {}
+                told => return told.ok()?.outcome,
+            }
+        }
+    };
+    tokio::time::timeout(EXPLANATION, outcome).await.ok().flatten()
+}
+
+/// Why the scheduler is not heard any more, by its end, if it has ended, and by the nodes that end.
+pub(super) async fn unheard(nodes: &mut Nodes, scheduler: Option<Ending>, reason: String) -> Failure {
+    let wait = match &scheduler {
+        None => LAST_WORDS,
+        // A server that it lost may turn up.
+        Some(scheduler) if scheduler.code == Some(lost_server()) => EXPLANATION,
+        Some(_) => Duration::ZERO,
+    };
+    let mut server = None;
+    let awaited = tokio::time::timeout(wait, async {
         loop {
             let ending = Ending::of(nodes.ended().await);
             match ending.member {
-                _ if ending.in_order || ending.is_of_a_worker() => {}
                 None => return ending,
-                Some(_) => other = other.take().or(Some(ending)),
+                _ if ending.in_order || ending.is_of_a_worker() => {}
+                Some(_) => server = server.take().or(Some(ending)),
             }
         }
     });
-    blamed(scheduler.await.ok(), other, reason)
+    let awaited = awaited.await.ok();
+    blamed(scheduler.or(awaited), server, reason)
 }
 
 /// Invariants 1 and 2.
 fn blamed(scheduler: Option<Ending>, server: Option<Ending>, reason: String) -> Failure {
-    let given_up = [Status::Failed, Status::Misconfigured].map(|status| Some(i32::from(status.number())));
-    let lost_server = Some(i32::from(Status::LostServer.number()));
     match (scheduler, server) {
-        (Some(scheduler), _) if given_up.contains(&scheduler.code) => scheduler.failure,
-        (Some(scheduler), server) if scheduler.code == lost_server => {
+        (Some(scheduler), server) if scheduler.code == Some(lost_server()) => {
             server.unwrap_or(scheduler).failure.died()
         }
+        (Some(scheduler), _) if scheduler.code.is_some() => scheduler.failure,
         (Some(dead), _) | (None, Some(dead)) => dead.failure.died(),
         (None, None) => Failure::failed(reason).died(),
     }
+}
+
+fn lost_server() -> i32 {
+    i32::from(Status::LostServer.number())
 }
 
 #[cfg(test)]
@@ -111,8 +139,8 @@ mod tests {
 
     /// Invariant 1.
     #[test]
-    fn a_scheduler_that_gave_up_by_itself_has_not_died() {
-        for code in [1, 2] {
+    fn a_scheduler_that_ended_by_itself_has_not_died() {
+        for code in [0, 1, 2, 101] {
             for server in [None, ended("server", Some(1)), ended("server", None)] {
                 assert_eq!(
                     blames(ended("scheduler", Some(code)), server),
@@ -129,7 +157,7 @@ mod tests {
         assert_eq!(blames(ended("scheduler", Some(5)), killed("server")), ("server".into(), Status::Died));
         assert_eq!(blames(ended("scheduler", Some(5)), None), ("scheduler".into(), Status::Died));
         assert_eq!(blames(killed("scheduler"), lost("server")), ("scheduler".into(), Status::Died));
-        assert_eq!(blames(ended("scheduler", Some(101)), None), ("scheduler".into(), Status::Died));
+        assert_eq!(blames(killed("scheduler"), None), ("scheduler".into(), Status::Died));
         assert_eq!(blames(None, killed("server")), ("server".into(), Status::Died));
         assert_eq!(blames(None, None), ("nobody".into(), Status::Died));
     }
