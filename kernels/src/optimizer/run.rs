@@ -2,24 +2,26 @@
 //!
 //! Invariants:
 //! 1. What comes out is what the program's [`Graph`](super::language::Graph) says, bit for bit, the sign and payload
-//!    of NaN aside: for any cut into slices, alignment, SIMD width and block size.
+//!    of NaN aside: for any cut into slices, alignment, SIMD width and chunk size.
 //! 2. A refused call has changed nothing; a call that is not refused cannot fail, but for values that are not finite where these are
 //!    asked about.
 //! 3. Once built, an [`Optimizer`] allocates nothing.
 
+mod ahead;
 mod blocks;
+mod execute;
 mod explain;
-mod fuse;
 mod instruction;
-mod loops;
 mod plan;
 mod reduce;
 mod scalars;
 mod staged;
+mod vectors;
 
 use super::OptimizerError;
 use super::language::{Node, NodeId, Program};
 use crate::aggregate::first_non_finite;
+use blocks::Room;
 use explain::Element;
 use plan::Plan;
 use reduce::Accumulator;
@@ -33,7 +35,7 @@ pub struct Optimizer {
     /// By node: the value of each scalar, a truth being 1 or 0, and the same rounded.
     values: Vec<f64>,
     rounded: Vec<f32>,
-    temporaries: Vec<Vec<f32>>,
+    room: Room,
     sums: Vec<Accumulator>,
 }
 
@@ -85,7 +87,7 @@ impl Optimizer {
             constants,
             values: vec![0.0; nodes],
             rounded: vec![0.0; nodes],
-            temporaries: vec![vec![0.0; plan.block()]; plan.temporaries],
+            room: Room::new(plan.slots, program.state_tensors().len()),
             sums: vec![Accumulator::new(); feeds],
             plan,
             program: program.clone(),
@@ -221,8 +223,8 @@ impl Optimizer {
             gradient_to_weights: slice.gradient_to_weights,
             state: slice.state,
         };
-        let pass = &self.plan.passes[pass];
-        blocks::run(pass, &self.rounded, divisor, slice, &mut self.temporaries, &mut self.sums, looks)
+        let pass = &mut self.plan.passes[pass];
+        blocks::run(pass, &self.rounded, divisor, slice, &mut self.room, &mut self.sums, looks)
     }
 
     fn finish(&self, scalars: &mut [f64]) {

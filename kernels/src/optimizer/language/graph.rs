@@ -185,7 +185,7 @@ impl Graph {
     }
 
     /// The operations' names, in the same order.
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
         (0..self.nodes.len()).map(|index| NodeId(index as u16))
     }
 

@@ -1,277 +1,208 @@
-//! Runs a pass over a slice: block by block, instruction by instruction.
+//! Runs a pass over a slice: chunk by chunk, instruction by instruction.
 //!
 //! Invariants:
-//! 1. A block of every tensor that an instruction touches stays in the nearest cache while the block's instructions
-//!    run.
-//! 2. Elementwise: what an element becomes depends on its own values and on scalars, never on its place in a block. The
-//!    operations are those of the graph in f32, `mul_add` where it says so, `exp` and `ln` of [`crate::math`].
+//! 1. A chunk's elements are [`V`] vectors, which the accumulator holds in registers from one instruction to the next.
+//!    What else a chunk touches stays in the nearest cache meanwhile.
+//! 2. Elementwise: what an element becomes depends on its own values and on scalars, never on its place in a chunk
+//!    (`execute.rs`). The elements that do not fill a chunk are copied to a room where they do.
 
 use super::Slice;
-use super::instruction::{Feed, Instruction, Operand, Operation, Pass, Seat};
-use super::loops::{Source, binary, choose, compare, copy, over_three, pair, ternary, triple, unary};
+use super::ahead::Ahead;
+use super::execute::{Table, execute};
+use super::instruction::{Feed, Pass, SEATS, Seat};
 use super::reduce::Accumulator;
+use super::vectors::{Chunk, V};
 use crate::aggregate::has_non_finite;
-use crate::math;
-use crate::optimizer::language::{Binary, Unary};
-use crate::simd::vectorized;
+use crate::linear::tiles::{vectors, vectors_mut};
+use crate::optimizer::language::MAX_STATES;
+use crate::simd;
+use pulp::Simd;
+use std::cell::Cell;
+use std::ops::Range;
 
-/// Elements that are looked at together, some blocks: few enough to be in the nearest cache still.
-pub(super) const LOOKED_AT: usize = 1024;
+/// Elements of the longest chunk.
+pub(super) const LONGEST: usize = 256;
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// The fewest chunks of a slice whose first elements are worth a round of their own, so that the others' chunks begin where
+/// lines do.
+const MANY: usize = 16;
 
-vectorized! {
-    /// Runs `pass` over a slice of a tensor. `temporaries` hold [`Pass::block`] elements each; `sums` are those of the
-    /// pass's feeds. If it `looks` at new values, the answer is where the [`LOOKED_AT`] elements begin in which one is not finite,
-    /// at the end of which it has stopped.
-    pub(super) fn run<'a>(
-        pass: &'a Pass,
-        rounded: &'a [f32],
-        divisor: f32,
-        slice: Slice<'a>,
-        temporaries: &'a mut [Vec<f32>],
-        sums: &'a mut [Accumulator],
-        looks: bool,
-    ) -> Option<usize> {
-        let Slice { weights, gradient_to_weights: mut out, state } = slice;
-        // One loop that writes weights has no temporaries, and nothing to come back for.
-        let block = match (pass.instructions.len() == 1 && pass.feeds.is_empty(), looks) {
-            (true, true) => LOOKED_AT,
-            (true, false) => weights.len(),
-            (false, _) => pass.block(),
-        };
-        let (mut start, mut looked_at) = (0, 0);
-        while start < weights.len() {
-            let end = weights.len().min(start + block);
-            for instruction in &pass.instructions {
-                // The target is taken out of its place, so that the others can be read beside it.
-                let to = instruction.to;
-                let (mut vector, mut whole) = (Vec::new(), &mut [][..]);
-                let target: &mut [f32] = match to {
-                    Seat::Temporary(index) => {
-                        vector = std::mem::take(&mut temporaries[index]);
-                        &mut vector[..end - start]
+/// Room for what a pass needs beside the tensors.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    /// With [`LINE`] elements more, so that slots can begin where a cache line does; the first one is for the weights.
+    slots: Vec<f32>,
+    /// Elements that do not fill a chunk.
+    weights: Vec<f32>,
+    out: Vec<f32>,
+    state: Vec<Vec<f32>>,
+}
+
+impl Room {
+    pub(super) fn new(slots: usize, states: usize) -> Self {
+        let chunk = vec![0.0; LONGEST];
+        let slots = vec![0.0; (1 + slots) * LONGEST + LINE];
+        Self { slots, weights: chunk.clone(), out: chunk.clone(), state: vec![chunk; states] }
+    }
+}
+
+/// Runs `pass` over a slice of a tensor; `sums` are those of the pass's feeds. If it `looks` at new values, the answer is
+/// where the chunk begins in which one is not finite, at the end of which it has stopped.
+pub(super) fn run(
+    pass: &mut Pass,
+    rounded: &[f32],
+    divisor: f32,
+    slice: Slice<'_>,
+    room: &mut Room,
+    sums: &mut [Accumulator],
+    looks: bool,
+) -> Option<usize> {
+    simd::dispatch(Run { pass, rounded, divisor, slice, room, sums, looks })
+}
+
+struct Run<'a> {
+    pass: &'a mut Pass,
+    rounded: &'a [f32],
+    divisor: f32,
+    slice: Slice<'a>,
+    room: &'a mut Room,
+    sums: &'a mut [Accumulator],
+    looks: bool,
+}
+
+impl pulp::WithSimd for Run<'_> {
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Option<usize> {
+        let Self { pass, rounded, divisor, slice, room, sums, looks } = self;
+        let Slice { weights, gradient_to_weights: out, state } = slice;
+        const { assert!(S::F32_LANES * V <= LONGEST) };
+        let chunk = S::F32_LANES * V;
+        let line = room.slots.as_ptr().align_offset(4 * LINE).min(LINE);
+        let slots = cells::<S>(&mut room.slots[line..]);
+        let (weights_seat, slots) = slots.split_first()?;
+        pass.prepare(rounded, divisor, |slot, value| {
+            if let Some(slot) = slots.get(usize::from(slot)) {
+                slot.set([simd.splat_f32s(value); V]);
+            }
+        });
+        let pass = &*pass;
+        let mut table: Table<'_, S> = [weights_seat; SEATS];
+        for (seat, slot) in table[Seat::BEFORE_STATES + state.len()..].iter_mut().zip(slots) {
+            *seat = slot;
+        }
+        let (ahead, tensors) = (Ahead::new(), state.len());
+        for (part, in_room) in parts(out, chunk, pass.feeds.is_empty()) {
+            let count = part.len();
+            if in_room {
+                room.weights[..count].copy_from_slice(&weights[part.clone()]);
+                room.out[..count].copy_from_slice(&out[part.clone()]);
+                for (room, state) in room.state.iter_mut().zip(&*state) {
+                    room[..count].copy_from_slice(&state[part.clone()]);
+                }
+            }
+            let found = {
+                let mut states: [&[Cell<Chunk<S>>]; MAX_STATES] = [&[]; MAX_STATES];
+                let (weights, out, elements, chunks) = match in_room {
+                    true => {
+                        states
+                            .iter_mut()
+                            .zip(&mut room.state)
+                            .for_each(|(to, state)| *to = cells::<S>(state));
+                        (&room.weights[..], &mut room.out[..], count, 1)
                     }
-                    Seat::State(index) => {
-                        vector = std::mem::take(&mut state[index]);
-                        &mut vector[start..end]
+                    false => {
+                        for (to, state) in states.iter_mut().zip(state.iter_mut()) {
+                            *to = cells::<S>(&mut state[part.clone()]);
+                        }
+                        (&weights[part.clone()], &mut out[part.clone()], chunk, count / chunk)
                     }
-                    Seat::Out => {
-                        whole = std::mem::take(&mut out);
-                        &mut whole[start..end]
-                    }
-                    Seat::Weights => &mut [],
                 };
-                let view = View { weights, out, state, temporaries, rounded, start, end };
-                execute(instruction, target, view, divisor);
-                match to {
-                    Seat::Temporary(index) => temporaries[index] = vector,
-                    Seat::State(index) => state[index] = vector,
-                    Seat::Out => out = whole,
-                    Seat::Weights => {}
+                let (weights, out) = (vectors::<S, V>(weights), cells::<S>(out));
+                let states = &states[..tensors];
+                let mut table = table;
+                let mut found = None;
+                for (at, (weights, out)) in weights.iter().zip(out).enumerate().take(chunks) {
+                    if pass.reads_weights {
+                        ahead.ask::<S>(weights);
+                        weights_seat.set(*weights);
+                    }
+                    table[usize::from(Seat::OUT.0)] = out;
+                    for (seat, state) in table[Seat::BEFORE_STATES..].iter_mut().zip(states) {
+                        *seat = &state[at];
+                    }
+                    execute(simd, &pass.instructions, &table, ahead);
+                    for (Feed { reduction, from, .. }, sum) in pass.feeds.iter().zip(sums.iter_mut()) {
+                        let values = table[usize::from(from.0)].get();
+                        sum.add(*reduction, &bytemuck::cast_slice(&values)[..elements]);
+                    }
+                    let is_not_finite = |tensor: &Cell<Chunk<S>>| {
+                        has_non_finite(&bytemuck::cast_slice(&tensor.get())[..elements])
+                    };
+                    if looks && (is_not_finite(out) || states.iter().any(|state| is_not_finite(&state[at]))) {
+                        found = Some(at * chunk);
+                        break;
+                    }
+                }
+                found
+            };
+            if in_room {
+                out[part.clone()].copy_from_slice(&room.out[..count]);
+                for (room, state) in room.state.iter().zip(&mut *state) {
+                    state[part.clone()].copy_from_slice(&room[..count]);
                 }
             }
-            for (Feed { reduction, from, .. }, sum) in pass.feeds.iter().zip(sums.iter_mut()) {
-                let view = View { weights, out, state, temporaries, rounded, start, end };
-                sum.add(*reduction, view.seat(*from));
+            if let Some(found) = found {
+                return Some(part.start + found);
             }
-            if looks && (end - looked_at == LOOKED_AT || end == weights.len()) {
-                if has_non_finite(&out[looked_at..end])
-                    || state.iter().any(|tensor| has_non_finite(&tensor[looked_at..end]))
-                {
-                    return Some(looked_at);
-                }
-                looked_at = end;
-            }
-            start = end;
         }
         None
     }
 }
 
-/// What an instruction may read: one block of everything.
-#[derive(Clone, Copy)]
-struct View<'b> {
-    weights: &'b [f32],
-    out: &'b [f32],
-    state: &'b [Vec<f32>],
-    temporaries: &'b [Vec<f32>],
-    rounded: &'b [f32],
-    start: usize,
-    end: usize,
+/// Cuts a slice into what does not fill a cache line, whole chunks, and what is left; those that are run in the room say so. A sum's
+/// lanes begin with the slice: then chunks do, too.
+fn parts(out: &[f32], chunk: usize, aligned: bool) -> impl Iterator<Item = (Range<usize>, bool)> + use<> {
+    let head = match aligned && out.len() >= MANY * chunk {
+        true => out.as_ptr().align_offset(4 * LINE).min(LINE),
+        false => 0,
+    };
+    let end = out.len() - (out.len() - head) % chunk;
+    let parts = [(0..head, true), (head..end, false), (end..out.len(), true)];
+    parts.into_iter().filter(|(part, _)| !part.is_empty())
 }
 
-impl<'b> View<'b> {
-    #[inline(always)]
-    fn seat(&self, seat: Seat) -> &'b [f32] {
-        match seat {
-            Seat::Weights => &self.weights[self.start..self.end],
-            Seat::Out => &self.out[self.start..self.end],
-            Seat::State(index) => &self.state[index][self.start..self.end],
-            Seat::Temporary(index) => &self.temporaries[index][..self.end - self.start],
-        }
-    }
-
-    /// Zero for a tensor, which no instruction has here.
-    #[inline(always)]
-    fn scalar(&self, operand: Operand) -> f32 {
-        match operand {
-            Operand::Scalar(node, true) => -self.rounded[node.index()],
-            Operand::Scalar(node, false) => self.rounded[node.index()],
-            Operand::Tensor(_) => 0.0,
-        }
-    }
-
-    /// Nothing for a scalar, which no instruction has here.
-    #[inline(always)]
-    fn tensor(&self, operand: Operand) -> &'b [f32] {
-        match operand {
-            Operand::Scalar(..) => &[],
-            Operand::Tensor(seat) => self.seat(seat),
-        }
-    }
-
-    #[inline(always)]
-    fn source(&self, operand: Operand, to: Seat) -> Source<'b> {
-        match operand {
-            Operand::Scalar(..) => Source::Scalar(self.scalar(operand)),
-            Operand::Tensor(seat) if seat == to => Source::Own,
-            Operand::Tensor(seat) => Source::Slice(self.seat(seat)),
-        }
-    }
-}
-
-/// The gradient sum, before the new weights are written in its place.
-const SUM: Operand = Operand::Tensor(Seat::Out);
-
+/// A tensor's whole chunks.
 #[inline(always)]
-fn execute(instruction: &Instruction, target: &mut [f32], view: View<'_>, divisor: f32) {
-    let source = |operand| view.source(operand, instruction.to);
-    match instruction.operation {
-        Operation::Gradient => {
-            binary(target, [Source::Slice(view.seat(Seat::Out)), Source::Scalar(divisor)], |sum, by| {
-                sum / by
-            });
-        }
-        Operation::Copy(from) => copy(target, source(from)),
-        Operation::Unary(op, a) => {
-            let a = source(a);
-            match op {
-                Unary::Negate => unary(target, a, |x| -x),
-                Unary::Sqrt => unary(target, a, f32::sqrt),
-                Unary::Abs => unary(target, a, f32::abs),
-                Unary::Sign => unary(target, a, sign),
-                Unary::Exp => unary(target, a, math::exp),
-                Unary::Ln => unary(target, a, math::ln),
-            }
-        }
-        Operation::Binary(op, operands) => {
-            let operands = operands.map(source);
-            match op {
-                Binary::Add => binary(target, operands, |a, b| a + b),
-                Binary::Subtract => binary(target, operands, |a, b| a - b),
-                Binary::Multiply => binary(target, operands, |a, b| a * b),
-                Binary::Divide => binary(target, operands, |a, b| a / b),
-                Binary::Min => binary(target, operands, |a, b| if (a < b) | a.is_nan() { a } else { b }),
-                Binary::Max => binary(target, operands, |a, b| if (a > b) | a.is_nan() { a } else { b }),
-                Binary::Less => compare(target, operands, |a, b| a < b),
-                Binary::LessOrEqual => compare(target, operands, |a, b| a <= b),
-                Binary::Equal => compare(target, operands, |a, b| a == b),
-                Binary::NotEqual => compare(target, operands, |a, b| a != b),
-                // Of scalars alone.
-                Binary::Power => {}
-            }
-        }
-        Operation::MulAdd { operands, minus_product, minus_addend } => {
-            let operands = operands.map(source);
-            match (minus_product, minus_addend) {
-                (false, false) => ternary(target, operands, |a, b, c| a.mul_add(b, c)),
-                (true, false) => ternary(target, operands, |a, b, c| (-a).mul_add(b, c)),
-                (false, true) => ternary(target, operands, |a, b, c| a.mul_add(b, -c)),
-                (true, true) => ternary(target, operands, |a, b, c| (-a).mul_add(b, -c)),
-            }
-        }
-        Operation::Where(operands) => choose(target, operands.map(source)),
-        Operation::Decayed(s, x) => {
-            let s = view.scalar(s);
-            let operands = [source(x), source(SUM)];
-            pair(target, operands, |x, sum| s.mul_add(x, sum / divisor));
-        }
-        Operation::Nested(scalars, operands) => {
-            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
-            let sources = operands.map(|operand| source(operand.unwrap_or(SUM)));
-            if operands[1].is_none() {
-                triple(target, sources, |x, sum, z| s.mul_add(t.mul_add(x, sum / divisor), z));
-            } else {
-                triple(target, sources, |x, y, z| s.mul_add(t.mul_add(x, y), z));
-            }
-        }
-        Operation::Ahead(scalars, [x, z]) => {
-            let [s, t, u] = scalars.map(|scalar| view.scalar(scalar));
-            let sources = [x, SUM, z].map(source);
-            triple(target, sources, |x, sum, z| s.mul_add(t.mul_add(x, u.mul_add(z, sum / divisor)), z));
-        }
-        Operation::Chained(scalars, operands) => {
-            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
-            let [x, y, z] = operands.map(|operand| source(operand.unwrap_or(SUM)));
-            if operands[2].is_none() {
-                triple(target, [y, x, z], |y, x, sum| s.mul_add(x, t.mul_add(y, sum / divisor)));
-            } else {
-                triple(target, [y, x, z], |y, x, z| s.mul_add(x, t.mul_add(y, z)));
-            }
-        }
-        Operation::Average(scalars, x, z) => {
-            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
-            let operands = [x.unwrap_or(SUM), z].map(source);
-            if x.is_none() {
-                pair(target, operands, |sum, z| s.mul_add(sum / divisor, t * z));
-            } else {
-                pair(target, operands, |x, z| s.mul_add(x, t * z));
-            }
-        }
-        Operation::Follow(s, operands) => {
-            let s = view.scalar(s);
-            pair(target, operands.map(source), |x, z| s.mul_add(x - z, z));
-        }
-        Operation::Squares(scalars, operands) => {
-            let [s, t] = scalars.map(|scalar| view.scalar(scalar));
-            pair(target, operands.map(source), |x, z| (s * x).mul_add(x, t * z));
-        }
-        Operation::Root(x, scalars) => {
-            let x = source(x);
-            match scalars.map(|scalar| scalar.map(|scalar| view.scalar(scalar))) {
-                [Some(by), Some(plus)] => unary(target, x, |x| x.sqrt() / by + plus),
-                [Some(by), None] => unary(target, x, |x| x.sqrt() / by),
-                [None, Some(plus)] => unary(target, x, |x| x.sqrt() + plus),
-                [None, None] => unary(target, x, f32::sqrt),
-            }
-        }
-        Operation::Quotient(s, t, operands) => {
-            let (s, slices) = (view.scalar(s), operands.map(|operand| view.tensor(operand)));
-            match t.map(|scalar| view.scalar(scalar)) {
-                None => over_three(target, slices, |x, y, z| s.mul_add(x / y, z)),
-                Some(t) => over_three(target, slices, |x, y, z| s.mul_add(x / y, t * z)),
-            }
-        }
-        Operation::RootQuotient(scalars, maybe, operands) => {
-            let [s, plus] = scalars.map(|scalar| view.scalar(scalar));
-            let slices = operands.map(|operand| view.tensor(operand));
-            match maybe.map(|scalar| scalar.map(|scalar| view.scalar(scalar))) {
-                [None, None] => over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() + plus), z)),
-                [None, Some(t)] => {
-                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() + plus), t * z));
+fn cells<S: Simd>(tensor: &mut [f32]) -> &[Cell<Chunk<S>>] {
+    Cell::from_mut(vectors_mut::<S, V>(tensor)).as_slice_of_cells()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever a slice begins, its parts are the slice, in order, and chunks are whole and begin with a line.
+    #[test]
+    fn parts_are_the_slice() {
+        let room = vec![0.0; 40 * LONGEST];
+        for (start, length) in
+            (0..=LINE).flat_map(|start| [0, 1, 255, 256, 4095, 4096, 9001].map(|length| (start, length)))
+        {
+            let slice = &room[start..start + length];
+            for (chunk, aligned) in [(LONGEST, true), (LONGEST, false), (16, true)] {
+                let mut end = 0;
+                for (part, in_room) in parts(slice, chunk, aligned) {
+                    assert_eq!(part.start, end);
+                    end = part.end;
+                    assert!(if in_room { part.len() < chunk.max(LINE) } else { part.len() % chunk == 0 });
+                    let at = slice[part.start..].as_ptr().align_offset(4 * LINE);
+                    assert!(in_room || at == 0 || !aligned || length < MANY * chunk, "{start} {length}");
                 }
-                [Some(by), None] => {
-                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() / by + plus), z));
-                }
-                [Some(by), Some(t)] => {
-                    over_three(target, slices, |x, y, z| s.mul_add(x / (y.sqrt() / by + plus), t * z));
-                }
+                assert_eq!(end, length);
             }
         }
     }
-}
-
-#[inline(always)]
-fn sign(x: f32) -> f32 {
-    let sign = if x < 0.0 { -1.0 } else { x };
-    if x > 0.0 { 1.0 } else { sign }
 }

@@ -1,67 +1,141 @@
-//! What a plan consists of: passes of instructions, each of which writes one block of a tensor.
+//! What a plan consists of: passes of instructions, each of which changes what an accumulator holds.
 
-use crate::optimizer::language::{Binary, NodeId, Reduction, Unary};
+use crate::optimizer::language::{NodeId, Reduction};
 
-/// Where the elements of a tensor's value are.
+/// Where a chunk of a value stands, other than in the accumulator: its place in a table of what a pass reads and writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Seat {
-    /// The old weights, which are only read.
-    Weights,
+pub(super) struct Seat(pub(super) u16);
+
+impl Seat {
     /// The slice that holds the gradient sum at first and the new weights at last.
-    Out,
-    State(usize),
-    Temporary(usize),
+    pub(super) const OUT: Self = Self(0);
+    /// A copy of the old weights, which are only read.
+    pub(super) const WEIGHTS: Self = Self(1);
+    /// How many stand before the states.
+    pub(super) const BEFORE_STATES: usize = 2;
+
+    /// A state tensor. Behind the last one begin the slots: temporaries, and scalars as often as a chunk has elements.
+    pub(super) fn state(index: usize) -> Self {
+        Self((Self::BEFORE_STATES + index) as u16)
+    }
 }
 
-/// What an instruction reads.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Operand {
-    Tensor(Seat),
-    /// A scalar's value rounded to f32, or its opposite.
-    Scalar(NodeId, bool),
-}
+/// More than there can be seats: a program has at most 256 nodes, each with no more than a temporary and two scalars' slots.
+pub(super) const SEATS: usize = 1024;
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// What becomes of the accumulator, `a`, with what stands at an instruction's seats, `x` and `y`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Operation {
-    /// The gradient sum by the divisor.
-    Gradient,
-    Copy(Operand),
-    Unary(Unary, Operand),
-    Binary(Binary, [Operand; 2]),
-    /// A factor that is a scalar stands first, and signs are scalars' where there is one.
-    MulAdd {
-        operands: [Operand; 3],
-        minus_product: bool,
-        minus_addend: bool,
-    },
-    /// Condition, then, otherwise.
-    Where([Operand; 3]),
-    /// `s`, `x` of `Form::Decayed`.
-    Decayed(Operand, Operand),
-    /// `s`, `t`, then `x`, `y`, `z` of `Form::Nested`, where a `y` that is none is the gradient sum by the divisor.
-    Nested([Operand; 2], [Option<Operand>; 3]),
-    /// `s`, `t`, `u`, then `x`, `z` of `Form::Ahead`.
-    Ahead([Operand; 3], [Operand; 2]),
-    /// `s`, `t`, then `x`, `y`, `z` of `Form::Chained`, where a `z` that is none is the gradient sum by the divisor.
-    Chained([Operand; 2], [Option<Operand>; 3]),
-    /// `s`, `t`, then `x`, `z` of `Form::Average`, where an `x` that is none is the gradient sum by the divisor.
-    Average([Operand; 2], Option<Operand>, Operand),
-    /// `s`, `x`, `z` of `Form::Follow`.
-    Follow(Operand, [Operand; 2]),
-    /// `s`, `t`, then `x`, `z` of `Form::Squares`.
-    Squares([Operand; 2], [Operand; 2]),
-    /// `x`, `by`, `plus` of `Form::Root`.
-    Root(Operand, [Option<Operand>; 2]),
-    /// `s`, `t`, then `x`, `y`, `z` of `Form::Quotient`.
-    Quotient(Operand, Option<Operand>, [Operand; 3]),
-    /// `s`, `plus`, then `by`, `t`, then `x`, `y`, `z` of `Form::RootQuotient`.
-    RootQuotient([Operand; 2], [Option<Operand>; 2], [Operand; 3]),
+    /// `a`
+    Keep,
+    Negate,
+    Sqrt,
+    Abs,
+    Sign,
+    Exp,
+    Ln,
+    /// `a + x`
+    Add,
+    /// `a - x`
+    Subtract,
+    /// `x - a`
+    SubtractFrom,
+    /// `a * x`
+    Multiply,
+    /// `a / x`
+    Divide,
+    /// `x / a`
+    DivideInto,
+    /// `a` if it is less than `x` or NaN, else `x`
+    Min,
+    /// `x` if it is less than `a` or NaN, else `a`
+    MinOf,
+    /// `a` if it is greater than `x` or NaN, else `x`
+    Max,
+    /// `x` if it is greater than `a` or NaN, else `a`
+    MaxOf,
+    /// 1 if `a < x`, else 0
+    Less,
+    /// 1 if `a <= x`, else 0
+    LessOrEqual,
+    /// 1 if `a > x`, else 0
+    Greater,
+    /// 1 if `a >= x`, else 0
+    GreaterOrEqual,
+    /// 1 if `a == x`, else 0
+    Equal,
+    /// 1 if `a != x`, else 0
+    NotEqual,
+    /// `a * x + y`, rounded once, as all to `NegateAddProduct` are
+    ScaleAdd,
+    /// `a * x - y`
+    ScaleSubtract,
+    /// `y - a * x`
+    ScaleSubtractFrom,
+    /// `-(a * x) - y`
+    ScaleNegate,
+    /// `a * a + x`
+    SquareAdd,
+    /// `a * a - x`
+    SquareSubtract,
+    /// `x - a * a`
+    SquareSubtractFrom,
+    /// `-(a * a) - x`
+    SquareNegate,
+    /// `x * y + a`
+    AddProduct,
+    /// `x * y - a`
+    SubtractFromProduct,
+    /// `a - x * y`
+    SubtractProduct,
+    /// `-(x * y) - a`
+    NegateAddProduct,
+    /// `x` where `a` is true, else `y`
+    Choose,
+    /// `a` where `x` is true, else `y`
+    KeepWhere,
+    /// `y` where `x` is true, else `a`
+    ReplaceWhere,
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+impl Operation {
+    /// Whether it reads what stands at `x`, and at `y`.
+    pub(super) fn reads(self) -> [bool; 2] {
+        use Operation::{
+            Abs, AddProduct, Choose, Exp, Keep, KeepWhere, Ln, Negate, NegateAddProduct, ReplaceWhere,
+            ScaleAdd, ScaleNegate, ScaleSubtract, ScaleSubtractFrom, Sign, Sqrt, SubtractFromProduct,
+            SubtractProduct,
+        };
+        match self {
+            Keep | Negate | Sqrt | Abs | Sign | Exp | Ln => [false; 2],
+            ScaleAdd | ScaleSubtract | ScaleSubtractFrom | ScaleNegate | AddProduct | SubtractFromProduct
+            | SubtractProduct | NegateAddProduct | Choose | KeepWhere | ReplaceWhere => [true; 2],
+            _ => [true, false],
+        }
+    }
+}
+
+/// Fills the accumulator if it is to, changes it, and writes it down if it is to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Instruction {
-    pub(super) to: Seat,
+    pub(super) load: Option<Seat>,
     pub(super) operation: Operation,
+    pub(super) x: Seat,
+    pub(super) y: Seat,
+    pub(super) store: Option<Seat>,
+    /// A tensor that memory is asked for, some chunks ahead.
+    pub(super) ask: Option<Seat>,
+}
+
+/// What a slot holds in all its elements throughout a pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scalar {
+    /// What the gradient sum is divided by; where the instructions multiply, one over it.
+    Divisor,
+    /// A scalar's value, rounded to f32.
+    Node(NodeId),
+    /// The same of one that is divided by; where the instructions multiply, one over it.
+    By(NodeId),
 }
 
 /// A reduction that a pass feeds.
@@ -76,21 +150,78 @@ pub(super) struct Feed {
 /// One walk over the tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Pass {
+    /// The scalars, each with its slot, counted from the first slot.
+    pub(super) scalars: Vec<(u16, Scalar)>,
     pub(super) instructions: Vec<Instruction>,
     pub(super) feeds: Vec<Feed>,
+    pub(super) reads_weights: bool,
+    /// Instructions that divide by a scalar, each with its place in `scalars`.
+    pub(super) quotients: Vec<(usize, usize)>,
 }
 
-/// Elements of a block: 512 bytes of each tensor. So few that the processor's window spans a block, and the next one's
-/// elements come from memory while this one's quotients are still being computed; `docs/performance.md` has others.
-const BLOCK: usize = 128;
-/// The same of a pass of many loops, whose beginnings and ends are then what costs.
-const LONG_BLOCK: usize = 1024;
-/// The fewest loops that are many.
-const MANY: usize = 10;
-
 impl Pass {
-    /// How many elements each loop goes over before the next one does.
-    pub(super) fn block(&self) -> usize {
-        if self.instructions.len() < MANY { BLOCK } else { LONG_BLOCK }
+    /// Fills the scalars' slots. What is divided by a power of two is multiplied by one over it instead: both round the same number.
+    pub(super) fn prepare(&mut self, rounded: &[f32], divisor: f32, fill: impl Fn(u16, f32)) {
+        for (slot, scalar) in &self.scalars {
+            match scalar {
+                Scalar::Divisor => fill(*slot, inverse(divisor).unwrap_or(divisor)),
+                Scalar::Node(node) => fill(*slot, rounded[node.index()]),
+                Scalar::By(node) => {
+                    let value = rounded[node.index()];
+                    fill(*slot, inverse(value).unwrap_or(value));
+                }
+            }
+        }
+        for (instruction, scalar) in &self.quotients {
+            let value = match self.scalars[*scalar].1 {
+                Scalar::Divisor => divisor,
+                Scalar::Node(node) | Scalar::By(node) => rounded[node.index()],
+            };
+            self.instructions[*instruction].operation =
+                if inverse(value).is_some() { Operation::Multiply } else { Operation::Divide };
+        }
+    }
+}
+
+/// One over a power of two, where that can be written exactly: not of numbers below the least normal one.
+fn inverse(value: f32) -> Option<f32> {
+    let is_power = value.is_normal() && value.to_bits() << 9 == 0;
+    is_power.then(|| 1.0 / value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inverse;
+
+    /// One over a power of two gives the quotient's bits, also of what is rounded because it is so small, and nothing else is taken for
+    /// one.
+    #[test]
+    fn products_with_inverses_are_quotients() {
+        let mut values = vec![
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::MAX,
+            f32::MIN_POSITIVE,
+            f32::from_bits(1),
+            f32::from_bits(0x007f_ffff),
+        ];
+        values.extend(
+            (0..4000u32)
+                .map(|i| f32::from_bits(i.wrapping_mul(0x0012_d687) & 0x7fff_ffff))
+                .filter(|x| !x.is_nan()),
+        );
+        for exponent in 1..=254u32 {
+            for power in [f32::from_bits(exponent << 23), -f32::from_bits(exponent << 23)] {
+                let inverse = inverse(power).unwrap();
+                for value in &values {
+                    assert_eq!((value * inverse).to_bits(), (value / power).to_bits(), "{value} by {power}");
+                }
+            }
+        }
+        for value in [0.0, -0.0, 3.0, 30.0, f32::from_bits(0x0040_0000), f32::INFINITY, f32::NAN, 1.000_000_1]
+        {
+            assert_eq!(inverse(value), None, "{value}");
+        }
     }
 }

@@ -1,15 +1,18 @@
-//! From a graph to passes of instructions over blocks.
+//! From a graph to passes of instructions.
 //!
 //! Invariants:
 //! 1. A program with reductions takes one pass for each level at which one reduction needs another's value, and a last
-//!    one that stores; without, the last one alone. A pass computes again what it needs of tensors.
-//! 2. An instruction writes over a value only if nobody reads that value later in the pass; if it is one of its own
-//!    operands, then of an operation whose loop can work in place, and only once.
-//! 3. The new weights are written where the gradient sum stands only after the sum has been read last.
-//! 4. Temporaries are reused as soon as their value has been read last.
+//!    one that stores; without, the last one alone. A pass computes again what it needs of tensors, but for what the
+//!    last but one keeps for the last (`keep.rs`).
+//! 2. A value that several operations read, or that outlives its pass, is a root: computed once, by a chain of instructions
+//!    that ends with writing it down. All other values live in the accumulator (`chain.rs`).
+//! 3. A root is written over a state, or over the gradient sum, only if no later chain reads what stood there.
+//! 4. Slots of temporaries are reused as soon as their value has been read last.
 
-use super::fuse::{Form, Signed, forms};
-use super::instruction::{Feed, Instruction, Operand, Operation, Pass, Seat};
+mod chain;
+mod keep;
+
+use super::instruction::{Feed, Instruction, Operation, Pass, Scalar, Seat};
 use crate::optimizer::language::{Graph, Node, NodeId, Reduction};
 
 #[derive(Clone, PartialEq, Debug)]
@@ -17,8 +20,8 @@ pub(super) struct Plan {
     pub(super) passes: Vec<Pass>,
     /// How many passes must be over before a node's value can be known, by node.
     pub(super) levels: Vec<usize>,
-    /// How many temporaries the passes take.
-    pub(super) temporaries: usize,
+    /// How many slots the passes take.
+    pub(super) slots: usize,
 }
 
 impl Plan {
@@ -29,35 +32,37 @@ impl Plan {
             levels.push(operands + usize::from(matches!(node, Node::Reduce(..))));
         }
         let last = levels.iter().copied().max().unwrap_or(0);
-        let built: Vec<(Pass, usize)> =
-            (0..=last).map(|level| Builder::new(graph, &levels, level).build(level == last)).collect();
-        let temporaries = built.iter().map(|(_, temporaries)| *temporaries).max().unwrap_or(0);
-        Self { passes: built.into_iter().map(|(pass, _)| pass).collect(), levels, temporaries }
-    }
-
-    /// How many elements a temporary holds.
-    pub(super) fn block(&self) -> usize {
-        self.passes.iter().map(Pass::block).max().unwrap_or(0)
+        let kept = keep::kept(graph, &levels, last);
+        let built: Vec<(Pass, u16)> =
+            (0..=last).map(|level| Builder::new(graph, &levels, level).build(level, last, &kept)).collect();
+        let slots = built.iter().map(|(_, slots)| usize::from(*slots)).max().unwrap_or(0);
+        Self { passes: built.into_iter().map(|(pass, _)| pass).collect(), levels, slots }
     }
 }
 
-/// Read after every instruction.
+/// Read after every chain.
 const END: usize = usize::MAX;
 
 struct Builder<'a> {
     graph: &'a Graph,
     feeds: Vec<(NodeId, Reduction, NodeId)>,
-    /// By node: the last node of this pass that reads it, or [`END`]; `None` for those that the pass does not need.
+    /// By node: whether its value is computed into the accumulator for one other node, which takes it from there.
+    inner: Vec<bool>,
+    /// By node: where the pass before has left its value.
+    kept: Vec<Option<Seat>>,
+    /// By node: the last root whose chain reads it, or [`END`]; `None` for those that the pass does not need.
     last_use: Vec<Option<usize>>,
-    forms: Vec<Form>,
-    /// The last node that reads the gradient sum itself, where the new weights will stand.
-    sum_read: usize,
-    seats: Vec<Seat>,
-    free: Vec<usize>,
-    temporaries: usize,
-    instructions: Vec<Instruction>,
+    /// By node: where its value stands, once that is written down.
+    seats: Vec<Option<Seat>>,
+    /// The node whose value the accumulator holds, beside the one that is being computed.
+    held: Option<NodeId>,
+    /// What the next instruction fills the accumulator with.
+    load: Option<Seat>,
+    free: Vec<u16>,
+    slots: u16,
+    pass: Pass,
     /// Copies to make when everything is computed.
-    copies: Vec<(Operand, Seat)>,
+    copies: Vec<(NodeId, Seat)>,
 }
 
 impl<'a> Builder<'a> {
@@ -73,265 +78,271 @@ impl<'a> Builder<'a> {
         Self {
             graph,
             feeds,
+            inner: vec![false; nodes],
+            kept: vec![None; nodes],
             last_use: vec![None; nodes],
-            forms: vec![Form::Plain; nodes],
-            sum_read: 0,
-            seats: vec![Seat::Weights; nodes],
+            seats: vec![None; nodes],
+            held: None,
+            load: None,
             free: Vec::new(),
-            temporaries: 0,
-            instructions: Vec::new(),
+            slots: 0,
+            pass: Pass {
+                scalars: Vec::new(),
+                instructions: Vec::new(),
+                feeds: Vec::new(),
+                reads_weights: false,
+                quotients: Vec::new(),
+            },
             copies: Vec::new(),
         }
     }
 
-    fn build(mut self, stores: bool) -> (Pass, usize) {
-        for (_, _, operand) in &self.feeds {
-            self.last_use[operand.index()] = Some(END);
-        }
+    fn build(mut self, level: usize, last: usize, kept: &[(NodeId, Seat)]) -> (Pass, u16) {
         let mut targets = Vec::new();
-        if stores {
-            let states = self.graph.states().iter().enumerate();
-            targets.extend(states.map(|(index, node)| (*node, Seat::State(index))));
-            targets.push((self.graph.weights(), Seat::Out));
-            for (node, _) in &targets {
-                // A value that is stored counts as read by itself at least.
-                self.last_use[node.index()].get_or_insert(node.index());
-            }
+        if level + 1 == last {
+            targets.extend(kept);
         }
-        let roots = self.last_use.clone();
-        self.mark_uses();
-        self.fuse(&roots);
-        self.last_use = roots;
-        self.mark_uses();
+        if level == last {
+            kept.iter().for_each(|(node, seat)| self.kept[node.index()] = Some(*seat));
+            let states = self.graph.states().iter().enumerate();
+            targets.extend(states.map(|(index, node)| (*node, Seat::state(index))));
+            targets.push((self.graph.weights(), Seat::OUT));
+        }
+        self.uses(&targets);
         self.leaves(&mut targets);
         for index in 0..self.graph.nodes().len() {
-            if self.last_use[index].is_some() {
-                self.operation(index, &mut targets);
+            if self.is_computed(index) && !self.inner[index] {
+                self.root(NodeId(index as u16), &mut targets);
             }
         }
-        for (from, to) in std::mem::take(&mut self.copies) {
-            self.emit(to, Operation::Copy(from));
+        for (node, to) in std::mem::take(&mut self.copies) {
+            self.load = self.seats[node.index()];
+            self.push(Operation::Keep, [Seat::OUT; 2]);
+            self.store(to);
         }
-        let feeds = (self.feeds.iter())
-            .map(|(node, reduction, operand)| Feed {
-                reduction: *reduction,
-                from: self.seats[operand.index()],
-                node: *node,
-            })
-            .collect();
-        (Pass { instructions: self.instructions, feeds }, self.temporaries)
+        for (node, reduction, operand) in std::mem::take(&mut self.feeds) {
+            let from = self.seat(operand);
+            self.pass.feeds.push(Feed { reduction, from, node });
+        }
+        self.pass.reads_weights = self.reads(Seat::WEIGHTS);
+        self.quotients();
+        self.ask();
+        (self.pass, self.slots)
     }
 
-    /// Finds what can be computed together.
-    fn fuse(&mut self, roots: &[Option<usize>]) {
-        let needed: Vec<bool> = self.last_use.iter().map(Option::is_some).collect();
-        let mut readers = vec![0; needed.len()];
-        for index in (0..needed.len()).filter(|index| needed[*index]) {
-            self.tensors(index).for_each(|operand| readers[operand.index()] += 1);
+    /// Finds the instructions that divide by a scalar.
+    fn quotients(&mut self) {
+        for (index, instruction) in self.pass.instructions.iter().enumerate() {
+            let slot = self.slot(instruction.x);
+            let divides = instruction.operation == Operation::Divide;
+            let scalar = self.pass.scalars.iter().position(|(known, scalar)| {
+                divides && Some(*known) == slot && !matches!(scalar, Scalar::Node(_))
+            });
+            self.pass.quotients.extend(scalar.map(|scalar| (index, scalar)));
         }
-        let read_by = |times| -> Vec<bool> {
-            readers.iter().zip(roots).map(|(readers, root)| *readers == times && root.is_none()).collect()
+    }
+
+    /// Has memory asked for what the pass reads, spread over its instructions: at once would be more than can wait for an answer.
+    fn ask(&mut self) {
+        let states = Seat::state(0).0..Seat::state(self.graph.states().len()).0;
+        let asked: Vec<Seat> =
+            std::iter::once(Seat::OUT).chain(states.map(Seat)).filter(|seat| self.reads(*seat)).collect();
+        let instructions = self.pass.instructions.len();
+        for (index, seat) in asked.iter().enumerate() {
+            if let Some(instruction) = self.pass.instructions.get_mut(index * instructions / asked.len()) {
+                instruction.ask = Some(*seat);
+            }
+        }
+    }
+
+    fn reads(&self, seat: Seat) -> bool {
+        let reads = |instruction: &Instruction| {
+            let [x, y] = instruction.operation.reads();
+            instruction.load == Some(seat) || (x && instruction.x == seat) || (y && instruction.y == seat)
         };
-        self.forms = forms(self.graph, &needed, &read_by(1), &read_by(2));
-        self.sum_read = self.forms.iter().rposition(Form::reads_sum).unwrap_or(0);
+        self.pass.instructions.iter().any(reads) || self.pass.feeds.iter().any(|feed| feed.from == seat)
     }
 
-    fn mark_uses(&mut self) {
-        for index in (0..self.graph.nodes().len()).rev() {
-            if self.last_use[index].is_none() || !self.graph.nodes()[index].1.is_tensor() {
-                continue;
-            }
-            for operand in self.tensors(index) {
-                let last = self.last_use[operand.index()].get_or_insert(index);
-                *last = (*last).max(index);
-            }
+    /// Whether this pass computes a tensor for the node.
+    fn is_computed(&self, index: usize) -> bool {
+        let (node, kind) = self.graph.nodes()[index];
+        let is_there = matches!(node, Node::State(_) | Node::Weights) || self.kept[index].is_some();
+        kind.is_tensor() && self.last_use[index].is_some() && !is_there
+    }
+
+    /// Which nodes are inner ones, and who reads whom last.
+    fn uses(&mut self, targets: &[(NodeId, Seat)]) {
+        let nodes = self.graph.nodes();
+        let mut readers = vec![0; nodes.len()];
+        for (_, _, operand) in &self.feeds {
+            (self.last_use[operand.index()], readers[operand.index()]) = (Some(END), 2);
         }
-    }
-
-    /// Seats for what is there before the pass, and copies for what is stored without being computed here.
-    fn leaves(&mut self, targets: &mut Vec<(NodeId, Seat)>) {
-        for index in 0..self.graph.nodes().len() {
-            match self.graph.nodes()[index].0 {
-                Node::State(state) => self.seats[index] = Seat::State(state),
-                Node::Gradient if self.last_use[index].is_some() => {
-                    self.seats[index] = self.fresh();
-                    self.emit(self.seats[index], Operation::Gradient);
+        for (node, _) in targets {
+            // A value that is stored counts as read by itself at least.
+            self.last_use[node.index()].get_or_insert(node.index());
+            readers[node.index()] = 2;
+        }
+        // The root to whose chain a node belongs. Operands stand before those who read them.
+        let mut chain: Vec<usize> = (0..nodes.len()).collect();
+        for index in (0..nodes.len()).rev().filter(|index| nodes[*index].1.is_tensor()) {
+            let Some(last) = self.last_use[index].filter(|_| self.kept[index].is_none()) else { continue };
+            self.inner[index] = self.is_computed(index) && readers[index] == 1;
+            if self.inner[index] {
+                chain[index] = last;
+            }
+            let mut seen = None;
+            for operand in nodes[index].0.operands().filter(|operand| self.graph.kind(*operand).is_tensor()) {
+                if seen != Some(operand) {
+                    readers[operand.index()] += 1;
                 }
-                _ => {}
+                seen = Some(operand);
+                let last = self.last_use[operand.index()].get_or_insert(chain[index]);
+                *last = (*last).max(chain[index]);
             }
         }
+    }
+
+    /// Seats for what is there before the pass, and copies of it.
+    fn leaves(&mut self, targets: &mut Vec<(NodeId, Seat)>) {
         let graph = self.graph;
-        let (mut old, mut copies) = (Vec::new(), Vec::new());
+        for ((seat, kept), (node, _)) in self.seats.iter_mut().zip(&self.kept).zip(graph.nodes()) {
+            *seat = match node {
+                Node::State(state) => Some(Seat::state(*state)),
+                Node::Weights => Some(Seat::WEIGHTS),
+                _ => *kept,
+            };
+        }
+        let mut old = Vec::new();
         targets.retain(|(node, to)| {
             match graph.nodes()[node.index()].0 {
-                Node::State(state) if *to == Seat::State(state) => {}
-                // Its seat may be written over before the end.
-                Node::State(_) => old.push((*node, *to)),
-                Node::Weights | Node::Gradient => copies.push((*node, *to)),
-                _ => return true,
+                Node::Weights => self.copies.push((*node, *to)),
+                _ if self.seats[node.index()].is_none() => return true,
+                _ if self.seats[node.index()] == Some(*to) => {}
+                _ => old.push((*node, *to)),
             }
             false
         });
+        // The seat of an old state, or of what was kept, may be written over before the end, so that it is read from a slot from now on.
         for (node, to) in old {
-            let temporary = self.fresh();
-            self.emit(temporary, Operation::Copy(Operand::Tensor(self.seats[node.index()])));
-            self.copies.push((Operand::Tensor(temporary), to));
-        }
-        for (node, to) in copies {
-            self.last_use[node.index()] = Some(END);
-            self.copies.push((self.operand(node, false), to));
+            if self.seats[node.index()].and_then(|seat| self.slot(seat)).is_none() {
+                self.load = self.seats[node.index()];
+                self.push(Operation::Keep, [Seat::OUT; 2]);
+                let slot = self.fresh();
+                self.store(slot);
+                (self.seats[node.index()], self.last_use[node.index()]) = (Some(slot), Some(END));
+            }
+            self.copies.push((node, to));
         }
     }
 
-    fn operation(&mut self, index: usize, targets: &mut Vec<(NodeId, Seat)>) {
-        let (node, kind) = self.graph.nodes()[index];
-        let (false, true) =
-            (matches!(node, Node::State(_) | Node::Gradient | Node::Weights), kind.is_tensor())
-        else {
-            return;
-        };
-        let of_this = |(target, _): &(NodeId, Seat)| target.index() == index;
-        let direct = targets.iter().position(|target| of_this(target) && self.may_write(index, target.1));
+    /// Computes a node, and writes it down.
+    fn root(&mut self, node: NodeId, targets: &mut Vec<(NodeId, Seat)>) {
+        let index = node.index();
+        self.chain(node);
+        let direct = targets.iter().position(|(target, to)| *target == node && self.may_write(index, *to));
         let direct = direct.map(|position| targets.swap_remove(position).1);
-        let others: Vec<Seat> = targets.iter().filter(|target| of_this(target)).map(|(_, to)| *to).collect();
-        targets.retain(|target| !of_this(target));
-        if !others.is_empty() {
+        let others = targets.iter().filter(|(target, _)| *target == node).map(|(_, to)| (node, *to));
+        let copies = self.copies.len();
+        self.copies.extend(others);
+        if self.copies.len() > copies {
             self.last_use[index] = Some(END);
         }
-        let dying: Vec<Seat> = self.dying(index);
-        let in_place = dying.iter().copied().find(|seat| self.may_write(index, *seat));
-        let operation = self.fused(self.forms[index]).unwrap_or_else(|| self.lowered(node));
-        let to = direct.or(in_place).unwrap_or_else(|| self.fresh());
-        self.emit(to, operation);
-        self.seats[index] = to;
-        self.free.extend(dying.iter().filter(|seat| **seat != to).filter_map(|seat| match seat {
-            Seat::Temporary(temporary) => Some(*temporary),
-            _ => None,
-        }));
-        self.copies.extend(others.into_iter().map(|other| (Operand::Tensor(to), other)));
-    }
-
-    /// Temporaries that are read here for the last time, each once.
-    fn dying(&self, index: usize) -> Vec<Seat> {
-        let mut dying = Vec::new();
-        for operand in self.tensors(index) {
-            let seat = self.seats[operand.index()];
-            let last = self.last_use[operand.index()] == Some(index);
-            if last && matches!(seat, Seat::Temporary(_)) && !dying.contains(&seat) {
-                dying.push(seat);
+        for operand in 0..index {
+            if self.last_use[operand] == Some(index) {
+                self.release(self.seats[operand]);
             }
         }
-        dying
-    }
-
-    /// The tensors that a node's loop reads, as often as it has them for operands.
-    fn tensors(&self, index: usize) -> impl Iterator<Item = NodeId> + use<'a> {
-        let (graph, fused) = (self.graph, self.forms[index].tensors());
-        let plain = fused.is_none().then(|| graph.nodes()[index].0.operands()).into_iter().flatten();
-        let all = plain.chain(fused.into_iter().flatten().flatten());
-        all.filter(|operand| graph.kind(*operand).is_tensor())
-    }
-
-    /// Whether a node's value may be written to a seat while the node is computed (invariant 2).
-    fn may_write(&self, index: usize, seat: Seat) -> bool {
-        let is_own = |node: NodeId| self.seats[node.index()] == seat;
-        let in_place = match (self.forms[index], self.graph.nodes()[index].0) {
-            (Form::Plain, Node::Unary(..) | Node::MulAdd { .. }) | (Form::Root { .. }, _) => true,
-            (Form::Plain, Node::Binary(op, ..)) => !op.is_comparison(),
-            (Form::Chained { x, y, z, .. }, _) => is_own(x) && !is_own(y) && !z.is_some_and(is_own),
-            (Form::Follow { x, z, .. } | Form::Squares { x, z, .. }, _) => is_own(z) && !is_own(x),
-            (Form::Average { x, z, .. }, _) => is_own(z) && !x.is_some_and(is_own),
-            _ => false,
-        };
-        let own = self.tensors(index).filter(|operand| self.seats[operand.index()] == seat).count();
-        let read_later = match seat {
-            Seat::State(state) => (self.graph.nodes().iter().zip(&self.last_use)).any(|((node, _), last)| {
-                *node == Node::State(state) && last.is_some_and(|last| last > index)
-            }),
-            // One loop reads the sum and may write in its place.
-            Seat::Out if matches!(self.forms[index], Form::Nested { y: None, .. } | Form::Ahead { .. }) => {
-                self.sum_read > index
-            }
-            Seat::Out => self.sum_read >= index,
-            _ => false,
-        };
-        !read_later && (own == 0 || own == 1 && in_place)
-    }
-
-    fn operand(&self, node: NodeId, minus: bool) -> Operand {
-        if self.graph.kind(node).is_tensor() {
-            Operand::Tensor(self.seats[node.index()])
-        } else {
-            Operand::Scalar(node, minus)
+        let to = direct.unwrap_or_else(|| self.fresh());
+        self.store(to);
+        self.seats[index] = Some(to);
+        self.held = Some(node);
+        if self.last_use[index] == Some(index) {
+            self.release(Some(to));
         }
     }
 
-    fn fused(&self, form: Form) -> Option<Operation> {
-        let signed = |(node, minus): Signed| self.operand(node, minus);
-        let operand = |node| self.operand(node, false);
-        Some(match form {
-            Form::Plain | Form::Absorbed => return None,
-            Form::Decayed { s, x } => Operation::Decayed(signed(s), operand(x)),
-            Form::Nested { s, t, x, y, z } => {
-                Operation::Nested([s, t].map(signed), [Some(x), y, Some(z)].map(|node| node.map(operand)))
-            }
-            Form::Ahead { s, t, x, u, z } => Operation::Ahead([s, t, u].map(signed), [x, z].map(operand)),
-            Form::Chained { s, x, t, y, z } => {
-                Operation::Chained([s, t].map(signed), [Some(x), Some(y), z].map(|node| node.map(operand)))
-            }
-            Form::Average { s, x, t, z } => {
-                Operation::Average([s, t].map(signed), x.map(operand), operand(z))
-            }
-            Form::Follow { s, x, z } => Operation::Follow(signed(s), [x, z].map(operand)),
-            Form::Squares { s, x, t, z } => Operation::Squares([s, t].map(signed), [x, z].map(operand)),
-            Form::Root { x, by, plus } => {
-                Operation::Root(operand(x), [by, plus].map(|node| node.map(operand)))
-            }
-            Form::Quotient { s, x, y, t, z } => {
-                Operation::Quotient(signed(s), t.map(signed), [x, y, z].map(operand))
-            }
-            Form::RootQuotient { s, x, y, by, plus, t, z } => Operation::RootQuotient(
-                [signed(s), operand(plus)],
-                [by.map(operand), t.map(signed)],
-                [x, y, z].map(operand),
-            ),
-        })
+    /// Whether the chain of a root may end with writing there (invariant 3).
+    fn may_write(&self, root: usize, seat: Seat) -> bool {
+        // The one chain that reads the sum is the gradient's, or holds it.
+        let reads_sum = seat == Seat::OUT && self.sum_read() > root;
+        // The chains that read what stands there itself: not those that read a copy of it.
+        let nodes = self.last_use.iter().zip(&self.seats).zip(self.graph.nodes().iter().zip(&self.kept));
+        let read_later = nodes
+            .filter(|((_, at), ((node, _), kept))| {
+                (matches!(node, Node::State(_)) || kept.is_some()) && **at == Some(seat)
+            })
+            .any(|((last, _), _)| *last > Some(root));
+        !reads_sum && !read_later
     }
 
-    fn lowered(&self, node: Node) -> Operation {
-        let operand = |node| self.operand(node, false);
-        match node {
-            Node::Unary(op, a) => Operation::Unary(op, operand(a)),
-            Node::Binary(op, a, b) => Operation::Binary(op, [operand(a), operand(b)]),
-            Node::MulAdd { factors: [a, b], addend, minus_product, minus_addend } => {
-                let scalar = |node| !self.graph.kind(node).is_tensor();
-                let (a, b) = if scalar(b) { (b, a) } else { (a, b) };
-                Operation::MulAdd {
-                    operands: [
-                        self.operand(a, scalar(a) && minus_product),
-                        operand(b),
-                        self.operand(addend, scalar(addend) && minus_addend),
-                    ],
-                    minus_product: minus_product && !scalar(a),
-                    minus_addend: minus_addend && !scalar(addend),
-                }
-            }
-            Node::Where { condition, then, otherwise } => {
-                Operation::Where([condition, then, otherwise].map(operand))
-            }
-            // Leaves and scalars are not computed here.
-            _ => Operation::Gradient,
+    /// The root whose chain reads the gradient sum.
+    fn sum_read(&self) -> usize {
+        let nodes = self.graph.nodes().iter().zip(&self.last_use).enumerate();
+        let mut gradient = nodes.filter(|(_, ((node, _), last))| *node == Node::Gradient && last.is_some());
+        gradient
+            .next()
+            .map_or(0, |(index, (_, last))| if self.inner[index] { last.unwrap_or(0) } else { index })
+    }
+
+    /// Where a value stands: a slot for a scalar.
+    fn seat(&mut self, node: NodeId) -> Seat {
+        if let Some(seat) = self.seats[node.index()] {
+            return seat;
         }
+        let slot = self.scalar(Scalar::Node(node));
+        self.seats[node.index()] = Some(slot);
+        slot
     }
 
+    /// A slot that holds a scalar throughout the pass.
+    fn scalar(&mut self, scalar: Scalar) -> Seat {
+        if let Some((slot, _)) = self.pass.scalars.iter().find(|(_, known)| *known == scalar) {
+            return self.seat_of(*slot);
+        }
+        self.pass.scalars.push((self.slots, scalar));
+        self.slots += 1;
+        self.seat_of(self.slots - 1)
+    }
+
+    /// A slot for a temporary.
     fn fresh(&mut self) -> Seat {
-        Seat::Temporary(self.free.pop().unwrap_or_else(|| {
-            self.temporaries += 1;
-            self.temporaries - 1
-        }))
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots += 1;
+            self.slots - 1
+        });
+        self.seat_of(slot)
     }
 
-    fn emit(&mut self, to: Seat, operation: Operation) {
-        self.instructions.push(Instruction { to, operation });
+    /// The seat of a slot.
+    fn seat_of(&self, slot: u16) -> Seat {
+        Seat(Seat::state(self.graph.states().len()).0 + slot)
+    }
+
+    /// Which slot a seat is.
+    fn slot(&self, seat: Seat) -> Option<u16> {
+        seat.0.checked_sub(self.seat_of(0).0)
+    }
+
+    fn release(&mut self, seat: Option<Seat>) {
+        self.free.extend(seat.and_then(|seat| self.slot(seat)));
+    }
+
+    fn push(&mut self, operation: Operation, [x, y]: [Seat; 2]) {
+        self.pass.instructions.push(Instruction {
+            load: self.load.take(),
+            operation,
+            x,
+            y,
+            store: None,
+            ask: None,
+        });
+        self.held = None;
+    }
+
+    /// Has the last instruction write the accumulator down.
+    fn store(&mut self, to: Seat) {
+        if let Some(last) = self.pass.instructions.last_mut() {
+            last.store = Some(to);
+        }
     }
 }
