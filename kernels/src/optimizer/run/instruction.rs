@@ -122,6 +122,8 @@ pub(super) struct Instruction {
     pub(super) operation: Operation,
     pub(super) x: Seat,
     pub(super) y: Seat,
+    /// Whether a scalar stands at `x`.
+    pub(super) is_scalar: bool,
     pub(super) store: Option<Seat>,
     /// A tensor that memory is asked for, some chunks ahead.
     pub(super) ask: Option<Seat>,

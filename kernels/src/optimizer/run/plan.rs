@@ -328,14 +328,10 @@ impl<'a> Builder<'a> {
     }
 
     fn push(&mut self, operation: Operation, [x, y]: [Seat; 2]) {
-        self.pass.instructions.push(Instruction {
-            load: self.load.take(),
-            operation,
-            x,
-            y,
-            store: None,
-            ask: None,
-        });
+        let slot = self.slot(x);
+        let is_scalar = self.pass.scalars.iter().any(|(known, _)| Some(*known) == slot);
+        let (load, store, ask) = (self.load.take(), None, None);
+        self.pass.instructions.push(Instruction { load, operation, x, y, is_scalar, store, ask });
         self.held = None;
     }
 

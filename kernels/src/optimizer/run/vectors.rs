@@ -47,18 +47,58 @@ macro_rules! accumulator {
 }
 accumulator!(0 a F 1 b F 2 c F 3 d F 4 e F 5 f F 6 g F 7 h F 8 i F 9 j F 10 k F 11 l F 12 m F 13 n F 14 o F 15 p F);
 
-/// What is made of each of the accumulator's vectors, and of those of chunks that stand beside them.
+/// What stands beside the accumulator: vectors in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Whole<'a, F>(pub(super) &'a [Cell<F>]);
+
+/// The same of a scalar, whose vectors are all equal: read once.
+#[derive(Clone, Copy)]
+pub(super) struct Splat<F>(pub(super) F);
+
+impl<F: Copy> Whole<'_, F> {
+    #[inline(always)]
+    pub(super) fn vector(&self, index: usize) -> F {
+        self.0[index].get()
+    }
+}
+
+impl<F: Copy> Splat<F> {
+    #[inline(always)]
+    pub(super) fn vector(&self, _: usize) -> F {
+        self.0
+    }
+}
+
+/// What is made of each of the accumulator's vectors, and of those of an instruction's operands. One that is announced as a scalar is
+/// read once if it is one.
 macro_rules! map {
-    ($a:ident $(, $x:ident)* => $value:expr) => {{
-        let all = $a;
-        $(let $x = each($x());)*
-        map!(@all all, ($a $(, $x)*), $value; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    ($a:ident => $value:expr) => { map!(@each $a, ($a), $value) };
+    ($a:ident, $x:ident => $value:expr) => {{
+        let $x = Whole($x.vectors());
+        map!(@each $a, ($a, $x), $value)
     }};
+    ($a:ident, $x:ident, $y:ident => $value:expr) => {{
+        let ($x, $y) = (Whole($x.vectors()), Whole($y.vectors()));
+        map!(@each $a, ($a, $x, $y), $value)
+    }};
+    ($a:ident, scalar $x:ident $(, $y:ident)? => $value:expr) => {{
+        $(let $y = Whole($y.vectors());)?
+        if $x.is_scalar {
+            let $x = Splat($x.vectors()[0].get());
+            map!(@each $a, ($a, $x $(, $y)?), $value)
+        } else {
+            let $x = Whole($x.vectors());
+            map!(@each $a, ($a, $x $(, $y)?), $value)
+        }
+    }};
+    (@each $all:ident, $names:tt, $value:expr) => {
+        map!(@all $all, $names, $value; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
     (@all $all:ident, $names:tt, $value:expr; $($v:tt)*) => {
         Vectors($(map!(@one $all, $names, $value, $v)),*)
     };
     (@one $all:ident, ($a:ident $(, $x:ident)*), $value:expr, $v:tt) => {{
-        let ($a, $($x),*) = ($all.$v, $($x[$v].get()),*);
+        let ($a, $($x),*) = ($all.$v, $($x.vector($v)),*);
         $value
     }};
 }

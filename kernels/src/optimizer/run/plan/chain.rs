@@ -33,6 +33,8 @@ impl Builder<'_> {
                     let by = self.operand(if held == a { b } else { a });
                     (scale(minus), [by, self.operand(addend)])
                 } else {
+                    // A scalar stands first, where it is read once.
+                    let (a, b) = if self.graph.kind(b).is_tensor() { (a, b) } else { (b, a) };
                     (accumulate(minus), [self.operand(a), self.operand(b)])
                 }
             }
