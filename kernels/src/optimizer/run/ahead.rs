@@ -8,8 +8,10 @@ use super::vectors::Chunk;
 use pulp::Simd;
 
 /// How far ahead, in bytes: what a few chunks take of time is then about what memory takes to answer.
+#[cfg(target_arch = "x86_64")]
 const DISTANCE: usize = 4096;
 /// Bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
 /// The instruction that asks, where there is one.
