@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use testudo_transport::PkiError;
 
 /// Why a checkpoint cannot be written, found, trusted or read.
@@ -105,6 +106,18 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether it may pass by itself: something is there and could not be read. What is missing, a link, or kept from this user stays so.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        const LASTING: [Errno; 4] = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS];
+        match self {
+            CheckpointError::Io { source, .. } => {
+                Errno::from_io_error(source).is_some_and(|why| !LASTING.contains(&why))
+            }
+            _ => false,
+        }
+    }
+
     /// The operating system's refusal to do `action` to `path`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.to_path_buf();
@@ -127,5 +140,19 @@ impl CheckpointError {
 impl From<CheckpointError> for testudo_actors::CheckpointError {
     fn from(error: CheckpointError) -> Self {
         testudo_actors::CheckpointError(crate::rundir::in_words(&error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_and_cannot_be_read_may_pass() {
+        let of = |why: Errno| CheckpointError::io("read", Path::new("manifest.json"))(why.into());
+        assert!([Errno::IO, Errno::STALE, Errno::TIMEDOUT].into_iter().all(|why| of(why).may_pass()));
+        let lasting = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS];
+        assert!(!lasting.into_iter().any(|why| of(why).may_pass()));
+        assert!(!CheckpointError::damaged(Path::new("a"), "it is shorter").may_pass());
     }
 }

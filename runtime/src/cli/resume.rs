@@ -12,7 +12,7 @@ use crate::audit::{self, AuditLogError};
 use crate::checkpoint::keys::Identities;
 use crate::checkpoint::part::Plaintext;
 use crate::checkpoint::store::Whole;
-use crate::checkpoint::{Checkpoints, resume};
+use crate::checkpoint::{CheckpointError, Checkpoints, resume};
 use crate::error::Failure;
 use crate::report::metrics::{self, EvaluationRecord, StepRecord};
 use crate::report::summary::Summary;
@@ -37,19 +37,19 @@ pub(super) fn from(
     step: Option<u64>,
     key: Option<&Identities>,
 ) -> Result<Resume, Failure> {
-    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(told)?;
     let whole = match step {
         Some(step) => of_step(&checkpoints, step),
-        None => checkpoints.newest(None).map_err(Failure::misconfigured),
+        None => checkpoints.newest(None).map_err(told),
     }?;
-    let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+    let resume = resume::resume(spec, &whole).map_err(told)?;
     // Whoever names a step may mean one that is older than the log.
     if step.is_none()
         && let Some(logged) = Logged::read(run_dir, &[])?
     {
-        logged.check(&checkpoints, &whole).map_err(Failure::misconfigured)?;
+        logged.check(&checkpoints, &whole).map_err(told)?;
     }
-    checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+    checkpoints.check_parts(&whole).map_err(told)?;
     open_parts(&checkpoints, &whole, spec, key)?;
     Ok(resume)
 }
@@ -58,8 +58,17 @@ fn of_step(checkpoints: &Checkpoints, step: u64) -> Result<Whole, Failure> {
     checkpoints.read(step).map_err(|error| {
         let steps = checkpoints.steps().unwrap_or_default();
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-        Failure::misconfigured(format!("{error} (there are those of steps: {})", steps.join(", ")))
+        let failure = told(error);
+        Failure {
+            message: format!("{} (there are those of steps: {})", failure.message, steps.join(", ")),
+            ..failure
+        }
     })
+}
+
+/// What is wrong with a checkpoint is wrong with what was given, unless it may pass by itself.
+fn told(error: CheckpointError) -> Failure {
+    if error.may_pass() { Failure::failed(error) } else { Failure::misconfigured(error) }
 }
 
 /// What a run goes on from by itself: the newest checkpoint that the audit log vouches for and whose parts are what its manifest says.
@@ -70,9 +79,9 @@ pub(super) fn newest_vouched_for(
     key: Option<&Identities>,
     watcher: &mut dyn Watcher,
 ) -> Result<Resume, Failure> {
-    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(told)?;
     // Before the log is asked for: without any checkpoint, that is what is missing.
-    checkpoints.newest(None).map_err(Failure::misconfigured)?;
+    checkpoints.newest(None).map_err(told)?;
     let Some(logged) = Logged::read(run_dir, &[])? else {
         return Err(Failure::misconfigured(
             "there is no audit log to say whose the checkpoints are: look at them, and go on with `--resume`",
@@ -92,15 +101,15 @@ pub(super) fn under(
     key: Option<&Identities>,
     watcher: &mut dyn Watcher,
 ) -> Result<Resume, Failure> {
-    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(Failure::misconfigured)?;
+    let checkpoints = Checkpoints::open(&run_dir.checkpoints()).map_err(told)?;
     let checkpoints = checkpoints.under(operator.ca_pem()).heeding(operator.trust().crls());
     let Some(step) = step else {
         let logged = Logged::read(run_dir, &[operator.trust().ca_der()])?;
         return newest_good(&checkpoints, logged.as_ref(), spec, key, watcher);
     };
     let whole = of_step(&checkpoints, step)?;
-    let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
-    checkpoints.check_parts(&whole).map_err(Failure::misconfigured)?;
+    let resume = resume::resume(spec, &whole).map_err(told)?;
+    checkpoints.check_parts(&whole).map_err(told)?;
     open_parts(&checkpoints, &whole, spec, key)?;
     Ok(resume)
 }
@@ -112,8 +121,8 @@ fn newest_good(
     key: Option<&Identities>,
     watcher: &mut dyn Watcher,
 ) -> Result<Resume, Failure> {
-    let newest = checkpoints.newest(None).map_err(Failure::misconfigured)?;
-    let steps = checkpoints.steps().map_err(Failure::misconfigured)?;
+    let newest = checkpoints.newest(None).map_err(told)?;
+    let steps = checkpoints.steps().map_err(told)?;
     let mut first = None;
     for step in steps.into_iter().rev().filter(|step| *step <= newest.step()) {
         let good = checkpoints.read(step).and_then(|whole| {
@@ -123,7 +132,7 @@ fn newest_good(
         });
         match good {
             Ok(whole) => {
-                let resume = resume::resume(spec, &whole).map_err(Failure::misconfigured)?;
+                let resume = resume::resume(spec, &whole).map_err(told)?;
                 open_parts(checkpoints, &whole, spec, key)?;
                 return Ok(resume);
             }
@@ -133,8 +142,10 @@ fn newest_good(
             }
         }
     }
+    let passes = first.as_ref().is_some_and(CheckpointError::may_pass);
     let why = first.map(|why| format!(": {why}")).unwrap_or_default();
-    Err(Failure::misconfigured(format!("no checkpoint is left to go on from{why}")))
+    let none = format!("no checkpoint is left to go on from{why}");
+    Err(if passes { Failure::failed(none) } else { Failure::misconfigured(none) })
 }
 
 /// Whether the parts open to the key at hand, and their step is one of the job's.
@@ -147,7 +158,7 @@ fn open_parts(
     let layout = checkpoints.layout();
     let identities = match key {
         Some(given) => given.clone(),
-        None if layout.key().exists() => Identities::load(&layout.key()).map_err(Failure::misconfigured)?,
+        None if layout.key().exists() => Identities::load(&layout.key()).map_err(told)?,
         None => {
             return Err(Failure::misconfigured(format!(
                 "{} is not there, and without a key the checkpoint cannot be opened: give the one of a recipient with \
@@ -158,7 +169,7 @@ fn open_parts(
     };
     for (name, receipt) in whole.manifest.files() {
         let path = layout.step(whole.step()).join(name);
-        Plaintext::open(&path, receipt, &identities).map_err(Failure::misconfigured)?;
+        Plaintext::open(&path, receipt, &identities).map_err(told)?;
     }
     let steps = Plan::new(spec).steps();
     if whole.step() > steps {

@@ -8,8 +8,8 @@
 //!    folder of the Secret, copies them into memory, where they are the node's user's and nobody else's.
 //!    The claim is different: all pods write to all of it, so what one role's pods leave there another's can change.
 //! 4. The cluster file is the job's, but for what is elsewhere in a pod: the data, the addresses and the run directory.
-//! 5. No scheduler's pod begins a job again of which a step was taken: it goes on as an operator's identity has signed, or the job ends
-//!    (`lives`).
+//! 5. No scheduler's pod begins a job again of which a step was taken, as far as the claim tells (invariant 3): it goes on as an operator's
+//!    identity has signed, or the job ends (`lives`).
 
 mod lives;
 mod workload;
@@ -39,6 +39,9 @@ const JOB: &str = "/job";
 const DATA: &str = "/data";
 const RUN: &str = "/run-dir";
 const SIGNED: &str = "/signed";
+
+/// How long pods may well take to come back: a delay, a place, an image, and sometimes a machine.
+const RETURN_MS: u64 = 15 * 60 * 1000;
 
 /// Longest name of a Kubernetes object here: a pod's host name is it with the role and the index, a label of 63 characters.
 const NAME_MOST: usize = 40;
@@ -104,6 +107,14 @@ pub fn manifests(config: &Config, options: &Options) -> Result<String, DeployErr
 pub fn warnings(config: &Config) -> Vec<String> {
     let told = &config.telemetry;
     let mut warnings = Vec::new();
+    let waits = config.cluster.supervision.worker_return_ms;
+    if config.cluster.placement == Placement::Dedicated && waits < RETURN_MS {
+        warnings.push(format!(
+            "cluster.worker_return_ms: the job has failed for good when no worker has been there for {} s, and pods take minutes to come \
+             back, longer each time; {RETURN_MS} or more gives them that, in the cluster file that the operator signs",
+            waits / 1000
+        ));
+    }
     if told.endpoint.is_some() {
         warnings.push(
             "telemetry.endpoint: the NetworkPolicy lets no pod reach a collector; add one that does, and name the collector as pods \
@@ -327,7 +338,8 @@ mod tests {
     #[test]
     fn what_pods_lack_is_refused_or_said() {
         let options = Options { image: "testudo".into(), storage: "1Gi".into() };
-        let text = manifests(&config(&["security.certificate_hours=100"]), &options).unwrap();
+        const WAITS: &str = "cluster.worker_return_ms=900000";
+        let text = manifests(&config(&["security.certificate_hours=100", WAITS]), &options).unwrap();
         assert!(text.matches("--valid-for 100h").count() == 4 && !text.contains("Warning"), "{text}");
         let refused = manifests(&config(&["security.crl=/srv/crl.pem"]), &options);
         assert!(matches!(refused, Err(DeployError::Revoked)));
@@ -340,6 +352,11 @@ mod tests {
         for key in ["telemetry.endpoint", "telemetry.certificate", "telemetry.prometheus_port"] {
             assert!(text.contains(&format!("# Warning: {key}")), "{text}");
         }
+        let waits = "# Warning: cluster.worker_return_ms: the job has failed for good when no worker has been there for 60 s";
+        assert!(text.contains(waits), "{text}");
+        // No peer is waited for.
+        let text = manifests(&config(&["cluster.placement=colocated"]), &options).unwrap();
+        assert!(!text.contains("Warning"), "{text}");
     }
 
     #[test]

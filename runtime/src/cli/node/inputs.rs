@@ -22,7 +22,7 @@ use crate::error::Failure;
 use crate::node::{Metrics, Setup, data_files};
 use crate::report::tensorboard::Events;
 use crate::rotation::Source;
-use crate::rundir::{RunDir, RunLock};
+use crate::rundir::{RunDir, RunDirError, RunLock};
 
 use super::summary::SummaryFile;
 
@@ -137,8 +137,7 @@ fn scheduler(
     let job = arguments.job.clone().unwrap_or_else(|| arguments.config.with_extension("job"));
     let job = read_job(&job, &run_dir.reach(&job))?;
     // A launcher has taken the directory, and has cut what is to be done again.
-    let lock =
-        if arguments.with_parent { None } else { run_dir.lock_if_kept().map_err(Failure::misconfigured)? };
+    let lock = if arguments.with_parent { None } else { run_dir.lock_if_kept().map_err(not_locked)? };
     // Whether the job holds is checked when the scheduler begins.
     let resume = match job.check(identity.trust(), SystemTime::now()) {
         Ok((JobSpec { resume: Some(resume), .. }, _)) if !arguments.with_parent => Some(resume),
@@ -193,6 +192,14 @@ fn scheduler(
         summary,
         lock,
     })))
+}
+
+/// A run directory that another scheduler holds is no misconfiguration: that passes.
+fn not_locked(error: RunDirError) -> Failure {
+    match error {
+        RunDirError::Busy { .. } => Failure::failed(error),
+        _ => Failure::misconfigured(error),
+    }
 }
 
 /// Where the key of the audit log is, if there is one.

@@ -164,27 +164,51 @@ impl Job<'_> {
     }
 }
 
-/// What the container that signs does. The scheduler writes a line of metrics for each step before it writes a checkpoint.
+/// What the container that signs does. The scheduler writes a line of metrics for each step before it writes a checkpoint. While another
+/// scheduler holds the run directory, as a file server may say for a while of one whose machine is gone, it waits: what it waits for in
+/// vain passes, which its status says. The scheduler itself would end the job.
 fn script(secret: &str) -> String {
     let (key, own) = (format!("{SECRET}/{RESTARTS}"), format!("{OPERATOR}/{RESTARTS}"));
-    let misconfigured = Status::Misconfigured.number();
+    let (failed, misconfigured) = (Status::Failed.number(), Status::Misconfigured.number());
     format!(
         r#"umask 077
-set -- {RUN}/checkpoint/step-*
-if [ ! -e "$1" ] && [ ! -s {RUN}/metrics.jsonl ]; then
+# Not where there are no locks, or nothing that asks for one.
+held() {{
+  flock -n -s -E 75 {RUN}/lock true 2> /dev/null
+  [ "$?" -eq 75 ]
+}}
+waited=0
+while [ -f {RUN}/lock ] && held; do
+  if [ "$waited" -ge 120 ]; then
+    echo 'another scheduler has held the run directory for two minutes' >&2
+    exit {failed}
+  fi
+  waited=$((waited + 5))
+  sleep 5
+done
+written=
+for step in {RUN}/checkpoint/step-*; do
+  if [ -e "$step" ] || [ -L "$step" ]; then written=1; fi
+done
+if [ -z "$written" ] && [ ! -s {RUN}/metrics.jsonl ]; then
   cp {JOB}/cluster.job {SIGNED}/cluster.job
   exit
 fi
-echo 'a server or the scheduler has died' >&2
+ends() {{
+  echo "the job does not go on by itself: $1" >&2
+  if [ -n "$written" ]; then return; fi
+  echo 'it had no checkpoint yet: to begin it again, move metrics.jsonl and all else that it left out of the claim, or take another claim' >&2
+}}
+echo 'the claim has a run that was begun: a server or the scheduler has died, or the manifests were applied again' >&2
 if [ ! -e {key}/{KEY_FILE} ]; then
-  echo 'the job does not go on by itself: nobody is here to sign from where (no Secret {secret})' >&2
+  ends 'nobody is here to sign from where (no Secret {secret})'
   exit {misconfigured}
 fi
 mkdir {own} && cp {key}/*.pem {own}/ || exit
 testudo job --signed {JOB}/cluster.job --resume {RUN} --identity {own} --out {SIGNED}/cluster.job >&2
 status=$?
 rm -rf {own}
-if [ "$status" -eq {misconfigured} ]; then echo 'the job does not go on by itself: there is nothing to go on from' >&2; fi
+if [ "$status" -eq {misconfigured} ]; then ends 'there is nothing to go on from'; fi
 exit "$status"
 "#
     )
@@ -219,8 +243,8 @@ mod tests {
     }
 
     /// What the container that signs makes of what it finds: how it ends, the job that it leaves, and what it says. The program is a
-    /// stand-in, which ends with `signs`.
-    fn signed(found: &[&str], signs: u8) -> Option<(i32, String, String)> {
+    /// stand-in, which ends with `signs`; so is the run's lock, which is `held` when it is asked for so often.
+    fn signed(found: &[&str], signs: u8, held: u32) -> Option<(i32, String, String)> {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
         for folder in ["job", "run-dir/checkpoint", "secret/restarts", "operator", "signed"] {
@@ -228,9 +252,10 @@ mod tests {
         }
         std::fs::write(at("job/cluster.job"), "the first").unwrap();
         for name in found {
-            match name.ends_with('/') {
-                true => std::fs::create_dir_all(at(name)).unwrap(),
-                false => std::fs::write(at(name), "something").unwrap(),
+            match (name.ends_with('/'), name.strip_suffix('@')) {
+                (true, _) => std::fs::create_dir_all(at(name)).unwrap(),
+                (_, Some(link)) => std::os::unix::fs::symlink("nowhere", at(link)).unwrap(),
+                _ => std::fs::write(at(name), "something").unwrap(),
             }
         }
         let mut shell = script("small-restarts");
@@ -243,10 +268,15 @@ mod tests {
             cat \"${7}/key.pem\" > \"$place/key\"
             if [ \"$signs\" -eq 0 ]; then echo again > \"$9\"; fi
             return \"$signs\"
-        }\n";
+        }
+        flock() {
+            echo \"$*\" >> \"$place/asked-lock\"
+            if [ \"$(wc -l < \"$place/asked-lock\")\" -le \"$held\" ]; then return 75; fi
+        }
+        sleep() { echo \"$1\" >> \"$place/slept\"; }\n";
         let mut command = Command::new("sh");
         command.args(["-c", &(stand_in.to_owned() + &shell)]);
-        command.env("place", place.path()).env("signs", signs.to_string());
+        command.env("place", place.path()).env("signs", signs.to_string()).env("held", held.to_string());
         let said = command.output().ok()?;
         let read = |name: &str| std::fs::read_to_string(at(name)).unwrap_or_default();
         assert_eq!(std::fs::read_dir(at("operator")).unwrap().count(), 0, "no copy of the key stays");
@@ -260,7 +290,7 @@ mod tests {
     fn a_job_that_was_begun_is_signed_anew_or_ends() {
         const METRICS: &str = "run-dir/metrics.jsonl";
         const KEY: &str = "secret/restarts/key.pem";
-        let ended = |found: &[&str], signs: u8| signed(found, signs);
+        let ended = |found: &[&str], signs: u8| signed(found, signs, 0);
         // Nothing was done: no step, whatever a scheduler has made ready.
         for found in [&[KEY][..], &[], &["run-dir/summary.json"]] {
             let Some((status, job, said)) = ended(found, 1) else { return };
@@ -276,7 +306,31 @@ mod tests {
                 let (status, job, said) = ended(&[begun, KEY], signs).unwrap();
                 assert_eq!((status, job.as_str()), (i32::from(signs), ""), "{begun}: {said}");
                 assert_eq!(said.contains("there is nothing to go on from"), nothing, "{said}");
+                let advised = said.contains("move metrics.jsonl and all else");
+                assert_eq!(advised, nothing && begun == METRICS, "{begun}: {said}");
             }
         }
+    }
+
+    /// Whether a step was taken or not, what another scheduler holds is waited for, two minutes at most.
+    #[test]
+    fn a_run_directory_that_is_held_is_waited_for() {
+        let (lock, begun) = ("run-dir/lock", ["run-dir/metrics.jsonl", "secret/restarts/key.pem"]);
+        for found in [&[lock][..], &[lock, begun[0], begun[1]]] {
+            let Some((status, job, said)) = signed(found, 0, 24) else { return };
+            assert!(status == 0 && !job.is_empty(), "{found:?}: {said}");
+            let (status, job, said) = signed(found, 0, 25).unwrap();
+            assert_eq!((status, job.as_str()), (1, ""), "{found:?}: {said}");
+            assert!(said.contains("another scheduler has held the run directory"), "{said}");
+        }
+    }
+
+    /// A link that leads nowhere hides no checkpoint that comes after it.
+    #[test]
+    fn a_link_in_front_hides_no_checkpoint() {
+        let found = ["run-dir/checkpoint/step-0@", "run-dir/checkpoint/step-00000010/"];
+        let Some((status, job, said)) = signed(&found, 0, 0) else { return };
+        assert_eq!((status, job.as_str()), (2, ""), "{said}");
+        assert!(said.contains("nobody is here to sign"), "{said}");
     }
 }

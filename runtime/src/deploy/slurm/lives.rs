@@ -2,7 +2,11 @@
 
 use super::quoted;
 use crate::config::Config;
+use crate::error::Status;
 use crate::launch::budget::WINDOW;
+
+/// How often it is tried to sign, and how many seconds lie between: two minutes in all.
+const SIGNING: [u32; 2] = [25, 5];
 
 /// What ends one life. A worker that is gone for good is the scheduler's to judge; a server that is ends the life.
 const FOLLOW: &str = "
@@ -74,7 +78,7 @@ pub(super) fn script(config: &Config) -> String {
 
 /// Invariant 2 of [`super`]: a job of several lives.
 fn several() -> String {
-    let lost = crate::error::Status::LostServer.number();
+    let lost = Status::LostServer.number();
     format!(
         r#"
 while true; do
@@ -98,13 +102,14 @@ fn go_on(config: &Config, most: u32) -> String {
     let revoked =
         revoked.map(|list| format!(" --crl {}", quoted(&list.to_string_lossy()))).unwrap_or_default();
     let (seconds, minutes) = (WINDOW.as_secs(), WINDOW.as_secs() / 60);
+    let (failed, [tries, pause]) = (Status::Failed.number(), SIGNING);
     format!(
         r#"
 # With a server its parameters are gone, and with the scheduler what everybody has done: the job goes on from its newest checkpoint,
 # cluster.restarts times within {minutes} minutes, a second later, then two, and so on. Which checkpoint that is an operator signs.
 died=()
 go_on() {{
-    local at pause recent=("$SECONDS") operator=$folder/identities/operator-0
+    local at pause signed left={tries} recent=("$SECONDS") operator=$folder/identities/operator-0
     for at in "${{died[@]}}"; do
         if [ $((SECONDS - at)) -lt {seconds} ]; then recent+=("$at"); fi
     done
@@ -117,10 +122,22 @@ go_on() {{
         echo "the job does not go on by itself: nobody is here to sign from where ($operator)" >&2
         return 1
     fi
-    if ! "$program" job --signed "$folder/cluster.job" --resume "$run" --identity "$operator"{revoked} --out "$run/resumed.job" >&2; then
-        echo 'the job does not go on by itself: there is nothing to go on from' >&2
-        return 1
-    fi
+    while true; do
+        signed=0
+        "$program" job --signed "$folder/cluster.job" --resume "$run" --identity "$operator"{revoked} --out "$run/resumed.job" >&2 || signed=$?
+        if [ "$signed" -eq 0 ]; then break; fi
+        if [ "$signed" -ne {failed} ]; then
+            echo 'the job does not go on by itself: there is nothing to go on from' >&2
+            return 1
+        fi
+        # A file server keeps a dead machine's lock for a while, and a file that cannot be read now may be a moment later.
+        if [ -n "$stopping" ] || [ $((left -= 1)) -le 0 ]; then
+            echo 'the job does not go on by itself: nothing could be signed for two minutes' >&2
+            return 1
+        fi
+        sleep {pause} &
+        wait $! || true
+    done
     job=$run/resumed.job
     died=("${{recent[@]}}")
     pause=$((1 << (${{#died[@]}} - 1)))
@@ -151,6 +168,7 @@ mod tests {
             echo "$*" >> "$folder/said"
             if [ "$1" = stop ]; then return 0; fi
             if [ "$stops" = "$1" ]; then kill -TERM $$; fi
+            if [ "$(grep -c '^job ' "$folder/said")" -gt "$passes" ]; then return 0; fi
             return "$signs"
         }
         rm() {
@@ -194,8 +212,9 @@ mod tests {
     struct Happens {
         restarts: u32,
         statuses: &'static str,
-        /// The status of the operator's command.
+        /// The status of the operator's command, as often as `passes` says, and for ever without it.
         signs: u8,
+        passes: Option<u32>,
         /// Whether the operator's identity is not there.
         alone: bool,
         misconfigured: bool,
@@ -206,6 +225,8 @@ mod tests {
     /// What becomes of it.
     struct Ended {
         status: i32,
+        /// How often the operator's command was given.
+        signed: usize,
         /// How the scheduler was started each time.
         lives: Vec<String>,
         said: String,
@@ -222,6 +243,7 @@ mod tests {
         command.args(["-c", &format!("{STAND_INS}\n{text}")]);
         command.env("SLURM_JOB_ID", "7").env("SLURM_JOB_NODELIST", "here").env("statuses", happens.statuses);
         command.env("signs", happens.signs.to_string()).env("stops", happens.stops);
+        command.env("passes", happens.passes.unwrap_or(u32::MAX).to_string());
         command
             .env("served", happens.served)
             .env("misconfigured", if happens.misconfigured { "1" } else { "" });
@@ -237,6 +259,7 @@ mod tests {
         assert!(signed.lines().all(|line| line == wanted || line.starts_with("stop ")), "{signed}");
         assert!(String::from_utf8_lossy(&said.stdout).contains(&run.display().to_string()));
         Some(Ended {
+            signed: signed.lines().filter(|line| line.starts_with("job ")).count(),
             status: said.status.code().unwrap(),
             lives: lives.lines().map(str::to_owned).collect(),
             said: String::from_utf8_lossy(&said.stderr).into_owned(),
@@ -247,7 +270,7 @@ mod tests {
     #[test]
     fn a_job_goes_on_from_its_checkpoint_within_its_budget() {
         let happens = Happens { restarts: 2, statuses: "5 137 0", ..Happens::default() };
-        let Some(Ended { status, lives, said }) = ended(&happens) else { return };
+        let Some(Ended { status, lives, said, .. }) = ended(&happens) else { return };
         assert_eq!((status, lives.len()), (0, 3), "{said}");
         assert!(lives[0].contains("/cluster.job "), "{lives:?}");
         assert!(lives[1..].iter().all(|life| life.contains("/run-7/resumed.job ")), "{lives:?}");
@@ -281,6 +304,23 @@ mod tests {
         assert!(!super::script(&config(&["cluster.restarts=0"])).contains("go_on"));
         let heeds = super::script(&config(&["security.crl=/srv/a list.pem"]));
         assert!(heeds.contains("--crl \"/srv/a list.pem\" --out "), "{heeds}");
+    }
+
+    /// What passes is waited for, two minutes at most; what does not is not.
+    #[test]
+    fn an_operator_signs_when_that_can_be() {
+        let of =
+            |signs, passes| Happens { restarts: 3, statuses: "5 0", signs, passes, ..Happens::default() };
+        for (happens, found, why) in [
+            (of(1, Some(3)), (0, 2, 4), "restart 1 of 3"),
+            (of(1, None), (5, 1, 25), "nothing could be signed for two minutes"),
+            (of(2, Some(1)), (5, 1, 1), "there is nothing to go on from"),
+            (Happens { stops: "job", ..of(1, None) }, (5, 1, 1), "nothing could be signed"),
+        ] {
+            let Some(Ended { status, lives, signed, said }) = ended(&happens) else { return };
+            assert_eq!((status, lives.len(), signed), found, "{said}");
+            assert!(said.contains(why), "{why}: {said}");
+        }
     }
 
     /// Invariant 2 of [`super::super`]: whenever the order to stop comes, no other life begins, and the one that has begun is told.
