@@ -338,8 +338,8 @@ mod tests {
     #[test]
     fn what_pods_lack_is_refused_or_said() {
         let options = Options { image: "testudo".into(), storage: "1Gi".into() };
-        const WAITS: &str = "cluster.worker_return_ms=900000";
-        let text = manifests(&config(&["security.certificate_hours=100", WAITS]), &options).unwrap();
+        let long = config(&["security.certificate_hours=100", "cluster.worker_return_ms=900000"]);
+        let text = manifests(&long, &options).unwrap();
         assert!(text.matches("--valid-for 100h").count() == 4 && !text.contains("Warning"), "{text}");
         let refused = manifests(&config(&["security.crl=/srv/crl.pem"]), &options);
         assert!(matches!(refused, Err(DeployError::Revoked)));

@@ -5,7 +5,8 @@
 //! The job's authority does not: whoever is root on one machine would have the key that makes every identity.
 //!
 //! 1. A worker that dies is started again in its place, at most `cluster.worker_restarts` times within ten minutes and a little later
-//!    each time, as `testudo run` does it. One that ended in order or was misconfigured is not, and none when the run is over.
+//!    each time, as `testudo run` does it. One that ended in order, was misconfigured or was dismissed from a run that has lost a server is
+//!    not, and none when the run is over.
 //! 2. When a server or the scheduler has died, all nodes end, and the job goes on from its newest checkpoint, at most `cluster.restarts`
 //!    times within ten minutes. An operator signs which checkpoint that is, so without that identity the job ends; as it does after any
 //!    other failure, when a node was misconfigured or the servers could not be started, and whenever it was to stop.

@@ -28,13 +28,13 @@ pub(super) static KEYS: &[Key] = &[
         rule: RESTARTS,
         absent: Absent::Is("3"),
         applies: None,
-        doc: "How often within ten minutes `testudo run`, or the script for Slurm, starts a worker again that has died, a little later each time. The bits of the result stay what they are, but where the push codec keeps residuals of error feedback (`int8`, `2bit`, `1bit`, `topk`): those of a dead worker are lost. Beyond that, the run goes on without it. For peers (`cluster.placement`) it means nothing: a peer's death ends the run.",
+        doc: "How often within ten minutes `testudo run`, or the script for Slurm, starts a worker again that has died, a little later each time. The bits of the result stay what they are, but where the push codec keeps residuals of error feedback (`int8`, `2bit`, `1bit`, `topk`): those of a dead worker are lost. Beyond that, the run goes on without it. On Kubernetes the manifests say how often: six times, and once for each of `cluster.restarts`. For peers (`cluster.placement`) it means nothing: a peer's death ends the run.",
     },
     Key {
         path: "cluster.worker_return_ms",
         rule: Rule::Integer { min: 0, max: DAY_MS },
         absent: Absent::Is("60000"),
         applies: None,
-        doc: "Milliseconds that a run waits for a worker to come back when none is left; with 0 it ends at once. For peers (`cluster.placement`) it is 0: none is started again.",
+        doc: "Milliseconds that a run waits for a worker to come back when none is left, before it has failed for good; with 0 it ends at once. On Kubernetes let it be 900000 or more. For peers (`cluster.placement`) it is 0: none is started again.",
     },
 ];
