@@ -6,7 +6,7 @@
 //!    does not hold ends the command: that may hide that newer ones were taken away. One that was named by its step is taken, or none:
 //!    then neither the log nor the chain's head is asked whether newer ones were there.
 //! 3. Nothing in the run directory is changed: whoever starts the job does that. None is signed for while its run is under way, which
-//!    is no misconfiguration: it passes.
+//!    is no misconfiguration: it passes, as may what keeps a file that is there from being read.
 
 use std::path::Path;
 
