@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use testudo_transport::pki::Installed;
 use testudo_transport::{
-    Account, Connection, Crl, Endpoint, Expected, MemoryOptions, Policy, Refusals, Role, SpiffeId, memory,
+    Account, Connection, Crl, Endpoint, Expected, MemoryOptions, PkiError, Policy, Refusals, Role, SpiffeId,
+    memory,
 };
 use tokio::sync::mpsc;
 
@@ -23,6 +24,12 @@ const MEMORY_BACKLOG: usize = 64;
 /// How long peers are told of an end at most. By itself that lasts a few round trips, as they were seen last: if this process was
 /// stopped meanwhile, as long as that took.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a node keeps trying to reach another that may start after it, or whose name may not be known everywhere yet.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a node dials and is dialled.
 #[derive(Clone, Debug)]
@@ -59,6 +66,22 @@ impl Network {
             }
         }
         Err(last)
+    }
+
+    /// As [`Network::connect`], over and over until it succeeds, the name looked up anew each time, for [`PATIENCE`] at least.
+    ///
+    /// # Errors
+    /// What the last try failed of.
+    pub async fn connect_patiently(&self, address: &str, expect: &SpiffeId) -> Result<Connection, String> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            match self.connect(address, expect).await {
+                Ok(connection) => return Ok(connection),
+                Err(reason) if begun.elapsed() > PATIENCE => return Err(reason),
+                Err(reason) => tracing::info!(%expect, reason, "not reached yet"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// The next authenticated connection; `None` when the network is closed.
@@ -179,6 +202,13 @@ impl Network {
         }
     }
 
+    /// Whether a certificate (DER) of `id` is in a list of revoked ones that is in force at this node.
+    #[must_use]
+    pub fn is_revoked(&self, certificate: &[u8], id: &SpiffeId) -> bool {
+        let checked = self.endpoint().map(|e| e.trust().verify(certificate, &Expected::Node(id.clone())));
+        matches!(checked, Some(Err(PkiError::Revoked { .. })))
+    }
+
     /// The lists of revoked certificates in force; none where nodes have no certificates.
     #[must_use]
     pub fn crls(&self) -> Vec<Arc<Crl>> {
@@ -271,5 +301,30 @@ impl MemoryNetwork {
         let (ours, theirs) = memory::pair(&self.id, expect, Arc::clone(&self.policy), self.options.clone());
         node.send(theirs).await.map_err(|_| format!("{expect} has left this process"))?;
         Ok(ours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_transport::Role;
+
+    use super::*;
+
+    /// The first try fails, and a later one does not.
+    #[tokio::test]
+    async fn a_node_that_comes_late_is_reached() {
+        let id = |role| SpiffeId::new("example.org", "job", role, "0").unwrap();
+        let (hub, policy) = (MemoryHub::default(), Arc::new(crate::policy::policy(1 << 20).unwrap()));
+        let join = |role| hub.join(id(role), Arc::clone(&policy), MemoryOptions::default());
+        let worker = join(Role::Worker);
+        assert!(worker.connect("", &id(Role::Server)).await.is_err());
+        let server_id = id(Role::Server);
+        let dialling = worker.connect_patiently("", &server_id);
+        tokio::pin!(dialling);
+        assert!(tokio::time::timeout(Duration::from_millis(1), &mut dialling).await.is_err(), "it tries on");
+        let server = join(Role::Server);
+        let (dialled, came) = tokio::join!(dialling, server.accept());
+        assert!(dialled.is_ok());
+        assert_eq!(came.unwrap().peer(), &id(Role::Worker));
     }
 }

@@ -197,6 +197,13 @@ bodies! {
         /// What, where, and what to do.
         reason: String,
     }
+    /// A worker cannot go on because it cannot reach a server, or cannot any more.
+    55 Unreachable {
+        /// Its index.
+        server: u32,
+        /// Why; for the operator.
+        reason: String,
+    }
     /// The scheduler wants a checkpoint of the version that every slice is at.
     15 CheckpointOrder {
         /// The version.

@@ -35,12 +35,6 @@ pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// Messages to the scheduler that may wait: reports and heartbeats, which it reads as they come.
 const MAX_REPORTS: usize = 1024;
 
-/// How long a node keeps trying to reach its scheduler, which may start after it.
-pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Between two tries.
-const JOIN_PAUSE: Duration = Duration::from_millis(200);
-
 /// The scheduler's stream overtakes every other.
 const CONTROL_PRIORITY: i32 = 100;
 
@@ -443,15 +437,7 @@ async fn dial_scheduler(
     at: String,
     scheduler: SpiffeId,
 ) -> Result<(Connection, Sender, Receiver), String> {
-    let begun = std::time::Instant::now();
-    let connection = loop {
-        match network.connect(&at, &scheduler).await {
-            Ok(connection) => break connection,
-            Err(reason) if begun.elapsed() > JOIN_PATIENCE => return Err(reason),
-            Err(reason) => tracing::info!(reason, "the scheduler cannot be reached yet"),
-        }
-        tokio::time::sleep(JOIN_PAUSE).await;
-    };
+    let connection = network.connect_patiently(&at, &scheduler).await?;
     let (sender, receiver) =
         connection.open(Class::Control, CONTROL_PRIORITY).await.map_err(|e| e.to_string())?;
     Ok((connection, sender, receiver))

@@ -117,6 +117,7 @@ pub fn rules(slice_bytes: u32) -> Vec<Rule> {
         control(Exported::KIND, "exported", WORKER, SCHEDULER, SMALL),
         control(Shutdown::KIND, "shutdown", SCHEDULER, MEMBERS, TEXT),
         timed(Failure::KIND, "failure", MEMBERS, TEXT),
+        timed(Unreachable::KIND, "unreachable", WORKER, TEXT),
         data(Hello::KIND, "hello", WORKER, SERVER, 0),
         control(CheckpointOrder::KIND, "checkpoint order", SCHEDULER, SERVER, SMALL),
         control(CheckpointPart::KIND, "checkpoint part", SERVER, SCHEDULER, TEXT),

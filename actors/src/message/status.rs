@@ -171,7 +171,8 @@ pub enum Outcome {
     Finished(Finished),
     /// It could not go on; what, where, and what to do.
     Failed(String),
-    /// It could not go on without a server that was lost: from a checkpoint it can, as it could not after a failure of its own.
+    /// It could not go on without a server that was lost, or that no worker that was left could reach: from a checkpoint it can, as it
+    /// could not after a failure of its own, nor with a server that was cut off for cause, which is one.
     ServerLost(String),
 }
 

@@ -29,6 +29,7 @@ use crate::time::Clock;
 mod accept;
 mod allowed;
 mod audited;
+mod expelled;
 mod histograms;
 mod inbox;
 mod reporting;
@@ -457,6 +458,7 @@ impl Handler<Letter<Mail>> for SchedulerActor {
             }
             Mail::Committed { step, result } => self.drive(context, Input::Committed { step, result }),
             Mail::Gone { link, reason } => {
+                self.expel(context, link);
                 let Some(gone) = self.links.remove(&link) else { return };
                 tracing::info!(peer = %gone.peer, reason, "disconnected");
                 if let Some(follows) = gone.follows {

@@ -3,15 +3,19 @@
 //! 1. Training begins when every member of the job has joined and every server has installed the first epoch.
 //! 2. Servers learn of a membership epoch before workers do, so no push is ever ahead of its server; and of the next one when all
 //!    of them have installed it.
-//! 3. A worker's death moves its leases at once, and so does what it says that cannot be; a server's ends the run with its name.
+//! 3. A worker's death moves its leases at once, and so does what it says that cannot be; a server's ends the run with its name, and so
+//!    does what the last worker says of a server that it cannot reach: from a checkpoint such a run may go on. It may not where the
+//!    server was expelled, for what it did or because its certificate was revoked: what goes on would take it back in.
 //! 4. Whenever progress stops for longer than the heartbeat timeout, the scheduler says whom it waits for.
 //! 5. Servers are told to leave after every worker has left, and after the last checkpoint.
 //! 6. Where whole gradients are weighed, a step is complete only once its weights are on their way to the servers: whatever they are
 //!    told of its version comes after.
 //! 7. Steps are leased to a worker that joins a running job from the horizon on, and the horizon stays until everybody knows. It is
 //!    owed no step below the version that it begins with.
-//! 8. A run whose outcome is known is over within a heartbeat timeout and a heartbeat, whoever refuses to leave.
-//! 9. While the scheduler itself stands still, as on a machine that was suspended, nobody falls silent: what was said then is read first.
+//! 8. A run whose outcome is known is over within a heartbeat timeout and a heartbeat in which the scheduler does not stand still,
+//!    whoever refuses to leave.
+//! 9. While the scheduler itself stands still, as a process that was stopped, nobody falls silent, no wait for workers ends, and nobody is
+//!    late in leaving: what was said then is read first. Connections have times of their own, which go on.
 
 mod admission;
 mod checkpointing;
@@ -206,6 +210,12 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
                 self.lose(now, member, &format!("it flooded server/{server}"));
             }
             Input::Failure { member, reason } => self.failed(now, member, &reason),
+            Input::Unreachable { worker, server, reason } => self.unreachable(now, worker, server, &reason),
+            Input::Expelled { member, connection, reason } => {
+                if self.speaks_for(&connection, member) {
+                    self.expel(now, member, &reason);
+                }
+            }
             Input::Command { connection, request, command } => {
                 self.command(now, connection, request, command);
             }
@@ -412,6 +422,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
             self.members.values_mut().for_each(|joined| joined.heard = shifted(joined.heard));
             self.last_progress = shifted(self.last_progress);
             self.decided = self.decided.map(shifted);
+            self.returning.stood_still(shifted);
         }
         let silent: Vec<Member> =
             self.members.iter().filter(|(_, j)| now.since(j.heard) > timeout).map(|(m, _)| *m).collect();

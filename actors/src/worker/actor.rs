@@ -9,6 +9,7 @@ use testudo_observability::setup::LOG_ONLY;
 use testudo_transport::{CloseCode, Connection, Error, Identity, Outgoing, Receiver, Role};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
 
 use self::inbox::{Asked, Request};
 use self::traced::Traced;
@@ -23,7 +24,7 @@ use crate::link::Network;
 use crate::mailbox::{Letter, Mailbox};
 use crate::message::{
     Body, Contributions, Failure, Given, Heartbeat, NodeDone, PartOutcome, Pull, Push, ServerMember,
-    Testimony,
+    Testimony, Unreachable,
 };
 use crate::node::NodeError;
 use crate::numbers;
@@ -110,6 +111,8 @@ pub struct WorkerActor {
     runtime: Handle,
     expected: usize,
     servers: BTreeMap<u32, (Connection, Vec<Outbox>)>,
+    /// Servers that are being dialled; with this, nobody dials any more.
+    dialling: JoinSet<()>,
     /// By request number.
     asked: HashMap<u64, Request>,
     next_request: u64,
@@ -152,6 +155,7 @@ impl WorkerActor {
             runtime: parts.runtime,
             expected: 0,
             servers: BTreeMap::new(),
+            dialling: JoinSet::new(),
             asked: HashMap::new(),
             next_request: 1,
             reported: (0, 0),
@@ -316,6 +320,23 @@ impl WorkerActor {
         matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
     }
 
+    /// A server that is not there, or is not there any more, may be another time. One that this worker has hung up on, for what it
+    /// said or because it is trusted no longer, or that has hung up on this worker for a fault, would do so again.
+    fn cannot_reach(&mut self, server: u32, why: String) {
+        let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
+        let not_there = [CloseCode::Done, CloseCode::Busy, CloseCode::Stalled].map(CloseCode::number);
+        match ended {
+            Some(Error::Closed { by_peer, code, .. }) if !(by_peer && not_there.contains(&code)) => {
+                self.fatal(format!("server/{server} cannot be reached: {why}"));
+            }
+            Some(Error::Peer { .. }) => self.fatal(format!("server/{server} cannot be reached: {why}")),
+            _ => {
+                tracing::error!(server, why, "a server cannot be reached");
+                self.tell(&Unreachable { server, reason: why });
+            }
+        }
+    }
+
     /// The operator hears of it through the scheduler, for whom this worker is lost.
     fn fatal(&mut self, reason: String) {
         tracing::error!(reason, "cannot go on");
@@ -323,6 +344,7 @@ impl WorkerActor {
     }
 
     fn end(&mut self, context: &mut Context<Self>, result: Result<(), NodeError>) {
+        self.dialling.abort_all();
         if let Some(over) = self.over.take() {
             let _ = over.send(result);
         }
@@ -366,7 +388,7 @@ impl WorkerActor {
                 lanes: self.lanes,
                 trace: self.step.in_scope(testudo_observability::current_traceparent).or(self.traced.run()),
             };
-            self.runtime.spawn(dialling.run(id));
+            self.dialling.spawn_on(dialling.run(id), &self.runtime);
         }
     }
 }
@@ -423,9 +445,7 @@ impl Handler<Letter<Mail>> for WorkerActor {
             Mail::ServerGone { server, why } if self.is_cut_off(server) => {
                 self.end(context, Err(NodeError::Untrusted(why)));
             }
-            Mail::ServerGone { server, why } => {
-                self.fatal(format!("server/{server} cannot be reached: {why}"));
-            }
+            Mail::ServerGone { server, why } => self.cannot_reach(server, why),
             Mail::Scheduler(message) => {
                 if let Err(what) = self.order(context, &message) {
                     self.end(context, Err(NodeError::Scheduler(what)));

@@ -1,4 +1,7 @@
 //! How a worker gets at a server: one connection, a lane of streams each way, and somebody who listens.
+//!
+//! A server is dialled with the patience that the scheduler is dialled with: it has just joined, and its name may take a while to be
+//! known everywhere. Who is dismissed meanwhile, because a server is lost or for any other reason, does not wait for that.
 
 use testudo_transport::{Class, Outgoing};
 use tokio::runtime::Handle;
@@ -34,7 +37,7 @@ impl Dialling {
 
     async fn dial(&self, id: &testudo_transport::SpiffeId) -> Result<(), String> {
         let server = self.server.index;
-        let connection = self.network.connect(&self.server.address, id).await?;
+        let connection = self.network.connect_patiently(&self.server.address, id).await?;
         let mut lanes = Vec::new();
         // A pull of every slice, and the gradients under way, which have a bound of their own.
         let budget = Budget::messages(self.slices * 2 + SLICES_IN_FLIGHT + 64);

@@ -11,7 +11,7 @@ use crate::audit::Refusal;
 use crate::message::{
     Body, CheckpointPart, Ended, EvaluationResult, Exported, Failure, Given, GradientProducts, Heartbeat,
     Histograms, Join, Member, MemberRole, NodeDone, ParameterPieces, Pause, Ready, RefusalReport,
-    ResidualPart, Resume, Revoke, Scale, Status, Stop, Testimony,
+    ResidualPart, Resume, Revoke, Scale, Status, Stop, Testimony, Unreachable,
 };
 use crate::numbers;
 use crate::scheduler::{Command, Input};
@@ -92,6 +92,14 @@ impl SchedulerActor {
             }
             Failure::KIND => {
                 Input::Failure { member, reason: Failure::decode(body).map_err(unreadable)?.reason }
+            }
+            Unreachable::KIND => {
+                let Unreachable { server, reason } = Unreachable::decode(body).map_err(unreadable)?;
+                if server >= self.core.job().servers {
+                    return Err(format!("there is no server/{server}"));
+                }
+                self.expel_server(context, server);
+                Input::Unreachable { worker: index, server, reason }
             }
             other => return Err(format!("kind {other} makes no sense to a scheduler")),
         };

@@ -135,6 +135,24 @@ pub enum Input<C> {
         /// Why.
         reason: String,
     },
+    /// A worker cannot go on without a server that it cannot reach.
+    Unreachable {
+        /// The worker's index.
+        worker: u32,
+        /// The server's index.
+        server: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The scheduler has hung up on a member, for what it did or because its certificate was revoked.
+    Expelled {
+        /// Who.
+        member: Member,
+        /// Over which connection.
+        connection: C,
+        /// Why.
+        reason: String,
+    },
     /// An operator commands something, and gets an answer.
     Command {
         /// Over which connection.

@@ -195,6 +195,33 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
         }
     }
 
+    /// A worker cannot reach a server. While others go on, it is the worker that is lost. If none is left that could, the server is
+    /// lost to the run, whatever the scheduler hears of it: nothing is wrong with the job, which may go on from a checkpoint. A worker
+    /// that lies comes by this to no more than by ending: how often a job goes on has a budget.
+    pub(super) fn unreachable(&mut self, now: Time, worker: u32, server: u32, why: &str) {
+        let member = Member { role: MemberRole::Worker, index: worker };
+        if !self.members.contains_key(&member) {
+            return;
+        }
+        if self.epoch == 0 || self.others_go_on(member) {
+            return self.failed(now, member, &format!("server/{server} cannot be reached: {why}"));
+        }
+        let what =
+            format!("server/{server} cannot be reached by {member}, and no other worker is left: {why}");
+        self.over(Outcome::ServerLost, &what);
+    }
+
+    /// A member that the scheduler hung up on is lost. If it is a server, the run does not go on by itself: see invariant 3 of the core.
+    pub(super) fn expel(&mut self, now: Time, member: Member, reason: &str) {
+        if member.role == MemberRole::Server {
+            self.fail(format!(
+                "{member} was cut off ({}): the job does not go on by itself, which would let it in again",
+                printable(reason, MAX_QUOTED)
+            ));
+        }
+        self.lose(now, member, reason);
+    }
+
     /// A member says what cannot be. A worker is lost for it, so that none can end a run that others can go on with; what is no
     /// worker's fault, such as a loss that has become infinite, all will say.
     pub(super) fn misbehaves(&mut self, now: Time, member: Member, what: &str) {

@@ -91,6 +91,11 @@ impl Returning {
         Ok(())
     }
 
+    /// Times at which the scheduler stood still do not count (invariant 9 of the core).
+    pub(super) fn stood_still(&mut self, shifted: impl Fn(Time) -> Time) {
+        self.forsaken_since = self.forsaken_since.map(shifted);
+    }
+
     /// Whether no worker has come back for longer than `job` waits for one.
     pub(super) fn is_forsaken(&self, now: Time, job: &JobSpec) -> bool {
         let most = Duration::from_millis(job.elastic.return_ms);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::time::Instant;
 
-use testudo_actors::node::JOIN_PATIENCE;
+use testudo_actors::link::PATIENCE;
 
 use super::Environment;
 use crate::cli::args::{NodeArguments, NodeRole};
@@ -55,7 +55,7 @@ fn resolve(scheduler: &str) -> Result<SocketAddr, Failure> {
             Ok(None) => "it has no address".to_owned(),
             Err(why) => why.to_string(),
         };
-        if begun.elapsed() > JOIN_PATIENCE {
+        if begun.elapsed() > PATIENCE {
             return Err(Failure::failed(format!("the scheduler, {scheduler}, cannot be resolved: {why}")));
         }
         std::thread::sleep(PAUSE);

@@ -79,6 +79,23 @@ fn nobody_is_silent_while_the_scheduler_stands_still() {
     assert_eq!(text.matches("was lost").count(), 1, "{text}");
 }
 
+/// Invariant 9: nor does it give up waiting for a worker that has asked to join meanwhile; of the time before, nothing is forgiven.
+#[test]
+fn no_wait_for_workers_ends_while_the_scheduler_stands_still() {
+    let elastic = crate::job::Elastic { extra_workers: 0, return_ms: 10_000 };
+    let waits = Duration::from_millis(10_000);
+    let mut bench = Bench::training(JobSpec { elastic, ..job(1, 1) });
+    bench.gone(worker(0), 2);
+    bench.pass(waits / 2, &[(server(0), idle())]);
+    bench.now = bench.now.after(waits * 5);
+    bench.handle(Input::Heartbeat { member: server(0), heartbeat: idle() });
+    assert_eq!(bench.outcome(), None);
+    bench.pass(waits / 2 - TIMEOUT, &[(server(0), idle())]);
+    assert_eq!(bench.outcome(), None, "the rest of the wait is still to come");
+    let effects = bench.pass(TIMEOUT * 2, &[(server(0), idle())]);
+    assert!(failure(&effects).contains("none came back"), "{effects:?}");
+}
+
 /// Before training, a node with another arithmetic decides nothing for those who come after it has left.
 #[test]
 fn arithmetic_that_left_decides_nothing() {
@@ -129,4 +146,39 @@ fn a_worker_that_gives_up_is_lost_and_the_last_one_ends_the_run() {
     assert!(bench.outcome().is_none(), "nobody fails twice");
     bench.handle(Input::Failure { member: worker(0), reason: "no data".into() });
     assert_eq!(bench.outcome(), Some(Outcome::Failed("worker/0: no data".into())));
+}
+
+/// Invariant 3: who cannot reach a server is lost while others go on; what the last one says of it is the server's loss, from which a job
+/// goes on, and no failure of the job's own.
+#[test]
+fn a_server_that_the_last_worker_cannot_reach_is_lost() {
+    let cannot = |worker| Input::Unreachable { worker, server: 1, reason: "timed out".into() };
+    let mut bench = Bench::training(job(2, 2));
+    let lost = notices(&bench.handle(cannot(1)));
+    assert!(lost.contains("worker/1 was lost (server/1 cannot be reached: timed out)"), "{lost}");
+    bench.handle(cannot(1));
+    assert_eq!(bench.outcome(), None, "it is lost already");
+    let effects = bench.handle(cannot(0));
+    let told = |e: &Effect<u32>| matches!(e, Effect::Send { member, message: ToMember::Shutdown(s), .. } if *member == worker(0) && s.may_go_on);
+    assert!(effects.iter().any(told), "{effects:?}");
+    let why = "server/1 cannot be reached by worker/0, and no other worker is left: timed out";
+    assert_eq!(bench.outcome(), Some(Outcome::ServerLost(why.into())));
+    assert_eq!(failure(&bench.gone(worker(0), 3)), why);
+}
+
+/// Invariant 3: a server that was cut off for cause ends the run as a failure does, whatever is heard of it afterwards.
+#[test]
+fn a_run_does_not_go_on_with_a_server_that_was_expelled() {
+    let expelled = |connection| Input::Expelled { member: server(1), connection, reason: "revoked".into() };
+    let mut bench = Bench::training(job(1, 2));
+    assert_eq!(bench.handle(expelled(1)), [], "that is another's connection");
+    let effects = bench.handle(expelled(2));
+    assert!(
+        matches!(&effects[0], Effect::Send { message: ToMember::Shutdown(s), .. } if !s.may_go_on),
+        "{effects:?}"
+    );
+    bench.gone(server(1), 2);
+    bench.handle(Input::Unreachable { worker: 0, server: 1, reason: "reset".into() });
+    let Some(Outcome::Failed(why)) = bench.outcome() else { panic!("{:?}", bench.outcome()) };
+    assert!(why.starts_with("server/1 was cut off (revoked)"), "{why}");
 }
