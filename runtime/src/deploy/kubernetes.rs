@@ -355,7 +355,8 @@ mod tests {
         let waits = "# Warning: cluster.worker_return_ms: the job has failed for good when no worker has been there for 60 s";
         assert!(text.contains(waits), "{text}");
         // No peer is waited for.
-        let text = manifests(&config(&["cluster.placement=colocated"]), &options).unwrap();
+        let text =
+            manifests(&config(&["cluster.placement=colocated", "cluster.servers=3"]), &options).unwrap();
         assert!(!text.contains("Warning"), "{text}");
     }
 
