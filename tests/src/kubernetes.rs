@@ -187,7 +187,10 @@ impl Cluster {
     pub fn signal(&mut self, job: &str, index: usize, signal: Signal) {
         self.until(&format!("{job}-{index} to run"), |cluster| {
             match &cluster.job(job).indexes[index].state {
-                State::Runs(pod) => Some(pod.signal(signal)),
+                State::Runs(pod) => {
+                    pod.signal(signal);
+                    Some(())
+                }
                 State::Due(_) | State::Succeeded | State::Failed => None,
             }
         });
