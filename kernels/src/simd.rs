@@ -2,8 +2,8 @@
 //! when it runs.
 //!
 //! Invariants:
-//! 1. Nothing outside this module and `linear` knows how wide a vector is, and no result depends on it: kernels are
-//!    either elementwise (with `mul_add` written where one rounding is meant) or sum in an order that they state.
+//! 1. Nothing outside this module, `linear` and what runs optimizers (`optimizer::run`) knows how wide a vector is, and no result
+//!    depends on it: kernels are either elementwise (with `mul_add` written where one rounding is meant) or sum in an order that they state.
 //! 2. A processor without fused multiply-add gets the same bits, slowly: `mul_add` is then computed in software.
 
 /// Defines functions whose bodies are compiled for each instruction set and dispatched at run time. Arguments that

@@ -239,6 +239,7 @@ async fn train(
         budgets: BTreeMap::new(),
         due: BTreeMap::new(),
         left: BTreeSet::new(),
+        welcome: BTreeSet::new(),
         phase: Phase::Forming,
         stopping: false,
         deaths: Vec::new(),
@@ -285,6 +286,8 @@ struct Running<'a> {
     due: BTreeMap<u32, Instant>,
     /// Those of them that left in order, and have yet to be found wanted.
     left: BTreeSet<u32>,
+    /// Those who were started again for that since somebody last changed how many are wanted.
+    welcome: BTreeSet<u32>,
     phase: Phase,
     stopping: bool,
     /// Workers that have died, and how.
@@ -340,10 +343,7 @@ impl Running<'_> {
                 }
                 Happened::Ended(ending) => self.ended(ending).await?,
                 Happened::Due(worker) if self.left.remove(&worker) => {
-                    self.due.remove(&worker);
-                    if !self.is_over() {
-                        self.plan_restart(Member { role: MemberRole::Worker, index: worker })?;
-                    }
+                    self.start_who_left(worker).await?;
                 }
                 Happened::Due(worker) => self.start_again(worker).await,
                 Happened::Interrupt if self.stopping => return Err(interrupted("ended at once")),

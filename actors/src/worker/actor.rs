@@ -320,16 +320,18 @@ impl WorkerActor {
         matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
     }
 
-    /// A server that is not there, or is not there any more, may be another time. One that this worker has hung up on, for what it
+    /// A server that is not there, or is not there any more, or hangs, may be another time. One that this worker has hung up on, for what it
     /// said or because it is trusted no longer, or that has hung up on this worker for a fault, would do so again.
     fn cannot_reach(&mut self, server: u32, why: String) {
         let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
         let not_there = [CloseCode::Done, CloseCode::Busy, CloseCode::Stalled].map(CloseCode::number);
         match ended {
-            Some(Error::Closed { by_peer, code, .. }) if !(by_peer && not_there.contains(&code)) => {
+            Some(Error::Closed { code, .. }) if !not_there.contains(&code) => {
                 self.fatal(format!("server/{server} cannot be reached: {why}"));
             }
-            Some(Error::Peer { .. }) => self.fatal(format!("server/{server} cannot be reached: {why}")),
+            Some(Error::Peer { fault, .. }) if fault.code() != CloseCode::Stalled => {
+                self.fatal(format!("server/{server} cannot be reached: {why}"));
+            }
             _ => {
                 tracing::error!(server, why, "a server cannot be reached");
                 self.tell(&Unreachable { server, reason: why });

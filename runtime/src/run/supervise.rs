@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use testudo_actors::message::{Member, Phase};
+use testudo_actors::message::{Member, MemberRole, Phase};
 use testudo_transport::Role;
 
 use super::Running;
@@ -50,6 +50,7 @@ impl Running<'_> {
             return;
         }
         self.wanted = wanted;
+        self.welcome.clear();
         if matches!(self.phase, Phase::Finishing | Phase::Over) {
             return;
         }
@@ -60,6 +61,21 @@ impl Running<'_> {
             self.watcher.notice(&format!("worker/{worker} is started: {wanted} workers are wanted"));
             self.start_again(worker).await;
         }
+    }
+
+    /// Starts a worker that left in order and is wanted all the same: once for each change of how many are wanted, and beyond that as one
+    /// that dies, since it leaves for a reason of its own.
+    pub(super) async fn start_who_left(&mut self, worker: u32) -> Result<(), Failure> {
+        self.due.remove(&worker);
+        if self.is_over() || self.stopping || worker >= self.wanted {
+            return Ok(());
+        }
+        self.watcher.notice(&format!("worker/{worker} has left in order, and is wanted"));
+        if self.welcome.insert(worker) {
+            self.start_again(worker).await;
+            return Ok(());
+        }
+        self.plan_restart(Member { role: MemberRole::Worker, index: worker })
     }
 
     pub(super) async fn start_again(&mut self, worker: u32) {

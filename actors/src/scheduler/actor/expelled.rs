@@ -1,5 +1,6 @@
-//! Servers that the scheduler itself has hung up on, for what they did or because their certificate was revoked: the core is told so
-//! before it hears that they are gone, and before it hears from workers that they cannot be reached.
+//! Servers that the scheduler itself has hung up on, for what they did or because their certificate was revoked, and those that have
+//! hung up on a scheduler whose own was: the core is told so before it hears that they are gone, and before it hears from workers that
+//! they cannot be reached.
 
 use actix::Context;
 use testudo_transport::{CloseCode, Error};
@@ -25,15 +26,19 @@ impl SchedulerActor {
         links.into_iter().for_each(|number| self.expel(context, number));
     }
 
-    /// Why the scheduler has hung up on a peer; `None` if it has not, or only because the peer did not read or is not there.
+    /// Why one of the two has hung up on the other for good; `None` if neither has, or only because the peer did not read or is not there.
     fn why_expelled(&self, link: &Link) -> Option<String> {
         if link.certificate().is_some_and(|der| self.network.is_revoked(der, &link.peer)) {
             return Some("its certificate is revoked".into());
         }
+        let for_cause = [CloseCode::Framing, CloseCode::Untrusted].map(CloseCode::number);
         match link.connection.ended()? {
             Error::Peer { fault, .. } if fault.code() != CloseCode::Stalled => Some(fault.to_string()),
-            Error::Closed { by_peer: false, code, reason, .. } if code == CloseCode::Framing.number() => {
+            Error::Closed { by_peer: false, code, reason, .. } if for_cause.contains(&code) => {
                 Some(reason.to_string())
+            }
+            Error::Closed { by_peer: true, code, reason, .. } if code == CloseCode::Untrusted.number() => {
+                Some(format!("it trusts this scheduler no longer: {reason}"))
             }
             _ => None,
         }

@@ -197,7 +197,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
 
     /// A worker cannot reach a server. While others go on, it is the worker that is lost. If none is left that could, the server is
     /// lost to the run, whatever the scheduler hears of it: nothing is wrong with the job, which may go on from a checkpoint. A worker
-    /// that lies comes by this to no more than by ending: how often a job goes on has a budget.
+    /// that lies has the job begin again from its checkpoint: how often has a budget.
     pub(super) fn unreachable(&mut self, now: Time, worker: u32, server: u32, why: &str) {
         let member = Member { role: MemberRole::Worker, index: worker };
         if !self.members.contains_key(&member) {
@@ -215,7 +215,7 @@ impl<C: Clone + PartialEq> SchedulerCore<C> {
     pub(super) fn expel(&mut self, now: Time, member: Member, reason: &str) {
         if member.role == MemberRole::Server {
             self.fail(format!(
-                "{member} was cut off ({}): the job does not go on by itself, which would let it in again",
+                "{member} was cut off ({}): what went on under the same identities would let it in again",
                 printable(reason, MAX_QUOTED)
             ));
         }

@@ -1,6 +1,6 @@
 //! What a plan consists of: passes of instructions, each of which changes what an accumulator holds.
 
-use crate::optimizer::language::{NodeId, Reduction};
+use crate::optimizer::language::{MAX_NODES, MAX_STATES, NodeId, Reduction};
 
 /// Where a chunk of a value stands, other than in the accumulator: its place in a table of what a pass reads and writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,8 +20,10 @@ impl Seat {
     }
 }
 
-/// More than there can be seats: a program has at most 256 nodes, each with no more than a temporary and two scalars' slots.
+/// More than there can be seats: an expression is at most two tensors (a clamp), each with a temporary, or a scalar, which has a slot
+/// where an operation takes it; and the divisor has one.
 pub(super) const SEATS: usize = 1024;
+const _: () = assert!(Seat::BEFORE_STATES + 2 * MAX_STATES + 3 * MAX_NODES < SEATS);
 
 /// What becomes of the accumulator, `a`, with what stands at an instruction's seats, `x` and `y`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

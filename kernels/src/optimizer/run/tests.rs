@@ -20,6 +20,14 @@ fn bits(value: f32) -> u32 {
     if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }
 }
 
+/// What sums are divided by, step after step: powers of two, whose quotients are computed as products, and another in between.
+const DIVISORS: [f32; 4] = [64.0, 30.0, 1.0 / f32::MIN_POSITIVE, 64.0];
+
+/// The reference after these steps.
+fn steps(reference: &mut Reference, sums: &[Vec<f32>], rate: f64) {
+    sums.iter().zip(DIVISORS.iter().cycle()).for_each(|(sum, divisor)| reference.step(sum, rate, *divisor));
+}
+
 /// Weights and state tensors, then scalar states, after some steps on slices cut every `cut` elements.
 fn run(
     optimizer: &mut Optimizer,
@@ -37,7 +45,8 @@ fn run(
     // Elementwise programs run slice by slice, each with scalars of its own.
     let mut own = vec![initial; weights.len()];
     for (index, sum) in sums.iter().enumerate() {
-        let inputs = StepInputs { step: index as u64 + 1, learning_rate: rate, divisor: 30.0 };
+        let divisor = DIVISORS[index % DIVISORS.len()];
+        let inputs = StepInputs { step: index as u64 + 1, learning_rate: rate, divisor };
         let mut out: Vec<Vec<f32>> = sum.chunks(cut).map(<[f32]>::to_vec).collect();
         let slices = weights.iter().zip(&mut out).zip(&mut states).map(|((weights, out), state)| Slice {
             weights,
@@ -84,9 +93,9 @@ fn neither_slicing_nor_width_changes_bits() {
         let mut optimizer = Optimizer::new(&program, &[]).unwrap();
         let elements = 4096 + 203;
         for make in [numbers, hard] {
-            let (start, sums) = (make(elements, 0.0), [1.0, 2.0, 3.0].map(|seed| make(elements, seed)));
+            let (start, sums) = (make(elements, 0.0), [1.0, 2.0, 3.0, 4.0].map(|seed| make(elements, seed)));
             let mut reference = Reference::new(&program, &start);
-            sums.iter().for_each(|sum| reference.step(sum, 0.01, 30.0));
+            steps(&mut reference, &sums, 0.01);
             let expected = reference.bits();
             for cut in [elements, 1, 127, 128, 129, 1000, 4096] {
                 assert!(run(&mut optimizer, &start, &sums, 0.01, cut) == expected, "{name} cut every {cut}");
@@ -95,6 +104,39 @@ fn neither_slicing_nor_width_changes_bits() {
                 assert!(
                     run(&mut optimizer, &start, &sums, 0.01, 1500) == expected,
                     "{name} at another width"
+                );
+            });
+        }
+    }
+}
+
+/// Invariant 1, wherever a slice begins in memory: what stands before the first whole cache line goes in a round of its own.
+#[test]
+fn no_alignment_changes_bits() {
+    for name in ["sgd", "adam", "ftrl"] {
+        let program = program(name);
+        let mut optimizer = Optimizer::new(&program, &[]).unwrap();
+        let elements = 17 * LONGEST + 9;
+        let (start, sum) = (hard(elements, 0.0), hard(elements, 1.0));
+        let mut reference = Reference::new(&program, &start);
+        steps(&mut reference, std::slice::from_ref(&sum), 0.01);
+        let expected = reference.bits().0;
+        let shifted = |values: &[f32], by: usize| [&vec![0.0; by][..], values].concat();
+        for (offset, other) in (0..=16).zip([0, 5, 16].into_iter().cycle()) {
+            let (weights, out) = (shifted(&start, offset), shifted(&sum, other));
+            forced::each(|| {
+                let mut out = out.clone();
+                let mut state = vec![vec![0.0; elements]; program.state_tensors().len()];
+                let mut scalars: Vec<f64> = program.scalar_states().iter().map(|s| s.initial).collect();
+                let (weights, gradient_to_weights) = (&weights[offset..], &mut out[other..]);
+                let slice = Slice { weights, gradient_to_weights, state: &mut state };
+                let inputs = StepInputs { step: 1, learning_rate: 0.01, divisor: DIVISORS[0] };
+                optimizer.update(inputs, slice, &mut scalars).unwrap();
+                let found: Vec<u32> =
+                    out[other..].iter().chain(state.iter().flatten()).map(|v| bits(*v)).collect();
+                assert!(
+                    found == expected,
+                    "{name}, weights {offset} and gradient {other} elements further on"
                 );
             });
         }
@@ -122,11 +164,12 @@ proptest! {
         for make in [numbers, hard] {
             let (start, sums) = (make(elements, 0.0), [1.0, 2.0].map(|seed| make(elements, seed)));
             let mut reference = Reference::new(&program, &start);
-            sums.iter().for_each(|sum| reference.step(sum, rate, 30.0));
+            steps(&mut reference, &sums, rate);
             let expected = reference.bits();
-            for cut in [cut, elements] {
-                prop_assert!(run(&mut optimizer, &start, &sums, rate, cut) == expected, "{text}");
-            }
+            prop_assert!(run(&mut optimizer, &start, &sums, rate, cut) == expected, "{text}");
+            let mut all = true;
+            forced::each(|| all &= run(&mut optimizer, &start, &sums, rate, elements) == expected);
+            prop_assert!(all, "at some width: {text}");
         }
     }
 }
