@@ -291,24 +291,17 @@ fn a_scheduler_that_is_killed_before_its_run_is_followed_is_named() {
 #[test]
 fn a_run_that_is_over_before_its_launcher_looks_is_told_as_it_ended() {
     let place = small();
-    let mut run = place.start("run", &["--quiet", "--set", "training.max_steps=60"]);
-    run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
-    run.signal(Signal::STOP);
-    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    let run = ended_while_its_launcher_stands(&place, &[]);
     run.signal(Signal::CONT);
     let result = run.wait().succeeded().json();
-    assert_eq!(result["steps"], 60, "{result}");
+    assert!(hash(&result).len() == 64 && result["steps"].as_u64() > Some(0), "{result}");
 }
 
 /// A launcher that was stopped for so long that nobody kept its line hears no last report: a run that is over is not begun again.
 #[test]
 fn a_run_that_ended_unheard_is_not_begun_again() {
     let place = small();
-    let set = ["--quiet", "--set", "transport.idle_timeout_ms=2000", "--set", "training.max_steps=60"];
-    let mut run = place.start("run", &set);
-    run.until("all nodes", |dir| (nodes(dir).len() == 5).then_some(()));
-    run.signal(Signal::STOP);
-    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    let run = ended_while_its_launcher_stands(&place, &["--set", "transport.idle_timeout_ms=2000"]);
     std::thread::sleep(Duration::from_secs(3));
     run.signal(Signal::CONT);
     let ended = run.wait();
@@ -317,6 +310,17 @@ fn a_run_that_ended_unheard_is_not_begun_again() {
             .stderr
             .contains("scheduler/0 has ended in order, and this process has not heard what the run came to");
     assert!(told && !ended.stderr.contains("goes on"), "{ended:#?}");
+}
+
+/// A run that an operator has ended since its launcher was stopped.
+fn ended_while_its_launcher_stands(place: &Place, options: &[&str]) -> Started {
+    let mut run = place.start("run", &[&["--quiet"], options].concat());
+    run.until_steps(5);
+    run.signal(Signal::STOP);
+    let dir = place.run_dir("run");
+    let _ = process::run(PROGRAM, &["stop", files::text(&dir)], &place.run_dir("none")).succeeded();
+    run.until("the others' end", |dir| nodes(dir).is_empty().then_some(()));
+    run
 }
 
 /// What fails for good is not begun again either, however late its launcher hears of it.
