@@ -322,26 +322,20 @@ impl Running<'_> {
                     self.phase = report.phase;
                     self.watcher.report(&report);
                     self.scale(report.workers_wanted).await;
-                    match report.outcome {
-                        Some(Outcome::Finished(finished)) => return Ok(finished),
-                        Some(Outcome::Failed(reason)) => return Err(self.explain(reason, false).await),
-                        // However its process ends: its parameters are gone.
-                        Some(Outcome::ServerLost(reason)) => {
-                            return Err(self.explain(reason, false).await.died());
-                        }
-                        None => {}
+                    if let Some(outcome) = report.outcome {
+                        return self.came_to(outcome).await;
                     }
                 }
                 Happened::Report(Err(error)) => return Err(self.explain(error.to_string(), true).await),
-                Happened::Ended(ending) if ending.member.is_none() => {
-                    return match last_words(&mut reports).await {
-                        Some(Outcome::Finished(finished)) => Ok(finished),
-                        Some(Outcome::Failed(reason)) => Err(self.explain(reason, false).await),
-                        Some(Outcome::ServerLost(reason)) => Err(self.explain(reason, false).await.died()),
-                        None => Err(unheard(self.nodes, Some(ending), String::new()).await),
-                    };
-                }
-                Happened::Ended(ending) => self.ended(ending).await?,
+                Happened::Ended(ending) => match ending.member {
+                    Some(member) => self.ended(member, ending).await?,
+                    None => {
+                        return match last_words(&mut reports).await {
+                            Some(outcome) => self.came_to(outcome).await,
+                            None => Err(unheard(self.nodes, Some(ending), String::new()).await),
+                        };
+                    }
+                },
                 Happened::Due(worker) if self.left.remove(&worker) => {
                     self.start_who_left(worker).await?;
                 }
@@ -359,44 +353,50 @@ impl Running<'_> {
         }
     }
 
+    /// What the run has come to, as the scheduler says.
+    async fn came_to(&mut self, outcome: Outcome) -> Result<Finished, Failure> {
+        match outcome {
+            Outcome::Finished(finished) => Ok(finished),
+            Outcome::Failed(reason) => Err(self.explain(reason, false).await),
+            // However its process ends: its parameters are gone.
+            Outcome::ServerLost(reason) => Err(self.explain(reason, false).await.died()),
+        }
+    }
+
     /// Whether nobody is wanted any more, as far as is known.
     fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Finishing | Phase::Over)
     }
 
-    /// A worker's death is survived, if training has begun; any other node's is not.
-    async fn ended(&mut self, ending: Ending) -> Result<(), Failure> {
+    /// A worker's death is survived, if training has begun; a server's is not.
+    async fn ended(&mut self, member: Member, ending: Ending) -> Result<(), Failure> {
+        let is_worker = member.role == MemberRole::Worker;
         if ending.in_order {
             // Nodes leave in order at the scheduler's word alone. Its next reports say why: what this process knows of the phase, and
             // of who is wanted, may be a report old.
-            let over = self.is_over();
-            let is_worker = |member: &Member| member.role == MemberRole::Worker;
-            match ending.member.filter(is_worker) {
+            if !is_worker || self.is_over() {
+                return Ok(());
+            }
+            if member.index < self.wanted {
                 // It may be wanted again by now.
-                Some(member) if !over && member.index < self.wanted => {
-                    self.due.insert(member.index, Instant::now() + REPORTED);
-                    self.left.insert(member.index);
-                }
-                Some(member) if !over => {
-                    self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
-                }
-                _ => {}
+                self.due.insert(member.index, Instant::now() + REPORTED);
+                self.left.insert(member.index);
+            } else {
+                self.watcher.notice(&format!("{member} has left: {} workers are wanted", self.wanted));
             }
             return Ok(());
         }
-        match ending.member {
-            // The scheduler decides: what this process knows of the phase may be a report old.
-            Some(member) if member.role == MemberRole::Worker => {
-                self.watcher.notice(&format!("{member} ended: {}", ending.how));
-                let said = self.commands.ended(member, ending.how).await;
-                self.deaths.push((member, ending.failure));
-                if let Err(error) = said {
-                    return Err(self.explain(error.to_string(), true).await);
-                }
-                self.plan_restart(member)
-            }
-            _ => Err(ending.failure.died()),
+        if !is_worker {
+            return Err(ending.failure.died());
         }
+        // The scheduler decides: what this process knows of the phase may be a report old.
+        self.watcher.notice(&format!("{member} ended: {}", ending.how));
+        let said = self.commands.ended(member, ending.how).await;
+        self.deaths.push((member, ending.failure));
+        if let Err(error) = said {
+            return Err(self.explain(error.to_string(), true).await);
+        }
+        self.plan_restart(member)
     }
 
     /// A failure as the scheduler tells it (or, with `line_broke`, does not), or the dead node behind it: a worker that it

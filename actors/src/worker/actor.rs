@@ -315,28 +315,29 @@ impl WorkerActor {
 
     /// Whether a server hung up because this node is trusted no longer, or asks, under its name, for more than its work can need.
     fn is_cut_off(&self, server: u32) -> bool {
-        let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
         let for_cause = [CloseCode::Untrusted, CloseCode::Credit].map(CloseCode::number);
-        matches!(ended, Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
+        matches!(self.how_ended(server), Some(Error::Closed { by_peer: true, code, .. }) if for_cause.contains(&code))
+    }
+
+    /// How the connection with a server ended, if there was one and it has.
+    fn how_ended(&self, server: u32) -> Option<Error> {
+        self.servers.get(&server).and_then(|(connection, _)| connection.ended())
     }
 
     /// A server that is not there, or is not there any more, or hangs, may be another time. One that this worker has hung up on, for what it
     /// said or because it is trusted no longer, or that has hung up on this worker for a fault, would do so again.
     fn cannot_reach(&mut self, server: u32, why: String) {
-        let ended = self.servers.get(&server).and_then(|(connection, _)| connection.ended());
         let not_there = [CloseCode::Done, CloseCode::Busy, CloseCode::Stalled].map(CloseCode::number);
-        match ended {
-            Some(Error::Closed { code, .. }) if !not_there.contains(&code) => {
-                self.fatal(format!("server/{server} cannot be reached: {why}"));
-            }
-            Some(Error::Peer { fault, .. }) if fault.code() != CloseCode::Stalled => {
-                self.fatal(format!("server/{server} cannot be reached: {why}"));
-            }
-            _ => {
-                tracing::error!(server, why, "a server cannot be reached");
-                self.tell(&Unreachable { server, reason: why });
-            }
+        let for_good = match self.how_ended(server) {
+            Some(Error::Closed { code, .. }) => !not_there.contains(&code),
+            Some(Error::Peer { fault, .. }) => fault.code() != CloseCode::Stalled,
+            _ => false,
+        };
+        if for_good {
+            return self.fatal(format!("server/{server} cannot be reached: {why}"));
         }
+        tracing::error!(server, why, "a server cannot be reached");
+        self.tell(&Unreachable { server, reason: why });
     }
 
     /// The operator hears of it through the scheduler, for whom this worker is lost.

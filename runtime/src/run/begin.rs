@@ -30,7 +30,7 @@ pub(super) async fn start_others(
     tokio::pin!(starting);
     let told = tokio::select! {
         started = &mut starting => return started.map(|()| None),
-        told = told_early(reports) => told,
+        told = end(reports) => told,
     };
     if told.as_ref().is_ok_and(|report| matches!(report.outcome, Some(Outcome::Finished(_)))) {
         // Who comes up no more is not missed.
@@ -58,7 +58,7 @@ async fn start(
 }
 
 /// Hears the scheduler up to a report that the run is over, or the line's end.
-async fn told_early(reports: &mut Reports) -> Told {
+pub(super) async fn end(reports: &mut Reports) -> Told {
     loop {
         match reports.next().await {
             Ok(report) if report.outcome.is_none() => {}

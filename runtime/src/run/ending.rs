@@ -11,6 +11,7 @@ use testudo_actors::message::{Member, MemberRole, Outcome};
 use testudo_actors::operator::Reports;
 use testudo_transport::Role;
 
+use super::begin::end;
 use crate::error::{Failure, Status};
 use crate::launch::{NodeProcess, Nodes};
 
@@ -73,15 +74,7 @@ pub(super) async fn behind(nodes: &mut Nodes, reason: String) -> Failure {
 
 /// What the run came to, as a scheduler has said that has ended: its last report may still be on its way.
 pub(super) async fn last_words(reports: &mut Reports) -> Option<Outcome> {
-    let outcome = async {
-        loop {
-            match reports.next().await {
-                Ok(report) if report.outcome.is_none() => {}
-                told => return told.ok()?.outcome,
-            }
-        }
-    };
-    tokio::time::timeout(EXPLANATION, outcome).await.ok().flatten()
+    tokio::time::timeout(EXPLANATION, end(reports)).await.ok()?.ok()?.outcome
 }
 
 /// Why the scheduler is not heard any more, by its end, if it has ended, and by the nodes that end.

@@ -51,7 +51,7 @@ impl Running<'_> {
         }
         self.wanted = wanted;
         self.welcome.clear();
-        if matches!(self.phase, Phase::Finishing | Phase::Over) {
+        if self.is_over() {
             return;
         }
         for worker in 0..wanted {

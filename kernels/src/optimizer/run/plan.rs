@@ -40,6 +40,14 @@ impl Plan {
     }
 }
 
+/// The reductions that the pass of that level feeds: each with its kind and what it is of.
+fn feeds(graph: &Graph, levels: &[usize], level: usize) -> impl Iterator<Item = (NodeId, Reduction, NodeId)> {
+    graph.ids().zip(graph.nodes()).filter_map(move |(id, (node, _))| match *node {
+        Node::Reduce(reduction, operand) if levels[id.index()] == level + 1 => Some((id, reduction, operand)),
+        _ => None,
+    })
+}
+
 /// Read after every chain.
 const END: usize = usize::MAX;
 
@@ -67,17 +75,10 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(graph: &'a Graph, levels: &[usize], level: usize) -> Self {
-        let feeds = (graph.nodes().iter().enumerate())
-            .filter(|(index, _)| levels[*index] == level + 1)
-            .filter_map(|(index, (node, _))| match *node {
-                Node::Reduce(reduction, operand) => Some((NodeId(index as u16), reduction, operand)),
-                _ => None,
-            })
-            .collect();
         let nodes = graph.nodes().len();
         Self {
             graph,
-            feeds,
+            feeds: feeds(graph, levels, level).collect(),
             inner: vec![false; nodes],
             kept: vec![None; nodes],
             last_use: vec![None; nodes],
@@ -110,9 +111,9 @@ impl<'a> Builder<'a> {
         }
         self.uses(&targets);
         self.leaves(&mut targets);
-        for index in 0..self.graph.nodes().len() {
-            if self.is_computed(index) && !self.inner[index] {
-                self.root(NodeId(index as u16), &mut targets);
+        for id in self.graph.ids() {
+            if self.is_computed(id.index()) && !self.inner[id.index()] {
+                self.root(id, &mut targets);
             }
         }
         for (node, to) in std::mem::take(&mut self.copies) {

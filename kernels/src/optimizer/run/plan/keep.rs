@@ -5,20 +5,13 @@
 //! 1. What is kept can be computed in that pass, and is, for a reduction.
 //! 2. What is written over is read neither by the last pass nor by that one's reductions themselves.
 
-use super::Seat;
+use super::{Seat, feeds};
 use crate::optimizer::language::{Graph, Node, NodeId};
 
 /// The nodes that the pass before `last` keeps, each with its seat; `levels` as in `Plan`.
 pub(super) fn kept(graph: &Graph, levels: &[usize], last: usize) -> Vec<(NodeId, Seat)> {
-    if last == 0 {
-        return Vec::new();
-    }
-    let feeds: Vec<NodeId> = (graph.nodes().iter().zip(levels))
-        .filter_map(|((node, _), level)| match *node {
-            Node::Reduce(_, operand) if *level == last => Some(operand),
-            _ => None,
-        })
-        .collect();
+    let Some(before) = last.checked_sub(1) else { return Vec::new() };
+    let feeds: Vec<NodeId> = feeds(graph, levels, before).map(|(_, _, operand)| operand).collect();
     let search = Search { graph, levels, last, computed: needed(graph, feeds.iter().copied(), &[]), feeds };
     let in_place_of_the_sum = graph.ids().filter(|id| search.may_keep(*id));
     in_place_of_the_sum.rev().find_map(|id| search.with(id)).unwrap_or_else(|| search.states(None))
