@@ -57,14 +57,20 @@ impl Counts {
             .filter(|(_, count)| *count > 0)
             .map(|(cause, count)| (cause.as_str().to_owned(), *count))
             .collect();
-        let risen = || {
-            let mut risen = risen(&before, &self.of(node.id.short()));
-            risen.retain(|cause, _| cause != Cause::Late.as_str() || expected.contains_key(cause));
-            risen
-        };
+        let risen = || self.risen_but_late(node, &before, |late| expected.contains_key(late));
         if within(PATIENCE, || (risen() == expected).then_some(())).is_none() {
             panic!("{} counted {:?} instead of {expected:?}", node.id.short(), risen());
         }
+    }
+
+    /// What a node has counted more since `before`, but for handshakes that were late, unless they are `expected` (invariant 1).
+    fn risen_but_late(&self, node: &Node, before: &ByCause, expected: impl Fn(&str) -> bool) -> ByCause {
+        let mut risen = risen(before, &self.of(node.id.short()));
+        let late = Cause::Late.as_str();
+        if !expected(late) {
+            risen.remove(late);
+        }
+        risen
     }
 
     /// As [`rise`](Counts::rise), of refusals that may be counted under any of `causes`, and are `count` in all.
@@ -77,11 +83,7 @@ impl Counts {
     ) -> T {
         let before = self.so_far(node);
         let done = attack();
-        let risen = || {
-            let mut risen = risen(&before, &self.of(node.id.short()));
-            risen.retain(|cause, _| cause != Cause::Late.as_str() || causes.contains(&Cause::Late));
-            risen
-        };
+        let risen = || self.risen_but_late(node, &before, |_| causes.contains(&Cause::Late));
         let all = || {
             let risen = risen();
             let only = risen.keys().all(|cause| causes.iter().any(|one| one.as_str() == cause));

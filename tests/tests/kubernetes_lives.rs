@@ -23,6 +23,16 @@ fn beyond(cluster: &Cluster, step: u64) -> Option<u64> {
     cluster.checkpoint().filter(|newest| *newest > step + 20)
 }
 
+/// Kills a pod's container once there is a checkpoint, and waits until another life has come beyond; the steps of the two checkpoints.
+fn goes_on_without(cluster: &mut Cluster, job: &str, index: usize) -> [u64; 2] {
+    let before = cluster.until("a checkpoint", Cluster::checkpoint);
+    cluster.signal(job, index, Signal::KILL);
+    let after = cluster.until("the job to go on", |cluster| {
+        beyond(cluster, before).filter(|_| cluster.made(SCHEDULER, 0) >= 2)
+    });
+    [before, after]
+}
+
 /// How pods of a Job have failed, in order, and what it made of that.
 fn ended(cluster: &Cluster, job: &str) -> Vec<(u8, Action)> {
     let all = cluster.failures.iter().filter(|failure| failure.job == job);
@@ -56,11 +66,7 @@ fn a_job_goes_on_when_its_scheduler_and_a_server_have_died() {
     // More restarts than it takes: a machine with other work may have a server missed that is there.
     let set = ["checkpoint.every_steps=10", "cluster.restarts=6"];
     let Some(mut cluster) = Cluster::prepare(PROGRAM, place.path(), 1, &set) else { return };
-    let first = cluster.until("a checkpoint", Cluster::checkpoint);
-    cluster.signal(SCHEDULER, 0, Signal::KILL);
-    let second = cluster.until("the job to go on", |cluster| {
-        beyond(cluster, first).filter(|_| cluster.made(SCHEDULER, 0) >= 2)
-    });
+    let [_, second] = goes_on_without(&mut cluster, SCHEDULER, 0);
 
     for (job, index) in [(WORKER, 1), (SERVER, 0)] {
         cluster.signal(job, index, Signal::STOP);
@@ -93,11 +99,7 @@ fn a_job_goes_on_when_a_peer_has_died() {
     let place = tempfile::tempdir().unwrap();
     let set = ["checkpoint.every_steps=10", "cluster.placement=colocated"];
     let Some(mut cluster) = Cluster::prepare(PROGRAM, place.path(), 3, &set) else { return };
-    let first = cluster.until("a checkpoint", Cluster::checkpoint);
-    cluster.signal(PEER, 1, Signal::KILL);
-    cluster.until("the job to go on", |cluster| {
-        beyond(cluster, first).filter(|_| cluster.made(SCHEDULER, 0) >= 2)
-    });
+    let [first, _] = goes_on_without(&mut cluster, PEER, 1);
     let summary = ends_undisturbed(&mut cluster, place.path(), &[SCHEDULER, PEER]);
     assert!(summary["resumed_from_step"].as_u64() >= Some(first), "{summary}");
     assert!(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use steered::{PROGRAM, Place, STEPS, operate};
 use testudo_actors::incarnation::Secret;
+use testudo_actors::link::Network;
 use testudo_actors::message::{Join, MemberRole, Outcome, Pull, Push, Shutdown};
 use testudo_actors::node::RELEASE;
 use testudo_actors::operator::Line;
@@ -18,7 +19,7 @@ use testudo_tests::files::text;
 use testudo_tests::member::{Answer, GIVEN_UP, Lane, Member, give_up, in_time, secret};
 use testudo_tests::process::{self, Started, assert_nothing_left, steps};
 use testudo_tests::stage::{job, play};
-use testudo_transport::{CloseCode, Error, Role};
+use testudo_transport::{CloseCode, Error, Role, SpiffeId};
 
 const SLICE: SliceId = SliceId { parameter: 0, index: 0 };
 
@@ -256,14 +257,24 @@ fn a_former_incarnation_is_refused_by_servers() {
         let entry = membership.workers.iter().find(|w| w.index == 0).unwrap();
         assert_eq!((entry.incarnation, entry.commitment), (2, live.commitment()));
         let address = membership.servers[0].address.clone();
-        let ghost = Lane::dial_as(&network, &address, &server, &former).await;
-        assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
-        let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
-        let pulled = lane.pulled(&Pull { slice: SLICE, version: 0, exact: false }).await;
-        assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
+        only_the_live_is_heard(&address, &server, (&network, &former), (&network, &live)).await;
         give_up([&mut member, &mut other].into_iter()).await;
     });
     assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));
+}
+
+/// The server at `address` hears who is admitted now, by its network and its secret, and not who was.
+async fn only_the_live_is_heard(
+    address: &str,
+    server: &SpiffeId,
+    (network, former): (&Network, &Secret),
+    live: (&Network, &Secret),
+) {
+    let ghost = Lane::dial_as(network, address, server, former).await;
+    assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
+    let mut lane = Lane::dial_as(live.0, address, server, live.1).await;
+    let pulled = lane.pulled(&Pull { slice: SLICE, version: 0, exact: false }).await;
+    assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
 }
 
 /// The same of a former life of the job, whose nodes have the same identities: what they show is nothing to the servers of the next.
@@ -292,11 +303,7 @@ fn who_took_part_in_a_former_life_is_refused_by_the_servers_of_the_next() {
         let mut member = Member::join_as(&network, &scheduler, &worker(&live)).await.unwrap();
         let mut other = Member::join(&other, &scheduler, MemberRole::Worker).await.unwrap();
         let address = member.membership().await.servers[0].address.clone();
-        let ghost = Lane::dial_as(&former, &address, &server, &secret(&former)).await;
-        assert_eq!(ended(&ghost).await.0, CloseCode::Admission.number());
-        let mut lane = Lane::dial_as(&network, &address, &server, &live).await;
-        let pulled = lane.pulled(&Pull { slice: SLICE, version: 0, exact: false }).await;
-        assert!(matches!(pulled, Answer::Values(_)), "{pulled:?}");
+        only_the_live_is_heard(&address, &server, (&former, &secret(&former)), (&network, &live)).await;
         give_up([&mut member, &mut other].into_iter()).await;
     });
     assert_eq!(cluster.outcome(), Outcome::Failed(GIVEN_UP.into()));

@@ -33,6 +33,23 @@ fn worker(site: &Site, scheduler: &str) -> JoinHandle<Result<(), NodeError>> {
     std::thread::spawn(move || run_worker(options, &mut ToySetup::plain()))
 }
 
+/// A server that has installed what it was told.
+async fn ready(server: &mut Member) {
+    let epoch = server.membership().await.epoch;
+    server.tell(&Ready { epoch, version: 0 }).await;
+}
+
+/// Why a server was lost to a run whose worker may take part in what goes on.
+fn lost(
+    running: JoinHandle<Result<Outcome, NodeError>>,
+    worker: JoinHandle<Result<(), NodeError>>,
+) -> String {
+    let Outcome::ServerLost(why) = running.join().unwrap().unwrap() else { panic!("the run failed") };
+    let ended = worker.join().unwrap();
+    assert!(matches!(ended, Err(NodeError::RunLost(_))), "{ended:?}");
+    why
+}
+
 /// A server that has just joined may be where nobody finds it yet: it is dialled again and again. Who does that is dismissed all the same
 /// when the scheduler loses the server.
 #[test]
@@ -50,16 +67,13 @@ fn a_server_that_cannot_be_reached_at_first_is_dialled_on() {
             commitment: secret(&network).commitment(),
         };
         let mut server = Member::join_as(&network, &scheduler, &join).await.unwrap();
-        let epoch = server.membership().await.epoch;
-        server.tell(&Ready { epoch, version: 0 }).await;
+        ready(&mut server).await;
         // One try would be over at once, and would end the run.
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.connection().close(0, "dies");
     });
-    let Outcome::ServerLost(why) = running.join().unwrap().unwrap() else { panic!("the run failed") };
+    let why = lost(running, worker);
     assert!(why.starts_with("server/0 was lost ("), "{why}");
-    let ended = worker.join().unwrap();
-    assert!(matches!(ended, Err(NodeError::RunLost(_))), "{ended:?}");
 }
 
 /// A worker that loses its server before the scheduler does, because it has less patience, is not the job's failure.
@@ -71,18 +85,15 @@ fn a_server_that_the_last_worker_loses_first_is_lost_to_the_run() {
     site.runtime.block_on(async {
         let network = site.network(&site.identity(Role::Server, "0"));
         let mut server = Member::join(&network, &scheduler, MemberRole::Server).await.unwrap();
-        let epoch = server.membership().await.epoch;
-        server.tell(&Ready { epoch, version: 0 }).await;
+        ready(&mut server).await;
         let connection = in_time("the worker", network.accept()).await.unwrap();
         let lane = in_time("its lane", connection.accept()).await.unwrap();
         connection.close(0, "gone");
         drop(lane);
         server.hear_of::<Shutdown>().await;
     });
-    let Outcome::ServerLost(why) = running.join().unwrap().unwrap() else { panic!("the run failed") };
+    let why = lost(running, worker);
     assert!(why.starts_with("server/0 cannot be reached by worker/0, and no other worker is left"), "{why}");
-    let ended = worker.join().unwrap();
-    assert!(matches!(ended, Err(NodeError::RunLost(_))), "{ended:?}");
 }
 
 /// A server whose certificate is revoked, or that says what cannot be, ends the run for good: what went on would let it in again.
@@ -96,8 +107,7 @@ fn a_server_that_is_cut_off_for_cause_ends_the_run_for_good() {
             let (server, worker) = (site.network(&identity), site.network(&site.identity(Role::Worker, "0")));
             let mut server = Member::join(&server, &scheduler, MemberRole::Server).await.unwrap();
             let mut worker = Member::join(&worker, &scheduler, MemberRole::Worker).await.unwrap();
-            let epoch = server.membership().await.epoch;
-            server.tell(&Ready { epoch, version: 0 }).await;
+            ready(&mut server).await;
             worker.membership().await;
             if revoked {
                 let operator = site.network(&site.identity(Role::Operator, "1"));
